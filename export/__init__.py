@@ -1,0 +1,1 @@
+"""Weights in, files out: merge, prune, quantize, GGUF, ONNX, adapters."""

@@ -1,0 +1,1 @@
+"""Targets (TOML) and the profiler: latency, memory, throughput."""

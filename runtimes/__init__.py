@@ -1,0 +1,1 @@
+"""Files in, answers out: llama.cpp, onnxruntime-genai, and torch as the reference."""
