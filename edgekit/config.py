@@ -1,0 +1,197 @@
+"""The typed form of a target: what a TOML file in `profiles/targets/` may say.
+
+Names carry units (`memory_mib`, `max_mean_kld_nats` ...). Unknown keys are errors; the loader in
+`edgekit.profiles.targets` reports every fault of a file at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
+from pydantic.types import Discriminator
+
+GGUF_TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "IQ4_NL", "IQ4_XS", "Q3_K_M",
+)  # fmt: skip
+GgufType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "IQ4_NL", "IQ4_XS", "Q3_K_M",
+]  # fmt: skip
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Device(_Table):
+    """The machine a target stands for."""
+
+    arch: list[Literal["x86_64", "aarch64"]] = ["x86_64", "aarch64"]
+    """Processor architectures it runs on."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    """CPU threads used for answering."""
+    memory_mib: Annotated[int, Field(ge=64)] = 2048
+    """Memory of the device, MiB."""
+
+
+class Tune(_Table):
+    """LoRA tuning (Hu et al. 2021, arXiv 2106.09685) through peft and transformers' Trainer."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """LoRA rank r."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """LoRA alpha; the product is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski 2023, arXiv 2312.03732)."""
+    modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Which linear layers get an adapter."""
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the training rows."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """Peak learning rate of AdamW, with linear decay."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps that warm the learning rate up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows in one forward pass."""
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes summed into one optimiser step."""
+    max_length: Annotated[int, Field(ge=16)] = 512
+    """Longest row in tokens; longer rows are left out and reported."""
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
+    """How often the validation loss is read and a checkpoint is kept."""
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Evaluations without a better validation loss before tuning stops early."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Dtype of the frozen base: auto is bfloat16 where the processor or GPU computes in it."""
+    qlora: bool = False
+    """4-bit base through bitsandbytes (Dettmers et al. 2023, arXiv 2305.14314); needs a CUDA GPU."""
+    seed: int = 7
+    """Seed of initialisation and row order."""
+
+
+class Prune(_Table):
+    """Depth pruning: whole decoder layers are removed."""
+
+    drop_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers to remove, least influential first (block influence, Men et al. 2024, arXiv 2403.03853)."""
+
+
+class Quantize(_Table):
+    """Calibration shared by the quantizers."""
+
+    calibration_rows: Annotated[int, Field(ge=0)] = 64
+    """Training rows whose activations weigh the rounding errors (importance matrix); 0 uses none."""
+
+
+class GgufExport(_Table):
+    """A GGUF file for llama.cpp."""
+
+    format: Literal["gguf"]
+    type: GgufType = "Q4_K_M"
+    """llama.cpp's file type."""
+    token_embedding_type: GgufType | None = None
+    """Another type for the token embedding (and the head, when tied); none leaves it to llama.cpp."""
+    llama_cpp: Annotated[Path | None, Field(exclude=True)] = None
+    """A llama.cpp checkout whose converter is used for architectures that edgekit does not convert itself."""
+
+
+class OnnxExport(_Table):
+    """A folder for onnxruntime-genai. The embedding and the head are kept at 8 bits, as one tensor when tied."""
+
+    format: Literal["onnx"]
+    precision: Literal["int4", "int8", "fp32"] = "int4"
+    """Bits of the decoder's linear layers. Those of 4 bits are rounded by GPTQ when there are calibration rows."""
+    int8_modules: list[str] = ["*.k_proj", "*.v_proj", "*.down_proj"]
+    """Linear layers kept at 8 bits in an int4 model, by name pattern (fnmatch): the most sensitive to rounding."""
+    block_size: Literal[16, 32, 64, 128] = 32
+    """Weights of a row that share one scale and one zero point."""
+    accuracy_level: Literal[1, 4] = 4
+    """Activations in the products with rounded weights: 1 keeps them fp32, 4 rounds them to int8, which is faster."""
+
+
+class PluginExport(_Table):
+    """A format that another package provides through the entry point `edgekit.exporters`."""
+
+    format: str
+    options: dict[str, Any] = {}
+    """Passed to the exporter as they are."""
+
+
+def _export_tag(value: Any) -> str:
+    name = value.get("format") if isinstance(value, dict) else getattr(value, "format", None)
+    return name if name in ("gguf", "onnx") else "plugin"
+
+
+Export = Annotated[
+    Annotated[GgufExport, Tag("gguf")]
+    | Annotated[OnnxExport, Tag("onnx")]
+    | Annotated[PluginExport, Tag("plugin")],
+    Discriminator(_export_tag),
+]
+
+
+class Profile(_Table):
+    """How speed and memory are measured."""
+
+    threads: list[Annotated[int, Field(ge=1)]] = [1, 2]
+    """Thread counts to measure; those above the machine's cores are left out and reported."""
+    prompt_tokens: Annotated[int, Field(ge=1)] = 128
+    """Length of the prompt, tokens."""
+    generate_tokens: Annotated[int, Field(ge=2)] = 32
+    """Tokens generated after it."""
+    warmup: Annotated[int, Field(ge=0)] = 1
+    """Runs not counted."""
+    repeats: Annotated[int, Field(ge=3)] = 7
+    """Runs counted."""
+
+
+class Budget(_Table):
+    """What an exported file may cost; a miss is exit code 3. Drift is against the tuned, merged fp32 model."""
+
+    size_mib: Annotated[float, Field(gt=0)] | None = None
+    """Largest file or folder, MiB."""
+    peak_rss_mib: Annotated[float, Field(gt=0)] | None = None
+    """Largest resident memory of a fresh process that answers, MiB."""
+    mean_kld_nats: Annotated[float, Field(gt=0)] = 0.05
+    """Largest mean KL divergence of the next-token distributions on held-out conversations, nats."""
+    p99_kld_nats: Annotated[float, Field(gt=0)] = 1.0
+    """Largest 99th percentile of the same, nats."""
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of positions with the same most likely token, in whole conversations: a user's next word is often
+    a toss-up, and 4-bit files of far larger models agree on about 92 %."""
+    answer_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """The same on the positions of the answers alone, where the model itself speaks."""
+    accuracy_drop_points: Annotated[float, Field(ge=0)] = 2.0
+    """Most that exact-match accuracy may fall below the tuned model's, percentage points."""
+
+
+class Target(_Table):
+    """One device class: how to tune, prune, quantize, export and profile for it, and what it may cost."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    """Version of this format."""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    """The file's name without `.toml`."""
+    summary: str = ""
+    """One line for `edgekit targets list`."""
+    device: Device = Device()
+    tune: Tune = Tune()
+    prune: Prune = Prune()
+    quantize: Quantize = Quantize()
+    export: Annotated[list[Export], Field(min_length=1)]
+    profile: Profile = Profile()
+    budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def _formats_differ(self) -> Target:
+        formats = [export.format for export in self.export]
+        if len(set(formats)) < len(formats):
+            raise ValueError("two [[export]] tables have the same format; make a target for each")
+        return self

@@ -1,0 +1,109 @@
+"""What this machine is: its fingerprint for reports, and the memory and disk that are free. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+MIB = 2**20
+
+
+def fingerprint() -> dict[str, Any]:
+    """What speed and rounding depend on; the same on every call on one machine."""
+    return {
+        "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+        "arch": platform.machine(),
+        "cores": len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else os.cpu_count(),
+        "memory_mib": total_memory_mib(),
+        "features": [feature for feature in FEATURES if feature in cpu_flags()],
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gpu": _gpu(),
+    }
+
+
+def total_memory_mib() -> int:
+    """Memory this process may use: the machine's, or its container's limit, MiB."""
+    total = psutil.virtual_memory().total
+    for limit in CGROUP_LIMITS:
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no cgroup, or "max"
+            continue
+    return total // MIB
+
+
+def available_memory_mib() -> int:
+    """Memory that can be taken without swapping, within the container's limit, MiB."""
+    available = psutil.virtual_memory().available
+    for limit in map(Path, CGROUP_LIMITS):
+        used = limit.with_name("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
+        try:
+            free = (
+                int(limit.read_text())
+                - int(used.read_text())
+                + _idle_file_cache(limit.with_name("memory.stat"))
+            )
+        except (OSError, ValueError):  # no cgroup, or "max"
+            continue
+        available = min(available, max(free, 0))
+    return available // MIB
+
+
+def _idle_file_cache(stat: Path) -> int:
+    """Bytes that count as used in a cgroup, but that the kernel gives back when asked."""
+    found = dict(line.split() for line in stat.read_text().splitlines())
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+
+
+def free_disk_mib(path: Path) -> int:
+    """Free space on the disk that holds `path`, which need not exist yet, MiB."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return psutil.disk_usage(str(place)).free // MIB
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of the processor as Linux names them; empty elsewhere."""
+    return frozenset((_cpu_info("flags") or _cpu_info("Features") or "").split())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself; where not, bfloat16 is slower than float32."""
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _cpu_info(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), ""
+    )
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")  # asked only where it is loaded already
+    return str(torch.cuda.get_device_name(0)) if torch is not None and torch.cuda.is_available() else None

