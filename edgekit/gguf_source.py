@@ -1,0 +1,120 @@
+"""A GGUF file as a model to start from: read through transformers, mended where its reader is known to err, proven."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.errors import CorruptError, StageError, UnsupportedError
+from edgekit.events import Emit, GateResult
+
+KLD_LIMIT_NATS = (
+    0.05  # llama.cpp rounds activations to 8 bits (0.005 nats); a swapped tensor costs whole nats
+)
+HINT = "Give the model's Hugging Face folder instead."
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's configuration as transformers reads it from the file's metadata; no weights are loaded.
+
+    Raises `CorruptError` for a file that is not GGUF and `UnsupportedError` for an architecture it cannot read.
+    """
+    check_magic(path)
+    try:
+        from transformers import AutoConfig
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    except ModuleNotFoundError as error:
+        raise registry.missing_part(error) from error
+    try:
+        config: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+    except ValueError as error:  # "GGUF model with architecture x is not supported yet."
+        raise UnsupportedError(f"{path.name} cannot be read: {error}", HINT) from error
+    kind = config.pop("model_type")
+    names = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)]
+    return {**AutoConfig.for_model(kind, **config).to_dict(), "architectures": names}
+
+
+def check_magic(path: Path) -> None:
+    """Raise `CorruptError` unless `path` begins as a GGUF file of version 2 or 3."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    if len(head) < 24 or head[:4] != b"GGUF" or struct.unpack("<I", head[4:8])[0] not in (2, 3):
+        raise CorruptError(f"{path} is not a GGUF file of version 2 or 3.", "Fetch the file again.")
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write the file's weights, as float32, and its tokenizer to the Hugging Face folder `out`."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise registry.missing_part(error) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        mend_pre_tokenizer(tokenizer, path)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except Exception as error:
+        raise CorruptError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}", "Fetch the file again."
+        ) from error
+    del model.config.quantization_config  # the weights are plain floats from here on
+    model.hf_quantizer = None
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def mend_pre_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Put back what transformers' reader drops: `smollm` splits digits one by one before byte-level BPE.
+
+    Without it a run of spaces before a digit gets other ids than in the file (as of transformers 5.23).
+    """
+    import gguf
+    from tokenizers import pre_tokenizers
+
+    field = gguf.GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+
+
+def prove(path: Path, folder: Path, emit: Emit) -> None:
+    """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
+
+    Raises `StageError` at the first that differs.
+    """
+    from edgekit.proof import gates
+    from edgekit.proof.drift import kl_divergence
+
+    source = registry.load("runtimes", "llama.cpp")(path)
+    reference = registry.load("runtimes", "torch")(folder)
+    try:
+        from edgekit.tokenizer import ModelTokenizer
+
+        facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
+        prompt = facts.template.render(
+            [{"role": "user", "content": facts.texts[-1]}], add_generation_prompt=True
+        )
+        ids = reference.encode(prompt)[:256]
+        divergence = float(kl_divergence(source.logits(ids), reference.logits(ids)).mean())
+    finally:
+        reference.close()
+    close = divergence <= KLD_LIMIT_NATS
+    found = [
+        *gates.identity(source, facts, "source", "model"),
+        GateResult(
+            "source.mean_kld_nats", divergence, KLD_LIMIT_NATS, close, f"{len(ids)} positions", "model"
+        ),
+    ]
+    source.close()
+    for gate in found:
+        emit(gate)
+        if not gate.passed:
+            raise StageError(
+                f"What was read from {path.name} is not what the file holds: {gate.name}, {gate.detail}.",
+                HINT,
+            )
