@@ -1,0 +1,367 @@
+"""GGUF files answered by llama.cpp, through the C API that llama-cpp-python exposes.
+
+Source of every call: `llama.h` of llama.cpp, <https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h>.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+from numpy.typing import NDArray
+
+from edgekit.chat import ChatTemplate
+from edgekit.errors import ConfigError, CorruptError, StageError
+from edgekit.registry import Runtime, Sampling
+
+PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
+LOGITS_CHUNK = 128  # rows of logits held twice by llama.cpp: 128 x 50,000 x 4 bytes = 25 MB each
+SEQUENCES = 16  # answers decoded together
+BATCH_CELLS = 8192  # tokens of KV cache for all of them
+LOG_LEVEL_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
+
+_errors: deque[str] = deque(maxlen=8)
+
+
+def _keep_error(level: int, text: bytes, _: object) -> None:
+    if level == LOG_LEVEL_ERROR:
+        _errors.append(text.decode(errors="replace").strip())
+
+
+_log_callback = lib.llama_log_callback(_keep_error)  # llama.cpp holds the pointer, so it must live on
+
+
+def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
+    """Open the GGUF file `path`; an answer and its prompt may take `context` tokens together.
+
+    Raises `CorruptError` when the file is not GGUF, is cut off, or llama.cpp cannot load it.
+    """
+    _check_header(path)
+    lib.llama_log_set(_log_callback, None)
+    lib.llama_backend_init()
+    _errors.clear()
+    return LlamaCpp(_Model(path), threads, context)
+
+
+def _check_header(path: Path) -> None:
+    if not path.is_file():
+        raise ConfigError(f"There is no file {path}.", "Name a .gguf file that exists.")
+    with path.open("rb") as file:
+        header = file.read(8)
+    if len(header) < 8 or header[:4] != b"GGUF":
+        raise CorruptError(f"{path} is not a GGUF file.", "Export it again, or name another file.")
+    (version,) = struct.unpack("<I", header[4:])
+    if version not in (2, 3):
+        raise CorruptError(
+            f"{path} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.",
+            "Export it again with a current converter.",
+        )
+
+
+class _Model:
+    """The weights and the vocabulary; freed with the last object that refers to them."""
+
+    def __init__(self, path: Path) -> None:
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        # Weights are repacked for the processor; a mapped file would stay resident beside the copy.
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        self.pointer = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.pointer:
+            reason = _errors[0] if _errors else "no reason given"
+            raise CorruptError(
+                f"llama.cpp could not load {path}: {reason}",
+                "Export the file again, or copy it again if it was cut off.",
+            )
+        weakref.finalize(self, lib.llama_model_free, self.pointer)
+        self.vocab = lib.llama_model_get_vocab(self.pointer)
+        self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
+
+    def metadata(self, key: str) -> str | None:
+        """The scalar under `key` in the file, as text."""
+        length = lib.llama_model_meta_val_str(self.pointer, key.encode(), None, 0)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, length + 1)
+        return buffer.value.decode(errors="replace")
+
+    def token_id(self, role: str) -> int | None:
+        """The id that the file gives to `role`: bos, eos, eot or eom."""
+        text = self.metadata(f"tokenizer.ggml.{role}_token_id")
+        return None if text is None else int(text)
+
+    def token_text(self, role: str) -> str:
+        """The text of that token, empty when the file names none."""
+        token = self.token_id(role)
+        return "" if token is None else lib.llama_vocab_get_text(self.vocab, token).decode()
+
+
+class _Context:
+    """A KV cache of `cells` tokens in all for `sequences` sequences, and the batch that fills it."""
+
+    def __init__(self, model: _Model, threads: int, cells: int, sequences: int = 1) -> None:
+        params = lib.llama_context_default_params()
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = PREFILL_CHUNK
+        params.n_seq_max = sequences
+        # In a shared cache a sequence's tokens would be summed in the order of their cells, and round differently.
+        params.kv_unified = False
+        params.n_threads = params.n_threads_batch = threads
+        self._model = model  # a context must go before its model
+        self.pointer = lib.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise StageError(
+                f"llama.cpp could not set up a context of {cells} tokens: {_errors[-1] if _errors else 'no reason given'}",
+                "Open the model with a smaller context.",
+            )
+        weakref.finalize(self, lib.llama_free, self.pointer)
+        self._memory = lib.llama_get_memory(self.pointer)
+
+        self._token = np.zeros(PREFILL_CHUNK, np.int32)
+        self._position = np.zeros(PREFILL_CHUNK, np.int32)
+        self._sequence = np.zeros(PREFILL_CHUNK, np.int32)
+        self._wanted = np.zeros(PREFILL_CHUNK, np.int8)
+        self._sequences_per_token = np.ones(PREFILL_CHUNK, np.int32)
+        self._sequence_address = (
+            self._sequence.ctypes.data + self._sequence.itemsize * np.arange(PREFILL_CHUNK)
+        ).astype(np.uintp)
+        int32 = ctypes.POINTER(ctypes.c_int32)
+        self._batch = lib.llama_batch(
+            token=self._token.ctypes.data_as(int32),
+            pos=self._position.ctypes.data_as(int32),
+            n_seq_id=self._sequences_per_token.ctypes.data_as(int32),
+            seq_id=self._sequence_address.ctypes.data_as(ctypes.POINTER(int32)),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        lib.llama_memory_clear(self._memory, False)
+
+    def forget(self, sequence: int) -> None:
+        """Forget one sequence."""
+        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def decode(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int] | int,
+        sequences: Sequence[int] | int = 0,
+        wanted: bool | NDArray[np.bool_] = True,
+    ) -> None:
+        """Compute up to 512 tokens; logits are kept for those `wanted`."""
+        n = self._batch.n_tokens = len(tokens)
+        self._token[:n] = tokens
+        self._position[:n] = np.arange(positions, positions + n) if isinstance(positions, int) else positions
+        self._sequence[:n] = sequences
+        self._wanted[:n] = wanted
+        status = lib.llama_decode(self.pointer, self._batch)
+        if status != 0:
+            reason = _errors[-1] if _errors else "no reason given"
+            raise StageError(f"llama.cpp could not compute {n} tokens (status {status}): {reason}")
+
+    def prefill(self, ids: Sequence[int], sequence: int = 0) -> None:
+        """Compute a prompt; logits are kept for its last token only."""
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            chunk = ids[start : start + PREFILL_CHUNK]
+            last = np.arange(start, start + len(chunk)) == len(ids) - 1
+            self.decode(chunk, start, sequence, last)
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """The kept logits of the last `decode`, `(rows, V)`; a view that lasts until the next one."""
+        pointer = lib.llama_get_logits(self.pointer)
+        return np.ctypeslib.as_array(pointer, (rows, self._model.vocab_size))
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp on the processor; see `edgekit.registry.Runtime`.
+
+    Every answer starts from an empty KV cache. Reusing a shared prefix would be faster, but the rest of the prompt
+    is then computed in another batch shape, which rounds differently.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(self, model: _Model, threads: int, context: int) -> None:
+        self._model = model
+        self._threads = threads
+        self._context = context
+        self._idle: list[_Context] = []
+        stops = {model.token_id(role) for role in ("eos", "eot", "eom")}
+        self._stop_ids = frozenset(stop for stop in stops if stop is not None)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits for one position."""
+        return self._model.vocab_size
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The file's `tokenizer.chat_template`; raises `ConfigError` when it carries none."""
+        source = self._model.metadata("tokenizer.chat_template")
+        if source is None:
+            raise ConfigError(
+                "The GGUF file carries no chat template.", "Export it from a model that has one."
+            )
+        return ChatTemplate(source, self._model.token_text("bos"), self._model.token_text("eos"))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that the file names as eos, eot and eom; `eog_ids` are those llama.cpp's own tools stop at."""
+        return self._stop_ids
+
+    @property
+    def eog_ids(self) -> frozenset[int]:
+        """Ids that llama.cpp takes for an end of generation: the file's own, and others it guesses from their text."""
+        return frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(self._model.vocab, i))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        data = text.encode()
+        ids = np.empty(
+            len(data) + 16, np.int32
+        )  # at most a token a byte, and what a vocabulary puts in front
+        pointer = ids.ctypes.data_as(lib.llama_token_p)
+        count = lib.llama_tokenize(self._model.vocab, data, len(data), pointer, len(ids), False, True)
+        if count < 0:
+            raise StageError(f"llama.cpp could not tokenize a text of {len(data)} bytes.")
+        return [int(id_) for id_ in ids[:count]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:  # llama.cpp would abort the process
+            raise ConfigError(f"Token id {unknown[0]} is outside the vocabulary of {self.vocab_size}.")
+        return b"".join(self._piece(token) for token in ids).decode(errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        # llama_detokenize would also drop spaces before punctuation, which neither the reference nor llama-cli does
+        buffer = ctypes.create_string_buffer(256)
+        length = lib.llama_token_to_piece(self._model.vocab, token, buffer, len(buffer), 0, False)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = lib.llama_token_to_piece(self._model.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:length]
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
+        self._check_fits(len(ids), 0)
+        rows = np.empty((len(ids), self.vocab_size), np.float32)
+        with self._fresh_context() as context:
+            for start in range(0, len(ids), LOGITS_CHUNK):
+                chunk = ids[start : start + LOGITS_CHUNK]
+                context.decode(chunk, start)
+                rows[start : start + len(chunk)] = context.logits(len(chunk))
+        return rows
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        *,
+        ignore_stop: bool = False,
+    ) -> Iterator[int]:
+        """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
+        self._check_fits(len(ids), max_tokens)
+        with self._fresh_context() as context, _sampler(sampling) as sampler:
+            context.prefill(ids)
+            token: int | None = None
+            for position in range(len(ids), len(ids) + max_tokens):
+                if token is not None:
+                    context.decode([token], position - 1)
+                if sampler is None:
+                    token = int(context.logits(1)[0].argmax())
+                else:
+                    token = int(lib.llama_sampler_sample(sampler, context.pointer, -1))
+                if token in self._stop_ids and not ignore_stop:
+                    return
+                yield token
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy answers to many prompts, decoded up to sixteen at a time; a finished one makes room for the next.
+
+        Prompts are computed one by one as in `generate`, but the kernels for some weight types (Q5_0, which the
+        K types fall back to) round a token decoded beside others differently: an answer can then differ from
+        `generate`'s where two tokens are almost equally likely.
+        """
+        if not prompts or max_tokens == 0:
+            return [[] for _ in prompts]
+        self._check_fits(min(map(len, prompts)), 0)
+        self._check_fits(max(map(len, prompts)), max_tokens)
+        cells = -(-(max(map(len, prompts)) + max_tokens) // 256) * 256  # llama.cpp pads each sequence to 256
+        slots = max(1, min(SEQUENCES, len(prompts), BATCH_CELLS // cells))
+        context = _Context(self._model, self._threads, slots * cells, slots)
+        answers: list[list[int]] = [[] for _ in prompts]
+        waiting = deque(range(len(prompts)))
+        running: dict[int, int] = {}  # slot -> prompt
+
+        def keep(slot: int, token: int) -> None:
+            answer = answers[running[slot]]
+            if token not in self._stop_ids:
+                answer.append(token)
+            if token in self._stop_ids or len(answer) == max_tokens:
+                del running[slot]
+                context.forget(slot)
+
+        while waiting or running:
+            for slot in set(range(slots)) - set(running):
+                if waiting:
+                    running[slot] = waiting.popleft()
+                    context.prefill(prompts[running[slot]], slot)
+                    keep(slot, int(context.logits(1)[0].argmax()))
+            if running:
+                tokens = [answers[index][-1] for index in running.values()]
+                positions = [len(prompts[index]) + len(answers[index]) - 1 for index in running.values()]
+                context.decode(tokens, positions, list(running))
+                best = context.logits(len(running)).argmax(axis=1).tolist()
+                for slot, token in zip(list(running), best, strict=True):
+                    keep(slot, token)
+        return answers
+
+    def close(self) -> None:
+        """Free the model, once answers still under way are done with it."""
+        self._idle.clear()
+        vars(self).pop("_model", None)
+
+    def _check_fits(self, prompt: int, max_tokens: int) -> None:
+        if prompt == 0:
+            raise ConfigError("An empty prompt has no next token.", "Give at least one token.")
+        if prompt + max_tokens > self._context:
+            raise ConfigError(
+                f"A prompt of {prompt} tokens and {max_tokens} to generate exceed the context of {self._context}.",
+                f"Open the model with context={prompt + max_tokens}, or ask for less.",
+            )
+
+    @contextmanager
+    def _fresh_context(self) -> Iterator[_Context]:
+        """An empty context of its own for each answer under way, so that interleaved answers never mix."""
+        context = self._idle.pop() if self._idle else _Context(self._model, self._threads, self._context)
+        context.clear()
+        try:
+            yield context
+        finally:
+            self._idle.append(context)
+
+
+@contextmanager
+def _sampler(sampling: Sampling) -> Iterator[ctypes.c_void_p | None]:
+    """llama.cpp's samplers in the order of transformers, temperature then top-p; none for greedy."""
+    if sampling.temperature <= 0:
+        yield None
+        return
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(sampling.temperature))
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(sampling.seed % 0x7FFFFFFF))
+    try:
+        yield chain
+    finally:
+        lib.llama_sampler_free(chain)

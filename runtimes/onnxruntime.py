@@ -1,0 +1,299 @@
+"""ONNX folders answered by onnxruntime-genai, with the tokenizer that onnxruntime-genai itself brings.
+
+Source of every call: <https://onnxruntime.ai/docs/genai/api/python.html>.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+from numpy.typing import NDArray
+
+from edgekit.chat import ChatTemplate
+from edgekit.errors import ConfigError, CorruptError
+from edgekit.registry import Runtime, Sampling
+
+BATCH = 8  # answers computed together
+BATCH_CELLS = 8192  # tokens of KV cache for all of them
+NO_PAD = (
+    -1
+)  # onnxruntime-genai takes pad ids at a prompt's end for padding, and a model's own may well stand there
+AGAIN = "Export the model again, or copy the whole folder again."
+
+
+def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
+    """Open the folder `path`; an answer and its prompt may take `context` tokens together.
+
+    Raises `CorruptError` when a file is missing, cut off or malformed, or asks for native code to be loaded.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"There is no folder {path}.", "Name a folder that onnxruntime-genai loads.")
+    config = _model_config(path)
+    try:
+        text = _Text(path)
+        og.disable_telemetry_events()
+        genai = og.Config(str(path))
+        session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "log_severity_level": 4}
+        genai.overlay(
+            json.dumps({"model": {"pad_token_id": NO_PAD, "decoder": {"session_options": session}}})
+        )
+        model = og.Model(genai)
+        return OnnxRuntime(model, og.Tokenizer(model), text, config, context)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CorruptError(f"onnxruntime-genai could not load {path}: {reason}", AGAIN) from error
+
+
+def _model_config(path: Path) -> dict[str, Any]:
+    """The `model` table of `genai_config.json`, once the folder is whole and names none but its own files."""
+    for name in ("genai_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if not (path / name).is_file():
+            raise CorruptError(f"{path} has no {name}.", AGAIN)
+    source = path / "genai_config.json"
+    try:
+        config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))["model"]
+        file = str(config["decoder"]["filename"])
+        if not isinstance(config["vocab_size"], int) or not isinstance(config["eos_token_id"], int | list):
+            raise TypeError("`vocab_size` or `eos_token_id` is not a number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{source} is malformed: {error}", AGAIN) from error
+    if "custom_ops_library" in json.dumps(config):
+        raise CorruptError(
+            f"{source} asks for a native library to be loaded; nothing was loaded.",
+            "Take a folder from a source that you trust.",
+        )
+    if Path(file).name != file or not (path / file).is_file():
+        raise CorruptError(f"{path} has no model file '{file}'.", AGAIN)
+    return config
+
+
+class _Text:
+    """What a folder's tokenizer files say, and what onnxruntime-genai's tokenizer leaves undone of it.
+
+    Version 0.18 skips Unicode normalisation, ends a text at NUL, gives id -1 to a byte without a token, and ends a
+    decoded text at the first byte that is not UTF-8.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {token["id"]: token for token in tokenizer.get("added_tokens", [])}
+        vocabulary = tokenizer["model"]["vocab"]
+        self.special = {id_ for id_, token in added.items() if token["special"]}
+        self.nfc = '{"type": "NFC"}' in json.dumps(tokenizer.get("normalizer"))
+        self.control_ids = {}
+        self.pieces: list[bytes] | None = None
+        if isinstance(vocabulary, dict):
+            for character, spellings in {"\0": ("Ā", "<0x00>"), "\1": ("ā", "<0x01>")}.items():
+                self.control_ids[character] = next((vocabulary[s] for s in spellings if s in vocabulary), -1)
+            if (tokenizer.get("decoder") or {}).get("type") == "ByteLevel":
+                spelled = vocabulary | {token["content"]: id_ for id_, token in added.items()}
+                self.pieces = [b""] * (max(spelled.values()) + 1)
+                for spelling, id_ in spelled.items():
+                    self.pieces[id_] = b"" if id_ in self.special else _bytes(spelling)
+        self.chat_template = _chat_template(folder)
+
+    def before_encoding(self, text: str) -> str:
+        """The text as onnxruntime-genai must be given it: normalised, with U+0001 for NUL."""
+        return (unicodedata.normalize("NFC", text) if self.nfc else text).replace("\0", "\1")
+
+    def after_encoding(self, text: str, ids: Sequence[int]) -> list[int]:
+        """The ids it gave, with NUL's own where `text` has one, and without those of bytes that have no token."""
+        if "\0" in text:
+            controls = (self.control_ids[character] for character in text if character in "\0\1")
+            ids = [next(controls) if id_ == self.control_ids["\1"] else id_ for id_ in ids]
+        return [id_ for id_ in ids if id_ >= 0]
+
+
+def _bytes(spelling: str) -> bytes:
+    """The bytes that a byte-level token stands for; an added token may be plain text instead."""
+    try:
+        return bytes(BYTE_OF[character] for character in spelling)
+    except KeyError:
+        return spelling.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of each byte as one printable character (`bytes_to_unicode`, openai/gpt-2, encoder.py)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+def _chat_template(folder: Path) -> ChatTemplate | None:
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = folder / "chat_template.jinja"
+    source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    if not isinstance(source, str):
+        return None
+    bos, eos = (config.get(name) or "" for name in ("bos_token", "eos_token"))
+    return ChatTemplate(
+        source, *(token["content"] if isinstance(token, dict) else token for token in (bos, eos))
+    )
+
+
+class OnnxRuntime:
+    """An ONNX folder in onnxruntime-genai on the processor; see `edgekit.registry.Runtime`."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, model: og.Model, tokenizer: og.Tokenizer, text: _Text, config: dict[str, Any], context: int
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._text = text
+        self._context = min(context, config["context_length"])
+        self._vocab_size: int = config["vocab_size"]
+        stops: int | list[int] = config["eos_token_id"]
+        self._stop_ids = frozenset([stops] if isinstance(stops, int) else stops)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits for one position."""
+        return self._vocab_size
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The folder's chat template; raises `ConfigError` when it carries none."""
+        if self._text.chat_template is None:
+            raise ConfigError(
+                "The ONNX folder carries no chat template.", "Export it from a model that has one."
+            )
+        return self._text.chat_template
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The `eos_token_id` of genai_config.json."""
+        return self._stop_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        ids = self._tokenizer.encode(self._text.before_encoding(text)).tolist()
+        return self._text.after_encoding(text, ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        self._check_ids(ids)
+        pieces = self._text.pieces
+        if pieces is not None:
+            return b"".join(pieces[id_] for id_ in ids if id_ < len(pieces)).decode(errors="replace")
+        plain = [id_ for id_ in ids if id_ not in self._text.special]
+        return str(self._tokenizer.decode(np.asarray(plain, np.int32))) if plain else ""
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
+        rows: NDArray[np.float32] = self._generator([ids], 0).get_output("logits")[0]
+        return rows
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        *,
+        ignore_stop: bool = False,
+    ) -> Iterator[int]:
+        """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
+
+        With `ignore_stop` a stop id is never chosen, so that `max_tokens` come.
+        """
+        generator = self._generator([ids], max_tokens, sampling, ignore_stop)
+        for _ in range(max_tokens):
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            if token in self._stop_ids:
+                return
+            yield token
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy answers to many prompts, up to eight computed together, prompts of like length side by side.
+
+        Shorter prompts are padded on the right, which onnxruntime-genai leaves out again. A token computed beside
+        others is rounded differently in its last bits, so an answer can differ from `generate`'s where two tokens
+        are almost equally likely.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        while waiting:
+            longest = len(prompts[waiting[-1]]) + max_tokens
+            size = min(BATCH, max(1, BATCH_CELLS // longest))
+            group, waiting = waiting[-size:], waiting[:-size]
+            found = self._answers([prompts[index] for index in group], max_tokens)
+            for index, answer in zip(group, found, strict=True):
+                answers[index] = answer
+        return answers
+
+    def _answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        generator = self._generator(prompts, max_tokens)
+        answers: list[list[int]] = [[] for _ in prompts]
+        running = set(range(len(prompts)))
+        for _ in range(max_tokens):
+            generator.generate_next_token()
+            tokens = generator.get_next_tokens().tolist()
+            running = {row for row in running if tokens[row] not in self._stop_ids}
+            for row in running:
+                answers[row].append(tokens[row])
+            if not running:
+                break
+        return answers
+
+    def _generator(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        ignore_stop: bool = False,
+    ) -> og.Generator:
+        """A generator that has read `prompts`; every search option is set, whatever the folder says."""
+        longest = max(map(len, prompts))
+        for prompt in prompts:
+            self._check_ids(prompt)
+        if min(map(len, prompts)) == 0:
+            raise ConfigError("An empty prompt has no next token.", "Give at least one token.")
+        if longest + max_tokens > self._context:
+            raise ConfigError(
+                f"A prompt of {longest} tokens and {max_tokens} to generate exceed the context of {self._context}.",
+                f"Open the model with context={longest + max_tokens} if it was made for so many, or ask for less.",
+            )
+        greedy = sampling.temperature <= 0
+        params = og.GeneratorParams(self._model)
+        params.set_search_options(
+            batch_size=len(prompts),
+            max_length=longest + max_tokens,
+            do_sample=not greedy,
+            temperature=1.0 if greedy else sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            random_seed=sampling.seed % 0x7FFFFFFF,
+            min_length=longest + max_tokens if ignore_stop else 0,
+            num_beams=1,
+            num_return_sequences=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+        )
+        generator = og.Generator(self._model, params)
+        rows = [[*prompt, *[NO_PAD] * (longest - len(prompt))] for prompt in prompts]
+        generator.append_tokens(np.array(rows, np.int32))
+        return generator
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if unknown := [id_ for id_ in ids if not 0 <= id_ < self.vocab_size]:
+            raise ConfigError(f"Token id {unknown[0]} is outside the vocabulary of {self.vocab_size}.")
+
+    def close(self) -> None:
+        """Free the model, once answers still under way are done with it."""
+        vars(self).pop("_model", None)
+        vars(self).pop("_tokenizer", None)

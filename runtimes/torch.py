@@ -1,0 +1,140 @@
+"""Hugging Face folders answered by transformers in torch: the reference that exported files are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from edgekit.chat import ChatTemplate
+from edgekit.errors import CorruptError
+from edgekit.registry import Runtime, Sampling
+from edgekit.tokenizer import ModelTokenizer
+
+BATCH = 32  # answers computed together
+
+
+def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Path | None = None) -> Runtime:
+    """Open the Hugging Face folder `path` in float32, with a PEFT adapter on top unmerged when one is given.
+
+    Raises `CorruptError` when the weights cannot be read or do not fit the config.
+    """
+    torch.set_num_threads(threads)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        # A folder's own sampling defaults, such as a repetition penalty, would bend greedy answers.
+        model.generation_config = GenerationConfig()
+        if adapter is not None:
+            from peft import PeftModel
+
+            if not (adapter / "adapter_model.safetensors").is_file():  # peft would unpickle adapter_model.bin
+                raise OSError(f"{adapter} holds no adapter_model.safetensors")
+            model = PeftModel.from_pretrained(model, str(adapter))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CorruptError(
+            f"{path} cannot be opened: {str(error).splitlines()[0]}", "Check the folder."
+        ) from error
+    return TorchModel(model.eval(), ModelTokenizer(path))
+
+
+class TorchModel:
+    """A causal language model on the CPU in float32; see `edgekit.registry.Runtime`."""
+
+    name = "torch"
+
+    def __init__(self, model: Any, tokenizer: ModelTokenizer) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits for one position."""
+        return int(self._model.config.vocab_size)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The folder's chat template."""
+        return self._tokenizer.chat_template
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids at which the folder's configuration stops an answer."""
+        return self._tokenizer.stop_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        return self._tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return self._tokenizer.decode(ids)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
+        found = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+        rows: NDArray[np.float32] = found.float().numpy()
+        return rows
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        *,
+        ignore_stop: bool = False,
+    ) -> Iterator[int]:
+        """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
+        generator = torch.Generator().manual_seed(sampling.seed)
+        step, cache = torch.tensor([list(ids)]), None
+        for _ in range(max_tokens):
+            with torch.inference_mode():
+                answer = self._model(input_ids=step, past_key_values=cache, use_cache=True)
+            cache = answer.past_key_values
+            token = _choose(answer.logits[0, -1], sampling, generator)
+            if token in self.stop_ids and not ignore_stop:
+                return
+            yield token
+            step = torch.tensor([[token]])
+
+    @torch.inference_mode()
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy answers to many prompts, padded on the left and computed together."""
+        stops = sorted(self.stop_ids)
+        answers: list[list[int]] = []
+        for start in range(0, len(prompts), BATCH):
+            part = prompts[start : start + BATCH]
+            longest = max(map(len, part))
+            padded = torch.tensor([[stops[0]] * (longest - len(ids)) + list(ids) for ids in part])
+            mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in part])
+            found = self._model.generate(
+                input_ids=padded, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False,
+                eos_token_id=stops, pad_token_id=stops[0], temperature=None, top_p=None, top_k=None,
+            )  # fmt: skip
+            answers += [_until_stop(row, self.stop_ids) for row in found[:, longest:].tolist()]
+        return answers
+
+    def close(self) -> None:
+        """Free the model."""
+        vars(self).pop("_model", None)
+
+
+def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    chances, order = torch.softmax(logits.float() / sampling.temperature, -1).sort(descending=True)
+    chances[chances.cumsum(-1) - chances >= sampling.top_p] = 0.0
+    return int(order[torch.multinomial(chances, 1, generator=generator)])
+
+
+def _until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]
