@@ -1,0 +1,117 @@
+"""GGUF quantization by llama.cpp's own `llama_model_quantize`, through the C interface of llama-cpp-python."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import StageError
+from edgekit.events import Alert, Emit, Progress, ignore
+
+STAGE = "quantize.gguf"
+EIGHT_BITS_OR_MORE = ("F32", "F16", "BF16", "Q8_0")
+PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
+FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
+ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
+
+
+def uses_importance(type: str) -> bool:
+    """Whether llama.cpp weighs rounding errors by activations for this file type: below 8 bits."""
+    return type not in EIGHT_BITS_OR_MORE
+
+
+def file_type(type: str) -> gguf.LlamaFileType:
+    """llama.cpp's file type of this name: `Q4_K_M` is a mixture of tensor types."""
+    return gguf.LlamaFileType["ALL_F32" if type == "F32" else f"MOSTLY_{type}"]
+
+
+def tensor_type(type: str) -> gguf.GGMLQuantizationType:
+    """The tensor type that gives a file type its name: `Q4_K` for `Q4_K_M`."""
+    return gguf.GGMLQuantizationType[re.sub(r"_[SM]$", "", type)]
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    type: str,
+    *,
+    token_embedding_type: str | None = None,
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    threads: int = 2,
+    emit: Emit = ignore,
+) -> None:
+    """Quantize the float GGUF file `source` to `out`.
+
+    `type` is llama.cpp's file type (`Q4_K_M`); `imatrix` holds for each tensor name the weight of each input column,
+    `(columns,)`. Raises `StageError` with llama.cpp's own last error line; then there is no `out`.
+    """
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.nthread = threads
+    params.ftype = file_type(type)
+    if token_embedding_type:
+        params.token_embedding_type = tensor_type(token_embedding_type)
+    columns = {name: np.ascontiguousarray(values, np.float32) for name, values in (imatrix or {}).items()}
+    if columns:
+        params.imatrix = ctypes.cast(_imatrix(columns), ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
+    errors: list[str] = []
+
+    def read(level: int, line: str) -> None:
+        if found := PROGRESS.search(line):
+            emit(Progress(STAGE, int(found[1]), int(found[2]), "tensors", found[3]))
+        elif found := FALLBACK.search(line):
+            emit(
+                Alert(
+                    "warning",
+                    f"{found[1]} of {found[2]} tensors have rows that {type} cannot hold; llama.cpp gave them a larger type.",
+                    "The file is larger than its type's name suggests; its bits per weight stand in the report.",
+                )
+            )
+        elif level == ERROR:
+            errors.append(line.strip())
+
+    llama_cpp.llama_backend_init()
+    with llama_log(read):
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
+    if failed:
+        out.unlink(missing_ok=True)
+        why = errors[-1].rpartition("failed to quantize: ")[2] if errors else "it gave no reason"
+        raise StageError(
+            f"llama.cpp could not quantize {source.name} to {type}: {why}. No file was written.",
+            "If it is damaged or cut short, write the float file again.",
+        )
+
+
+def _imatrix(columns: Mapping[str, NDArray[np.float32]]) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:
+    """The C array that llama.cpp reads until an entry without a name."""
+    entries: ctypes.Array[llama_cpp.llama_model_imatrix_data]
+    entries = (llama_cpp.llama_model_imatrix_data * (len(columns) + 1))()
+    for entry, (name, values) in zip(entries, columns.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    return entries
+
+
+@contextmanager
+def llama_log(read: Callable[[int, str], None]) -> Iterator[None]:
+    """Hand llama.cpp's log lines to `read(level, line)` instead of stderr; the log is global to the process."""
+    before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+
+    def receive(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        read(level, text.decode("utf-8", "replace"))
+
+    callback = llama_cpp.llama_log_callback(receive)  # must outlive the calls below
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p())
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(before, data)
