@@ -1,0 +1,86 @@
+"""`report.json`: what was built, what each stage cost and changed, and whether it may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from edgekit import model
+from edgekit.artifacts import sha256_tree, size_of
+from edgekit.cache import Cache, StageOutput
+from edgekit.events import Measured
+from edgekit.hardware import fingerprint
+from edgekit.proof.drift import Drift
+
+if TYPE_CHECKING:
+    from edgekit.checks import Proof
+    from edgekit.pipeline import Request
+    from edgekit.stages import Artifact
+
+SCHEMA = "edgekit.report/1"
+
+
+def assemble(
+    request: Request,
+    cache: Cache,
+    made: Sequence[StageOutput],
+    artifacts: Sequence[Artifact],
+    drift: Mapping[str, Drift],
+    proofs: Sequence[Proof],
+    answers: Mapping[str, StageOutput],
+    speeds: Sequence[StageOutput],
+) -> dict[str, Any]:
+    """The report as JSON values. The verdict is `pass` only when every gate passed and there is at least one."""
+    drifts = {**drift, **{step: found for proof in proofs for step, found in proof.drift.items()}}
+    done = [
+        *{stage.name: stage for stage in made}.values(),
+        *(step for artifact in artifacts for step in artifact.steps),
+    ]
+    done += [*(proof.stage for proof in proofs), *answers.values(), *speeds]
+    gates = cache.gates
+    config = model.read_config(made[-1].path)
+    parameters = model.parameter_count(config)
+    return {
+        "schema": SCHEMA,
+        "target": request.target.name,
+        "model": request.source.name,
+        "verdict": "pass" if gates and all(gate.passed for gate in gates) else "fail",
+        "artifacts": [_artifact(artifact, parameters) for artifact in artifacts],
+        "stages": [_stage(stage, drifts.get(stage.name)) for stage in done],
+        "evaluation": {name: stage.result for name, stage in answers.items()},
+        "profile": [entry for stage in speeds for entry in stage.result["entries"]],
+        "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
+        "tuning": {metric: _history(cache, metric) for metric in ("loss", "validation_loss")},
+        "budget": request.target.budget.model_dump(),
+        "machine": fingerprint(),
+    }
+
+
+def _artifact(artifact: Artifact, parameters: int) -> dict[str, Any]:
+    size = size_of(artifact.path)
+    return {
+        "path": artifact.output,
+        "format": artifact.format,
+        "bytes": size,
+        "sha256": sha256_tree(artifact.path),
+        "bits_per_weight": round(8 * size / parameters, 3),  # every byte of the file or folder counts
+    }
+
+
+def _stage(stage: StageOutput, drift: Drift | None) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "seconds": stage.seconds,
+        "peak_rss_mib": stage.peak_rss_mib,
+        "cached": stage.cached,
+        "drift": asdict(drift) if drift else None,
+    }
+
+
+def _history(cache: Cache, metric: str) -> list[list[float]]:
+    return [
+        [fact.step or 0, fact.value]
+        for fact in cache.facts
+        if isinstance(fact, Measured) and fact.metric == metric
+    ]

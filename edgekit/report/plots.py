@@ -1,0 +1,235 @@
+"""Pictures as inline SVG: text stays text, colours follow the page (light, dark, print), the same bytes every time.
+
+Classes used by the page's style sheet: `mark` and `hollow` (data), `soft` (second series), `grid`, `limit`, `tick`,
+`name`. Every picture says its figures in its `aria-label` too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from edgekit.report.summary import Variant, figure, mib, percent, wilson
+
+WIDTH = 400  # user units; a phone shows them nearly one to one
+ROW = 30
+SMALLEST_DRIFT = 1e-6  # nats; below it two fp32 evaluations of one model differ as much
+MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic scale from data (`low` to `high`) to user units (`start` to `end`)."""
+
+    ticks: Sequence[float]
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Where `value` lies; values off the scale lie on its edge."""
+        value = min(max(value, self.low), self.high)
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+
+def linear(values: Sequence[float], start: float, end: float, steps: int = 4) -> Axis:
+    """An axis from 0 to past the largest of `values`, ticked at 1, 2 or 5 times a power of ten."""
+    rough = max([*values, 1e-9]) / steps
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    count = math.ceil(max([*values, 1e-9]) / step - 1e-9)
+    return Axis([step * i for i in range(count + 1)], 0.0, step * count, start, end)
+
+
+def logarithmic(values: Sequence[float], start: float, end: float) -> Axis:
+    """An axis of whole decades around `values`, ticked at most seven times; a single decade also at 2 and 5."""
+    kept = [max(value, SMALLEST_DRIFT) for value in values]
+    low, high = math.floor(math.log10(min(kept))), math.ceil(math.log10(max(kept)))
+    high = max(high, low + 1)
+    every = math.ceil((high - low) / 6)
+    ticks = [10.0**power for power in range(low, high + 1, every)]
+    if high == low + 1:
+        ticks = [factor * 10.0**low for factor in (1, 2, 5, 10)]
+    return Axis(ticks, 10.0**low, 10.0**high, start, end, log=True)
+
+
+def accuracy(variants: Sequence[Variant]) -> Markup:
+    """Bars of the share of right answers with their 95 % Wilson intervals."""
+    scored = [(v.name, v.accuracy, v.n) for v in variants if v.accuracy is not None and v.n]
+    left = _margin([name for name, _, _ in scored])
+    axis = Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left, WIDTH - 64)
+    parts, words = [_columns(axis, ROW * len(scored), [f"{100 * t:.0f} %" for t in axis.ticks])], []
+    for row, (name, share, n) in enumerate(scored):
+        y, (low, high) = ROW * row + ROW / 2, wilson(share, n)
+        parts += [
+            _text(left - 10, y + 4, name, "name", "end"),
+            _tag("rect", class_="bar", x=left, y=y - 8, width=axis.at(share) - left, height=16),
+            _line(axis.at(low), y, axis.at(high), y, "whisker"),
+            *(_line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
+            _text(WIDTH, y + 4, percent(share), "name", "end"),
+        ]
+        words.append(f"{name} {percent(share)}, 95 % interval {percent(low)} to {percent(high)}")
+    return _svg(ROW * len(scored) + 24, "Share of right answers: " + "; ".join(words), parts)
+
+
+def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Markup:
+    """Dots of the mean KL divergence from the tuned model (nats, log scale) after each stage."""
+    rows = [(stage["name"], stage["drift"]["mean_kld_nats"]) for stage in stages]
+    left = _margin([name for name, _ in rows])
+    axis = logarithmic([nats for _, nats in rows] + ([limit] if limit else []), left + 8, WIDTH - 64)
+    height = ROW * len(rows)
+    parts = [_columns(axis, height, [_power(tick) for tick in axis.ticks])]
+    if limit:
+        parts.append(_line(axis.at(limit), 0, axis.at(limit), height, "limit"))
+    for row, (name, nats) in enumerate(rows):
+        y = ROW * row + ROW / 2
+        parts += [
+            _text(left - 10, y + 4, name, "name", "end"),
+            _tag("circle", class_="mark", cx=axis.at(nats), cy=y, r=5),
+            _text(WIDTH, y + 4, figure(nats), "name", "end"),
+        ]
+    words = "; ".join(f"{name} {figure(nats)}" for name, nats in rows)
+    return _svg(height + 24, f"Mean KL divergence from the tuned model in nats: {words}", parts)
+
+
+def pareto(
+    files: Sequence[Variant], size_limit: float | None = None, drift_limit: float | None = None
+) -> Markup:
+    """Size (MiB) against drift (nats, log scale); filled when no other file is both smaller and closer."""
+    height, left = 220, 52
+    points = [(v.name, v.bytes or 0, v.drift["mean_kld_nats"]) for v in files]
+    x = linear([size / 2**20 for _, size, _ in points] + [size_limit or 0], left, WIDTH - 24)
+    y = logarithmic([nats for _, _, nats in points] + ([drift_limit] if drift_limit else []), height, 8)
+    parts = [_frame(x, y, "MiB", [_power(tick) for tick in y.ticks])]
+    if size_limit:
+        parts.append(_line(x.at(size_limit), y.end, x.at(size_limit), y.start, "limit"))
+    if drift_limit:
+        parts.append(_line(x.start, y.at(drift_limit), x.end, y.at(drift_limit), "limit"))
+    words, taken = [], -99.0
+    for name, size, nats in sorted(points, key=lambda point: -point[2]):
+        beaten = any(s <= size and d <= nats and (s, d) != (size, nats) for _, s, d in points)
+        px, py = x.at(size / 2**20), y.at(nats)
+        taken = max(py + 4, taken + 15)  # labels of near neighbours stand below each other
+        parts.append(_tag("circle", class_="hollow" if beaten else "mark", cx=px, cy=py, r=5))
+        side = "end" if px > WIDTH * 0.6 else "start"
+        label = f"{name}  {mib(size)} MiB, {figure(nats)}"
+        parts.append(_text(px - 10 if side == "end" else px + 10, taken, label, "name", side))
+        words.append(
+            f"{name} {mib(size)} MiB at {figure(nats)} nats" + (", beaten by another file" if beaten else "")
+        )
+    return _svg(height + 38, "Size against drift: " + "; ".join(words), parts)
+
+
+def loss(training: Sequence[Sequence[float]], validation: Sequence[Sequence[float]]) -> Markup:
+    """Training loss as a line, validation loss as a line with dots, against the step."""
+    height, left = 200, 40
+    both = [*training, *validation]
+    x = linear([step for step, _ in both], left, WIDTH - 24)
+    y = linear([value for _, value in both], height, 8)
+    parts, words = [_frame(x, y, "step", [f"{tick:g}" for tick in y.ticks])], []
+    for name, series, style in (("training", training, "soft"), ("validation", validation, "line")):
+        if not series:
+            continue
+        shown = [*series[:: math.ceil(len(series) / MOST_POINTS)], series[-1]]
+        places = [(x.at(step), y.at(value)) for step, value in shown]
+        parts.append(
+            _tag("polyline", class_=style, points=" ".join(f"{px:.1f},{py:.1f}" for px, py in places))
+        )
+        if name == "validation":
+            parts += [_tag("circle", class_="mark", cx=px, cy=py, r=3.5) for px, py in places]
+        words.append(f"{name} from {figure(series[0][1])} to {figure(series[-1][1])}")
+    return _svg(height + 38, "Loss: " + "; ".join(words), parts)
+
+
+def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
+    """Accuracy against confidence; on the diagonal the model is as sure as it is right (areas go with `n`)."""
+    height, left = 220, 52
+    x, y = (
+        Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left, left + 212),
+        Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, height, 8),
+    )
+    filled, most = [b for b in bins if b["n"]], max([b["n"] for b in bins], default=1)
+    parts = [
+        _frame(x, y, "confidence", [f"{tick:g}" for tick in y.ticks]),
+        _line(x.start, y.start, x.end, y.end, "limit"),
+        *(
+            _tag(
+                "circle",
+                class_="mark",
+                cx=x.at(b["confidence"]),
+                cy=y.at(b["accuracy"]),
+                r=2 + 6 * math.sqrt(b["n"] / most),
+            )
+            for b in filled
+        ),
+    ]
+    words = [f"sure {percent(b['confidence'])}, right {percent(b['accuracy'])}" for b in filled]
+    return _svg(height + 38, "Reliability: " + "; ".join(words), parts)
+
+
+def _columns(axis: Axis, height: float, labels: Sequence[str]) -> Markup:
+    """Vertical grid lines under rows, labelled below."""
+    return Markup("").join(
+        _line(axis.at(tick), 0, axis.at(tick), height, "grid")
+        + _text(axis.at(tick), height + 17, label, "tick", "middle")
+        for tick, label in zip(axis.ticks, labels, strict=True)
+    )
+
+
+def _frame(x: Axis, y: Axis, unit: str, labels: Sequence[str]) -> Markup:
+    """Horizontal grid lines labelled at the left; x ticks labelled below, and under them their unit."""
+    rows = [
+        _line(x.start, y.at(tick), x.end, y.at(tick), "grid")
+        + _text(x.start - 8, y.at(tick) + 4, label, "tick", "end")
+        for tick, label in zip(y.ticks, labels, strict=True)
+    ]
+    columns = [_text(x.at(tick), y.start + 17, f"{tick:,g}", "tick", "middle") for tick in x.ticks]
+    columns.append(_text(x.end, y.start + 33, unit, "tick", "end"))
+    return Markup("").join([*rows, *columns])
+
+
+def _margin(names: Sequence[str]) -> float:
+    """Room for the longest of `names` at the left, within reason."""
+    return min(150.0, 18 + 6.6 * max(map(len, names), default=0))
+
+
+def _power(value: float) -> str:
+    """A tick of a log scale as text: `0.01`, `10⁻⁶`, and `≤ 10⁻⁶` where all smaller values lie too."""
+    if value >= 1e-3:
+        return f"{value:g}"
+    factor, _, exponent = f"{value:.0e}".partition("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return ("≤ " if value <= SMALLEST_DRIFT else "") + (power if factor == "1" else f"{factor}·{power}")
+
+
+def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
+    view = f"0 0 {WIDTH} {height:g}"
+    return _tag("svg", *parts, viewBox=view, role="img", aria_label=label)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    return _tag("line", class_=style, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _text(x: float, y: float, text: str, style: str, anchor: str) -> Markup:
+    return _tag("text", text, class_=style, x=x, y=y, text_anchor=anchor)
+
+
+def _tag(name: str, *children: str, **attributes: str | float) -> Markup:
+    """One element, everything escaped; `class_` and `text_anchor` become `class` and `text-anchor`."""
+    written = [
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:.1f}"
+        )
+        for key, value in attributes.items()
+    ]
+    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(written), Markup("").join(children))

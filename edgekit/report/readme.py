@@ -1,0 +1,55 @@
+"""The bundle's README.md: what it is, how good it is, and ten lines to load it in each runtime."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from edgekit.report import summary
+
+_environment = Environment(  # Markdown, not HTML: nothing to escape but what `code` and `cell` do
+    loader=PackageLoader("edgekit.report", ""),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_environment.filters.update(
+    exact=summary.exact,
+    figure=summary.figure,
+    percent=summary.percent,
+    mib=summary.mib,
+    cell=lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+    code=lambda text: json.dumps(text, ensure_ascii=False),  # one line, and a valid Python string
+    shell=lambda text: shlex.quote(text),
+)
+
+
+def bundle_readme(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """Markdown for the bundle that `manifest` (schema `edgekit.bundle/1`) describes and `report` measured.
+
+    There is an example for each of the manifest's `formats`, asking `manifest["example"]`: a dict of `messages` and
+    the `answer` that the data expects. Every fenced block marked `python` runs in the bundle's folder.
+    """
+    example = manifest["example"]
+    longest = max(map(len, re.findall("`+", json.dumps(example["messages"]))), default=0)
+    contents = {message["role"]: message["content"] for message in example["messages"]}
+    return _environment.get_template("readme.md.jinja").render(
+        manifest=manifest,
+        title=f"{manifest['name']} for {manifest['target']}",
+        passed=summary.passed(report),
+        verdict=summary.verdict_word(report),
+        sentence=summary.verdict_sentence(report),
+        failed=summary.failed_gates(report),
+        variants=summary.variants(report),
+        paths={name: entry["path"] for name, entry in manifest["formats"].items()},
+        messages=example["messages"],
+        answer=example.get("answer"),
+        system=contents.get("system"),
+        user=contents["user"],
+        fence="`" * max(3, longest + 1),
+    )

@@ -1,0 +1,186 @@
+"""The figures of a report as rows and words, shared by the page, the terminal and the README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+NONE = "–"  # shown where nothing was measured
+
+WORDS = {
+    "accuracy_drop_points": "accuracy lost, percentage points",
+    "mean_kld_nats": "mean KL divergence, nats",
+    "p99_kld_nats": "99th percentile of KL divergence, nats",
+    "peak_rss_mib": "peak memory, MiB",
+    "size_mib": "size, MiB",
+    "top1_agreement": "same most likely token, share",
+    "answer_top1_agreement": "same most likely token in the answers, share",
+}
+ADVICE = {  # for the budgets of an exported format
+    "accuracy_drop_points": "Use a wider type for this format; report.html shows the answers that changed.",
+    "mean_kld_nats": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+    "p99_kld_nats": "A few tokens move far: use a wider type, or keep the output head at 8 bits.",
+    "peak_rss_mib": "Use a narrower type or a smaller model, or raise budget.peak_rss_mib.",
+    "size_mib": "Use a narrower type or drop layers, or raise budget.size_mib.",
+    "top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+    "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+}
+OTHER_ADVICE = "Do not ship it as it is: events.jsonl has the stage's own words, and a new build starts again from there."
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of the report: the base, the tuned one, or an exported file. What was not measured is `None`."""
+
+    name: str
+    accuracy: float | None
+    n: int | None
+    path: str | None
+    bytes: int | None
+    bits_per_weight: float | None
+    drift: Mapping[str, Any]
+    speed: Mapping[str, Any]
+    """The profile row of the thread count that decodes fastest."""
+
+    @property
+    def decode(self) -> float | None:
+        """Tokens generated per second, median."""
+        return median(self.speed.get("decode_tokens_per_s"))
+
+    @property
+    def ttft(self) -> float | None:
+        """Milliseconds to the first token, median."""
+        return median(self.speed.get("ttft_ms"))
+
+
+def variants(report: Mapping[str, Any]) -> list[Variant]:
+    """The base, the tuned model and every exported file, in the order they came to be."""
+    evaluation = report.get("evaluation") or {}
+    artifacts = {artifact["format"]: artifact for artifact in report.get("artifacts") or []}
+    return [
+        _variant(name, evaluation.get(name) or {}, artifacts.get(name) or {}, report)
+        for name in dict.fromkeys(["base", "tuned", *artifacts, *evaluation])
+        if name in artifacts or evaluation.get(name)
+    ]
+
+
+def _variant(
+    name: str, scores: dict[str, Any], artifact: dict[str, Any], report: Mapping[str, Any]
+) -> Variant:
+    rows = [row for row in report.get("profile") or [] if row["artifact"] == artifact.get("path")]
+    drifts = [stage.get("drift") for stage in report.get("stages") or [] if name in stage["name"].split(".")]
+    return Variant(
+        name=name,
+        accuracy=scores.get("accuracy"),
+        n=scores.get("n"),
+        path=artifact.get("path"),
+        bytes=artifact.get("bytes"),
+        bits_per_weight=artifact.get("bits_per_weight"),
+        drift=next((drift for drift in reversed(drifts) if drift), {}),
+        speed=max(rows, key=lambda row: median(row.get("decode_tokens_per_s")) or 0.0, default={}),
+    )
+
+
+def exported(report: Mapping[str, Any]) -> list[Variant]:
+    """The variants that are files of the bundle."""
+    return [variant for variant in variants(report) if variant.path]
+
+
+def failed_gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Gates that failed, each with its `stage`, if known, and `advice`: what to do."""
+    formats = {artifact["format"] for artifact in report.get("artifacts") or []}
+    failed = []
+    for gate in report.get("gates") or []:
+        if not gate["passed"]:
+            group, _, budget = gate["name"].partition(".")
+            advice = ADVICE.get(budget, OTHER_ADVICE) if group in formats else OTHER_ADVICE
+            failed.append({**gate, "stage": gate.get("stage", ""), "advice": advice})
+    return failed
+
+
+def gate_words(name: str) -> str:
+    """What `<group>.<check>` checks, in words."""
+    check = name.rpartition(".")[2]
+    return WORDS.get(check, check.replace("_", " "))
+
+
+def passed(report: Mapping[str, Any]) -> bool:
+    """Whether the verdict lets the bundle be used."""
+    return bool(report["verdict"] == "pass")
+
+
+def verdict_word(report: Mapping[str, Any]) -> str:
+    """`✓ Passed` or `✗ Not passed`."""
+    return "✓ Passed" if passed(report) else "✗ Not passed"
+
+
+def verdict_sentence(report: Mapping[str, Any]) -> str:
+    """What was built, whether it answers as the tuned model did, how large and how fast it is."""
+    files, gates, failed = exported(report), report.get("gates") or [], failed_gates(report)
+    built = join([f"{file.path} ({mib(file.bytes)} MiB)" for file in files]) or "nothing"
+    subject, verb = ("they", "") if len(files) > 1 else ("it", "s")
+    text = f"Built {built} for {report['target']}"
+    if failed:
+        text += f", but {len(failed)} of {len(gates)} gates failed"
+    elif passed(report) and files:
+        text += f": {subject} answer{verb} as the tuned model does"
+    tuned = next((v.accuracy for v in variants(report) if v.name == "tuned"), None)
+    scored = [file for file in files if file.accuracy is not None]
+    if scored and tuned is not None:
+        rates = join([percent(file.accuracy) for file in scored])
+        text += f"; {rates} of {scored[0].n} held-out prompts are right, {percent(tuned)} before the export"
+    timed = [file for file in files if file.decode]
+    if timed:
+        threads = timed[0].speed.get("threads")
+        text += f"; {subject} write{verb} {join([figure(file.decode) for file in timed])} tokens per second"
+        text += f" on {threads} threads" if threads and threads > 1 else ""
+    return text + "."
+
+
+def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval of a share of `n` trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209)."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def median(measured: Mapping[str, Any] | None) -> float | None:
+    """The median of a `{median, min, max, n}` dict, which may be empty or missing."""
+    return (measured or {}).get("median")
+
+
+def join(parts: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def percent(share: float | None) -> str:
+    """`96.0 %`, with a space that does not break."""
+    return NONE if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def mib(size: float | None) -> str:
+    """Bytes as MiB with one decimal."""
+    return NONE if size is None else f"{size / 2**20:,.1f}"
+
+
+def figure(value: float | None) -> str:
+    """A measured number to three significant figures; whole ones are not rounded."""
+    if value is None or not math.isfinite(value):
+        return NONE if value is None else str(value)
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text and value == round(value) else text
+
+
+def exact(value: float) -> str:
+    """A number that someone chose, such as a limit, as it was written."""
+    return f"{value:g}".replace("e-0", "e-")

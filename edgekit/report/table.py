@@ -1,0 +1,70 @@
+"""The table at the end of `edgekit build`: plain at 80 columns, told by words and symbols, not by colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from edgekit.report import summary
+from edgekit.report.summary import exact, figure, mib, percent
+
+COLUMNS = (
+    "",
+    "right\nanswers",
+    "size\nMiB",
+    "bits/\nweight",
+    "drift\nnats",
+    "same\ntoken",
+    "first\nms",
+    "decode\ntok/s",
+    "peak\nMiB",
+)
+
+
+def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
+    """Key figures of each model, the gates that failed and what to do, the verdict, and what to type next.
+
+    `report` is a dict of schema `edgekit.report/1`.
+    """
+    gates, failed = report.get("gates") or [], summary.failed_gates(report)
+    lines: list[RenderableType] = [_figures(report), ""]
+    for gate in failed:
+        stage = f", stage {gate['stage']}" if gate["stage"] else ""
+        lines.append(
+            Text(f" ✗ {gate['name']}  {figure(gate['value'])}, limit {exact(gate['limit'])}{stage}", "red")
+        )
+        for note in filter(None, [gate.get("detail"), gate["advice"]]):
+            lines.append(Padding(Text(note), (0, 0, 0, 3), expand=False))
+    if failed:
+        lines.append("")
+    verdict = Text(f" {summary.verdict_word(report)}", "bold green" if summary.passed(report) else "bold red")
+    lines.append(
+        verdict.append(f": {len(gates) - len(failed)} of {len(gates)} gates hold", "not bold default")
+    )
+    if next_step:
+        lines.append(Text(f" Next: {next_step}"))
+    return Group(*lines)
+
+
+def _figures(report: Mapping[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for variant in summary.variants(report):
+        table.add_row(
+            variant.name,
+            percent(variant.accuracy),
+            mib(variant.bytes),
+            figure(variant.bits_per_weight),
+            figure(variant.drift.get("mean_kld_nats")),
+            percent(variant.drift.get("top1_agreement")),
+            figure(variant.ttft),
+            figure(variant.decode),
+            figure(variant.speed.get("peak_rss_mib")),
+        )
+    return table
