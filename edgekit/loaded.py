@@ -1,0 +1,117 @@
+"""A bundle opened for use: the same three calls and the same answers from a GGUF file or an ONNX folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from edgekit import registry
+from edgekit.chat import Message
+from edgekit.errors import ConfigError, GateError
+from edgekit.manifest import check_files, read_manifest
+from edgekit.registry import Runtime, Sampling
+
+RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
+CONTEXT = 2048
+
+
+class LoadedModel:
+    """An opened model. Not for several threads at once: open one for each."""
+
+    def __init__(
+        self, runtime: Runtime, *, format: str, system: str | None = None, max_tokens: int = 256
+    ) -> None:
+        self.runtime = runtime
+        self.format = format
+        self.system = system
+        self.max_tokens = max_tokens
+
+    def generate(self, text: str, *, max_tokens: int | None = None, sampling: Sampling = Sampling()) -> str:
+        """The answer to one question."""
+        return "".join(self.stream(text, max_tokens=max_tokens, sampling=sampling))
+
+    def chat(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None, sampling: Sampling = Sampling()
+    ) -> str:
+        """The answer to a conversation of messages with `role` and `content`."""
+        return "".join(self.stream(messages, max_tokens=max_tokens, sampling=sampling))
+
+    def stream(
+        self, text: str | Sequence[Message], *, max_tokens: int | None = None, sampling: Sampling = Sampling()
+    ) -> Iterator[str]:
+        """The answer to a question or a conversation, piece by piece as it is made.
+
+        A conversation without a system message gets the one the model was tuned with.
+        """
+        messages: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+        if not messages:
+            raise ConfigError("There is no message to answer.", "Give a text or a list of messages.")
+        if self.system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self.system})
+        prompt = self.runtime.encode(self.runtime.chat_template.render(messages, add_generation_prompt=True))
+        ids: list[int] = []
+        shown = ""
+        for token in self.runtime.generate(prompt, max_tokens or self.max_tokens, sampling):
+            ids.append(token)
+            whole = self.runtime.decode(ids)
+            if not whole.endswith("\ufffd"):  # the bytes of a character may come in several tokens
+                yield whole[len(shown) :]
+                shown = whole
+        yield self.runtime.decode(ids)[len(shown) :]
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self.runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    threads: int | None = None,
+    context: int = CONTEXT,
+    allow_failed: bool = False,
+) -> LoadedModel:
+    """Open a bundle, a `.gguf` file or an onnxruntime-genai folder.
+
+    `format` is `gguf` or `onnx`, by default the first that the bundle has. Raises `CorruptError` when a file is
+    not the one in the manifest, `GateError` for a bundle whose build did not pass unless `allow_failed`.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise ConfigError(
+            f"There is no bundle {folder}.", "Check the path; `edgekit build` writes to bundles/."
+        )
+    if folder.is_file() or (folder / "genai_config.json").is_file():
+        kind = "gguf" if folder.is_file() else "onnx"
+        return LoadedModel(_open(RUNTIME_OF[kind], folder, threads or 2, context), format=kind)
+    manifest = read_manifest(folder)
+    formats: dict[str, Any] = manifest["formats"]
+    kind = format or next(iter(formats))
+    if kind not in formats:
+        raise ConfigError(f"{folder} holds no '{kind}'.", f"It holds: {', '.join(formats)}.")
+    if manifest["verdict"] != "pass" and not allow_failed:
+        raise GateError(
+            f"{folder} did not pass its own gates, so it is not served.",
+            f"See {folder / 'report.html'}; to open it all the same, pass allow_failed=True (--allow-failed).",
+        )
+    entry = formats[kind]
+    check_files(folder, manifest, entry["path"])
+    runtime = _open(entry["runtime"], folder / entry["path"], threads or manifest["threads"], context)
+    return LoadedModel(runtime, format=kind, system=manifest["system"], max_tokens=manifest["max_tokens"])
+
+
+def _open(runtime: str, path: Path, threads: int, context: int) -> Runtime:
+    opened: Runtime = registry.load("runtimes", runtime)(path, threads=threads, context=context)
+    return opened

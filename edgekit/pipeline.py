@@ -1,0 +1,92 @@
+"""The way from a model and rows to a proven bundle, as one list of stages.
+
+    model ─ tune ─ merge ─ prune ─┬─ export.gguf ─ quantize.gguf ─┬─ verify ─ eval ─ profile ─ bundle
+                                  └─ export.onnx ─────────────────┘
+
+Each stage is a function in `edgekit.stages` (makes something) or `edgekit.checks` (holds it against its reference);
+its output is kept by `edgekit.cache`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit import bundle, checks, model, stages
+from edgekit.artifacts import remove
+from edgekit.cache import Cache
+from edgekit.config import Target
+from edgekit.data.dataset import Dataset
+from edgekit.events import Emit, fan_out, jsonl_writer
+from edgekit.plan import plan
+from edgekit.report.assemble import assemble
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build: from which model and rows, for which target, and where to."""
+
+    source: model.Source
+    data: Dataset
+    target: Target
+    out: Path
+    cache_dir: Path
+    threads: int
+    force: bool = False
+
+
+def build(request: Request, emit: Emit) -> dict[str, Any]:
+    """Run every stage that is not done yet and write the bundle; returns its `report.json`.
+
+    A failed gate does not raise: the report's verdict is `fail` and names it. Raises `EdgekitError` for everything
+    that stops a stage; finished stages are kept.
+    """
+    request = replace(request, source=model.fetch(request.source))
+    bundle.check_free(request)
+    plan(
+        request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
+    ).check()
+    log = request.cache_dir / "events.jsonl"
+    remove(log)
+    cache = Cache(request.cache_dir, fan_out(emit, jsonl_writer(log)))
+
+    base = stages.bring_in(cache, request)
+    adapter = stages.tune(cache, request, base)
+    merged = stages.merge(cache, request, base, adapter)
+    pruned = stages.prune(cache, request, merged)
+    artifacts = [stages.export(cache, request, pruned, options) for options in request.target.export]
+
+    reference = checks.capture(cache, request, merged)
+    drift = {
+        "tune": checks.drift(cache, request, reference, base),
+        "merge": checks.drift(cache, request, reference, merged),
+    }
+    if pruned is not merged:
+        drift["prune"] = checks.drift(cache, request, reference, pruned)
+    proofs = [checks.verify(cache, request, reference, pruned, artifact) for artifact in artifacts]
+
+    tokenizer = checks.tokenizer_of(pruned)
+    longest = bundle.longest_answer(request, tokenizer)
+    variants = [("base", base.digest, "torch", base.path), ("tuned", merged.digest, "torch", merged.path)]
+    variants += [
+        (artifact.format, artifact.digest, artifact.runtime, artifact.path) for artifact in artifacts
+    ]
+    answers = {variant[0]: checks.evaluate(cache, request, *variant, longest) for variant in variants}
+    speeds = [checks.profile(cache, request, artifact) for artifact in artifacts]
+    for artifact, speed in zip(artifacts, speeds, strict=True):
+        for gate in checks.budget_gates(request, artifact, answers["tuned"], answers[artifact.format], speed):
+            cache.emit(gate)
+
+    report = assemble(
+        request, cache, [base, adapter, merged, pruned], artifacts, drift, proofs, answers, speeds
+    )
+    bundle.write(
+        request,
+        tokenizer,
+        artifacts,
+        report,
+        {name: done.path / "samples.jsonl" for name, done in answers.items()},
+        log,
+    )
+    return report
