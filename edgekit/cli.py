@@ -1,0 +1,148 @@
+"""The command line: one subcommand for each verb, and the only place that knows exit codes.
+
+    0 ok · 1 a stage failed · 2 usage or config · 3 finished, but a gate failed · 4 an optional part is missing
+    5 an artifact is corrupt or does not match · 130 interrupted (finished stages are kept)
+
+stdout is data, stderr is narration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from enum import IntEnum
+from typing import Any, NoReturn
+
+import typer
+
+from edgekit import __version__, errors
+from edgekit.commands import build, data, doctor, measure, run, stages, targets
+from edgekit.commands.shell import state
+
+
+class ExitCode(IntEnum):
+    """What the shell learns."""
+
+    OK = 0
+    STAGE = 1
+    USAGE = 2
+    GATE = 3
+    MISSING = 4
+    CORRUPT = 5
+    INTERRUPTED = 130
+
+
+CODES: dict[type[errors.EdgekitError], ExitCode] = {
+    errors.ConfigError: ExitCode.USAGE,
+    errors.UnsupportedError: ExitCode.USAGE,
+    errors.MissingPartError: ExitCode.MISSING,
+    errors.StageError: ExitCode.STAGE,
+    errors.GateError: ExitCode.GATE,
+    errors.CorruptError: ExitCode.CORRUPT,
+}
+
+app = typer.Typer(
+    name="edgekit",
+    help="Turn a base model and a file of instructions into a small model file that is proven to answer as well.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (build, stages, measure, run, data, targets, doctor):
+    module.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"edgekit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Take the options that stand before a verb."""
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code; no traceback is shown without `-v`."""
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONWARNINGS": "ignore",
+        "TQDM_DISABLE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")  # of libraries, to each other
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(argv, standalone_mode=False)
+        sys.stdout.flush()
+    except errors.EdgekitError as error:
+        _fail(CODES[type(error)], error.message, error.hint, getattr(error, "faults", []))
+    except (typer.Abort, KeyboardInterrupt):
+        code = ExitCode.INTERRUPTED
+    except typer.TyperException as error:  # what was typed
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "edgekit"
+        _fail(ExitCode.USAGE, error.format_message(), f"See `{command} --help`.")
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.OK)
+    except ModuleNotFoundError as error:
+        from edgekit.registry import missing_part
+
+        missing = missing_part(error)
+        _fail(ExitCode.MISSING, missing.message, missing.hint)
+    except MemoryError:
+        _fail(
+            ExitCode.STAGE,
+            "There was not enough memory.",
+            "Close other programs, or choose a smaller batch size.",
+        )
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user without -v
+        _fail(
+            ExitCode.STAGE,
+            f"{type(error).__name__}: {error}",
+            "Run it again with -v to see where it happened.",
+        )
+    if code == ExitCode.INTERRUPTED:
+        _fail(
+            ExitCode.INTERRUPTED,
+            "Interrupted.",
+            "Finished stages are kept: run the same command again to go on.",
+        )
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(code: ExitCode, message: str, hint: str = "", faults: list[str] | None = None) -> NoReturn:
+    if state.verbose:
+        traceback.print_exc()
+    if state.json:
+        envelope = {"code": int(code), "message": message, "hint": hint, "faults": faults or []}
+        sys.stdout.write(json.dumps(envelope, ensure_ascii=False) + "\n")
+    for line in (
+        f"edgekit: {message}",
+        *(f"  {fault}" for fault in faults or []),
+        f"  → {hint}" if hint else "",
+    ):
+        if line:
+            sys.stderr.write(line + "\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`edgekit eval`, `edgekit profile` and `edgekit compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit import registry
+from edgekit.commands import shell
+from edgekit.errors import ConfigError
+
+Artifact = Annotated[
+    Path, typer.Argument(help="A .gguf file, an onnxruntime-genai folder or a Hugging Face folder.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to `app`."""
+    app.command("eval")(evaluate)
+    app.command("profile")(profile)
+    app.command("compare")(compare)
+
+
+def runtime_of(artifact: Path) -> str:
+    """The name of the runtime that opens `artifact`, told by its files."""
+    if artifact.is_file():
+        return "llama.cpp"
+    for file, runtime in {"genai_config.json": "onnxruntime", "config.json": "torch"}.items():
+        if (artifact / file).is_file():
+            return runtime
+    raise ConfigError(
+        f"{artifact} is neither a .gguf file, an onnxruntime-genai folder nor a Hugging Face folder.",
+        "For a bundle, give its model.gguf or its onnx folder.",
+    )
+
+
+def evaluate(
+    artifact: Artifact,
+    data: shell.Data = shell.DEFAULT_DATA,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only so many rows; 0 takes all.")] = 0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The per-sample log, JSONL; must be new.")] = Path(
+        "samples.jsonl"
+    ),
+    threads: shell.Threads = 0,
+    force: shell.Force = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Exact-match accuracy on the rows of a split, greedy, with every sample logged."""
+    from edgekit import evaluate as evaluation
+    from edgekit.artifacts import written_whole
+    from edgekit.data.dataset import SPLITS, load_dataset
+
+    if split not in SPLITS:
+        raise ConfigError(f"There is no split '{split}'.", f"Known: {', '.join(SPLITS)}.")
+    rows = getattr(load_dataset(data), split)
+    rows = rows[:limit] if limit else rows
+    with shell.working() as emit, written_whole(out, force=force) as log:
+        runtime = registry.load("runtimes", runtime_of(artifact))(artifact, threads=shell.cores(threads))
+        try:
+            result = evaluation.evaluate(
+                runtime, rows, max_tokens=max_tokens, log=log, emit=emit, stage="eval"
+            )
+        finally:
+            runtime.close()
+    shell.print_json(result) if json else shell.say(
+        f"{result['accuracy']:.1%} of {result['n']} rows exact; samples: {out}"
+    )
+
+
+def profile(
+    artifact: Artifact,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", min=1, help="Thread counts; repeat it.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 128,
+    generate_tokens: Annotated[int, typer.Option("--generate-tokens", min=2)] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", min=3)] = 7,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Time to first token, tokens per second and peak memory of a fresh process."""
+    from edgekit.config import Profile
+
+    options = Profile(
+        threads=threads or [shell.cores(0)],
+        prompt_tokens=prompt_tokens,
+        generate_tokens=generate_tokens,
+        repeats=repeats,
+    )
+    with shell.working() as emit:
+        entries = registry.load("profiles", "profile")(artifact, runtime_of(artifact), options, emit=emit)
+    if json:
+        shell.print_json(entries)
+        return
+    for entry in entries:
+        speed = {name: entry[name] for name in ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s")}
+        figures = "  ".join(
+            f"{name} {value['median']:.1f} [{value['min']:.1f}..{value['max']:.1f}]"
+            for name, value in speed.items()
+        )
+        shell.say(
+            f"{entry['runtime']}, {entry['threads']} threads: {figures}  peak {entry['peak_rss_mib']:.0f} MiB"
+        )
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A sample log, such as BUNDLE/samples/tuned.jsonl.")],
+    second: Annotated[Path, typer.Argument(help="Another log of the same rows.")],
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Which answers changed from right to wrong and back between two sample logs, with McNemar's exact test."""
+    from edgekit import evaluate as evaluation
+
+    result = evaluation.compare(first, second)
+    if json:
+        shell.print_json(result)
+        return
+    for name, value in result.items():
+        shell.say(
+            f"{name:<20} {value if not isinstance(value, list) else ', '.join(map(str, value)) or 'none'}"
+        )

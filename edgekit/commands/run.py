@@ -1,0 +1,70 @@
+"""`edgekit run`: ask a bundle, or chat with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import edgekit
+from edgekit.chat import Message
+from edgekit.commands import shell
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb of this module to `app`."""
+    app.command("run")(run)
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, a .gguf file or an onnxruntime-genai folder.")],
+    text: Annotated[str | None, typer.Argument(help="The question; without it, chat.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")] = None,
+    threads: shell.Threads = 0,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Open a bundle that failed its gates.")
+    ] = False,
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Answer a question, streaming; without a question, chat until end of input."""
+    with edgekit.load(bundle, format, threads=threads or None, allow_failed=allow_failed) as model:
+        if text is None and sys.stdin.isatty():
+            _chat(model, max_tokens)
+            return
+        question = sys.stdin.read().strip() if text is None else text
+        if json:
+            shell.print_json(
+                {"format": model.format, "answer": model.generate(question, max_tokens=max_tokens)}
+            )
+            return
+        _stream(model, question, max_tokens)
+
+
+def _stream(model: edgekit.LoadedModel, question: str | list[Message], max_tokens: int | None) -> str:
+    answer = ""
+    for piece in model.stream(question, max_tokens=max_tokens):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        answer += piece
+    sys.stdout.write("\n")
+    return answer
+
+
+def _chat(model: edgekit.LoadedModel, max_tokens: int | None) -> None:
+    sys.stderr.write("Chat. An empty line begins anew; ctrl-d ends.\n")
+    messages: list[Message] = []
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            sys.stderr.write("\n")
+            return
+        if not question:
+            messages.clear()
+            continue
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": _stream(model, messages, max_tokens)})

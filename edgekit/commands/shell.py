@@ -1,0 +1,101 @@
+"""What every verb shares: its options, the narrator on stderr, JSON on stdout, and work whose prints are held back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+@dataclass
+class State:
+    """How this command speaks."""
+
+    json: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    offline: bool = False
+
+
+state = State()
+
+
+def _set(name: str) -> Any:
+    def callback(value: bool) -> bool:
+        setattr(state, name, getattr(state, name) or value)
+        if name == "offline" and value:
+            os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+        return value
+
+    return callback
+
+
+Json = Annotated[
+    bool, typer.Option("--json", callback=_set("json"), help="Print one JSON document on stdout.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set("verbose"), help="Show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set("quiet"), help="No narration on stderr.")]
+Offline = Annotated[bool, typer.Option("--offline", callback=_set("offline"), help="Fetch nothing.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A Hugging Face folder, hub id, .gguf file, or smollm2-135m.")
+]
+Data = Annotated[
+    str,
+    typer.Option("--data", "-d", help="A JSONL file, a folder with train/validation/test.jsonl, or demo."),
+]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="A target's name, or a TOML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the target: tune.epochs=2."),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
+CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where finished stages are kept.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_DATA = "demo"
+DEFAULT_TARGET = "cpu-int4"
+DEFAULT_CACHE = Path(".edgekit/cache")
+
+
+def narrator() -> Any:
+    """The narrator for this command's stderr."""
+    from rich.console import Console
+
+    from edgekit.console import Narrator
+
+    return Narrator(Console(stderr=True), quiet=state.quiet)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[Any]:
+    """An `emit` that narrates, while whatever libraries print to stdout goes to stderr instead."""
+    with contextlib.redirect_stdout(sys.stderr), narrator() as emit:
+        yield emit
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def say(text: str) -> None:
+    """One line of data on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def cores(threads: int) -> int:
+    """The number of threads meant: those given, or every core this process may use."""
+    return (
+        threads or len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else threads or os.cpu_count() or 1
+    )

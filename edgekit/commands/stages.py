@@ -1,0 +1,218 @@
+"""One stage each: `edgekit tune`, `merge`, `prune`, `quantize`, `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.artifacts import written_whole
+from edgekit.commands import shell
+from edgekit.errors import ConfigError, UnsupportedError
+
+Folder = Annotated[Path, typer.Argument(help="A Hugging Face model folder.")]
+NewPath = Annotated[Path, typer.Option("--out", "-o", help="Where to write; must be new.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to `app`."""
+    app.command("tune")(tune)
+    app.command("merge")(merge)
+    app.command("prune")(prune)
+    app.command("quantize")(quantize)
+    app.command("export")(export)
+
+
+def tune(
+    out: NewPath = Path("adapter"),
+    target: shell.TargetName = shell.DEFAULT_TARGET,
+    model: shell.Model = shell.DEFAULT_MODEL,
+    data: shell.Data = shell.DEFAULT_DATA,
+    set_: shell.Set = None,
+    show_mask: Annotated[
+        int,
+        typer.Option(
+            "--show-mask", metavar="N", min=0, help="Print N rows with the learned spans marked, and stop."
+        ),
+    ] = 0,
+    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    threads: shell.Threads = 0,
+    force: shell.Force = False,
+    offline: shell.Offline = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Tune a LoRA adapter on the answers of the training rows."""
+    from edgekit import pipeline, stages
+    from edgekit.cache import Cache
+    from edgekit.commands.build import make_request
+    from edgekit.plan import missing_parts, missing_parts_error
+
+    request: pipeline.Request = make_request(
+        target, model, data, out, set_, None, cache_dir, threads, force, offline
+    )
+    if parts := missing_parts([]):
+        raise missing_parts_error(parts)
+    with shell.working() as emit:
+        cache = Cache(cache_dir, emit)
+        base = stages.bring_in(cache, request)
+        if show_mask:
+            from edgekit.tokenizer import ModelTokenizer
+            from edgekit.tuning.encode import encode_rows
+            from edgekit.tuning.encode import show_mask as mask_lines
+
+            tokenizer = ModelTokenizer(base.path)
+            encoded, _ = encode_rows(
+                request.data.train[:show_mask],
+                tokenizer.chat_template,
+                tokenizer,
+                request.target.tune.max_length,
+            )
+            lines = mask_lines(encoded, tokenizer, show_mask)
+        else:
+            with written_whole(out, force=force) as staging:
+                from edgekit.bundle import copy
+
+                adapter = stages.tune(cache, request, base)
+                copy(adapter.path, staging)
+                (staging / "stage.json").unlink()
+    if show_mask:
+        shell.print_json(lines) if json else shell.say("\n".join(lines))
+        return
+    shell.print_json({"adapter": str(out), **adapter.result}) if json else shell.say(
+        f"Adapter: {out}\nNext: edgekit merge {base.path} {out} --out merged"
+    )
+
+
+def merge(
+    base: Folder,
+    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder.")],
+    out: NewPath = Path("merged"),
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    force: shell.Force = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Merge a LoRA adapter into its base, tensor by tensor, in fp32."""
+    from edgekit import registry
+
+    _need_folder(base, "config.json")
+    _need_folder(adapter, "adapter_config.json")
+    with shell.working() as emit, written_whole(out, force=force) as staging:
+        registry.load("stages", "merge")(base, adapter, staging, dtype=dtype, emit=emit)
+    shell.print_json({"model": str(out)}) if json else shell.say(
+        f"Merged: {out}\nNext: edgekit export {out} --out exported"
+    )
+
+
+def prune(
+    model: Folder,
+    drop_layers: Annotated[int, typer.Option("--drop-layers", min=1, help="Layers to remove.")],
+    out: NewPath = Path("pruned"),
+    data: shell.Data = shell.DEFAULT_DATA,
+    force: shell.Force = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Remove a model's least influential decoder layers."""
+    from edgekit import registry
+    from edgekit.config import Prune
+    from edgekit.data.dataset import load_dataset
+    from edgekit.tokenizer import ModelTokenizer
+
+    _need_folder(model, "config.json")
+    rows = load_dataset(data).train[:64]
+    with shell.working() as emit, written_whole(out, force=force) as staging:
+        calibration = ModelTokenizer(model).render_ids(rows)
+        options = Prune(drop_layers=drop_layers)
+        result = registry.load("stages", "prune")(model, staging, options, calibration=calibration, emit=emit)
+    dropped = ", ".join(str(layer) for layer in result["dropped"])
+    shell.print_json({"model": str(out), **result}) if json else shell.say(
+        f"Pruned: {out} (without layers {dropped})"
+    )
+
+
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A .gguf file of type F32, F16 or BF16.")],
+    out: NewPath = Path("model.gguf"),
+    type: Annotated[str, typer.Option("--type", help="llama.cpp's file type, such as Q4_K_M.")] = "Q4_K_M",
+    threads: shell.Threads = 0,
+    force: shell.Force = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Quantize a GGUF file."""
+    from edgekit import registry
+    from edgekit.config import GGUF_TYPES
+
+    if type.upper() not in GGUF_TYPES:
+        raise ConfigError(f"There is no GGUF type '{type}'.", f"Known: {', '.join(GGUF_TYPES)}.")
+    if not source.is_file():
+        raise ConfigError(f"There is no file {source}.", "Check the path.")
+    with shell.working() as emit, written_whole(out, force=force) as staging:
+        registry.load("stages", "quantize")(
+            source, staging, type.upper(), threads=shell.cores(threads), emit=emit
+        )
+    shell.print_json({"file": str(out)}) if json else shell.say(f"Quantized: {out}")
+
+
+def export(
+    model: Folder,
+    out: NewPath = Path("exported"),
+    target: shell.TargetName = shell.DEFAULT_TARGET,
+    data: shell.Data = shell.DEFAULT_DATA,
+    set_: shell.Set = None,
+    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    threads: shell.Threads = 0,
+    force: shell.Force = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Export a merged folder in the target's formats, and prove each file; no tuning."""
+    from edgekit import checks, pipeline, registry, stages
+    from edgekit.bundle import copy
+    from edgekit.cache import Cache
+    from edgekit.commands.build import make_request
+    from edgekit.errors import GateError
+    from edgekit.model import read_config
+
+    _need_folder(model, "config.json")
+    request: pipeline.Request = make_request(
+        target, str(model), data, out, set_, None, cache_dir, threads, force, True
+    )
+    config = read_config(model)
+    for options in request.target.export:
+        if refusal := registry.load("exporters", options.format).refusal(config, options):
+            raise UnsupportedError(
+                f"{options.format}: {refusal} Nothing was started.", "edgekit targets list"
+            )
+    with shell.working() as emit, written_whole(out, force=force) as staging:
+        cache = Cache(cache_dir, emit)
+        source = stages.bring_in(cache, request)
+        artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
+        reference = checks.capture(cache, request, source)
+        for artifact in artifacts:
+            checks.verify(cache, request, reference, source, artifact)
+        staging.mkdir()
+        for artifact in artifacts:
+            copy(artifact.path, staging / artifact.output)
+    failed = [gate for gate in cache.gates if not gate.passed]
+    files = {artifact.format: str(out / artifact.output) for artifact in artifacts}
+    shell.print_json({"files": files, "gates": cache.gates}) if json else shell.say(
+        "\n".join(f"Exported: {path}" for path in files.values())
+    )
+    if failed:
+        raise GateError(
+            f"Exported, but {failed[0].name} failed: {failed[0].detail}", "Choose a target with more bits."
+        )
+
+
+def _need_folder(folder: Path, file: str) -> None:
+    if not (folder / file).is_file():
+        raise ConfigError(f"{folder} is not a folder with {file}.", "Check the path.")

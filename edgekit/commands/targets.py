@@ -1,0 +1,73 @@
+"""`edgekit targets list|show|validate|schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekit import registry
+from edgekit.commands import shell
+from edgekit.errors import ConfigError
+
+app = typer.Typer(
+    help="Device classes: what they are, and whether a file for one is right.", no_args_is_help=True
+)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `targets` to `parent`."""
+    parent.add_typer(app, name="targets")
+
+
+def _targets() -> Any:
+    return registry.load("profiles", "targets")
+
+
+@app.command("list")
+def list_(json: shell.Json = False) -> None:
+    """Every shipped target with its summary."""
+    loaded = [_targets().load(name) for name in _targets().names()]
+    if json:
+        shell.print_json([{"name": target.name, "summary": target.summary} for target in loaded])
+        return
+    width = max(len(target.name) for target in loaded)
+    for target in loaded:
+        shell.say(f"{target.name:<{width}}  {target.summary}")
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A target's name, or a TOML file.")],
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Every value with the file it comes from.")
+    ] = False,
+    json: shell.Json = False,
+) -> None:
+    """A target's values."""
+    values = _targets().resolved(name)
+    if json:
+        shell.print_json({key: {"value": value, "origin": origin} for key, value, origin in values})
+        return
+    shown = values if resolved else [value for value in values if value[2] != "default"]
+    width = max(len(key) for key, _, _ in shown)
+    for key, value, origin in shown:
+        shell.say(f"{key:<{width}}  {value!s}" + (f"   # {origin}" if resolved else ""))
+
+
+@app.command("validate")
+def validate(file: Annotated[Path, typer.Argument(help="A TOML file.")], json: shell.Json = False) -> None:
+    """Name every fault of a target file at once."""
+    faults = _targets().validate(file)
+    if faults:
+        raise ConfigError(
+            f"{file} has {len(faults)} fault{'s' if len(faults) > 1 else ''}.", "Mend them all.", faults
+        )
+    shell.print_json({"valid": True}) if json else shell.say(f"{file} is a valid target.")
+
+
+@app.command("schema")
+def schema() -> None:
+    """The JSON Schema of a target file, for editors."""
+    shell.print_json(_targets().schema())
