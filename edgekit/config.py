@@ -98,6 +98,8 @@ class GgufExport(_Table):
     """llama.cpp's file type."""
     token_embedding_type: GgufType | None = None
     """Another type for the token embedding (and the head, when tied); none leaves it to llama.cpp."""
+    tensor_types: dict[str, GgufType] = {}
+    """Other types for tensors whose name matches a regular expression, such as `{ ffn_down = "Q6_K" }`."""
     llama_cpp: Annotated[Path | None, Field(exclude=True)] = None
     """A llama.cpp checkout whose converter is used for architectures that edgekit does not convert itself."""
 

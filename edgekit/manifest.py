@@ -33,7 +33,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], below: str = "") -> N
     """Raise `CorruptError` unless every listed file below `below` has its size and sha256."""
     for entry in manifest["files"]:
         path = folder / entry["path"]
-        if not (entry["path"] == below or entry["path"].startswith(f"{below}/" if below else "")):
+        if below and entry["path"] != below and not entry["path"].startswith(f"{below}/"):
             continue
         if not path.is_file():
             raise CorruptError(f"{path} is missing from the bundle.", "Copy the bundle again, whole.")

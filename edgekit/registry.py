@@ -45,6 +45,9 @@ BUILT_IN = {
 }
 
 
+ON_DEVICE = ("jinja2", "llama_cpp", "numpy", "onnxruntime_genai", "psutil", "pydantic", "rich", "typer")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen: greedy at temperature 0, else seeded sampling."""
@@ -173,6 +176,5 @@ def load(kind: str, name: str) -> Any:
 def missing_part(error: ModuleNotFoundError) -> MissingPartError:
     """What to tell a person when an import failed because a package is not installed."""
     package = (error.name or "a package").partition(".")[0]
-    return MissingPartError(
-        f"This needs the package '{package}', which is not installed.", "pip install 'edgekit[build]'"
-    )
+    install = "pip install edgekit" if package in ON_DEVICE else "pip install 'edgekit[build]'"
+    return MissingPartError(f"This needs the package '{package}', which is not installed.", install)

@@ -67,7 +67,7 @@ def refusal(config: dict[str, Any], options: Any) -> str:
 
 def steps(options: Any) -> list[ExportStep]:
     """A float file, then the quantized one; for F32 the float file is the result."""
-    kinds = {"type": options.type, "token_embedding_type": options.token_embedding_type}
+    kinds = options.model_dump(include={"type", "token_embedding_type", "tensor_types"})
 
     def write_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         if options.llama_cpp and architecture(read_config(source)) not in FAMILIES:
@@ -80,7 +80,7 @@ def steps(options: Any) -> list[ExportStep]:
         quantize(source, out, **kinds, imatrix=weights, threads=context.threads, emit=emit)
 
     converter = {"converter": CONVERTER} if options.llama_cpp else {}
-    if options.type == "F32" and not options.token_embedding_type:
+    if options.type == "F32" and not options.token_embedding_type and not options.tensor_types:
         return [ExportStep(STAGE, converter, "model.gguf", write_floats)]
     return [
         ExportStep(STAGE, converter, "model.f32.gguf", write_floats),

@@ -34,19 +34,29 @@ PRE_TOKENIZERS = {
     ((QWEN2,), False): "qwen2",
 }
 SPACE = "\u2581"
+UNICODE_FORM = "edgekit.unicode_form"
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """A GGUF file's tokenizer. All lists are in the order of token ids, `merges` in the order of their rank."""
+class Tokens:
+    """A GGUF file's tokens and rules, in the order of token ids; `merges` in the order of their rank."""
 
     model: str
     pre: str
-    tokens: list[str]
+    texts: list[str]
     types: list[gguf.TokenType]
     merges: list[str]
     scores: list[float]
+    unicode_form: str
+    """`NFC` when text must be brought to it beforehand, which llama.cpp does not do; else empty."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A GGUF file's tokenizer: its tokens, those with a role, and the chat template."""
+
+    tokens: Tokens
     special_ids: dict[str, int]
     add_bos: bool
     add_eos: bool
@@ -54,20 +64,23 @@ class Vocabulary:
 
     def write(self, writer: gguf.GGUFWriter) -> None:
         """Add the tokenizer's keys to the file."""
-        writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(self.tokens)
-        writer.add_token_types(self.types)
-        if self.scores:
-            writer.add_token_scores(self.scores)
-        if self.merges:
-            writer.add_token_merges(self.merges)
+        tokens = self.tokens
+        writer.add_tokenizer_model(tokens.model)
+        writer.add_tokenizer_pre(tokens.pre)
+        writer.add_token_list(tokens.texts)
+        writer.add_token_types(tokens.types)
+        if tokens.scores:
+            writer.add_token_scores(tokens.scores)
+        if tokens.merges:
+            writer.add_token_merges(tokens.merges)
         for kind, token in self.special_ids.items():
             getattr(writer, f"add_{kind}_token_id")(token)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
-        if self.model != "gpt2":
-            writer.add_add_space_prefix(self.model == "llama")
+        if tokens.model != "gpt2":
+            writer.add_add_space_prefix(tokens.model == "llama")
+        if tokens.unicode_form:
+            writer.add_string(UNICODE_FORM, tokens.unicode_form)
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
@@ -78,38 +91,46 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     Raises `UnsupportedError` for a tokenizer that llama.cpp cannot reproduce, `CorruptError` for one that does not fit.
     """
     loaded = _load(folder)
-    tokenizer = json.loads(loaded.backend_tokenizer.to_str())
-    vocab, merges = tokenizer["model"]["vocab"], _merges(tokenizer["model"])
-    added = {token["id"]: token for token in tokenizer["added_tokens"]}
+    rules = json.loads(loaded.backend_tokenizer.to_str())
+    tokens = read_tokens(rules, rows)
+    framing = _framing(rules)
+    if tokens.model == "gemma4" and loaded.bos_token not in framing:
+        raise _unsupported("it puts no BOS token in front, which llama.cpp always does for this kind")
+    template = loaded.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    return Vocabulary(
+        tokens=tokens,
+        special_ids=_special_ids(loaded, folder, tokens.texts),
+        add_bos=loaded.bos_token in framing,
+        add_eos=loaded.eos_token in framing,
+        chat_template=template,
+    )
+
+
+def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
+    """Tokens and rules from what `tokenizer.json` holds. Raises as `read_vocabulary` does."""
+    vocab, merges = rules["model"]["vocab"], _merges(rules["model"])
+    added = {token["id"]: token for token in rules["added_tokens"]}
     texts = {i: text for text, i in vocab.items()} | {i: str(token["content"]) for i, token in added.items()}
     if max(texts) >= rows:
         raise CorruptError(
             f"The tokenizer has {max(texts) + 1} tokens and the model's embedding only {rows} rows.",
             "Use the tokenizer that belongs to this model.",
         )
-    tokens = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
-    if len(set(tokens)) != rows:  # llama.cpp ends the whole process on such a file
+    filled = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
+    if len(set(filled)) != rows:  # llama.cpp ends the whole process on such a file
         raise _unsupported("two of its tokens have the same text")
-    model, pre = _kind(tokenizer, merges, texts)
-    specials = {str(token["content"]) for token in added.values()}
-    scores = _scores(vocab, merges, specials, rows) if model == "llama" else []
-    framing = _framing(tokenizer)
-    if model == "gemma4" and loaded.bos_token not in framing:
-        raise _unsupported("it puts no BOS token in front, which llama.cpp always does for this kind")
-    template = loaded.chat_template
-    return Vocabulary(
+    model, pre = _kind(rules, merges, vocab)
+    scores = _scores(vocab, merges, {texts[i] for i in added}, rows) if model == "llama" else []
+    return Tokens(
         model=model,
         pre=pre,
-        tokens=tokens,
+        texts=filled,
         types=[_type(texts.get(i), added.get(i), model) for i in range(rows)],
         merges=[] if scores else [" ".join(merge) for merge in merges],
         scores=scores,
-        special_ids=_special_ids(loaded, folder, texts),
-        add_bos=loaded.bos_token in framing,
-        add_eos=loaded.eos_token in framing,
-        chat_template=[{"name": name, "template": text} for name, text in template.items()]
-        if isinstance(template, dict)
-        else template,
+        unicode_form="NFC" if {"type": "NFC"} in _steps(rules.get("normalizer"), "normalizers") else "",
     )
 
 
@@ -158,24 +179,25 @@ def _steps(part: Mapping[str, Any] | None, children: str) -> list[Mapping[str, A
 
 
 def _kind(
-    tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, ...]], texts: Mapping[int, str]
+    rules: Mapping[str, Any], merges: Sequence[tuple[str, ...]], vocab: Mapping[str, int]
 ) -> tuple[str, str]:
     """The GGUF tokenizer model, and the name of its pre-tokenizer."""
-    if tokenizer["model"].get("byte_fallback"):
-        return _sentencepiece_kind(tokenizer, merges, texts)
-    return "gpt2", _pre_tokenizer(tokenizer)
+    if rules["model"].get("byte_fallback"):
+        return _sentencepiece_kind(rules, merges, vocab)
+    return "gpt2", _pre_tokenizer(rules)
 
 
-def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
     """llama.cpp's name for a byte-level tokenizer's splitting rule.
 
-    A unicode normalizer (Qwen's NFC) is let pass: llama.cpp has none, so that text in another form gets other ids.
+    Qwen's unicode normalizer is let pass: llama.cpp has none, so that text in another form gets other ids there; the file
+    says so (`UNICODE_FORM`) to whoever wants to bring text to that form first.
     """
-    for step in _steps(tokenizer.get("normalizer"), "normalizers"):
+    for step in _steps(rules.get("normalizer"), "normalizers"):
         if step["type"] != "NFC":
             raise _unsupported(f"its normalizer {step['type']} has no counterpart")
     patterns: list[str] = []
-    steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    steps = _steps(rules.get("pre_tokenizer"), "pretokenizers")
     for step in steps:
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
             patterns += [GPT2] if step.get("use_regex", True) else []
@@ -187,7 +209,7 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
             raise _unsupported(f"its pre-tokenizer {json.dumps(step)} has no counterpart")
     if not steps or steps[-1]["type"] != "ByteLevel":
         raise _unsupported("its pre-tokenizer does not end in ByteLevel")
-    whole_words = bool(tokenizer["model"].get("ignore_merges"))
+    whole_words = bool(rules["model"].get("ignore_merges"))
     if (name := PRE_TOKENIZERS.get((tuple(patterns), whole_words))) is None:
         raise _unsupported(
             f"its splitting rule {patterns} (ignore_merges {whole_words}) has no name in llama.cpp"
@@ -196,36 +218,36 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
 
 
 def _sentencepiece_kind(
-    tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, ...]], texts: Mapping[int, str]
+    rules: Mapping[str, Any], merges: Sequence[tuple[str, ...]], vocab: Mapping[str, int]
 ) -> tuple[str, str]:
     """The same for a BPE on text with a byte fallback: does it put a space in front?"""
-    if missing := {f"<0x{byte:02X}>" for byte in range(256)} - set(texts.values()):
+    if missing := {f"<0x{byte:02X}>" for byte in range(256)} - vocab.keys():
         raise _unsupported(f"its byte fallback lacks {len(missing)} of the 256 bytes")
-    if tokenizer["model"].get("ignore_merges"):
+    if rules["model"].get("ignore_merges"):
         raise _unsupported("it uses ignore_merges together with a byte fallback")
-    rules: list[str] = []
-    for step in _steps(tokenizer.get("normalizer"), "normalizers"):
+    spaces: list[str] = []
+    for step in _steps(rules.get("normalizer"), "normalizers"):
         if step["type"] == "Replace" and (step["pattern"].get("String"), step["content"]) == (" ", SPACE):
-            rules.append("replace")
+            spaces.append("replace")
         elif step["type"] == "Prepend" and step["prepend"] == SPACE:
-            rules.append("prepend")
+            spaces.append("prepend")
         else:
             raise _unsupported(f"its normalizer {json.dumps(step)} has no counterpart")
-    for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+    for step in _steps(rules.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] == "Metaspace" and step["replacement"] == SPACE and not step.get("split", True):
-            rules += {"always": ["prepend"], "never": []}.get(
+            spaces += {"always": ["prepend"], "never": []}.get(
                 step["prepend_scheme"], [step["prepend_scheme"]]
             )
-            rules.append("replace")
+            spaces.append("replace")
         elif not (
-            step["type"] == "Split" and step["pattern"].get("String") == " " and rules[-1:] == ["replace"]
+            step["type"] == "Split" and step["pattern"].get("String") == " " and spaces[-1:] == ["replace"]
         ):
             raise _unsupported(f"its pre-tokenizer {json.dumps(step)} has no counterpart")
-    if rules == ["prepend", "replace"]:
+    if spaces == ["prepend", "replace"]:
         return "llama", "default"
-    if rules != ["replace"]:
+    if spaces != ["replace"]:
         raise _unsupported(
-            f"its way of putting a space in front ({', '.join(rules) or 'none'}) has no counterpart"
+            f"its way of putting a space in front ({', '.join(spaces) or 'none'}) has no counterpart"
         )
     if any("\n" in piece and piece.strip("\n") for merge in merges for piece in merge):
         raise _unsupported("its merges join newlines with other characters")
@@ -277,7 +299,7 @@ def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf
     return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
 
 
-def _special_ids(loaded: Any, folder: Path, texts: Mapping[int, str]) -> dict[str, int]:
+def _special_ids(loaded: Any, folder: Path, texts: Sequence[str]) -> dict[str, int]:
     """Ids of the special tokens: as the tokenizer names them, else as the model's config does.
 
     A file names at most three tokens that end an answer, as EOS, EOT and EOM; the model's own must all be among them.
@@ -287,7 +309,7 @@ def _special_ids(loaded: Any, folder: Path, texts: Mapping[int, str]) -> dict[st
     for kind in SPECIAL:
         own = getattr(loaded, f"{kind}_token_id")
         token = config.get(f"{kind}_token_id") if own is None else own
-        if isinstance(token, int) and token in texts:
+        if isinstance(token, int) and 0 <= token < len(texts):
             ids[kind] = token
     named = [part.get("eos_token_id") for part in (generation, config)]
     given: int | list[int] = next((stop for stop in named if stop is not None), [])
@@ -305,8 +327,8 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _framing(tokenizer: Mapping[str, Any]) -> set[str]:
+def _framing(rules: Mapping[str, Any]) -> set[str]:
     """Texts of the tokens that the tokenizer itself puts around a text."""
-    steps = _steps(tokenizer.get("post_processor"), "processors")
+    steps = _steps(rules.get("post_processor"), "processors")
     parts = [part for step in steps for part in step.get("single", [])]
     return {part["SpecialToken"]["id"] for part in parts if "SpecialToken" in part}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
+from edgekit.artifacts import remove
 from edgekit.config import OnnxExport
 from edgekit.errors import CorruptError, StageError
 from edgekit.events import Emit, Progress
@@ -26,14 +27,8 @@ from edgekit.registry import ExportContext, Exporter, ExportStep
 STAGE = "export.onnx"
 PACKAGES = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "onnx", "torch", "transformers")
 BITS = {"int4": 4, "int8": 8, "fp32": 32}
-# One tensor a layer and a name that the builder's reader of quantized checkpoints knows; each is built in the tests.
-QUANTIZABLE = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Gemma3ForCausalLM",
-)
+# What the builder can build and reads back from a quantized checkpoint; each is compared with torch in the tests.
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -42,20 +37,22 @@ def refusal(config: dict[str, Any], options: OnnxExport) -> str:
 
     Raises `MissingPartError` when onnxruntime-genai is not installed.
     """
-    architecture = next(iter(config.get("architectures") or []), "unnamed")
+    architecture = next(iter(config.get("architectures") or []), "an unnamed architecture")
     if architecture not in _buildable():
         return f"onnxruntime-genai's model builder cannot build {architecture}."
-    if options.precision == "fp32":
-        return ""
-    if architecture not in QUANTIZABLE:
-        return f"{architecture} can be exported to ONNX with precision fp32 only."
+    if architecture not in ARCHITECTURES:
+        return f"{architecture} is not among the architectures proven in ONNX: {', '.join(ARCHITECTURES)}."
     if "quantization_config" in config:
         return "The model's weights are quantized already; export from its float weights."
-    for name in ("hidden_size", "intermediate_size"):
-        if config.get(name, 0) % 16:
-            return (
-                f"Rounding in blocks needs a {name} that 16 divides, and this model's is {config.get(name)}."
-            )
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if window and window < config.get("max_position_embeddings", window):
+        return f"The model builder leaves out this model's attention window of {window} tokens."
+    if options.precision != "fp32":
+        for name in ("hidden_size", "intermediate_size"):
+            if config.get(name, 0) % 16:
+                return (
+                    f"Rounding in blocks needs a {name} that 16 divides, and this model's is {config[name]}."
+                )
     return ""
 
 
@@ -65,7 +62,7 @@ def _buildable() -> set[str]:
     if spec is None or spec.origin is None:
         raise registry.missing_part(ModuleNotFoundError(name="onnxruntime_genai"))
     source = (Path(spec.origin).parent / "models" / "builder.py").read_text(encoding="utf-8")
-    return set(re.findall(r'config\.architectures\[0\] == "(\w+ForCausalLM)"', source))
+    return set(re.findall(r'config\.architectures\[0\] == "(\w+)"', source))
 
 
 def steps(options: OnnxExport) -> list[ExportStep]:
@@ -91,22 +88,26 @@ def export(source: Path, out: Path, options: OnnxExport, context: ExportContext,
                 f"{source} has no {name}; nothing was written.", "Fetch or merge the model again."
             )
     config = _read(source / "config.json")
-    _build(
-        {
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".onnx-") as work:
+        task = {
             "model": str(source.resolve()),
             "out": str(out.resolve()),
+            "work": work,
             "bits": BITS[options.precision],
             "int8_modules": options.int8_modules,
             "block_size": options.block_size,
             "accuracy_level": options.accuracy_level,
-            "tied": config.get("tie_word_embeddings", False),
             "calibration": [list(ids) for ids in context.calibration],
             "threads": context.threads,
-        },
-        emit,
-    )
-    _set_stop_ids(out, source, config)
-    _set_tokenizer(out, source)
+        }
+        try:
+            _build(task, emit)
+            _set_stop_ids(out, source, config)
+            _set_tokenizer(out, source)
+        except BaseException:
+            remove(out)
+            raise
 
 
 def _build(task: dict[str, Any], emit: Emit) -> None:
@@ -124,7 +125,7 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
                     done, total, unit = json.loads(line)
                     emit(Progress(STAGE, done, total, unit, "rounding"))
             except BrokenPipeError:
-                pass  # the child died before it read its task; its exit status tells
+                pass  # it died before it read its task, and its exit status tells
             except BaseException:
                 child.kill()
                 raise

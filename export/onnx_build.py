@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgekit.export.onnx_gptq import Rounding, write_checkpoint
+from edgekit.export.onnx_gptq import Report, Rounding, write_checkpoint
 
 
 def main() -> None:
@@ -25,30 +25,28 @@ def main() -> None:
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(task["threads"])
-    model, out = Path(task["model"]), Path(task["out"])
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
-        source = model
-        if task["bits"] < 32:
-            source = Path(work) / "checkpoint"
-            rounding = Rounding(task["bits"], task["block_size"], task["int8_modules"])
-            write_checkpoint(
-                model,
-                source,
-                rounding,
-                task["calibration"],
-                lambda *done: print(json.dumps(done), file=progress),
-            )
-            for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-                if (model / name).is_file():
-                    os.link(model / name, source / name)
-        build(source, out, Path(work) / "cache", weights(task))
+    write(task, lambda *done: print(json.dumps(done), file=progress))
+
+
+def write(task: dict[str, Any], report: Report) -> None:
+    """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, by way of the folder `task["work"]`."""
+    model, out, work = (Path(task[name]) for name in ("model", "out", "work"))
+    source = model
+    if task["bits"] < 32:
+        source = work / "checkpoint"
+        rounding = Rounding(task["bits"], task["block_size"], task["int8_modules"])
+        write_checkpoint(model, source, rounding, task["calibration"], report)
+        for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            if (model / name).is_file():
+                shutil.copyfile(model / name, source / name)
+    build(source, out, work / "cache", weights(task))
 
 
 def weights(task: dict[str, Any]) -> dict[str, Any]:
     """What the builder is told of weights: of those that come unrounded, which are the head and the embedding.
 
-    A tied embedding is read out of the head's 8-bit weights only when `Gather` is named too and the rest is 4-bit.
-    Of the builder's own methods, only `rtn` without zero points writes such a pair that loads (0.18.0).
+    It reads a tied embedding out of the head's 8-bit weights only when `Gather` is named and the rest is 4-bit. Of
+    its own methods only `rtn` without zero points writes such a pair that loads (0.18.0).
     """
     if task["bits"] == 32:
         return {"type": "none"}
@@ -57,7 +55,7 @@ def weights(task: dict[str, Any]) -> dict[str, Any]:
         "method": "rtn",
         "block_size": task["block_size"],
         "accuracy_level": task["accuracy_level"],
-        "op_types": ["MatMul", "Gather"] if task["tied"] else ["MatMul"],
+        "op_types": ["MatMul", "Gather"],
         "overrides": [{"match": {"preset": "last_matmul"}, "type": "int8"}],
     }
 

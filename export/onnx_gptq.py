@@ -118,7 +118,8 @@ def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
         DAMPING * diagonal.mean() + (diagonal == 0)
     )  # a column that is never used may be anything
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return root.float()
 
 
 def _grid(block: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,4 +244,5 @@ def _hessians(
 
 def _run(layer: torch.nn.Module, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     out = layer(hidden, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    result: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return result

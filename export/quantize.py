@@ -44,13 +44,15 @@ def quantize(
     type: str,
     *,
     token_embedding_type: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     threads: int = 2,
     emit: Emit = ignore,
 ) -> None:
     """Quantize the float GGUF file `source` to `out`.
 
-    `type` is llama.cpp's file type (`Q4_K_M`); `imatrix` holds for each tensor name the weight of each input column,
+    `type` is llama.cpp's file type (`Q4_K_M`); `tensor_types` gives tensors whose name matches a regular expression
+    another type (`{"ffn_down": "Q6_K"}`), as `llama-quantize --tensor-type` does; `imatrix` holds for each tensor name the weight of each input column,
     `(columns,)`. Raises `StageError` with llama.cpp's own last error line; then there is no `out`.
     """
     params = llama_cpp.llama_model_quantize_default_params()
@@ -58,6 +60,10 @@ def quantize(
     params.ftype = file_type(type)
     if token_embedding_type:
         params.token_embedding_type = tensor_type(token_embedding_type)
+    if tensor_types:
+        params.tt_overrides = ctypes.cast(
+            _overrides(tensor_types), ctypes.POINTER(llama_cpp.llama_model_tensor_override)
+        )
     columns = {name: np.ascontiguousarray(values, np.float32) for name, values in (imatrix or {}).items()}
     if columns:
         params.imatrix = ctypes.cast(_imatrix(columns), ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
@@ -87,6 +93,15 @@ def quantize(
             f"llama.cpp could not quantize {source.name} to {type}: {why}. No file was written.",
             "If it is damaged or cut short, write the float file again.",
         )
+
+
+def _overrides(types: Mapping[str, str]) -> ctypes.Array[llama_cpp.llama_model_tensor_override]:
+    """The C array that llama.cpp reads until an entry without a pattern."""
+    entries: ctypes.Array[llama_cpp.llama_model_tensor_override]
+    entries = (llama_cpp.llama_model_tensor_override * (len(types) + 1))()
+    for entry, (pattern, type) in zip(entries, types.items(), strict=False):
+        entry.pattern, entry.type = pattern.encode(), tensor_type(type)
+    return entries
 
 
 def _imatrix(columns: Mapping[str, NDArray[np.float32]]) -> ctypes.Array[llama_cpp.llama_model_imatrix_data]:

@@ -276,7 +276,7 @@ class OnnxRuntime:
             do_sample=not greedy,
             temperature=1.0 if greedy else sampling.temperature,
             top_p=sampling.top_p,
-            top_k=0,
+            top_k=self._vocab_size,  # 0 would leave top_p out
             random_seed=sampling.seed % 0x7FFFFFFF,
             min_length=longest + max_tokens if ignore_stop else 0,
             num_beams=1,

@@ -78,7 +78,7 @@ def shell() -> Shell:
 
     def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edgekit.cli", *map(str, arguments)]
-        return subprocess.run(command, **{"capture_output": True, "text": True, "check": False, **options})
+        return subprocess.run(command, check=False, **{"capture_output": True, "text": True, **options})
 
     return run
 

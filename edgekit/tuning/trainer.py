@@ -1,7 +1,7 @@
 """transformers' Trainer for adapters: logits of answer tokens only, in an order of rows that can be repeated.
 
-What a step computes depends on the weights, the seed and the step's number alone: on the same machine a resumed
-run repeats an uninterrupted one bit for bit.
+What a step computes depends on the weights, the seed and the step's number alone: a resumed run repeats an
+uninterrupted one bit for bit on the same machine.
 """
 
 from __future__ import annotations
@@ -74,10 +74,7 @@ class LengthGroupedSampler(Sampler[int]):
         generator = torch.Generator().manual_seed((self.seed << 16) + self.epoch)
         order, size = torch.randperm(len(self), generator=generator).tolist(), self.batch_size
         even = len(order) // size * size
-        order, short = (
-            order[:even],
-            order[even:],
-        )  # the epoch's last batch is short when the rows do not divide evenly
+        order, short = order[:even], order[even:]  # rows left over make a short batch at the epoch's end
         batches: list[list[int]] = []
         for start in range(0, even, size * POOL):
             pool = sorted(order[start : start + size * POOL], key=self.lengths.__getitem__)

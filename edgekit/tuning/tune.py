@@ -42,10 +42,10 @@ def tune(
 ) -> dict[str, Any]:
     """Tune an adapter for the folder `model` and write the best evaluation's weights to `out`, a PEFT folder.
 
-    Checkpoints are kept in `work`. An interrupted run on the same inputs resumes from the last whole one; on the
-    same machine with the same `threads` it ends with the same bytes as one that was never interrupted. Losses
-    are mean cross-entropies of answer tokens, nats; without `validation` rows the last weights are taken.
-    Raises `ConfigError` for rows or options that cannot be used, `MissingPartError` when a package is missing,
+    Checkpoints are kept in `work`. An interrupted run on the same inputs resumes from the last whole one; on
+    the same machine with the same `threads` it ends with the same bytes as one that was never interrupted.
+    Losses are mean cross-entropies of answer tokens, nats; without `validation` rows the last weights are taken.
+    Raises `ConfigError` for rows or options that cannot be used, `MissingPartError` for a package that is missing,
     and `StageError` when a mask is wrong, a loss is not finite or memory runs out; `out` is then as it was.
     """
     try:
@@ -165,18 +165,18 @@ def _adapted(model: Path, options: Tune, device: str, dtype: str, longest: int) 
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    four_bit = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    four_bit = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    }
     base = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=getattr(torch, dtype),
         attn_implementation="eager" if device == "cpu" and longest <= PLAIN_ATTENTION_TOKENS else "sdpa",
         use_safetensors=True,
-        quantization_config=four_bit if options.qlora else None,
+        quantization_config=BitsAndBytesConfig(**four_bit) if options.qlora else None,
     )
     if options.qlora:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)

@@ -41,7 +41,7 @@ def test_the_core_loads_nothing_heavy(code: str) -> None:
     check = (
         f"{code}\nimport sys; loaded = [m for m in {HEAVY!r} if m in sys.modules]; assert not loaded, loaded"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -50,7 +50,7 @@ def test_the_core_loads_nothing_heavy(code: str) -> None:
 )
 def test_a_device_needs_no_torch(module: str) -> None:
     code = f"import {module}, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("kind", registry.BUILT_IN)

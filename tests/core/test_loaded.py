@@ -77,3 +77,15 @@ def test_a_plain_file_opens_without_a_bundle(tiny_build) -> None:
         system = {"role": "system", "content": bundled.system or ""}
         messages = [system, {"role": "user", "content": QUESTION}]
         assert plain.chat(messages, max_tokens=20) == bundled.chat(messages, max_tokens=20)
+
+
+def test_verify_finds_one_changed_byte_anywhere(tiny_build, copy: Path, shell) -> None:
+    assert shell("verify", tiny_build.bundle).returncode == 0
+    for name in ("report.json", "tokenizer/tokenizer.json", "onnx/model.onnx", "samples/base.jsonl"):
+        file = copy / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        done = shell("verify", copy)
+        assert done.returncode == 5 and name in done.stderr
+        file.write_bytes(content)
+    assert shell("verify", copy).returncode == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import gguf
 import llama_cpp
 import pytest
 import tiny
+import transformers
 import vocabularies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers, processors
 
 from edgekit.errors import CorruptError, UnsupportedError
-from edgekit.export.gguf_vocab import Vocabulary, read_vocabulary
+from edgekit.export.gguf_vocab import UNICODE_FORM, Vocabulary, read_tokens, read_vocabulary
 
 BYTE_LEVEL = list(vocabularies.PRE_TOKENIZERS)
 SPECIAL = vocabularies.SPECIAL
@@ -35,7 +38,7 @@ def write(vocabulary: Vocabulary, file: Path) -> None:
     for key in ("block_count", "context_length", "embedding_length", "feed_forward_length", "head_count"):
         getattr(writer, f"add_{key}")(8)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(vocabulary.tokens))
+    writer.add_vocab_size(len(vocabulary.tokens.texts))
     vocabulary.write(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -84,30 +87,25 @@ def test_another_splitting_rule_is_seen(
     tokenizer = pairs[kind][0]
     folder = vocabularies.save(tokenizer, tmp_path / kind)
     found = read_vocabulary(folder, tokenizer.get_vocab_size())
-    write(Vocabulary(**{**vars_of(found), "pre": other}), tmp_path / "wrong.gguf")
+    write(replace(found, tokens=replace(found.tokens, pre=other)), tmp_path / "wrong.gguf")
     wrong = llama_cpp.Llama(str(tmp_path / "wrong.gguf"), vocab_only=True, verbose=False)
     samples = [a + b + c for a in PIECES for b in PIECES for c in ("1234", "  x\n")]
     assert any(ids(wrong, text) != tokenizer.encode(text, add_special_tokens=False).ids for text in samples)
 
 
-def vars_of(vocabulary: Vocabulary) -> dict[str, Any]:
-    return {name: getattr(vocabulary, name) for name in vocabulary.__dataclass_fields__}
-
-
-def test_the_sample_models_tokenizer_is_written_as_its_own_file_has_it(tmp_path: Path) -> None:
-    tiny.tokenizer().save_pretrained(tmp_path)
-    found = read_vocabulary(tmp_path, len(tiny.tokenizer()))
+def test_the_sample_models_tokenizer_is_written_as_its_own_file_has_it(tiny_llama: Path) -> None:
+    found = read_vocabulary(tiny_llama, len(tiny.tokenizer()))
     source = gguf.GGUFReader(tiny.sample_gguf())
 
     def key(name: str) -> Any:
         field = source.get_field(name)
         return None if field is None else field.contents()
 
-    assert found.model == key("tokenizer.ggml.model")
-    assert found.pre == key("tokenizer.ggml.pre") == "smollm"
-    assert found.tokens == key("tokenizer.ggml.tokens")
-    assert found.types == key("tokenizer.ggml.token_type")
-    assert found.merges == key("tokenizer.ggml.merges")
+    assert found.tokens.model == key("tokenizer.ggml.model")
+    assert found.tokens.pre == key("tokenizer.ggml.pre") == "smollm"
+    assert found.tokens.texts == key("tokenizer.ggml.tokens")
+    assert found.tokens.types == key("tokenizer.ggml.token_type")
+    assert found.tokens.merges == key("tokenizer.ggml.merges")
     assert found.chat_template == key("tokenizer.chat_template")
     assert found.add_bos == key("tokenizer.ggml.add_bos_token")
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -116,36 +114,54 @@ def test_the_sample_models_tokenizer_is_written_as_its_own_file_has_it(tmp_path:
     }
 
 
-def small(tmp_path: Path, **settings: Any) -> tuple[Path, int]:
-    """A folder with a small byte-level tokenizer, and its number of tokens."""
+def rules(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `tokenizer.json` holds."""
+    found: dict[str, Any] = json.loads(tokenizer.to_str())
+    return found
+
+
+def test_rows_without_a_token_are_filled_and_too_few_rows_refused() -> None:
     tokenizer = vocabularies.byte_level()
-    return vocabularies.save(tokenizer, tmp_path / "model", **settings), tokenizer.get_vocab_size()
-
-
-def test_rows_without_a_token_are_filled_and_too_few_rows_refused(tmp_path: Path) -> None:
-    folder, size = small(tmp_path)
-    found = read_vocabulary(folder, size + 2)
-    assert found.tokens[-2:] == [f"[PAD{size}]", f"[PAD{size + 1}]"]
+    size = tokenizer.get_vocab_size()
+    found = read_tokens(rules(tokenizer), size + 2)
+    assert found.texts[-2:] == [f"[PAD{size}]", f"[PAD{size + 1}]"]
     assert found.types[-1] == gguf.TokenType.UNUSED
     with pytest.raises(CorruptError, match=f"only {size - 1} rows"):
-        read_vocabulary(folder, size - 1)
+        read_tokens(rules(tokenizer), size - 1)
 
 
-def test_added_tokens_keep_their_kind(tmp_path: Path) -> None:
+def test_added_tokens_keep_their_kind() -> None:
     tokenizer = vocabularies.byte_level()
     tokenizer.add_tokens(["<tool_call>"])
-    found = read_vocabulary(vocabularies.save(tokenizer, tmp_path / "model"), tokenizer.get_vocab_size())
+    found = read_tokens(rules(tokenizer), tokenizer.get_vocab_size())
     assert found.types[tokenizer.token_to_id("<tool_call>")] == gguf.TokenType.USER_DEFINED
     assert found.types[tokenizer.token_to_id(SPECIAL[2])] == gguf.TokenType.CONTROL
 
 
+def test_a_unicode_form_that_llama_cpp_does_not_make_is_written_down(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level("qwen2")
+    assert read_tokens(rules(tokenizer), 1000).unicode_form == ""
+    tokenizer.normalizer = normalizers.NFC()
+    model = opened(vocabularies.save(tokenizer, tmp_path / "model"), tokenizer.get_vocab_size())
+    form = model.metadata[UNICODE_FORM]
+    text = "l'e\u0301te\u0301"
+    assert ids(model, unicodedata.normalize(form, text)) == tokenizer.encode(text).ids != ids(model, text)
+
+
 @pytest.mark.parametrize("given", [True, False, None])
-def test_add_bos_follows_the_settings_then_the_post_processor(given: bool | None, tmp_path: Path) -> None:
-    settings = {"bos_token": "<bos>", "add_bos_token": given}
+def test_add_bos_follows_the_tokenizer_as_transformers_loads_it(given: bool | None, tmp_path: Path) -> None:
+    settings = {"bos_token": "<bos>"} | ({} if given is None else {"add_bos_token": given})
     folder = vocabularies.save(vocabularies.sentencepiece(True), tmp_path / "model", **settings)
     found = read_vocabulary(folder, 1000)
-    assert found.add_bos is (given is not False)
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("pump").input_ids
+    assert found.add_bos is (ids[0] == found.special_ids["bos"])
     assert found.add_eos is False
+
+
+def small(tmp_path: Path, **settings: Any) -> tuple[Path, int]:
+    """A folder with a small byte-level tokenizer, and its number of tokens."""
+    tokenizer = vocabularies.byte_level()
+    return vocabularies.save(tokenizer, tmp_path / "model", **settings), tokenizer.get_vocab_size()
 
 
 @pytest.mark.parametrize(
@@ -227,33 +243,33 @@ SENTENCEPIECE_REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", BYTE_LEVEL_REFUSED)
-def test_byte_level_tokenizers_without_a_counterpart_are_refused(case: str, tmp_path: Path) -> None:
+def test_byte_level_tokenizers_without_a_counterpart_are_refused(case: str) -> None:
     change, message = BYTE_LEVEL_REFUSED[case]
-    refused(vocabularies.byte_level(), change, message, tmp_path)
+    refused(vocabularies.byte_level(), change, message)
 
 
 @pytest.mark.parametrize("case", SENTENCEPIECE_REFUSED)
-def test_sentencepiece_tokenizers_without_a_counterpart_are_refused(case: str, tmp_path: Path) -> None:
+def test_sentencepiece_tokenizers_without_a_counterpart_are_refused(case: str) -> None:
     change, message = SENTENCEPIECE_REFUSED[case]
-    refused(vocabularies.sentencepiece(True), change, message, tmp_path)
+    refused(vocabularies.sentencepiece(True), change, message)
 
 
-def refused(tokenizer: Tokenizer, change: Change, message: str, tmp_path: Path) -> None:
-    folder = vocabularies.save(tokenizer, tmp_path / "model", bos_token="<bos>")
-    parts = json.loads((folder / "tokenizer.json").read_text())
-    assert read_vocabulary(folder, 1000).tokens
-    change(parts)
-    (folder / "tokenizer.json").write_text(json.dumps(parts))
+def refused(tokenizer: Tokenizer, change: Change, message: str) -> None:
+    changed = rules(tokenizer)
+    assert read_tokens(changed, 1000).texts
+    change(changed)
     with pytest.raises(UnsupportedError, match=message):
-        read_vocabulary(folder, 1000)
+        read_tokens(changed, 1000)
 
 
 def test_no_bos_in_front_is_refused_where_llama_cpp_always_puts_one(tmp_path: Path) -> None:
-    folder = vocabularies.save(vocabularies.sentencepiece(False), tmp_path / "model", add_bos_token=False)
+    tokenizer = vocabularies.sentencepiece(False)
+    tokenizer.post_processor = processors.TemplateProcessing("$A")
+    folder = vocabularies.save(tokenizer, tmp_path / "model", bos_token="<bos>")
     with pytest.raises(UnsupportedError, match="no BOS"):
         read_vocabulary(folder, 1000)
 
 
-def test_a_folder_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="no tokenizer.json"):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match="cannot read the tokenizer"):
         read_vocabulary(tmp_path, 10)
