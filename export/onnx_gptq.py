@@ -112,11 +112,9 @@ def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_siz
 
 def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor of the damped Hessian's inverse, `(columns, columns)`."""
-    damped = hessian.double()
-    diagonal = damped.diagonal()
-    damped += torch.diag(
-        DAMPING * diagonal.mean() + (diagonal == 0)
-    )  # a column that is never used may be anything
+    diagonal = hessian.double().diagonal()
+    # A column that is never used may become anything, so its own entry only has to keep the matrix regular.
+    damped = hessian.double() + torch.diag(DAMPING * diagonal.mean() + (diagonal == 0))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
     return root.float()
