@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from common import newest_merge
 
 from edgekit import hardware
 from edgekit.data.dataset import load_dataset
@@ -41,14 +42,6 @@ VARIANTS: list[tuple[str, dict[str, str], bool]] = [
     ("Q5_K_M", {}, True),
     ("Q8_0", {}, False),
 ]
-
-
-def newest_merge() -> Path:
-    """The merged folder of the last build in `.edgekit/cache`."""
-    folders = [path.parent for path in Path(".edgekit/cache/merge").glob("*/stage.json")]
-    if not folders:
-        sys.exit("There is no merged model: run `make demo` first, or name a folder.")
-    return max(folders, key=lambda folder: folder.stat().st_mtime)
 
 
 def main() -> None:
