@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     }.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")  # of libraries, to each other
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         code = app(argv, standalone_mode=False)
         sys.stdout.flush()
@@ -125,6 +126,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:
+    state.interrupted = True  # an import under way may swallow the exception; the next event raises it again
     raise KeyboardInterrupt
 
 

@@ -22,6 +22,7 @@ class State:
     verbose: bool = False
     quiet: bool = False
     offline: bool = False
+    interrupted: bool = False
 
 
 state = State()
@@ -78,7 +79,13 @@ def narrator() -> Any:
 @contextlib.contextmanager
 def working() -> Iterator[Any]:
     """An `emit` that narrates, while whatever libraries print to stdout goes to stderr instead."""
-    with contextlib.redirect_stdout(sys.stderr), narrator() as emit:
+    with contextlib.redirect_stdout(sys.stderr), narrator() as narrate:
+
+        def emit(event: Any) -> None:
+            if state.interrupted:
+                raise KeyboardInterrupt
+            narrate(event)
+
         yield emit
 
 

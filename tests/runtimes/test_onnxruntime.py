@@ -126,9 +126,17 @@ def test_sampling_is_seeded_and_follows_the_distribution(model: Any) -> None:
     assert list(model.generate(ids, 8, hot)) != list(model.generate(ids, 8, Sampling(2.0, seed=4)))
     logits = model.logits(ids)[-1].astype(np.float64)
     order = np.argsort(-logits)
-    share = np.exp((logits - logits.max()) / 0.1)[order]
-    nucleus = order[: int(np.searchsorted(np.cumsum(share), 0.3 * share.sum())) + 1].tolist()
-    drawn = [next(iter(model.generate(ids, 1, Sampling(0.1, top_p=0.3, seed=seed)))) for seed in range(60)]
+
+    def shares_at(temperature: float) -> np.ndarray:
+        return np.exp((logits - logits.max()) / temperature)[order]
+
+    def size_at(temperature: float) -> int:
+        share = shares_at(temperature)
+        return int(np.searchsorted(np.cumsum(share), 0.3 * share.sum())) + 1
+
+    heat = next(float(t) for t in np.arange(0.05, 2.0, 0.005) if size_at(t) >= 2)
+    share, nucleus = shares_at(heat), order[: size_at(heat)].tolist()
+    drawn = [next(iter(model.generate(ids, 1, Sampling(heat, top_p=0.3, seed=seed)))) for seed in range(60)]
     assert 2 <= len(nucleus) <= 20 and set(drawn) <= set(nucleus)
     expected = share[0] / share[: len(nucleus)].sum()
     assert abs(drawn.count(nucleus[0]) / 60 - expected) < 4 * np.sqrt(expected * (1 - expected) / 60)
