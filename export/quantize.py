@@ -6,6 +6,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,7 @@ from edgekit.errors import StageError
 from edgekit.events import Alert, Emit, Progress, ignore
 
 STAGE = "quantize.gguf"
+ASYMMETRIC = ("Q4_1", "Q5_1")
 EIGHT_BITS_OR_MORE = ("F32", "F16", "BF16", "Q8_0")
 PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
@@ -52,9 +54,51 @@ def quantize(
     """Quantize the float GGUF file `source` to `out`.
 
     `type` is llama.cpp's file type (`Q4_K_M`); `tensor_types` gives tensors whose name matches a regular expression
-    another type (`{"ffn_down": "Q6_K"}`), as `llama-quantize --tensor-type` does; `imatrix` holds for each tensor name the weight of each input column,
-    `(columns,)`. Raises `StageError` with llama.cpp's own last error line; then there is no `out`.
+    another type (`{"ffn_down": "Q6_K"}`), as `llama-quantize --tensor-type` does; `imatrix` holds for each tensor
+    name the weight of each input column, `(columns,)`.
+
+    K types need rows of a multiple of 256 weights; for other rows llama.cpp falls back to a type of its own choice.
+    Where that is Q4_1 or Q5_1 the tensor gets Q8_0 in a second pass: the two ruin a model with very large activations
+    (benchmarks/gguf_types.md). Raises `StageError` with llama.cpp's own last error line; then there is no `out`.
     """
+    run = partial(
+        _quantize, source, out, type, token_embedding_type, imatrix=imatrix, threads=threads, emit=emit
+    )
+    asked = dict(tensor_types or {})
+    fallbacks = run(asked)
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
+    unwanted = set(ASYMMETRIC) - {type, *asked.values()}
+    if unwanted & set(types.values()):
+        # every tensor by name: the mixture's choices for one depend on how many were chosen before it
+        run(
+            {
+                f"^{re.escape(name)}$": "Q8_0" if kind in unwanted else kind
+                for name, kind in types.items()
+                if kind != "F32"
+            }
+        )
+    if found := FALLBACK.search(fallbacks):
+        emit(
+            Alert(
+                "warning",
+                f"{found[1]} of {found[2]} tensors have rows that {type} cannot hold; they have a larger type.",
+                "The file is larger than its type's name suggests; its bits per weight stand in the report.",
+            )
+        )
+
+
+def _quantize(
+    source: Path,
+    out: Path,
+    type: str,
+    token_embedding_type: str | None,
+    tensor_types: Mapping[str, str],
+    *,
+    imatrix: Mapping[str, NDArray[np.float32]] | None,
+    threads: int,
+    emit: Emit,
+) -> str:
+    """One pass of llama.cpp; returns its words on tensors that did not get the type meant for them."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = file_type(type)
@@ -69,17 +113,14 @@ def quantize(
         params.imatrix = ctypes.cast(_imatrix(columns), ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     errors: list[str] = []
 
+    fallbacks = ""
+
     def read(level: int, line: str) -> None:
+        nonlocal fallbacks
         if found := PROGRESS.search(line):
             emit(Progress(STAGE, int(found[1]), int(found[2]), "tensors", found[3]))
         elif found := FALLBACK.search(line):
-            emit(
-                Alert(
-                    "warning",
-                    f"{found[1]} of {found[2]} tensors have rows that {type} cannot hold; llama.cpp gave them a larger type.",
-                    "The file is larger than its type's name suggests; its bits per weight stand in the report.",
-                )
-            )
+            fallbacks = found[0]
         elif level == ERROR:
             errors.append(line.strip())
 
@@ -93,6 +134,7 @@ def quantize(
             f"llama.cpp could not quantize {source.name} to {type}: {why}. No file was written.",
             "If it is damaged or cut short, write the float file again.",
         )
+    return fallbacks
 
 
 def _overrides(types: Mapping[str, str]) -> ctypes.Array[llama_cpp.llama_model_tensor_override]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import unicodedata
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -195,6 +196,7 @@ class LlamaCpp:
         self._threads = threads
         self._context = context
         self._idle: list[_Context] = []
+        self._unicode_form = model.metadata("edgekit.unicode_form")
         stops = {model.token_id(role) for role in ("eos", "eot", "eom")}
         self._stop_ids = frozenset(stop for stop in stops if stop is not None)
 
@@ -224,7 +226,13 @@ class LlamaCpp:
         return frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(self._model.vocab, i))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        """Token ids of `text`: special tokens in it are recognised, none are added.
+
+        llama.cpp leaves Unicode as it comes; where the model's own tokenizer normalises it first (NFC, as Qwen's),
+        the file says so and it is done here.
+        """
+        if self._unicode_form == "NFC":
+            text = unicodedata.normalize("NFC", text)
         data = text.encode()
         ids = np.empty(
             len(data) + 16, np.int32

@@ -39,6 +39,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
         text = _Text(path)
         og.disable_telemetry_events()
         genai = og.Config(str(path))
+        genai.clear_providers()  # the processor, whatever the folder asks for
         session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1, "log_severity_level": 4}
         genai.overlay(
             json.dumps({"model": {"pad_token_id": NO_PAD, "decoder": {"session_options": session}}})

@@ -17,6 +17,7 @@ import torch
 import transformers
 import vocabularies
 from numpy.typing import NDArray
+from tokenizers import normalizers
 
 from edgekit.config import GgufExport
 from edgekit.errors import CorruptError, StageError, UnsupportedError
@@ -25,6 +26,7 @@ from edgekit.export import gguf as export
 from edgekit.export import gguf_families
 from edgekit.export.quantize import llama_log
 from edgekit.registry import ExportContext
+from edgekit.runtimes.llamacpp import open_model
 
 IDS = [1, *range(300, 340), 9, 9, 17]
 CLOSE = 1e-5  # the logits' deviation is about 0.5
@@ -102,6 +104,20 @@ def copy(folder: Path, to: Path, **changes: Any) -> Path:
     (to / "config.json").unlink()
     (to / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     return to
+
+
+def test_text_is_brought_into_the_form_that_the_models_tokenizer_uses(tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level("qwen2")
+    tokenizer.normalizer = normalizers.NFC()
+    saved = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "tokenizer", lambda: saved)
+        folder = tiny.make(tmp_path / "model", "qwen2")
+    export.write(folder, tmp_path / "model.gguf", ignore)
+    runtime = open_model(tmp_path / "model.gguf", threads=1, context=64)
+    text = "l'e\u0301te\u0301 a\u030a<|im_end|>"
+    assert runtime.encode(text) == tokenizer.encode(text).ids
+    runtime.close()
 
 
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}

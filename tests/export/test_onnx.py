@@ -169,7 +169,10 @@ def test_stop_ids_without_a_generation_config_are_the_configs(fp32: Path, tmp_pa
 
 def test_the_builders_extra_stop_id_is_taken_back(tmp_path: Path) -> None:
     model = tiny.make(tmp_path / "model", eos_token_id=5)  # the tokenizer's own end token is 2
-    assert open_model(export(model, tmp_path / "onnx", precision="fp32")).stop_ids == {5}
+    folder = write(model, tmp_path, 32)
+    assert open_model(folder).stop_ids == {2, 5}
+    exporting._set_stop_ids(folder, model, {})
+    assert open_model(folder).stop_ids == {5}
 
 
 def test_template_and_tokenizer_are_the_models_own(tiny_llama: Path, fp32: Path) -> None:

@@ -160,6 +160,21 @@ def test_progress_counts_tensors_and_a_fallback_is_said(tmp_path: Path) -> None:
     assert [event.level for event in events if isinstance(event, Alert)] == ["warning"]
 
 
+def test_rows_that_llama_cpp_would_give_a_ruinous_type_are_kept_in_eight_bits(tmp_path: Path) -> None:
+    small = vocabularies.for_transformers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "tokenizer", lambda: small)
+        write(tiny.make(tmp_path / "narrow"), tmp_path / "narrow.gguf", ignore)  # rows of 64
+    out = tmp_path / "out.gguf"
+    quantize(tmp_path / "narrow.gguf", out, "Q5_K_M", threads=1, tensor_types={"attn_q": "Q5_0"})
+    found = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
+    assert "Q5_1" not in found.values()
+    assert found["blk.0.attn_k.weight"] == found["blk.1.ffn_up.weight"] == "Q8_0"
+    assert found["blk.0.attn_q.weight"] == "Q5_0"
+    quantize(tmp_path / "narrow.gguf", out, "Q4_1", threads=1)
+    assert "Q4_1" in {tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
+
+
 def test_the_log_goes_back_to_its_reader(floats: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     with llama_log(lambda level, line: lines.append(line)):

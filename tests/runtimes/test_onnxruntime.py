@@ -246,6 +246,17 @@ def test_hostile_configurations_are_corrupt(
         open_model(copy)
 
 
+def test_no_other_provider_is_loaded(folder: Path, tmp_path: Path, model: Any) -> None:
+    ask = {"provider_options": [{"cuda": {"device_id": "0"}}]}
+    copy = changed(
+        folder,
+        tmp_path,
+        "genai_config.json",
+        lambda config: config["model"]["decoder"]["session_options"].update(ask),
+    )
+    assert np.array_equal(open_model(copy, threads=1).logits(prompts()[0]), model.logits(prompts()[0]))
+
+
 def test_weights_outside_the_folder_are_not_read(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "model.onnx.data").rename(tmp_path / "outside.data")
