@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
 from edgekit import registry
+from edgekit.containers.gguf import read_gguf
 from edgekit.errors import CorruptError, StageError, UnsupportedError
 from edgekit.events import Emit, GateResult
 
@@ -19,9 +19,9 @@ HINT = "Give the model's Hugging Face folder instead."
 def read_config(path: Path) -> dict[str, Any]:
     """The model's configuration as transformers reads it from the file's metadata; no weights are loaded.
 
-    Raises `CorruptError` for a file that is not GGUF and `UnsupportedError` for an architecture it cannot read.
+    Raises `CorruptError` for a file that is not sound GGUF and `UnsupportedError` for an architecture it cannot read.
     """
-    check_magic(path)
+    read_gguf(path)  # no other parser may see a file that this one refuses
     try:
         from transformers import AutoConfig
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -37,16 +37,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return {**AutoConfig.for_model(kind, **config).to_dict(), "architectures": names}
 
 
-def check_magic(path: Path) -> None:
-    """Raise `CorruptError` unless `path` begins as a GGUF file of version 2 or 3."""
-    with path.open("rb") as file:
-        head = file.read(24)
-    if len(head) < 24 or head[:4] != b"GGUF" or struct.unpack("<I", head[4:8])[0] not in (2, 3):
-        raise CorruptError(f"{path} is not a GGUF file of version 2 or 3.", "Fetch the file again.")
-
-
 def convert(path: Path, out: Path) -> None:
-    """Write the file's weights, as float32, and its tokenizer to the Hugging Face folder `out`."""
+    """Write the file's weights, as float32, and its tokenizer to the Hugging Face folder `out`.
+
+    Raises `CorruptError` for a file that cannot be read.
+    """
+    read_gguf(path)
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,11 +68,9 @@ def mend_pre_tokenizer(tokenizer: Any, path: Path) -> None:
 
     Without it a run of spaces before a digit gets other ids than in the file (as of transformers 5.23).
     """
-    import gguf
     from tokenizers import pre_tokenizers
 
-    field = gguf.GGUFReader(path).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
+    if read_gguf(path).metadata.get("tokenizer.ggml.pre") == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from edgekit import gguf_source, registry
 from edgekit.artifacts import sha256_file, sha256_tree, write_json
+from edgekit.containers.safetensors import read_safetensors
 from edgekit.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.events import Emit, ignore
 
@@ -221,28 +221,7 @@ def _link_folder(folder: Path, out: Path) -> None:
             "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
         )
     for file in weights:
-        check_safetensors(file)
+        read_safetensors(file)
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
             (out / file.name).symlink_to(file.resolve())
-
-
-def check_safetensors(path: Path) -> None:
-    """Raise `CorruptError` unless the header of a safetensors file fits the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        try:
-            header = json.loads(file.read(length)) if length <= size - 8 else None
-            ends = (
-                [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-                if header
-                else []
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            header = None
-    if not header or 8 + length + max(ends, default=0) != size:
-        raise CorruptError(
-            f"{path} is truncated or damaged: its header does not fit its size.", "Fetch the file again."
-        )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from edgekit import gguf_source, model
+from edgekit.containers.safetensors import read_safetensors
 from edgekit.errors import ConfigError, CorruptError, StageError, UnsupportedError
 
 
@@ -70,7 +71,7 @@ def test_no_cut_or_changed_header_passes(tiny_llama: Path, tmp_path: Path, data:
         wrong = data.draw(st.integers(0, 2**64 - 1).filter(lambda n: n != length))
         file.write_bytes(wrong.to_bytes(8, "little") + whole[8:])
     with pytest.raises(CorruptError):
-        model.check_safetensors(file)
+        read_safetensors(file)
 
 
 def test_a_folder_comes_in_with_its_provenance(tiny_llama: Path, tmp_path: Path) -> None:
