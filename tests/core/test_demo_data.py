@@ -20,7 +20,7 @@ from edgekit.errors import ConfigError
 
 INTENTS = demo.patterns()["intents"]
 SPLITS = ("train", "validation", "test")
-TRAIN_SHA256 = "dac1e0a14e1651b1df738c79cb5142b933b5b831a5e49e0360bc4461aea2fd9e"
+TRAIN_SHA256 = "f9bdaa7d14089b9fe6f7cecf684a76bd2ea061cb52ca7565c1c5536e850ef38c"
 
 
 @pytest.fixture(scope="module")
