@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from edgekit import registry
 from edgekit.chat import Message
-from edgekit.errors import ConfigError, GateError
+from edgekit.errors import ConfigError, GateError, UnsupportedError
 from edgekit.manifest import check_files, read_manifest
-from edgekit.registry import Runtime, Sampling
+from edgekit.registry import Runtime, Sampling, TakesAdapters
 
 RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 CONTEXT = 2048
@@ -61,6 +61,20 @@ class LoadedModel:
                 yield whole[len(shown) :]
                 shown = whole
         yield self.runtime.decode(ids)[len(shown) :]
+
+    def use(self, adapter: str | os.PathLike[str] | None) -> Self:
+        """Answer with a LoRA adapter on the model from now on, or without one for None; returns this model.
+
+        `adapter` is the file that was exported for this model's format. Adapters stay loaded, so that going back to
+        one costs nothing. Raises `CorruptError` for a damaged adapter and for another base's, naming both digests,
+        and `UnsupportedError` for a model that takes none; the adapter in use stays.
+        """
+        if not isinstance(self.runtime, TakesAdapters):
+            raise UnsupportedError(
+                f"{self.runtime.name} takes no adapters.", "Open a GGUF file or an ONNX folder."
+            )
+        self.runtime.use(None if adapter is None else Path(adapter))
+        return self
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -11,16 +11,26 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from edgekit.artifacts import sha256_file
 from edgekit.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.events import Emit, Progress, ignore
-from edgekit.export.safetensors_io import Weights, copy_companions, model_config, read_json, write_weights
+from edgekit.export.safetensors_io import (
+    Weights,
+    copy_companions,
+    model_config,
+    note,
+    read_json,
+    write_weights,
+)
 
 # Keys of adapter_config.json that are handled here or do not change what the stored tensors mean.
 # Another key may be present, but only unset.
@@ -35,12 +45,15 @@ UNDERSTOOD = {
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
 PREFIX = "base_model.model."
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MERGED = "merged_adapter_sha256"  # noted in edgekit.json: such a model is no base for the same adapter again
 
 _PART = re.compile(
     re.escape(PREFIX) + r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?"
 )
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
+Floats = NDArray[np.float32]
 
 
 def merge(
@@ -81,10 +94,7 @@ def merge(
 
     def merged(name: str) -> torch.Tensor:
         nonlocal done
-        value = weights[name]
-        for edit in edits.get(name, ()):
-            value = edit(value.float())
-        value = value.to(layout[name][0])
+        value = apply(edits.get(name, ()), weights[name]).to(layout[name][0])
         if value.is_floating_point() and not torch.stack(value.aminmax()).isfinite().all():
             raise CorruptError(
                 f"'{name}' is not finite once merged and stored as {dtype}.",
@@ -102,6 +112,27 @@ def merge(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     copy_companions(base, out)
+    note(out, MERGED, sha256_file(adapter / ADAPTER_WEIGHTS))
+
+
+def apply(edits: Iterable[Edit], value: torch.Tensor) -> torch.Tensor:
+    """`value` with each edit made in turn, in float32."""
+    for edit in edits:
+        value = edit(value.float())
+    return value
+
+
+def merged_tensors(base: Path, weights: Weights, adapter: Path) -> dict[str, Callable[[Floats], Floats]]:
+    """For each tensor of `base` that the adapter changes, its merged values from the stored ones, all in float32.
+
+    The same arithmetic as `merge`, bit for bit, for those who write another format. Raises as `plan_edits`.
+    """
+
+    def merged(edits: list[Edit], values: Floats) -> Floats:
+        changed: Floats = apply(edits, torch.from_numpy(values)).numpy()
+        return changed
+
+    return {name: partial(merged, edits) for name, edits in plan_edits(base, weights, adapter).items()}
 
 
 def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Edit]]:
@@ -172,7 +203,7 @@ def _adapter_config(adapter: Path) -> Any:
 
 
 def _adapter_weights(adapter: Path) -> Weights:
-    file = adapter / "adapter_model.safetensors"
+    file = adapter / ADAPTER_WEIGHTS
     if file.is_file():
         return Weights(file)
     if (adapter / "adapter_model.bin").exists():

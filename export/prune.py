@@ -23,6 +23,7 @@ from edgekit.export.safetensors_io import (
     Weights,
     copy_companions,
     model_config,
+    note,
     read_json,
     write_weights,
 )
@@ -82,6 +83,7 @@ def prune(
         )
     write_weights(out, layout, lambda name: weights[sources[name]])
     copy_companions(model, out)
+    note(out, "dropped_layers", dropped)
     return {"dropped": dropped, "influence": influence}
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from edgekit.artifacts import write_json
 from edgekit.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.model import PROVENANCE
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -205,3 +207,10 @@ def copy_companions(source: Path, out: Path) -> None:
             shutil.copytree(source / name, out / name)
         elif (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+
+
+def note(folder: Path, key: str, value: Any) -> None:
+    """Note what was done to the model in the folder's `edgekit.json`, where it has one."""
+    file = folder / PROVENANCE
+    if file.is_file():
+        write_json(file, read_json(file) | {key: value})

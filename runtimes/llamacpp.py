@@ -6,21 +6,23 @@ Source of every call: `llama.h` of llama.cpp, <https://github.com/ggml-org/llama
 from __future__ import annotations
 
 import ctypes
-import struct
 import unicodedata
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from edgekit.chat import ChatTemplate
-from edgekit.errors import ConfigError, CorruptError, StageError
+from edgekit.containers.gguf import read_gguf
+from edgekit.errors import ConfigError, CorruptError, StageError, UnsupportedError
 from edgekit.registry import Runtime, Sampling
+from edgekit.runtimes import adapters
 
 PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
 LOGITS_CHUNK = 128  # rows of logits held twice by llama.cpp: 128 x 50,000 x 4 bytes = 25 MB each
@@ -42,34 +44,27 @@ _log_callback = lib.llama_log_callback(_keep_error)  # llama.cpp holds the point
 def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     """Open the GGUF file `path`; an answer and its prompt may take `context` tokens together.
 
-    Raises `CorruptError` when the file is not GGUF, is cut off, or llama.cpp cannot load it.
+    Raises `CorruptError` when the file is not GGUF, is cut off, or llama.cpp cannot load it, and `UnsupportedError`
+    for one part of a model that is split into many: llama.cpp would read the others unchecked.
     """
-    _check_header(path)
+    layout = read_gguf(path)
+    parts = layout.metadata.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
+        raise UnsupportedError(
+            f"{path} is one of {parts} parts of a model.",
+            "Join them first: llama-gguf-split --merge FIRST OUT.",
+        )
     lib.llama_log_set(_log_callback, None)
     lib.llama_backend_init()
     _errors.clear()
-    return LlamaCpp(_Model(path), threads, context)
-
-
-def _check_header(path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(f"There is no file {path}.", "Name a .gguf file that exists.")
-    with path.open("rb") as file:
-        header = file.read(8)
-    if len(header) < 8 or header[:4] != b"GGUF":
-        raise CorruptError(f"{path} is not a GGUF file.", "Export it again, or name another file.")
-    (version,) = struct.unpack("<I", header[4:])
-    if version not in (2, 3):
-        raise CorruptError(
-            f"{path} is GGUF version {version}; versions 2 and 3 (little-endian) can be read.",
-            "Export it again with a current converter.",
-        )
+    shapes = {name: tensor.shape for name, tensor in layout.tensors.items()}
+    return LlamaCpp(_Model(path, shapes), threads, context)
 
 
 class _Model:
     """The weights and the vocabulary; freed with the last object that refers to them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shapes: adapters.Shapes) -> None:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
         # Weights are repacked for the processor; a mapped file would stay resident beside the copy.
@@ -84,6 +79,22 @@ class _Model:
         weakref.finalize(self, lib.llama_model_free, self.pointer)
         self.vocab = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
+        self._shapes = shapes
+        self.adapters: dict[str, Any] = {}  # llama.cpp frees them with the model
+
+    def adapter(self, path: Path) -> Any:
+        """llama.cpp's handle of the adapter file `path`, read once; raises as `adapters.check_gguf`."""
+        key = adapters.file_key(path)
+        if key not in self.adapters:
+            base, merged = (self.metadata(f"edgekit.{name}") for name in ("sha256", adapters.MERGED))
+            adapters.check_gguf(path, self._shapes, base, merged)
+            _errors.clear()
+            handle = lib.llama_adapter_lora_init(self.pointer, str(path).encode())
+            if not handle:
+                reason = _errors[0] if _errors else "no reason given"
+                raise CorruptError(f"llama.cpp could not load {path}: {reason}", "Export the adapter again.")
+            self.adapters[key] = handle
+        return self.adapters[key]
 
     def metadata(self, key: str) -> str | None:
         """The scalar under `key` in the file, as text."""
@@ -124,6 +135,7 @@ class _Context:
                 "Open the model with a smaller context.",
             )
         weakref.finalize(self, lib.llama_free, self.pointer)
+        self._adapters_known = len(model.adapters)
         self._memory = lib.llama_get_memory(self.pointer)
 
         self._token = np.zeros(PREFILL_CHUNK, np.int32)
@@ -142,6 +154,21 @@ class _Context:
             seq_id=self._sequence_address.ctypes.data_as(ctypes.POINTER(int32)),
             logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+
+    @property
+    def outdated(self) -> bool:
+        """Whether an adapter was loaded since: llama.cpp sizes a context's graph for those that there are."""
+        return self._adapters_known != len(self._model.adapters)
+
+    def use(self, adapter: Any) -> None:
+        """Compute with `adapter` on the weights; None takes it off."""
+        if adapter is None:
+            status = lib.llama_set_adapters_lora(self.pointer, None, 0, None)
+        else:
+            handles = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+            status = lib.llama_set_adapters_lora(self.pointer, handles, 1, (ctypes.c_float * 1)(1.0))
+        if status != 0:
+            raise StageError(f"llama.cpp could not set the adapter (status {status}).")
 
     def clear(self) -> None:
         """Forget every sequence."""
@@ -196,6 +223,7 @@ class LlamaCpp:
         self._threads = threads
         self._context = context
         self._idle: list[_Context] = []
+        self._adapter: Any = None
         self._unicode_form = model.metadata("edgekit.unicode_form")
         stops = {model.token_id(role) for role in ("eos", "eot", "eom")}
         self._stop_ids = frozenset(stop for stop in stops if stop is not None)
@@ -307,6 +335,7 @@ class LlamaCpp:
         cells = -(-(max(map(len, prompts)) + max_tokens) // 256) * 256  # llama.cpp pads each sequence to 256
         slots = max(1, min(SEQUENCES, len(prompts), BATCH_CELLS // cells))
         context = _Context(self._model, self._threads, slots * cells, slots)
+        context.use(self._adapter)
         answers: list[list[int]] = [[] for _ in prompts]
         waiting = deque(range(len(prompts)))
         running: dict[int, int] = {}  # slot -> prompt
@@ -334,6 +363,14 @@ class LlamaCpp:
                     keep(slot, token)
         return answers
 
+    def use(self, adapter: Path | None) -> None:
+        """Answer with the GGUF LoRA file `adapter` on the weights from now on, with none of it for None.
+
+        Answers under way end as they began. Adapters stay loaded, so that going back to one costs nothing. Raises
+        `CorruptError` for a damaged adapter and for another base's, with both digests; the one in use stays.
+        """
+        self._adapter = None if adapter is None else self._model.adapter(adapter)
+
     def close(self) -> None:
         """Free the model, once answers still under way are done with it."""
         self._idle.clear()
@@ -351,7 +388,9 @@ class LlamaCpp:
     @contextmanager
     def _fresh_context(self) -> Iterator[_Context]:
         """An empty context of its own for each answer under way, so that interleaved answers never mix."""
+        self._idle = [context for context in self._idle if not context.outdated]
         context = self._idle.pop() if self._idle else _Context(self._model, self._threads, self._context)
+        context.use(self._adapter)
         context.clear()
         try:
             yield context

@@ -16,8 +16,10 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from edgekit.chat import ChatTemplate
+from edgekit.containers.onnx import check_onnx
 from edgekit.errors import ConfigError, CorruptError
 from edgekit.registry import Runtime, Sampling
+from edgekit.runtimes import adapters
 
 BATCH = 8  # answers computed together
 BATCH_CELLS = 8192  # tokens of KV cache for all of them
@@ -35,6 +37,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     if not path.is_dir():
         raise ConfigError(f"There is no folder {path}.", "Name a folder that onnxruntime-genai loads.")
     config = _model_config(path)
+    origin = adapters.read_origin(path)
     try:
         text = _Text(path)
         og.disable_telemetry_events()
@@ -45,7 +48,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
             json.dumps({"model": {"pad_token_id": NO_PAD, "decoder": {"session_options": session}}})
         )
         model = og.Model(genai)
-        return OnnxRuntime(model, og.Tokenizer(model), text, config, context)
+        return OnnxRuntime(model, og.Tokenizer(model), text, config, context, origin)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CorruptError(f"onnxruntime-genai could not load {path}: {reason}", AGAIN) from error
@@ -59,19 +62,29 @@ def _model_config(path: Path) -> dict[str, Any]:
     source = path / "genai_config.json"
     try:
         config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))["model"]
-        file = str(config["decoder"]["filename"])
+        files = {str(config["decoder"]["filename"]), *_file_names(config)}
         if not isinstance(config["vocab_size"], int) or not isinstance(config["eos_token_id"], int | list):
             raise TypeError("`vocab_size` or `eos_token_id` is not a number")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(f"{source} is malformed: {error}", AGAIN) from error
     if "custom_ops_library" in json.dumps(config):
         raise CorruptError(
             f"{source} asks for a native library to be loaded; nothing was loaded.",
             "Take a folder from a source that you trust.",
         )
-    if Path(file).name != file or not (path / file).is_file():
-        raise CorruptError(f"{path} has no model file '{file}'.", AGAIN)
+    for file in sorted(files):
+        if Path(file).name != file or not (path / file).is_file():
+            raise CorruptError(f"{path} has no model file '{file}'.", AGAIN)
+        check_onnx(path, file)
     return config
+
+
+def _file_names(config: Any) -> Iterator[str]:
+    """Every model file that the configuration names: beside the decoder's, those of embeddings or a pipeline."""
+    if isinstance(config, dict) and "filename" in config:
+        yield str(config["filename"])
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _file_names(value)
 
 
 class _Text:
@@ -151,7 +164,13 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(
-        self, model: og.Model, tokenizer: og.Tokenizer, text: _Text, config: dict[str, Any], context: int
+        self,
+        model: og.Model,
+        tokenizer: og.Tokenizer,
+        text: _Text,
+        config: dict[str, Any],
+        context: int,
+        origin: adapters.Origin,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -160,6 +179,10 @@ class OnnxRuntime:
         self._vocab_size: int = config["vocab_size"]
         stops: int | list[int] = config["eos_token_id"]
         self._stop_ids = frozenset([stops] if isinstance(stops, int) else stops)
+        self._origin = origin
+        self._adapters = og.Adapters(model)
+        self._loaded: set[str] = set()
+        self._adapter: str | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -286,6 +309,8 @@ class OnnxRuntime:
             no_repeat_ngram_size=0,
         )
         generator = og.Generator(self._model, params)
+        if self._adapter is not None:
+            generator.set_active_adapter(self._adapters, self._adapter)
         rows = [[*prompt, *[NO_PAD] * (longest - len(prompt))] for prompt in prompts]
         generator.append_tokens(np.array(rows, np.int32))
         return generator
@@ -294,7 +319,25 @@ class OnnxRuntime:
         if unknown := [id_ for id_ in ids if not 0 <= id_ < self.vocab_size]:
             raise ConfigError(f"Token id {unknown[0]} is outside the vocabulary of {self.vocab_size}.")
 
+    def use(self, adapter: Path | None) -> None:
+        """Answer with the `.onnx_adapter` file `adapter` from now on, with none for None; as in `LlamaCpp.use`."""
+        self._adapter = None if adapter is None else self._load(adapter)
+
+    def _load(self, adapter: Path) -> str:
+        key = adapters.file_key(adapter)
+        if key not in self._loaded:
+            adapters.check_onnx(adapter, self._origin)
+            try:
+                self._adapters.load(str(adapter), key)
+            except RuntimeError as error:
+                raise CorruptError(
+                    f"onnxruntime-genai could not load {adapter}: {error}", "Export the adapter again."
+                ) from error
+            self._loaded.add(key)
+        return key
+
     def close(self) -> None:
         """Free the model, once answers still under way are done with it."""
+        vars(self).pop("_adapters", None)
         vars(self).pop("_model", None)
         vars(self).pop("_tokenizer", None)

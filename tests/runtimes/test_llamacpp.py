@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit import registry
-from edgekit.errors import ConfigError, CorruptError, MissingPartError
+from edgekit.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.registry import Sampling
 from edgekit.runtimes.llamacpp import open_model
 
@@ -201,6 +202,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         open_model(big_endian)
     with pytest.raises(ConfigError, match="There is no file"):
         open_model(tmp_path / "none.gguf")
+
+
+def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would look for the other parts by name and read them unchecked."""
+    key = b"split.count"
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key
+    (tmp_path / "part.gguf").write_bytes(header + struct.pack("<IH", 2, 3))
+    with pytest.raises(UnsupportedError, match="one of 3 parts"):
+        open_model(tmp_path / "part.gguf")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

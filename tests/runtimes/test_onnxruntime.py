@@ -246,6 +246,19 @@ def test_hostile_configurations_are_corrupt(
         open_model(copy)
 
 
+def test_every_model_file_that_is_named_is_checked(folder: Path, tmp_path: Path) -> None:
+    pipeline = [{"embeddings": {"filename": "embeddings.onnx"}}]
+    copy = changed(
+        folder,
+        tmp_path,
+        "genai_config.json",
+        lambda config: config["model"]["decoder"].update(pipeline=pipeline),
+    )
+    (copy / "embeddings.onnx").write_bytes(b"\x3a\xff")
+    with pytest.raises(CorruptError, match=r"embeddings\.onnx is truncated or damaged"):
+        open_model(copy)
+
+
 def test_no_other_provider_is_loaded(folder: Path, tmp_path: Path, model: Any) -> None:
     ask = {"provider_options": [{"cuda": {"device_id": "0"}}]}
     copy = changed(
