@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.artifacts import sha256_file
 from edgekit.errors import CorruptError, StageError, UnsupportedError
 from edgekit.events import Alert, Emit, Progress
 from edgekit.export.gguf_families import (
@@ -25,13 +27,14 @@ from edgekit.export.gguf_families import (
     Family,
     architecture,
     faults,
+    head_size,
     name_map,
     rope_factors,
     to_gguf,
     typed,
     write_parameters,
 )
-from edgekit.export.gguf_vocab import read_vocabulary
+from edgekit.export.gguf_vocab import Vocabulary, read_vocabulary
 from edgekit.export.quantize import quantize, tensor_type, uses_importance
 from edgekit.model import PROVENANCE, read_config
 from edgekit.registry import ExportContext, Exporter, ExportStep
@@ -80,12 +83,17 @@ def steps(options: Any) -> list[ExportStep]:
         quantize(source, out, **kinds, imatrix=weights, threads=context.threads, emit=emit)
 
     converter = {"converter": CONVERTER} if options.llama_cpp else {}
-    if options.type == "F32" and not options.token_embedding_type and not options.tensor_types:
+    if is_float_file(options):
         return [ExportStep(STAGE, converter, "model.gguf", write_floats)]
     return [
         ExportStep(STAGE, converter, "model.f32.gguf", write_floats),
         ExportStep("quantize.gguf", kinds, "model.gguf", quantize_floats),
     ]
+
+
+def is_float_file(options: Any) -> bool:
+    """Whether these options ask for 32-bit floats and nothing else, which needs no quantizer."""
+    return options.type == "F32" and not options.token_embedding_type and not options.tensor_types
 
 
 exporter = Exporter(runtime="llama.cpp", refusal=refusal, steps=steps)
@@ -107,11 +115,45 @@ def _importance(context: ExportContext, emit: Emit) -> dict[str, NDArray[np.floa
     return importance(context.model, context.calibration, emit)
 
 
-def write(source: Path, out: Path, emit: Emit) -> None:
-    """Write the Hugging Face folder `source` as one GGUF file of 32-bit floats, one tensor in memory at a time.
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the file, in floats, read when it is its turn."""
 
-    The same folder gives the same bytes. Raises `UnsupportedError` for a model or a tokenizer that llama.cpp cannot
-    reproduce, `CorruptError` for damaged or missing weights; then there is no `out`.
+    name: str
+    shape: tuple[int, ...]
+    rows: Callable[[int, int], NDArray[np.float32]]
+    """Entries `start` to `stop` of the first axis; both are multiples of `group`, or the end."""
+    group: int
+
+    @property
+    def bytes(self) -> int:
+        """Size in a file of floats."""
+        return 4 * prod(self.shape)
+
+    def load(self) -> NDArray[np.float32]:
+        """All of it."""
+        return self.rows(0, self.shape[0])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checked Hugging Face folder and all that its GGUF file will hold, the weights still on disk."""
+
+    source: Path
+    raw: dict[str, Any]
+    config: Any
+    family: Family
+    vocabulary: Vocabulary
+    tensors: list[Tensor]
+    origin: dict[str, Any]
+    """Where it comes from: what `edgekit.json` says, when the folder has one."""
+
+
+def read_model(source: Path, adapter: Path | None = None) -> Model:
+    """The Hugging Face folder `source`, with the LoRA folder `adapter` merged in when there is one.
+
+    Raises `UnsupportedError` for a model or a tokenizer that llama.cpp cannot reproduce, `CorruptError` for damaged or
+    missing weights, and as `merge.plan_edits` does for an adapter.
     """
     raw = read_config(source)
     if fault := next(faults(raw), ""):
@@ -120,19 +162,42 @@ def write(source: Path, out: Path, emit: Emit) -> None:
         )
     config, family = typed(raw), FAMILIES[architecture(raw)]
     vocabulary = read_vocabulary(source, config.vocab_size)
-    tensors = read_tensors(source, config, family)
-    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[family.arch])
+    file = source / PROVENANCE
+    origin = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if origin and adapter:
+        from edgekit.export import merge
+
+        origin[merge.MERGED] = sha256_file(adapter / merge.ADAPTER_WEIGHTS)
+    return Model(
+        source, raw, config, family, vocabulary, read_tensors(source, config, family, adapter), origin
+    )
+
+
+def metadata(model: Model, out: Path) -> gguf.GGUFWriter:
+    """A writer for the new file `out` that knows everything of a float file but its tensors."""
+    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[model.family.arch])
+    _write_origin(writer, model.origin, model.raw)
+    write_parameters(writer, model.config)
+    model.vocabulary.write(writer)
+    return writer
+
+
+def write(source: Path, out: Path, emit: Emit) -> None:
+    """Write the Hugging Face folder `source` as one GGUF file of 32-bit floats, one tensor in memory at a time.
+
+    The same folder gives the same bytes. Raises as `read_model` does, and `CorruptError` for weights that cannot be
+    read; then there is no `out`.
+    """
+    model = read_model(source)
+    writer = metadata(model, out)
     try:
-        _write_origin(writer, source, raw)
-        write_parameters(writer, config)
-        vocabulary.write(writer)
-        for tensor in tensors:
+        for tensor in model.tensors:
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        total, done = sum(tensor.bytes for tensor in tensors), 0
-        for tensor in tensors:
+        total, done = sum(tensor.bytes for tensor in model.tensors), 0
+        for tensor in model.tensors:
             writer.write_tensor_data(np.ascontiguousarray(tensor.load()))
             done += tensor.bytes
             emit(Progress(STAGE, done / MIB, total / MIB, "MiB", tensor.name))
@@ -143,32 +208,21 @@ def write(source: Path, out: Path, emit: Emit) -> None:
     writer.close()
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of the file, in floats, read when it is its turn."""
-
-    name: str
-    shape: tuple[int, ...]
-    load: Callable[[], NDArray[np.float32]]
-
-    @property
-    def bytes(self) -> int:
-        """Size in the file."""
-        return 4 * prod(self.shape)
-
-
-def read_tensors(source: Path, config: Any, family: Family) -> list[Tensor]:
+def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None = None) -> list[Tensor]:
     """The file's tensors, layer by layer, found in the folder's safetensors files.
 
     Raises `CorruptError` for a tensor without a place in GGUF (nothing is left out silently), for a missing embedding
     or head, and for a head that differs from the embedding it is said to be tied to.
     """
-    from edgekit.export.safetensors_io import Weights
+    from edgekit.export.merge import merged_tensors
+    from edgekit.export.rows import Rows
 
-    weights = Weights(source)
+    stored = Rows(source)
+    weights = stored.weights
+    merged = merged_tensors(source, weights, adapter) if adapter else {}
     left_out = {key for key in weights if key.endswith(DERIVED)}
     if config.tie_word_embeddings and HEAD in weights:
-        if not weights[HEAD].equal(weights[EMBEDDING]):
+        if not stored.equal(HEAD, EMBEDDING):
             raise CorruptError(
                 f"{source / 'config.json'} ties the head to the embedding, and the weights hold two different ones.",
                 "Set tie_word_embeddings to false if the head was trained by itself.",
@@ -180,8 +234,16 @@ def read_tensors(source: Path, config: Any, family: Family) -> list[Tensor]:
             f"The weights in {source} lack {', '.join(missing)}.", "Fetch or merge the model again."
         )
 
-    def load(key: str) -> NDArray[np.float32]:
-        return to_gguf(key, weights[key].float().numpy(), config, family)
+    head = head_size(config)
+
+    def rows(key: str, start: int, stop: int) -> NDArray[np.float32]:
+        values = stored.read(key, start, stop)
+        if key in merged:
+            values = merged[key](values)
+        heads = (stop - start) // head  # of q and k, whose rows come in whole heads
+        return to_gguf(
+            key, values, SimpleNamespace(num_attention_heads=heads, num_key_value_heads=heads), family
+        )
 
     names = name_map(config, family)
     tensors: list[Tensor] = []
@@ -191,9 +253,10 @@ def read_tensors(source: Path, config: Any, family: Family) -> list[Tensor]:
                 f"The weights in {source} hold {key}, which has no place in this architecture's GGUF file.",
                 "Merge adapters into the weights first, and leave out what the architecture does not use.",
             )
-        tensors.append(Tensor(name, weights.layout[key][1], partial(load, key)))
+        shape = weights.layout[key][1]
+        tensors.append(Tensor(name, shape, partial(rows, key), shape[0] if key in merged else head))
     if (factors := rope_factors(config)) is not None:
-        tensors.append(Tensor(ROPE_FREQS, factors.shape, lambda: factors))
+        tensors.append(Tensor(ROPE_FREQS, factors.shape, lambda start, stop: factors[start:stop], 1))
     return sorted(tensors, key=_place)
 
 
@@ -202,10 +265,8 @@ def _place(tensor: Tensor) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in tensor.name.split(".")]
 
 
-def _write_origin(writer: gguf.GGUFWriter, source: Path, config: dict[str, Any]) -> None:
-    """What the file is and where it comes from: the folder's `edgekit.json`, when it has one."""
-    file = source / PROVENANCE
-    origin = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _write_origin(writer: gguf.GGUFWriter, origin: dict[str, Any], config: dict[str, Any]) -> None:
+    """What the file is and where it comes from."""
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -6,7 +6,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -20,7 +20,9 @@ from edgekit.events import Alert, Emit, Progress, ignore
 STAGE = "quantize.gguf"
 ASYMMETRIC = ("Q4_1", "Q5_1")
 EIGHT_BITS_OR_MORE = ("F32", "F16", "BF16", "Q8_0")
-PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
+# llama.cpp's log: a tensor's place and name, then its size and, when it changes, its new type
+TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
+SIZE = re.compile(r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\w+)\))?")
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
 
@@ -40,6 +42,18 @@ def tensor_type(type: str) -> gguf.GGMLQuantizationType:
     return gguf.GGMLQuantizationType[re.sub(r"_[SM]$", "", type)]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which type each tensor of a file gets."""
+
+    types: dict[str, gguf.GGMLQuantizationType]
+    """By tensor name, in the order of llama.cpp's file."""
+    overrides: dict[str, str]
+    """The tensor types to ask llama.cpp for, by regular expression."""
+    warning: Alert | None
+    """Said when rows are too short for the type that was asked for."""
+
+
 def quantize(
     source: Path,
     out: Path,
@@ -57,51 +71,87 @@ def quantize(
     another type (`{"ffn_down": "Q6_K"}`), as `llama-quantize --tensor-type` does; `imatrix` holds for each tensor
     name the weight of each input column, `(columns,)`.
 
-    K types need rows of a multiple of 256 weights; for other rows llama.cpp falls back to a type of its own choice.
-    Where that is Q4_1 or Q5_1 the tensor gets Q8_0 in a second pass: the two ruin a model with very large activations
-    (benchmarks/gguf_types.md). Raises `StageError` with llama.cpp's own last error line; then there is no `out`.
+    Each tensor gets the type that `choose_types` says. Raises `StageError` with llama.cpp's own last error line; then
+    there is no `out`.
     """
-    run = partial(
-        _quantize, source, out, type, token_embedding_type, imatrix=imatrix, threads=threads, emit=emit
-    )
-    asked = dict(tensor_types or {})
-    fallbacks = run(asked)
-    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
-    unwanted = set(ASYMMETRIC) - {type, *asked.values()}
-    if unwanted & set(types.values()):
-        # every tensor by name: the mixture's choices for one depend on how many were chosen before it
-        run(
-            {
-                f"^{re.escape(name)}$": "Q8_0" if kind in unwanted else kind
-                for name, kind in types.items()
-                if kind != "F32"
-            }
-        )
-    if found := FALLBACK.search(fallbacks):
-        emit(
-            Alert(
-                "warning",
-                f"{found[1]} of {found[2]} tensors have rows that {type} cannot hold; they have a larger type.",
-                "The file is larger than its type's name suggests; its bits per weight stand in the report.",
-            )
-        )
+    chosen = choose_types(source, type, token_embedding_type, tensor_types, imatrix)
+
+    def read(line: str) -> None:
+        if found := TENSOR.search(line):
+            emit(Progress(STAGE, int(found[1]), int(found[2]), "tensors", found[3]))
+
+    try:
+        _run(source, out, type, token_embedding_type, chosen.overrides, imatrix, threads, read)
+    except StageError:
+        out.unlink(missing_ok=True)
+        raise
+    if chosen.warning:
+        emit(chosen.warning)
 
 
-def _quantize(
+def choose_types(
     source: Path,
-    out: Path,
+    type: str,
+    token_embedding_type: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Choice:
+    """The type that llama.cpp gives each tensor of the float GGUF file `source` when asked as in `quantize`.
+
+    It says so itself in a dry run, which reads the file's header and no weights: behind the header `source` may be a
+    hole. K types need rows of a multiple of 256 weights; for other rows llama.cpp falls back to a type of its own
+    choice. Where that is Q4_1 or Q5_1 the tensor gets Q8_0: the two ruin a model with very large activations
+    (benchmarks/gguf_types.md). Raises `StageError` as `quantize` does.
+    """
+
+    def ask(overrides: Mapping[str, str]) -> Choice:
+        types: dict[str, gguf.GGMLQuantizationType] = {}
+        name, warning = "", None
+
+        def read(line: str) -> None:
+            nonlocal name, warning
+            if found := TENSOR.search(line):
+                name = found[3]
+            elif found := SIZE.fullmatch(line.strip()):
+                types[name] = gguf.GGMLQuantizationType[(found[1] or "F32").upper()]
+            elif found := FALLBACK.search(line):
+                warning = Alert(
+                    "warning",
+                    f"{found[1]} of {found[2]} tensors have rows that {type} cannot hold; they have a larger type.",
+                    "The file is larger than its type's name suggests; its bits per weight stand in the report.",
+                )
+
+        _run(source, None, type, token_embedding_type, overrides, imatrix, 1, read)
+        return Choice(types, dict(overrides), warning)
+
+    first = ask(tensor_types or {})
+    unwanted = set(ASYMMETRIC) - {type, *first.overrides.values()}
+    if not any(kind.name in unwanted for kind in first.types.values()):
+        return first
+    # every tensor by name: the mixture's choices for one depend on how many were chosen before it
+    by_name = {
+        f"^{re.escape(name)}$": "Q8_0" if kind.name in unwanted else kind.name
+        for name, kind in first.types.items()
+        if kind.name != "F32"
+    }
+    return replace(ask(by_name), warning=first.warning)
+
+
+def _run(
+    source: Path,
+    out: Path | None,
     type: str,
     token_embedding_type: str | None,
     tensor_types: Mapping[str, str],
-    *,
     imatrix: Mapping[str, NDArray[np.float32]] | None,
     threads: int,
-    emit: Emit,
-) -> str:
-    """One pass of llama.cpp; returns its words on tensors that did not get the type meant for them."""
+    read: Callable[[str], None],
+) -> None:
+    """One pass of llama.cpp, a dry run without `out`; each line of its log goes to `read`."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = file_type(type)
+    params.dry_run = out is None
     if token_embedding_type:
         params.token_embedding_type = tensor_type(token_embedding_type)
     if tensor_types:
@@ -113,28 +163,22 @@ def _quantize(
         params.imatrix = ctypes.cast(_imatrix(columns), ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     errors: list[str] = []
 
-    fallbacks = ""
-
-    def read(level: int, line: str) -> None:
-        nonlocal fallbacks
-        if found := PROGRESS.search(line):
-            emit(Progress(STAGE, int(found[1]), int(found[2]), "tensors", found[3]))
-        elif found := FALLBACK.search(line):
-            fallbacks = found[0]
-        elif level == ERROR:
+    def receive(level: int, line: str) -> None:
+        if level == ERROR:
             errors.append(line.strip())
+        else:
+            read(line)
 
     llama_cpp.llama_backend_init()
-    with llama_log(read):
-        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
+    with llama_log(receive):
+        target = str(out or source).encode()  # not opened in a dry run
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), target, ctypes.byref(params))
     if failed:
-        out.unlink(missing_ok=True)
         why = errors[-1].rpartition("failed to quantize: ")[2] if errors else "it gave no reason"
         raise StageError(
             f"llama.cpp could not quantize {source.name} to {type}: {why}. No file was written.",
             "If it is damaged or cut short, write the float file again.",
         )
-    return fallbacks
 
 
 def _overrides(types: Mapping[str, str]) -> ctypes.Array[llama_cpp.llama_model_tensor_override]:

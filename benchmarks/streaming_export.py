@@ -1,0 +1,250 @@
+"""Streaming export against converting and quantizing one after the other: memory, extra disk, time.
+
+    python benchmarks/streaming_export.py [--model FOLDER] [--synthetic] [--llama-cpp CHECKOUT] [--genai] [--repeats N]
+
+The sample model, or FOLDER, or with --synthetic a Llama of 1.5 billion seeded weights (3 GB, and 3 GB more for each way
+with a float file between), to Q4_K_M. With --llama-cpp the peer is its `convert_hf_to_gguf.py` and then
+`llama_model_quantize`, the function behind `llama-quantize`; the file between has the smallest type that loses nothing.
+With --genai the model builder of onnxruntime-genai writes its int4 folder too, for memory and time only. Each step is a
+process of its own; memory is the most that the process tree holds, sampled every 15 ms: all resident pages, and those
+that are not pages of a mapped file. Extra disk is what lies in the working folder beside the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import psutil
+import torch
+
+from edgekit import hardware
+from edgekit.export.safetensors_io import Weights, copy_companions, write_weights
+from edgekit.model import bring_in, resolve
+
+TYPE, THREADS, EVERY_S, MIB = "Q4_K_M", 2, 0.015, 2**20
+STREAM = """
+import sys; from pathlib import Path
+from edgekit.config import GgufExport
+from edgekit.export.stream import stream
+stream(Path(sys.argv[1]), Path(sys.argv[2]), GgufExport(format="gguf", type=sys.argv[3]), threads=int(sys.argv[4]))
+"""
+FLOATS = """
+import sys; from pathlib import Path
+from edgekit.export.gguf import write
+write(Path(sys.argv[1]), Path(sys.argv[2]), lambda event: None)
+"""
+QUANTIZE = """
+import sys, ctypes, gguf, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype, params.nthread = gguf.LlamaFileType["MOSTLY_" + sys.argv[3]], int(sys.argv[4])
+llama_cpp.llama_backend_init()
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+"""
+LLAMA_1B5 = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+    "num_hidden_layers": 21, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 8192,
+    "vocab_size": 49152, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True, "dtype": "bfloat16",
+    "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@dataclass
+class Cost:
+    """What one way of making the file took."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    resident_mib: float = 0.0
+    anonymous_mib: float = 0.0
+    disk_mib: float = 0.0
+
+
+def main() -> None:
+    """Print one row for each way and repeat, then the ratios of the medians."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--synthetic", action="store_true")
+    parser.add_argument("--llama-cpp", type=Path)
+    parser.add_argument("--genai", action="store_true")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--work", type=Path, help="where the working folders are made")
+    arguments = parser.parse_args()
+    print(hardware.fingerprint()["cpu"], "\n")
+    with tempfile.TemporaryDirectory(dir=arguments.work) as name:
+        folder = Path(name)
+        model = arguments.model or folder / "model"
+        if not arguments.model:
+            bring_in(resolve("smollm2-135m"), model)
+        if arguments.synthetic:
+            model = synthetic(folder / "synthetic", model)
+        ways = list(commands(model, arguments.llama_cpp, arguments.genai))
+        print(
+            "| way | peak RSS MiB | of it anonymous MiB | extra disk MiB | seconds | CPU seconds | output bytes | tensors as streamed |"
+        )
+        print("|---|--:|--:|--:|--:|--:|--:|--:|")
+        costs: dict[str, list[Cost]] = {way: [] for way, _ in ways}
+        expected: dict[str, str] = {}
+        for repeat in range(arguments.repeats):
+            for way, steps in ways if repeat % 2 == 0 else reversed(ways):
+                with tempfile.TemporaryDirectory(dir=folder) as work:
+                    cost = measure(steps, Path(work))
+                    costs[way].append(cost)
+                    out = Path(work) / "model.gguf"
+                    found = digests(out) if out.exists() else {}
+                    size = f"{out.stat().st_size:,}" if out.exists() else ""
+                expected = expected or found
+                same = (
+                    f"{sum(found[key] == expected.get(key) for key in found)} of {len(expected)}"
+                    if found
+                    else ""
+                )
+                print(
+                    f"| {way} | {cost.resident_mib:.0f} | {cost.anonymous_mib:.0f} | {cost.disk_mib:.0f} "
+                    f"| {cost.seconds:.1f} | {cost.cpu_seconds:.1f} | {size} | {same} |",
+                    flush=True,
+                )
+        print()
+        ours = costs.pop("edgekit, streamed")
+        for way, theirs in costs.items():
+            print(f"edgekit, streamed / {way}: " + ", ".join(ratios(ours, theirs)))
+
+
+def ratios(ours: list[Cost], theirs: list[Cost]) -> Iterator[str]:
+    """Median against median, quantity by quantity."""
+    for field, word in (("resident_mib", "RSS"), ("anonymous_mib", "anonymous"), ("disk_mib", "extra disk"), ("seconds", "time"), ("cpu_seconds", "CPU time")):  # fmt: skip
+        mine, other = (statistics.median(getattr(cost, field) for cost in costs) for costs in (ours, theirs))
+        yield f"{word} {mine / other:.2f}" if other else f"{word} -"
+
+
+def commands(model: Path, checkout: Path | None, genai: bool) -> Iterator[tuple[str, list[list[str]]]]:
+    """Each way's name and its processes; they run in a working folder, and `model.gguf` is what they make."""
+    kind, python = [TYPE, str(THREADS)], sys.executable
+    quantize = [python, "-c", QUANTIZE, "floats.gguf", "model.gguf", *kind]
+    yield "edgekit, streamed", [[python, "-c", STREAM, str(model), "model.gguf", *kind]]
+    yield "edgekit, float file between", [[python, "-c", FLOATS, str(model), "floats.gguf"], quantize]
+    if checkout:
+        stored = {dtype for dtype, _ in Weights(model).layout.values()}
+        between = {frozenset({torch.bfloat16}): "bf16", frozenset({torch.float16}): "f16"}.get(
+            frozenset(stored), "f32"
+        )
+        converter = [
+            python,
+            str(checkout.resolve() / "convert_hf_to_gguf.py"),
+            str(model),
+            "--outfile",
+            "floats.gguf",
+        ]
+        yield f"llama.cpp, {between} file between", [[*converter, "--outtype", between], quantize]
+    if genai:
+        builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", "onnx"]
+        yield "onnxruntime-genai's builder", [[*builder, "-p", "int4", "-e", "cpu", "-c", "cache"]]
+
+
+def measure(steps: list[list[str]], work: Path) -> Cost:
+    """Run the processes one after the other in `work`; stops the benchmark with the output of one that fails."""
+    cost = Cost()
+    with (work / "log").open("w+b") as log:
+        for step in steps:
+            start, used = time.perf_counter(), children_cpu_s()
+            process = subprocess.Popen(step, cwd=work, stdout=log, stderr=subprocess.STDOUT)
+            while process.poll() is None:
+                resident, anonymous = memory(process.pid)
+                cost.resident_mib = max(cost.resident_mib, resident / MIB)
+                cost.anonymous_mib = max(cost.anonymous_mib, anonymous / MIB)
+                cost.disk_mib = max(cost.disk_mib, on_disk(work) / MIB)
+                time.sleep(EVERY_S)
+            cost.seconds += time.perf_counter() - start
+            cost.cpu_seconds += children_cpu_s() - used
+            if process.returncode:
+                log.seek(0)
+                sys.exit(log.read()[-2000:].decode("utf-8", "replace"))
+    cost.disk_mib = max(0.0, cost.disk_mib - result_size(work) / MIB)
+    return cost
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Bytes that the process and its children hold: all resident pages, and those of no file."""
+    resident = anonymous = 0
+    try:
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            info = process.memory_info()
+            resident += info.rss
+            anonymous += info.rss - getattr(info, "shared", 0)
+    except psutil.Error:  # it ended between listing and reading
+        pass
+    return resident, anonymous
+
+
+def children_cpu_s() -> float:
+    """CPU time of the processes that have ended, which other work on the machine hardly changes."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes that the files below `folder` take; holes in them take none."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_blocks * 512
+        except FileNotFoundError:  # renamed or removed meanwhile
+            continue
+    return total
+
+
+def result_size(work: Path) -> int:
+    """Bytes on disk of what was asked for."""
+    file = work / "model.gguf"
+    return file.stat().st_blocks * 512 if file.exists() else on_disk(work / "onnx")
+
+
+def digests(file: Path) -> dict[str, str]:
+    """SHA-256 of each tensor with its type, by name."""
+    return {
+        tensor.name: hashlib.sha256(tensor.tensor_type.name.encode() + tensor.data.tobytes()).hexdigest()
+        for tensor in gguf.GGUFReader(file).tensors
+    }
+
+
+def synthetic(folder: Path, tokenizer: Path) -> Path:
+    """Write a Llama of 1.5 billion seeded bfloat16 weights in shards of 512 MiB, with the tokenizer of another model."""
+    folder.mkdir()
+    copy_companions(tokenizer, folder)
+    (folder / "config.json").write_text(json.dumps(LLAMA_1B5, indent=2))
+    hidden, wide = 2048, 8192
+    shapes = {"model.embed_tokens.weight": (49152, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(21):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
+        shapes |= {f"{at}.mlp.{part}_proj.weight": (wide, hidden) for part in ("gate", "up")}
+        shapes[f"{at}.mlp.down_proj.weight"] = (hidden, wide)
+        shapes |= {f"{at}.{part}_layernorm.weight": (hidden,) for part in ("input", "post_attention")}
+
+    def values(name: str) -> torch.Tensor:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+        drawn = torch.randn(shapes[name], generator=torch.Generator().manual_seed(seed))
+        return (drawn * 0.02 if drawn.ndim == 2 else 1 + drawn * 0.1).bfloat16()
+
+    write_weights(
+        folder, {name: (torch.bfloat16, shape) for name, shape in shapes.items()}, values, max_shard_mib=512
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    main()
