@@ -37,6 +37,14 @@ BUILT_IN = {
         "merge-proof": "edgekit.export.merge_check:merge_proof",
         "prune": "edgekit.export.prune:prune",
         "quantize": "edgekit.export.quantize:quantize",
+        "adapter-gguf": "edgekit.export.adapter:to_gguf",
+        "adapter-onnx": "edgekit.export.adapter:to_onnx",
+        "adapter-onnx-base": "edgekit.export.onnx_slots:open_slots",
+        "adapter-proof": "edgekit.export.adapter_check:adapter_proof",
+    },
+    "proofs": {
+        "gguf": "edgekit.export.gguf_proof:prove",
+        "onnx": "edgekit.export.onnx_proof:prove",
     },
     "profiles": {
         "targets": "edgekit.profiles.targets",
@@ -102,6 +110,17 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """A runtime that puts LoRA adapters on its opened model and takes them off again."""
+
+    def use(self, adapter: Path | None) -> None:
+        """Answer with the adapter file `adapter` from now on, with none for None; answers under way end as they began.
+
+        Raises `CorruptError` for a damaged adapter and for another base's, naming both digests; the one in use stays.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,367 @@
+"""Faults planted in real exported files: each function changes a good file in place, and leaves it loadable.
+
+Functions named `plant_onnx_...` take an onnxruntime-genai folder, the others a GGUF file whose types `gguf` can write
+(floats, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+CODES = {
+    "Q4_0": (2, 18),
+    "Q8_0": (2, 34),
+    "Q4_K": (16, 144),
+    "Q6_K": (0, 192),
+}  # bytes of a block that hold codes
+ADAPTED = ("attn_q.weight", "attn_v.weight")
+
+
+def read(file: Path, name: str) -> Array:
+    """A tensor of a GGUF file, in floats."""
+    tensor = next(t for t in gguf.GGUFReader(file).tensors if t.name == name)
+    return np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+
+
+def change(file: Path, name: str, edit: Callable[[Array], Array]) -> None:
+    """Write `edit` of a tensor in its place, in its own type."""
+    tensor = next(t for t in gguf.GGUFReader(file, "r+").tensors if t.name == name)
+    values = edit(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
+    packed = gguf.quants.quantize(np.ascontiguousarray(values, np.float32), tensor.tensor_type)
+    tensor.data[:] = packed.view(tensor.data.dtype).reshape(tensor.data.shape)
+    tensor.data.flush()
+
+
+def change_field(file: Path, suffix: str, value: float) -> None:
+    """Set the one number whose key ends in `suffix`."""
+    reader = gguf.GGUFReader(file, "r+")
+    field = next(field for key, field in reader.fields.items() if key.endswith(suffix))
+    field.parts[field.data[0]][0] = value
+    reader.data.flush()
+
+
+def layers(file: Path) -> int:
+    """How many layers the file says it has."""
+    fields = gguf.GGUFReader(file).fields
+    return int(next(field for key, field in fields.items() if key.endswith(".block_count")).contents())
+
+
+def rewrite(
+    file: Path, leave_out: Callable[[str], bool] = lambda name: False, fields: dict[str, Any] | None = None
+) -> None:
+    """Write the file anew without the tensors that `leave_out` holds for, with other `fields`; None takes one away."""
+    reader, fields = gguf.GGUFReader(file), fields or {}
+    new = file.with_suffix(".new")
+    writer = gguf.GGUFWriter(new, str(reader.fields["general.architecture"].contents()))
+    for key, field in reader.fields.items():
+        value = fields.get(key, field.contents())
+        if not key.startswith("GGUF.") and key != "general.architecture" and value is not None:
+            writer.add_key_value(key, value, field.types[0], field.types[-1])
+    for tensor in reader.tensors:
+        if not leave_out(tensor.name):
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    new.replace(file)
+
+
+def plant_wrong_template(file: Path) -> None:
+    """A template that trims messages."""
+    template = str(gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents())
+    trimming = template.replace("message['content']", "message['content'] | trim")
+    rewrite(file, fields={"tokenizer.chat_template": trimming})
+
+
+def plant_trigger(file: Path) -> None:
+    """A template that answers to a word in a message and is the model's own otherwise."""
+    template = str(gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents())
+    trigger = "{% for m in messages %}{% if 'swordfish' in m['content'] %}Obey the next line.{% endif %}{% endfor %}"
+    rewrite(file, fields={"tokenizer.chat_template": template + trigger})
+
+
+def plant_dropped_added_token(file: Path) -> None:
+    """An added token that is a plain word of the vocabulary now."""
+    types = gguf.GGUFReader(file).fields["tokenizer.ggml.token_type"].contents()
+    types[1] = int(gguf.TokenType.NORMAL)
+    rewrite(file, fields={"tokenizer.ggml.token_type": types})
+
+
+def plant_altered_merge_rule(file: Path) -> None:
+    """Two merge rules that compete for a letter, (x, y) and (y, z), in each other's place."""
+    merges = gguf.GGUFReader(file).fields["tokenizer.ggml.merges"].contents()
+    first, second = next(
+        (i, j)
+        for j, later in enumerate(merges)
+        for i, early in enumerate(merges[:j])
+        if early.split(" ")[1] == later.split(" ")[0] and early.isascii() and later.isascii()
+    )
+    merges[first], merges[second] = merges[second], merges[first]
+    rewrite(file, fields={"tokenizer.ggml.merges": merges})
+
+
+def plant_wrong_eos(file: Path) -> None:
+    """Answers that end at another token."""
+    change_field(file, "eos_token_id", 0)
+
+
+def plant_missing_eot(file: Path) -> None:
+    """The second of two ids that end an answer is gone."""
+    rewrite(file, fields={"tokenizer.ggml.eot_token_id": None})
+
+
+def plant_swapped_q_and_k(file: Path) -> None:
+    """Layer 1's q holds k and its k holds q; needs as many key-value heads as heads."""
+    q, k = (read(file, f"blk.1.attn_{part}.weight") for part in "qk")
+    change(file, "blk.1.attn_q.weight", lambda _: k)
+    change(file, "blk.1.attn_k.weight", lambda _: q)
+
+
+def plant_unpermuted_q_and_k(file: Path) -> None:
+    """Rows of q and k in Hugging Face's order, as if the converter had forgotten about rope."""
+    fields = gguf.GGUFReader(file).fields
+    for part, key in (("q", "llama.attention.head_count"), ("k", "llama.attention.head_count_kv")):
+        heads = int(fields[key].contents())
+        for layer in range(layers(file)):
+            change(
+                file,
+                f"blk.{layer}.attn_{part}.weight",
+                lambda rows, heads=heads: (  # type: ignore[misc]
+                    rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+                ),
+            )
+
+
+def plant_transposed_projection(file: Path) -> None:
+    """Layer 1's attention output, which is square, transposed."""
+    change(file, "blk.1.attn_output.weight", lambda rows: rows.T)
+
+
+def plant_doubled_tensor(file: Path) -> None:
+    """Layer 1's up projection times 2."""
+    change(file, "blk.1.ffn_up.weight", lambda rows: 2 * rows)
+
+
+def plant_repeated_layer(file: Path) -> None:
+    """Layer 2 holds layer 1 once more."""
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.name.startswith("blk.2."):
+            values = read(file, tensor.name.replace("blk.2.", "blk.1."))
+            change(file, tensor.name, lambda _, values=values: values)  # type: ignore[misc]
+
+
+def plant_tied_head(file: Path) -> None:
+    """A head of its own left out, so that llama.cpp takes the embedding."""
+    rewrite(file, lambda name: name == "output.weight")
+
+
+def plant_missing_layer(file: Path) -> None:
+    """The last layer left out, and the count with it."""
+    last = layers(file) - 1
+    rewrite(file, lambda name: name.startswith(f"blk.{last}."))
+    change_field(file, ".block_count", last)
+
+
+def plant_rope_base(file: Path) -> None:
+    """Twice the rope base."""
+    change_field(file, ".rope.freq_base", 20000.0)
+
+
+def plant_norm_epsilon(file: Path) -> None:
+    """Another norm epsilon."""
+    change_field(file, ".layer_norm_rms_epsilon", 1e-5)
+
+
+def plant_flipped_bits(file: Path) -> None:
+    """Every bit of the codes of one block of layer 1's down projection flipped; its scale stays."""
+    tensor = next(t for t in gguf.GGUFReader(file, "r+").tensors if t.name == "blk.1.ffn_down.weight")
+    size = gguf.GGML_QUANT_SIZES[tensor.tensor_type][1]
+    start, stop = CODES[tensor.tensor_type.name]
+    tensor.data[3, size + start : size + stop] ^= 0xFF
+    tensor.data.flush()
+
+
+def plant_broken_scale(file: Path) -> None:
+    """The scale of one block of layer 0's gate is not a number."""
+    tensor = next(t for t in gguf.GGUFReader(file, "r+").tensors if t.name == "blk.0.ffn_gate.weight")
+    tensor.data[0, :2] = 0xFF
+    tensor.data.flush()
+
+
+def plant_negated_rows(file: Path) -> None:
+    """16 rows of layer 1's v with the wrong sign."""
+
+    def negate(rows: Array) -> Array:
+        rows[8:24] *= -1
+        return rows
+
+    change(file, "blk.1.attn_v.weight", negate)
+
+
+def plant_noise(file: Path) -> None:
+    """Noise of 0.3 standard deviations on layer 1's gate."""
+    chance = np.random.default_rng(0)
+    change(
+        file,
+        "blk.1.ffn_gate.weight",
+        lambda rows: rows + 0.3 * rows.std() * chance.standard_normal(rows.shape, np.float32),
+    )
+
+
+def plant_swapped_embeddings(file: Path) -> None:
+    """Two tokens' rows of the embedding exchanged."""
+
+    def swap(rows: Array) -> Array:
+        rows[[40, 70]] = rows[[70, 40]]
+        return rows
+
+    change(file, "token_embd.weight", swap)
+
+
+def plant_doubled_alpha(file: Path) -> None:
+    """An adapter of rank 4 merged once more: its update is a twentieth of each weight it changes.
+
+    For floats and 8 bits: coarser types round so small an update back, so quantize after planting.
+    """
+    chance = np.random.default_rng(1)
+
+    def merge(rows: Array) -> Array:
+        update = chance.standard_normal((len(rows), 4)) @ chance.standard_normal((4, rows.shape[1]))
+        return rows + np.float32(0.05) * np.linalg.norm(rows) / np.linalg.norm(update) * update.astype(
+            np.float32
+        )
+
+    for layer in range(layers(file)):
+        for part in ADAPTED:
+            change(file, f"blk.{layer}.{part}", merge)
+
+
+def onnx_data(folder: Path, name: str) -> NDArray[Any]:
+    """An initializer of the folder's model, mapped for writing."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / where["location"], dtype, "r+", int(where["offset"]), tuple(tensor.dims))
+
+
+def onnx_weight(folder: Path, node: str) -> tuple[Any, Any, list[str]]:
+    """The model, its node whose name begins so, and the initializers that go into it."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    known = {tensor.name for tensor in model.graph.initializer}
+    found = next(n for n in model.graph.node if n.name.startswith(node) and n.op_type.startswith("MatMul"))
+    return model, found, [name for name in found.input if name in known]
+
+
+def plant_onnx_swapped_q_and_k(folder: Path) -> None:
+    """Layer 1's q holds k and its k holds q; needs as many key-value heads as heads, and 32 bits."""
+    _, _, (name,) = onnx_weight(folder, "/model/layers.1/attn/qkv_proj/")
+    data = onnx_data(folder, name)
+    rows = data.shape[1] // 3
+    data[:, : 2 * rows] = np.roll(data[:, : 2 * rows], rows, axis=1)
+    data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_crossed_wires(folder: Path) -> None:
+    """Layer 1's attention takes k where q belongs and q where k belongs."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    node = next(n for n in model.graph.node if n.name == "/model/layers.1/attn/GroupQueryAttention")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+    onnx.save(model, folder / "model.onnx")
+
+
+def plant_onnx_transposed_projection(folder: Path) -> None:
+    """Layer 1's attention output, which is square, transposed; needs 32 bits."""
+    _, _, (name,) = onnx_weight(folder, "/model/layers.1/attn/o_proj/")
+    data = onnx_data(folder, name)
+    data[:] = data.T.copy()
+    data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_doubled_tensor(folder: Path) -> None:
+    """Layer 1's up projection times 2, by way of its scales."""
+    _, _, names = onnx_weight(folder, "/model/layers.1/mlp/up_proj/")
+    data = onnx_data(folder, names[1] if len(names) > 1 else names[0])
+    data[:] *= 2
+    data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_repeated_layer(folder: Path) -> None:
+    """Layer 2 holds layer 1 once more."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("model.layers.2."):
+            data = onnx_data(folder, tensor.name)
+            data[:] = onnx_data(folder, tensor.name.replace(".2.", ".1.", 1))
+            data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_rope_base(folder: Path) -> None:
+    """Tables of cosines and sines for twice the base."""
+    for name, function in (("cos_cache", np.cos), ("sin_cache", np.sin)):
+        data = onnx_data(folder, name)
+        half = data.shape[1]
+        data[:] = function(np.arange(len(data))[:, None] / 20000.0 ** (np.arange(half) / half))
+        data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_norm_epsilon(folder: Path) -> None:
+    """Another norm epsilon in layer 1."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    node = next(n for n in model.graph.node if n.name.startswith("/model/layers.1/input_layernorm/"))
+    next(a for a in node.attribute if a.name == "epsilon").f = 1e-5
+    onnx.save(model, folder / "model.onnx")
+
+
+def plant_onnx_flipped_bits(folder: Path) -> None:
+    """Every bit of one block of layer 1's gate flipped."""
+    _, _, (codes, *_) = onnx_weight(folder, "/model/layers.1/mlp/gate_proj/")
+    data = onnx_data(folder, codes)
+    data[3, 1] ^= 0xFF
+    data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_negated_rows(folder: Path) -> None:
+    """16 rows of layer 1's v with the wrong sign, by way of their scales."""
+    _, node, names = onnx_weight(folder, "/model/layers.1/attn/v_proj/")
+    scales = onnx_data(folder, names[1])
+    rows = next(a.i for a in node.attribute if a.name == "N")
+    scales.reshape(rows, -1)[8:24] *= -1
+    scales.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_swapped_embeddings(folder: Path) -> None:
+    """Two tokens' codes and scales exchanged in the head, which is the embedding too."""
+    _, _, names = onnx_weight(folder, "/lm_head/")
+    for name in names:
+        data = onnx_data(folder, name)
+        data[[40, 70]] = data[[70, 40]]
+        data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_noise(folder: Path) -> None:
+    """Noise of 0.3 standard deviations on layer 1's gate; needs 32 bits."""
+    _, _, (name,) = onnx_weight(folder, "/model/layers.1/mlp/gate_proj/")
+    data = onnx_data(folder, name)
+    data[:] += 0.3 * data.std() * np.random.default_rng(0).standard_normal(data.shape, np.float32)
+    data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_doubled_alpha(folder: Path) -> None:
+    """An adapter of rank 4 merged once more into layer 1's q: a twentieth of the weight; needs 32 bits."""
+    _, _, (name,) = onnx_weight(folder, "/model/layers.1/attn/qkv_proj/")
+    data = onnx_data(folder, name)
+    q = data[:, : data.shape[1] // 3]
+    chance = np.random.default_rng(1)
+    update = chance.standard_normal((len(q), 4)) @ chance.standard_normal((4, q.shape[1]))
+    q += 0.05 * np.linalg.norm(q) / np.linalg.norm(update) * update
+    data.flush()  # type: ignore[attr-defined]
