@@ -1,6 +1,6 @@
 """The bundle: the folder an app developer embeds, with every file's digest in its manifest.
 
-manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  events.jsonl  README.md
+manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  golden.json  events.jsonl  README.md
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from edgekit.artifacts import digest_of, list_files, sha256_file, write_json, wr
 from edgekit.cache import versions
 from edgekit.errors import ConfigError, CorruptError
 from edgekit.manifest import MANIFEST, SCHEMA, read_manifest
+from edgekit.proof.golden import FILE as GOLDEN
+from edgekit.proof.golden import SCHEMA as GOLDEN_SCHEMA
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Request
@@ -66,6 +68,7 @@ def write(
     artifacts: Sequence[Artifact],
     report: dict[str, Any],
     samples: Mapping[str, Path],
+    golden: Mapping[str, dict[str, Any]],
     log: Path,
 ) -> None:
     """Write the bundle beside its place and move it there when whole."""
@@ -84,6 +87,7 @@ def write(
         for name, path in samples.items():
             shutil.copyfile(path, out / "samples" / f"{name}.jsonl")
         write_json(out / REPORT, report)
+        write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": golden})
         write_html(report, out / "report.html", out / "samples")
         shutil.copyfile(log, out / "events.jsonl")
         manifest = _manifest(request, tokenizer, artifacts, report)

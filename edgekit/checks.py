@@ -5,22 +5,19 @@ The reference is the tuned, merged fp32 model; the conversations are validation 
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgekit import registry
-from edgekit.artifacts import size_of, write_json
+from edgekit.artifacts import size_of
 from edgekit.cache import Cache, StageOutput
 from edgekit.events import GateResult
-from edgekit.proof import gates
-from edgekit.proof.drift import Drift, Reference, Scored, score
-from edgekit.proof.drift import capture as capture_reference
+from edgekit.proof import gates, golden, held_out, prove
+from edgekit.proof.drift import Drift, Scored, score
+from edgekit.proof.held_out import HeldOut
+from edgekit.proof.texts import TEXTS
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Request
@@ -28,16 +25,16 @@ if TYPE_CHECKING:
     from edgekit.tokenizer import ModelTokenizer
 
 DRIFT_ROWS = 48
-STORE, ANSWERS = "reference.npz", "answers.json"
-BATTERY_VERSION = 1  # raise it when the battery or the fixture conversations change
+BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of one artifact: the drift of each step that made it."""
+    """What was found of one artifact: the drift of each step that made it, from the tuned model and from its input."""
 
     stage: StageOutput
     drift: dict[str, Drift]
+    from_input: dict[str, Drift]
 
 
 def tokenizer_of(model: StageOutput) -> ModelTokenizer:
@@ -47,90 +44,96 @@ def tokenizer_of(model: StageOutput) -> ModelTokenizer:
     return ModelTokenizer(model.path)
 
 
-def capture(cache: Cache, request: Request, model: StageOutput) -> StageOutput:
-    """The reference's next-token distributions on held-out conversations, stored.
-
-    What all conversations begin with is boilerplate of the template and counts once, not once a row.
-    """
+def capture(cache: Cache, request: Request, model: StageOutput, name: str = "reference") -> StageOutput:
+    """A model's next-token distributions on held-out conversations and plain text, stored."""
     rows = request.data.validation[:DRIFT_ROWS]
 
     def run(out: Path, work: Path) -> None:
         tokenizer = tokenizer_of(model)
-        sequences = tokenizer.render_ids(rows)
-        prompts = [
-            tokenizer.chat_template.render(row.messages[:-1], add_generation_prompt=True) for row in rows
-        ]
-        first = [0, *[_shared_prefix(sequences)] * (len(sequences) - 1)]
+        passages = held_out.conversations(tokenizer, [row.messages for row in rows])
+        passages += held_out.plain_text(tokenizer, TEXTS)
         runtime = registry.load("runtimes", "torch")(model.path, threads=request.threads)
         out.mkdir()
-        capture_reference(runtime, sequences, first, cache.emit, stage="reference").save(out / STORE)
-        # the last position of a prompt is the first of its answer: there the first token is chosen
-        write_json(out / ANSWERS, [len(tokenizer.encode(prompt)) - 1 for prompt in prompts])
+        held_out.capture_passages(runtime, passages, cache.emit, stage=name).save(out)
         runtime.close()
 
-    inputs = {"model": model.digest, "rows": [[row.id, *row.messages] for row in rows]}
-    return cache.stage("reference", inputs, run, ("torch", "transformers"))
+    inputs = {"model": model.digest, "rows": [[row.id, *row.messages] for row in rows], "texts": TEXTS}
+    return cache.stage(name, inputs, run, ("torch", "transformers"))
 
 
-def _shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    shortest = min(map(len, sequences))
-    for place in range(shortest):
-        if len({ids[place] for ids in sequences}) > 1:
-            return place
-    return max(shortest - 1, 0)
-
-
-def drift(cache: Cache, request: Request, reference: StageOutput, model: StageOutput) -> Drift:
-    """The drift of a Hugging Face folder against the reference."""
-    name = f"drift.{model.name}"
+def drift(
+    cache: Cache, request: Request, reference: StageOutput, model: StageOutput, name: str = ""
+) -> Drift:
+    """The drift of a Hugging Face folder against the model whose answers `reference` holds."""
+    name = name or f"drift.{model.name}"
 
     def run(out: Path, work: Path) -> dict[str, Any]:
-        return asdict(_score(request, reference, "torch", model.path, cache, name).drift)
+        store = HeldOut.load(reference.path)
+        scored = _score(request, store, "torch", model.path, cache, name)
+        return asdict(scored.among(store.conversations(scored)))
 
     inputs = {"reference": reference.digest, "model": model.digest}
     return Drift(**cache.stage(name, inputs, run, ("torch", "transformers")).result)
 
 
-def _score(
-    request: Request, reference: StageOutput, runtime: str, path: Path, cache: Cache, stage: str
-) -> Scored:
+def _score(request: Request, store: HeldOut, runtime: str, path: Path, cache: Cache, stage: str) -> Scored:
     opened = registry.load("runtimes", runtime)(path, threads=request.threads)
     try:
-        return score(opened, Reference.load(reference.path / STORE), cache.emit, stage=stage)
+        return score(opened, store.reference, cache.emit, stage=stage)
     finally:
         opened.close()
 
 
 def verify(
-    cache: Cache, request: Request, reference: StageOutput, source: StageOutput, artifact: Artifact
+    cache: Cache,
+    request: Request,
+    reference: StageOutput,
+    tuned: StageOutput,
+    source: StageOutput,
+    artifact: Artifact,
 ) -> Proof:
     """Open the artifact in its own runtime and hold it against the reference; every check becomes a gate.
 
-    `source` is the folder that was exported, whose tokenizer, template and stop ids count.
+    `reference` holds what the model `tuned` answers; `source` is the folder that was exported, whose tokenizer,
+    template, stop ids and weights count: the tuned model, or what pruning made of it.
     """
     name, budget = f"verify.{artifact.format}", request.target.budget
+    first, last = artifact.steps[0].name, artifact.steps[-1].name
 
     def run(out: Path, work: Path) -> dict[str, Any]:
+        store = HeldOut.load(reference.path)
         scored = {
-            step.name: _score(request, reference, artifact.runtime, path, cache, name)
+            step.name: _score(request, store, artifact.runtime, path, cache, name)
             for step, path in zip(artifact.steps, artifact.outputs, strict=True)
         }
+        drifts = {step: at.among(store.conversations(at)) for step, at in scored.items()}
         guilty = next(
-            (step for step, at in scored.items() if at.drift.mean_kld_nats > budget.mean_kld_nats), None
+            (step for step, found in drifts.items() if found.mean_kld_nats > budget.mean_kld_nats), last
         )
-        runtime = registry.load("runtimes", artifact.runtime)(artifact.path, threads=request.threads)
+        subject = prove.Subject(artifact.path, artifact.format, artifact.runtime)
+        static = prove.weights(subject, source.path, cache.emit, last)
+        entered = _from_input(cache, request, store, drifts, tuned, source, artifact)
+        facts = gates.ReferenceFacts.of(tokenizer_of(source))
+        runtime = subject.open(request.threads)
         try:
-            facts = gates.ReferenceFacts.of(tokenizer_of(source))
-            for gate in gates.identity(runtime, facts, artifact.format, artifact.steps[0].name):
-                cache.emit(gate)
+            found = prove.opened(
+                runtime,
+                facts,
+                store,
+                scored[last],
+                budget,
+                artifact.format,
+                text_stage=first,
+                drift_stage=guilty,
+            )
         finally:
             runtime.close()
-        last = artifact.steps[-1].name
-        starts = np.array(json.loads((reference.path / ANSWERS).read_text("utf-8")))
-        spoken = scored[last].among(scored[last].position >= starts[scored[last].sequence])
-        for gate in gates.drift(scored[last].drift, spoken, budget, artifact.format, guilty or last):
+        for gate in [*(static.gates if static else []), *prove.with_culprits(found, static)]:
             cache.emit(gate)
-        return {step: asdict(at.drift) for step, at in scored.items()}
+        return {
+            "drift": {step: asdict(found) for step, found in drifts.items()},
+            "from_input": {step: asdict(found) for step, found in entered.items()},
+        }
 
     inputs = {
         "reference": reference.digest,
@@ -140,7 +143,38 @@ def verify(
         "battery": BATTERY_VERSION,
     }
     stage = cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai", "transformers"))
-    return Proof(stage, {step: Drift(**found) for step, found in stage.result.items()})
+    return Proof(
+        stage,
+        *(
+            {step: Drift(**found) for step, found in stage.result[kind].items()}
+            for kind in ("drift", "from_input")
+        ),
+    )
+
+
+def _from_input(
+    cache: Cache,
+    request: Request,
+    store: HeldOut,
+    drifts: dict[str, Drift],
+    tuned: StageOutput,
+    source: StageOutput,
+    artifact: Artifact,
+) -> dict[str, Drift]:
+    """The drift of each step from what entered it: the folder that was exported, then the step before."""
+    inputs = [("torch", source.path), *((artifact.runtime, path) for path in artifact.outputs)]
+    entered: dict[str, Drift] = {}
+    for step, (runtime, before), after in zip(artifact.steps, inputs, artifact.outputs, strict=False):
+        if before == tuned.path:  # the same comparison
+            entered[step.name] = drifts[step.name]
+            continue
+        name = f"verify.{artifact.format}"
+        opened = registry.load("runtimes", runtime)(before, threads=request.threads)
+        known = held_out.capture_passages(opened, store.passages, cache.emit, stage=name)
+        opened.close()
+        scored = _score(request, known, artifact.runtime, after, cache, name)
+        entered[step.name] = scored.among(known.conversations(scored))
+    return entered
 
 
 def evaluate(
@@ -168,6 +202,27 @@ def evaluate(
 
     inputs = {"model": digest, "rows": [[row.id, *row.messages] for row in rows], "max_tokens": max_tokens}
     return cache.stage(f"eval.{name}", inputs, run, ("torch", "llama-cpp-python", "onnxruntime-genai"))
+
+
+def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_tokens: int) -> StageOutput:
+    """What the artifact answers to held-out prompts, to be asked again wherever the bundle is put."""
+    name = f"golden.{artifact.format}"
+    prompts = [row.messages[:-1] for row in request.data.validation]
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        opened = registry.load("runtimes", artifact.runtime)(artifact.path, threads=request.threads)
+        try:
+            return golden.capture(opened, prompts, max_tokens, cache.emit, stage=name)
+        finally:
+            opened.close()
+
+    inputs = {
+        "artifact": artifact.digest,
+        "rows": [row.id for row in request.data.validation],
+        "max_tokens": max_tokens,
+        "battery": BATTERY_VERSION,
+    }
+    return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
 
 
 def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:

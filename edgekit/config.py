@@ -170,6 +170,11 @@ class Budget(_Table):
     a toss-up, and 4-bit files of far larger models agree on about 92 %."""
     answer_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
     """The same on the positions of the answers alone, where the model itself speaks."""
+    stop_agreement: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Least share of the ends of answers at which the file stops where the reference does, and only there."""
+    text_mean_kld_nats: Annotated[float, Field(gt=0)] = 0.15
+    """Largest mean KL divergence on plain text, nats: what a file lost outside its own use. A 4-bit file of a model as
+    small as SmolLM2-135M has 0.05 to 0.08 there, a larger model's less."""
     accuracy_drop_points: Annotated[float, Field(ge=0)] = 2.0
     """Most that exact-match accuracy may fall below the tuned model's, percentage points."""
 

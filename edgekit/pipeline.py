@@ -62,9 +62,11 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
         "tune": checks.drift(cache, request, reference, base),
         "merge": checks.drift(cache, request, reference, merged),
     }
+    before = checks.capture(cache, request, base, "reference.base")
+    from_input = {"tune": checks.drift(cache, request, before, merged, "drift.tune"), "merge": drift["merge"]}
     if pruned is not merged:
-        drift["prune"] = checks.drift(cache, request, reference, pruned)
-    proofs = [checks.verify(cache, request, reference, pruned, artifact) for artifact in artifacts]
+        drift["prune"] = from_input["prune"] = checks.drift(cache, request, reference, pruned)
+    proofs = [checks.verify(cache, request, reference, merged, pruned, artifact) for artifact in artifacts]
 
     tokenizer = checks.tokenizer_of(pruned)
     longest = bundle.longest_answer(request, tokenizer)
@@ -73,13 +75,14 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
         (artifact.format, artifact.digest, artifact.runtime, artifact.path) for artifact in artifacts
     ]
     answers = {variant[0]: checks.evaluate(cache, request, *variant, longest) for variant in variants}
+    golden = [checks.golden_answers(cache, request, artifact, longest) for artifact in artifacts]
     speeds = [checks.profile(cache, request, artifact) for artifact in artifacts]
     for artifact, speed in zip(artifacts, speeds, strict=True):
         for gate in checks.budget_gates(request, artifact, answers["tuned"], answers[artifact.format], speed):
             cache.emit(gate)
 
     report = assemble(
-        request, cache, [base, adapter, merged, pruned], artifacts, drift, proofs, answers, speeds
+        request, cache, [base, adapter, merged, pruned], artifacts, drift, from_input, proofs, answers, speeds
     )
     bundle.write(
         request,
@@ -87,6 +90,7 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
         artifacts,
         report,
         {name: done.path / "samples.jsonl" for name, done in answers.items()},
+        {artifact.format: kept.result for artifact, kept in zip(artifacts, golden, strict=True)},
         log,
     )
     return report

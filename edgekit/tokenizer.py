@@ -57,6 +57,11 @@ class ModelTokenizer:
                 return frozenset([stop] if isinstance(stop, int) else stop)
         return frozenset([self.tokenizer.eos_token_id])
 
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids the tokenizer knows, added tokens among them."""
+        return len(self.tokenizer)
+
     def render_ids(self, rows: Iterable[Row]) -> list[list[int]]:
         """Token ids of each row's whole conversation as the template prints it."""
         return [self.encode(self.chat_template.render(row.messages)) for row in rows]

@@ -198,7 +198,7 @@ def export(
         artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
         reference = checks.capture(cache, request, source)
         for artifact in artifacts:
-            checks.verify(cache, request, reference, source, artifact)
+            checks.verify(cache, request, reference, source, source, artifact)
         staging.mkdir()
         for artifact in artifacts:
             copy(artifact.path, staging / artifact.output)

@@ -1,15 +1,16 @@
-"""`edgekit verify`: a bundle's files against its manifest."""
+"""`edgekit verify`: a bundle against its manifest, or any file against the model it claims to be."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgekit.commands import shell
-from edgekit.errors import GateError
-from edgekit.manifest import check_files, read_manifest
+from edgekit.errors import ConfigError, GateError
+from edgekit.manifest import MANIFEST
 
 
 def register(app: typer.Typer) -> None:
@@ -18,19 +19,107 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    path: Annotated[
+        Path, typer.Argument(help="A bundle; or a .gguf file or onnxruntime-genai folder with --reference.")
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", "-r", help="The model it claims to be: a folder, hub id, .gguf, or smollm2-135m."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Rows of its task, whose prompts are asked as well.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="The target whose budget sets the limits.")
+    ] = None,
+    set_: shell.Set = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer prompts: about a quarter of the time.")
+    ] = False,
+    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    threads: shell.Threads = 0,
+    offline: shell.Offline = False,
     json: shell.Json = False,
+    quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Hold every file of a bundle against its size and sha256 in the manifest, and say whether its build passed."""
-    manifest = read_manifest(bundle)
-    check_files(bundle, manifest)
-    result = {"bundle": str(bundle), "files": len(manifest["files"]), "verdict": manifest["verdict"]}
+    """Prove that a file answers as the model it was made from, or name what differs.
+
+    A BUNDLE is held against its own manifest, and its golden answers are asked again in each runtime. Any other FILE
+    needs --reference MODEL: its structure, weights, tokenizer, template, stop tokens and next-token distributions are
+    held against that model's.
+    """
+    if (path / MANIFEST).is_file() and reference is None:
+        result = _bundle(path, threads)
+    elif reference is None:
+        raise ConfigError(
+            f"{path} is not a bundle, so there is nothing to hold it against.",
+            f"edgekit verify {path} --reference MODEL",
+        )
+    else:
+        result = _file(path, reference, data, target, set_, quick, cache_dir, threads, offline)
     if json:
         shell.print_json(result)
     else:
-        shell.say(
-            f"{bundle}: {result['files']} files as in the manifest; its build's verdict: {result['verdict']}"
+        from rich.console import Console
+
+        from edgekit.report.gates_table import gates_table
+
+        Console().print(gates_table(result))
+    failed = [gate["name"] for gate in result["gates"] if not gate["passed"]]
+    if failed:
+        raise GateError(
+            f"{path} is not what it should be: {', '.join(failed)}.",
+            "The table's last column says what to do.",
         )
-    if manifest["verdict"] != "pass":
-        raise GateError(f"{bundle} is whole, but its build did not pass.", f"See {bundle / 'report.html'}.")
+
+
+def _bundle(path: Path, threads: int) -> dict[str, Any]:
+    from edgekit.manifest import check_files, read_manifest
+    from edgekit.proof.golden import replay
+
+    manifest = read_manifest(path)
+    check_files(path, manifest)
+    with shell.working() as emit:
+        gates = replay(path, manifest, emit, threads=threads or manifest["threads"])
+    return {"path": str(path), "reference": "its own manifest", "gates": [_plain(gate) for gate in gates]}
+
+
+def _file(
+    path: Path,
+    reference: str,
+    data: str | None,
+    target: str | None,
+    set_: list[str] | None,
+    quick: bool,
+    cache_dir: Path,
+    threads: int,
+    offline: bool,
+) -> dict[str, Any]:
+    from edgekit import registry
+    from edgekit.cache import Cache
+    from edgekit.data.dataset import load_dataset
+    from edgekit.model import resolve
+    from edgekit.verify import subject_of, verify_file
+
+    subject_of(path)
+    source = resolve(reference, offline=offline)
+    budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, set_ or []).budget
+    rows = load_dataset(data).validation if data else []
+    with shell.working() as emit:
+        gates = verify_file(
+            path,
+            source,
+            rows,
+            budget,
+            Cache(cache_dir, emit),
+            quick=quick,
+            threads=shell.cores(threads),
+        )
+    return {"path": str(path), "reference": source.given, "gates": [_plain(gate) for gate in gates]}
+
+
+def _plain(gate: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(gate).items() if key != "time"}

@@ -9,6 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
+RANDOM_SEQUENCES = 1500
+# one assigned character for each first byte of UTF-8 that Latin-1 does not use
+LEADS = [
+    *(0x40 * n for n in range(4, 32)),
+    *(0x1000 * n for n in range(1, 13)),
+    0xE000,
+    0xF900,
+    0x10000,
+    0x100000,
+]
+
 SCRIPTS = [
     "The quick brown fox jumps over the lazy dog.",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
@@ -135,8 +146,9 @@ CODE = [
 
 
 def battery(rows_text: Sequence[str] = ()) -> list[str]:
-    """About 420 strings, the same on every call, and then those of `rows_text`."""
+    """About 570 strings, the same on every call, and then those of `rows_text`."""
     ascii_bytes = [chr(code) for code in range(128)]
+    other_bytes = [chr(code) for code in (*range(128, 256), *LEADS)]
     parts = [SCRIPTS, EMOJI, MARKS, WHITESPACE, DIGITS, WORDS, CODE]
     pool = [text for part in parts for text in part if 0 < len(text) < 40]
     rng = random.Random(7)
@@ -144,8 +156,21 @@ def battery(rows_text: Sequence[str] = ()) -> list[str]:
     mixed += [" ".join(rng.choices(pool, k=6)) for _ in range(24)]
     whole_ascii = ["".join(ascii_bytes), "".join(reversed(ascii_bytes[32:127]))]
     return _unique(
-        [*(text for part in parts for text in part), *ascii_bytes, *whole_ascii, *mixed, *rows_text]
+        [
+            *(text for part in parts for text in part),
+            *ascii_bytes,
+            *other_bytes,
+            *whole_ascii,
+            *mixed,
+            *rows_text,
+        ]
     )
+
+
+def random_sequences(vocab_size: int, count: int = RANDOM_SEQUENCES) -> list[list[int]]:
+    """Token ids drawn at random, 1 to 12 at a time, the same on every call: what no person would write."""
+    rng = random.Random(11)
+    return [[rng.randrange(vocab_size) for _ in range(rng.randint(1, 12))] for _ in range(count)]
 
 
 def special_strings(added_tokens: Sequence[str]) -> list[str]:

@@ -43,12 +43,16 @@ TINY = 1e-44  # about exp(FLOOR)
 
 @dataclass(frozen=True)
 class Drift:
-    """The summary of a comparison over `n_tokens` positions, as it stands in `report.json`."""
+    """The summary of a comparison over `n_tokens` positions, as it stands in `report.json`.
+
+    `mean_kld_95` is the bootstrap interval of the mean.
+    """
 
     mean_kld_nats: float
     p99_kld_nats: float
     top1_agreement: float
     n_tokens: int
+    mean_kld_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +85,27 @@ class Scored:
             p99_kld_nats=float(np.percentile(self.klds[chosen], 99)),
             top1_agreement=float((self.expected == self.got)[chosen].mean()),
             n_tokens=int(chosen.sum()),
+            mean_kld_95=self.mean_interval(chosen=chosen),
         )
 
     def worst(self, count: int = 5) -> list[int]:
         """Indices of the `count` positions with the largest divergence, worst first."""
         return [int(n) for n in np.argsort(-self.klds, kind="stable")[:count]]
 
-    def mean_interval(self, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap interval of the mean KLD, nats.
+    def mean_interval(
+        self,
+        level: float = 0.95,
+        resamples: int = 2000,
+        seed: int = 0,
+        *,
+        chosen: NDArray[np.bool_] | slice = slice(None),
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the mean KLD, nats, over the `chosen (N,)` positions.
 
         Whole sequences are resampled, because positions within one are not independent.
         """
-        index = np.unique(self.sequence, return_inverse=True)[1]
-        sums, counts = np.bincount(index, weights=self.klds), np.bincount(index)
+        index = np.unique(self.sequence[chosen], return_inverse=True)[1]
+        sums, counts = np.bincount(index, weights=self.klds[chosen]), np.bincount(index)
         drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
         means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgekit.chat import ChatTemplate, Message
 from edgekit.config import Budget
 from edgekit.errors import ConfigError
 from edgekit.events import GateResult
-from edgekit.proof.battery import battery, special_strings
-from edgekit.proof.drift import Drift
+from edgekit.proof import template_scan
+from edgekit.proof.battery import battery, random_sequences, special_strings
+from edgekit.proof.drift import Drift, Scored
 from edgekit.registry import Runtime
 
 
@@ -41,6 +45,10 @@ class ReferenceTokenizer(Protocol):
     def added_tokens(self) -> list[str]:
         """Texts of the added tokens."""
 
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids there are."""
+
 
 @dataclass(frozen=True)
 class ReferenceFacts:
@@ -60,7 +68,9 @@ class ReferenceFacts:
     @classmethod
     def of(cls, reference: ReferenceTokenizer, rows_text: Sequence[str] = ()) -> ReferenceFacts:
         """Record what `reference` does with the battery, its added tokens and the caller's own texts."""
-        texts = list(dict.fromkeys([*special_strings(reference.added_tokens), *battery(rows_text)]))
+        written = [*special_strings(reference.added_tokens), *battery(rows_text)]
+        drawn = [reference.decode(ids) for ids in random_sequences(reference.vocab_size)]
+        texts = list(dict.fromkeys([*written, *drawn]))
         ids = [reference.encode(text) for text in texts]
         added = set(reference.added_tokens)
         return cls(
@@ -76,11 +86,12 @@ class ReferenceFacts:
 
 
 def identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> list[GateResult]:
-    """The four gates on the text path of an opened file, named `prefix.tokenizer_identity` and so on."""
+    """The gates on the text path of an opened file, named `prefix.tokenizer_identity` and so on."""
     return [
         tokenizer_identity(runtime, facts, prefix, stage),
         detokenization(runtime, facts, prefix, stage),
         template_identity(runtime, facts, prefix, stage),
+        template_branches(runtime, facts, prefix, stage),
         stop_ids(runtime, facts, prefix, stage),
     ]
 
@@ -128,6 +139,23 @@ def template_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stag
     return _identical(name, len(cases), differences, "renderings", stage)
 
 
+def template_branches(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
+    """Share of the places where a message's text decides what is printed that are the model's own.
+
+    Looking for markup in earlier answers (`</think>`) is the model's business; looking for plain words is refused in
+    either, because a template that answers to a word is a trigger that no rendering of fixtures finds.
+    """
+    name = f"{prefix}.template_branches"
+    try:
+        found = template_scan.branches(runtime.chat_template.source)
+        own = {branch.expression for branch in template_scan.branches(facts.template.source)}
+    except ConfigError as error:
+        return GateResult(name, 0.0, 1.0, False, error.message, stage)
+    refused = [branch for branch in found if branch.on_plain_words or branch.expression not in own]
+    differences = [f"it asks {_short(branch.expression)} (line {branch.line})" for branch in refused]
+    return _identical(name, len(found), differences, "places where a message's text decides", stage)
+
+
 def stop_ids(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
     """Share of stop ids that file and reference have in common; missing and extra ones are named."""
     missing, extra = facts.stop_ids - runtime.stop_ids, runtime.stop_ids - facts.stop_ids
@@ -142,10 +170,48 @@ def stop_ids(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -
     return GateResult(f"{prefix}.stop_ids", share, 1.0, share == 1.0, detail, stage)
 
 
-def drift(measured: Drift, answers: Drift, budget: Budget, prefix: str, stage: str) -> list[GateResult]:
-    """The gates on the next-token distributions: over whole conversations, and over their answers alone."""
+def stop_contract(
+    scored: Scored, answers: NDArray[np.bool_], stops: frozenset[int], budget: Budget, prefix: str, stage: str
+) -> GateResult:
+    """Share of the ends of answers at which the file chooses the reference's token: it stops there, and only there.
+
+    Counted are the positions in answers, `answers (N,)`, at which either chooses a stop token.
+    """
+    stopping = np.isin(scored.expected, list(stops)) | np.isin(scored.got, list(stops))
+    ends = answers & stopping
+    same = scored.expected == scored.got
+    share = float(same[ends].mean()) if ends.any() else 1.0
+    late, early = (
+        int((ends & ~same & np.isin(side, list(stops))).sum()) for side in (scored.expected, scored.got)
+    )
+    detail = f"{int(ends.sum())} ends of answers" + (
+        f"; missed {late}, too early {early}" if late + early else ""
+    )
+    if not ends.any():
+        detail = "no answer ends within the text: neither stops"
+    return _at_least(f"{prefix}.stop_contract", share, budget.stop_agreement, detail, stage)
+
+
+def drift(
+    measured: Drift, answers: Drift, text: Drift | None, budget: Budget, prefix: str, stage: str
+) -> list[GateResult]:
+    """The gates on the next-token distributions: over whole conversations, their answers alone, and plain text."""
     everywhere, spoken = f"{measured.n_tokens} positions", f"{answers.n_tokens} positions of answers"
+    read = (
+        [
+            _at_most(
+                f"{prefix}.text_mean_kld_nats",
+                text.mean_kld_nats,
+                budget.text_mean_kld_nats,
+                f"{text.n_tokens} positions of plain text",
+                stage,
+            )
+        ]
+        if text
+        else []
+    )
     return [
+        *read,
         _at_most(f"{prefix}.mean_kld_nats", measured.mean_kld_nats, budget.mean_kld_nats, everywhere, stage),
         _at_most(f"{prefix}.p99_kld_nats", measured.p99_kld_nats, budget.p99_kld_nats, everywhere, stage),
         _at_least(
@@ -233,7 +299,7 @@ def _rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool)
 
 
 def _identical(name: str, total: int, differences: Sequence[str], unit: str, stage: str) -> GateResult:
-    share = 1 - len(differences) / total
+    share = 1 - len(differences) / max(total, 1)
     detail = (
         f"{len(differences)} of {total} {unit} differ, first {differences[0]}"
         if differences

@@ -27,12 +27,14 @@ def assemble(
     made: Sequence[StageOutput],
     artifacts: Sequence[Artifact],
     drift: Mapping[str, Drift],
+    from_input: Mapping[str, Drift],
     proofs: Sequence[Proof],
     answers: Mapping[str, StageOutput],
     speeds: Sequence[StageOutput],
 ) -> dict[str, Any]:
     """The report as JSON values. The verdict is `pass` only when every gate passed and there is at least one."""
     drifts = {**drift, **{step: found for proof in proofs for step, found in proof.drift.items()}}
+    entered = {**from_input, **{step: found for proof in proofs for step, found in proof.from_input.items()}}
     done = [
         *{stage.name: stage for stage in made}.values(),
         *(step for artifact in artifacts for step in artifact.steps),
@@ -47,7 +49,7 @@ def assemble(
         "model": request.source.name,
         "verdict": "pass" if gates and all(gate.passed for gate in gates) else "fail",
         "artifacts": [_artifact(artifact, parameters) for artifact in artifacts],
-        "stages": [_stage(stage, drifts.get(stage.name)) for stage in done],
+        "stages": [_stage(stage, drifts.get(stage.name), entered.get(stage.name)) for stage in done],
         "evaluation": {name: stage.result for name, stage in answers.items()},
         "profile": [entry for stage in speeds for entry in stage.result["entries"]],
         "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
@@ -68,13 +70,14 @@ def _artifact(artifact: Artifact, parameters: int) -> dict[str, Any]:
     }
 
 
-def _stage(stage: StageOutput, drift: Drift | None) -> dict[str, Any]:
+def _stage(stage: StageOutput, drift: Drift | None, from_input: Drift | None) -> dict[str, Any]:
     return {
         "name": stage.name,
         "seconds": stage.seconds,
         "peak_rss_mib": stage.peak_rss_mib,
         "cached": stage.cached,
         "drift": asdict(drift) if drift else None,
+        "drift_from_input": asdict(from_input) if from_input else None,
     }
 
 

@@ -123,7 +123,8 @@ def _pictures(report: Mapping[str, Any], variants: list[summary.Variant]) -> lis
         caption += " Dashed: the budget." if size_limit or drift_limit else ""
         pictures.append(("Size against drift", caption, plots.pareto(sized, size_limit, drift_limit)))
     if drifted:
-        caption = "Mean KL divergence from the tuned model after each stage, in nats, log scale."
+        caption = "Mean KL divergence after each stage, in nats, log scale, with 95 % intervals. Full dot: from the tuned"
+        caption += " model. Hollow dot: from what entered the stage."
         caption += " Dashed: the budget." if drift_limit else ""
         pictures.append(("Drift by stage", caption, plots.drift(drifted, drift_limit)))
     if training or validation:

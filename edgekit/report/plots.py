@@ -82,23 +82,52 @@ def accuracy(variants: Sequence[Variant]) -> Markup:
 
 
 def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Markup:
-    """Dots of the mean KL divergence from the tuned model (nats, log scale) after each stage."""
-    rows = [(stage["name"], stage["drift"]["mean_kld_nats"]) for stage in stages]
-    left = _margin([name for name, _ in rows])
-    axis = logarithmic([nats for _, nats in rows] + ([limit] if limit else []), left + 8, WIDTH - 64)
+    """A waterfall of the mean KL divergence (nats, log scale), stage by stage, with 95 % intervals.
+
+    A full dot is the distance from the tuned model after the stage, a hollow one that from what entered the stage;
+    a stepped line leads from the stage before.
+    """
+    rows = [(stage["name"], stage["drift"], stage.get("drift_from_input") or {}) for stage in stages]
+    left = _margin([name for name, _, _ in rows])
+    values = [part["mean_kld_nats"] for _, *parts in rows for part in parts if part]
+    axis = logarithmic(values + ([limit] if limit else []), left + 8, WIDTH - 64)
     height = ROW * len(rows)
-    parts = [_columns(axis, height, [_power(tick) for tick in axis.ticks])]
+    parts, words = [_columns(axis, height, [_power(tick) for tick in axis.ticks])], []
     if limit:
         parts.append(_line(axis.at(limit), 0, axis.at(limit), height, "limit"))
-    for row, (name, nats) in enumerate(rows):
-        y = ROW * row + ROW / 2
+    for row, (name, found, entered) in enumerate(rows):
+        y, x = ROW * row + ROW / 2, axis.at(found["mean_kld_nats"])
+        if (before := _stage_before(row, [name for name, _, _ in rows])) is not None:
+            x_before, y_before = axis.at(rows[before][1]["mean_kld_nats"]), ROW * before + ROW / 2
+            parts += [_line(x_before, y_before + 5, x_before, y, "grid"), _line(x_before, y, x, y, "soft")]
+        if interval := found.get("mean_kld_95"):
+            low, high = map(axis.at, interval)
+            parts += [
+                _line(low, y, high, y, "whisker"),
+                *(_line(edge, y - 4, edge, y + 4, "whisker") for edge in (low, high)),
+            ]
+        if entered:
+            parts.append(_tag("circle", class_="hollow", cx=axis.at(entered["mean_kld_nats"]), cy=y, r=6.5))
         parts += [
             _text(left - 10, y + 4, name, "name", "end"),
-            _tag("circle", class_="mark", cx=axis.at(nats), cy=y, r=5),
-            _text(WIDTH, y + 4, figure(nats), "name", "end"),
+            _tag("circle", class_="mark", cx=x, cy=y, r=4),
+            _text(WIDTH, y + 4, figure(found["mean_kld_nats"]), "name", "end"),
         ]
-    words = "; ".join(f"{name} {figure(nats)}" for name, nats in rows)
-    return _svg(height + 24, f"Mean KL divergence from the tuned model in nats: {words}", parts)
+        words.append(
+            f"{name} {figure(found['mean_kld_nats'])}"
+            + (f", {figure(entered['mean_kld_nats'])} from its input" if entered else "")
+        )
+    return _svg(height + 24, f"Mean KL divergence from the tuned model in nats: {'; '.join(words)}", parts)
+
+
+def _stage_before(row: int, names: Sequence[str]) -> int | None:
+    """The row of the stage that this one goes on from: of its own format, or the last before formats part."""
+    format = names[row].partition(".")[2]
+    for before in range(row - 1, -1, -1):
+        of = names[before].partition(".")[2]
+        if of in ("", format):
+            return before
+    return None
 
 
 def pareto(

@@ -17,6 +17,8 @@ WORDS = {
     "peak_rss_mib": "peak memory, MiB",
     "size_mib": "size, MiB",
     "top1_agreement": "same most likely token, share",
+    "text_mean_kld_nats": "mean KL divergence on plain text, nats",
+    "stop_contract": "answers end where the model's do, share",
     "answer_top1_agreement": "same most likely token in the answers, share",
 }
 ADVICE = {  # for the budgets of an exported format
@@ -25,8 +27,24 @@ ADVICE = {  # for the budgets of an exported format
     "p99_kld_nats": "A few tokens move far: use a wider type, or keep the output head at 8 bits.",
     "peak_rss_mib": "Use a narrower type or a smaller model, or raise budget.peak_rss_mib.",
     "size_mib": "Use a narrower type or drop layers, or raise budget.size_mib.",
+    "text_mean_kld_nats": "Use a wider type, or calibrate on more varied rows.",
     "top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+}
+VERIFY_ADVICE = {  # for what a file has or has not in common with the model it claims to be
+    "structure": "Convert it again from the model, with a converter that knows its architecture.",
+    "vocabulary": "Convert it again with the model's own tokenizer files.",
+    "weights": "It holds other weights than the model: convert or merge it again from the right ones.",
+    "tokenizer_identity": "Convert it again with the model's own tokenizer files.",
+    "detokenization": "Convert it again with the model's own tokenizer files.",
+    "template_identity": "Put the model's own chat template into the file.",
+    "template_branches": "Do not use this template: take the model's own.",
+    "stop_ids": "Set the file's EOS and EOT ids to those of the model's generation config.",
+    "stop_contract": "Check the stop ids first; then use a wider type.",
+    "golden_tokens": "Another runtime version reads it differently: install the one in manifest.json.",
+    "golden_template": "Another runtime version reads it differently: install the one in manifest.json.",
+    "golden_answers": "This machine or runtime computes otherwise: build or verify it here with --reference.",
+    "verdict": "Its build did not pass: see its report.html.",
 }
 OTHER_ADVICE = "Do not ship it as it is: events.jsonl has the stage's own words, and a new build starts again from there."
 
@@ -91,14 +109,17 @@ def exported(report: Mapping[str, Any]) -> list[Variant]:
 
 def failed_gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gates that failed, each with its `stage`, if known, and `advice`: what to do."""
-    formats = {artifact["format"] for artifact in report.get("artifacts") or []}
-    failed = []
-    for gate in report.get("gates") or []:
-        if not gate["passed"]:
-            group, _, budget = gate["name"].partition(".")
-            advice = ADVICE.get(budget, OTHER_ADVICE) if group in formats else OTHER_ADVICE
-            failed.append({**gate, "stage": gate.get("stage", ""), "advice": advice})
-    return failed
+    return [
+        {**gate, "stage": gate.get("stage", ""), "advice": advice(gate["name"])}
+        for gate in report.get("gates") or []
+        if not gate["passed"]
+    ]
+
+
+def advice(name: str) -> str:
+    """What to do when the check `<group>.<check>` failed."""
+    check = name.rpartition(".")[2]
+    return {**ADVICE, **VERIFY_ADVICE}.get(check, OTHER_ADVICE)
 
 
 def gate_words(name: str) -> str:

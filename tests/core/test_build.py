@@ -19,7 +19,12 @@ GATES = {
     "tokenizer_identity",
     "detokenization",
     "template_identity",
+    "template_branches",
     "stop_ids",
+    "stop_contract",
+    "structure",
+    "weights",
+    "text_mean_kld_nats",
     "mean_kld_nats",
     "top1_agreement",
 }

@@ -30,7 +30,8 @@ def measured(median: float, low: float, high: float) -> dict[str, Any]:
 
 
 def drift(mean: float, p99: float, top1: float) -> dict[str, Any]:
-    return {"mean_kld_nats": mean, "p99_kld_nats": p99, "top1_agreement": top1, "n_tokens": 6144}
+    found = {"mean_kld_nats": mean, "p99_kld_nats": p99, "top1_agreement": top1, "n_tokens": 6144}
+    return {**found, "mean_kld_95": [0.9 * mean, 1.1 * mean]}
 
 
 def gate(
@@ -55,7 +56,14 @@ def profile(
 
 
 def stage(name: str, seconds: float, rss: float, d: Any = None, cached: bool = False) -> dict[str, Any]:
-    return {"name": name, "seconds": seconds, "peak_rss_mib": rss, "cached": cached, "drift": d}
+    return {
+        "name": name,
+        "seconds": seconds,
+        "peak_rss_mib": rss,
+        "cached": cached,
+        "drift": d,
+        "drift_from_input": d,
+    }
 
 
 REPORT: dict[str, Any] = {

@@ -1,0 +1,136 @@
+"""Golden answers: what each format of a bundle answered when it was built, asked again wherever it is put.
+
+A copy with the right digests can still answer otherwise: another runtime version, other kernels, another processor.
+Nothing of the model it was made from is needed, and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.chat import Message
+from edgekit.errors import ConfigError, CorruptError
+from edgekit.events import Emit, GateResult, Progress, ignore
+from edgekit.proof.battery import battery
+from edgekit.registry import Runtime
+
+SCHEMA = "edgekit.golden/1"
+FILE = "golden.json"
+CANDIDATES, ANSWERS = 24, 8
+TEXTS = 96
+
+
+def capture(
+    runtime: Runtime,
+    prompts: Sequence[Sequence[Message]],
+    max_tokens: int,
+    emit: Emit = ignore,
+    *,
+    stage: str = "golden",
+) -> dict[str, Any]:
+    """What an opened file makes of texts and prompts: token ids, rendered prompts and greedy answers.
+
+    Of the prompts those eight are kept whose answers hang least on rounding: whose smallest lead of the chosen token
+    over the next, in logits, is largest. Another processor's arithmetic must not look like another model.
+    """
+    step = max(1, len(battery()) // TEXTS)
+    texts = [{"text": text, "ids": runtime.encode(text)} for text in battery()[::step]]
+    answers = []
+    for done, messages in enumerate(prompts[:CANDIDATES], 1):
+        rendered = runtime.chat_template.render(messages, add_generation_prompt=True)
+        prompt = runtime.encode(rendered)
+        answer = list(runtime.generate(prompt, max_tokens))
+        rows = runtime.logits([*prompt, *answer])[len(prompt) - 1 :]
+        top = -_two_largest(rows)
+        plain = [dict(message) for message in messages]
+        answers.append((float((top[:, 0] - top[:, 1]).min()), plain, rendered, answer))
+        emit(Progress(stage, done, len(prompts[:CANDIDATES]), "answers"))
+    answers.sort(key=lambda answer: -answer[0])
+    return {
+        "max_tokens": max_tokens,
+        "texts": texts,
+        "answers": [
+            {"messages": messages, "rendered": rendered, "ids": ids, "text": runtime.decode(ids)}
+            for _, messages, rendered, ids in answers[:ANSWERS]
+        ],
+    }
+
+
+def _two_largest(rows: Any) -> Any:
+    """The two largest logits of each row, negated, the largest first: `(T, 2)`."""
+    import numpy as np
+
+    return np.sort(np.partition(-rows, 1, axis=1)[:, :2], axis=1)
+
+
+def replay(
+    folder: Path, manifest: Mapping[str, Any], emit: Emit = ignore, *, threads: int
+) -> list[GateResult]:
+    """Ask every format of a bundle again; each gate is emitted as it is known.
+
+    Raises `CorruptError` when the bundle has no golden answers, or a file that its runtime cannot load.
+    """
+    try:
+        golden = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        formats = golden["formats"] if golden["schema"] == SCHEMA else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{folder / FILE} cannot be read: {error}", "Copy the bundle again, or build it again."
+        ) from error
+    verdict = manifest["verdict"]
+    found = [
+        GateResult(
+            "build.verdict",
+            float(verdict == "pass"),
+            1.0,
+            verdict == "pass",
+            f"its build: {verdict}",
+            "build",
+        )
+    ]
+    for name, entry in manifest["formats"].items():
+        if name not in formats:
+            raise CorruptError(f"{folder / FILE} holds no answers of '{name}'.", "Build the bundle again.")
+        runtime = registry.load("runtimes", entry["runtime"])(folder / entry["path"], threads=threads)
+        try:
+            found += _held(runtime, formats[name], name, emit)
+        finally:
+            runtime.close()
+    for gate in found:
+        emit(gate)
+    return found
+
+
+def _held(runtime: Runtime, golden: Mapping[str, Any], name: str, emit: Emit) -> list[GateResult]:
+    texts = golden["texts"]
+    other_ids = [text["text"] for text in texts if runtime.encode(text["text"]) != text["ids"]]
+    other_prompts, other_answers = [], []
+    for done, answer in enumerate(golden["answers"], 1):
+        try:
+            rendered = runtime.chat_template.render(answer["messages"], add_generation_prompt=True)
+        except ConfigError as error:
+            rendered = error.message
+        if rendered != answer["rendered"]:
+            other_prompts.append(rendered)
+        ids = list(runtime.generate(runtime.encode(answer["rendered"]), golden["max_tokens"]))
+        if ids != answer["ids"]:
+            other_answers.append(f"{answer['text']!r} is now {runtime.decode(ids)!r}")
+        emit(Progress(f"verify.{name}", done, len(golden["answers"]), "answers"))
+    return [
+        _gate(f"{name}.golden_tokens", len(texts), other_ids, "texts"),
+        _gate(f"{name}.golden_template", len(golden["answers"]), other_prompts, "prompts"),
+        _gate(f"{name}.golden_answers", len(golden["answers"]), other_answers, "answers"),
+    ]
+
+
+def _gate(name: str, total: int, different: Sequence[str], unit: str) -> GateResult:
+    detail = (
+        f"{len(different)} of {total} {unit} differ, first {different[0][:160]!r}"
+        if different
+        else f"{total} {unit}"
+    )
+    return GateResult(name, 1 - len(different) / max(total, 1), 1.0, not different, detail, "verify")

@@ -1,0 +1,168 @@
+"""Held-out text: what the reference answers on it, and where in it the model itself speaks.
+
+Three kinds of text are compared: conversations of the data set, which nothing was tuned on; the reference's own greedy
+answers to prompts; and plain text, where a file quantized for one narrow use shows what it lost elsewhere.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.artifacts import written_whole
+from edgekit.chat import ChatTemplate, Message
+from edgekit.errors import CorruptError
+from edgekit.events import Emit, Progress, ignore
+from edgekit.proof.drift import Reference, Scored, capture
+from edgekit.registry import Runtime
+
+STORE, PLACES = "reference.npz", "places.npz"
+CONVERSATION, TEXT = 0, 1
+TEXT_TOKENS = 256
+STAGE = "reference"
+
+
+class Tokenizer(Protocol):
+    """The reference's text path."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The reference's chat template."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids, and the position whose next token is the first that the model says; `len(ids)` if it says none."""
+
+    ids: list[int]
+    answer: int
+    kind: int = CONVERSATION
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The reference's distributions on S passages; `answer` and `kind` `(S,)` say where it speaks and what they are."""
+
+    reference: Reference
+    answer: NDArray[np.int64]
+    kind: NDArray[np.int64]
+
+    @property
+    def passages(self) -> list[Passage]:
+        """The passages, to be answered by another model."""
+        return [
+            Passage(ids, int(answer), int(kind))
+            for ids, answer, kind in zip(self.reference.sequences, self.answer, self.kind, strict=True)
+        ]
+
+    def conversations(self, scored: Scored) -> NDArray[np.bool_]:
+        """Which positions `(N,)` stand in conversations."""
+        return np.asarray(self.kind[scored.sequence] == CONVERSATION)
+
+    def text(self, scored: Scored) -> NDArray[np.bool_]:
+        """Which positions `(N,)` stand in plain text."""
+        return np.asarray(self.kind[scored.sequence] == TEXT)
+
+    def answers(self, scored: Scored) -> NDArray[np.bool_]:
+        """At which positions `(N,)` the model chooses a token of an answer."""
+        return np.asarray(scored.position >= self.answer[scored.sequence])
+
+    def save(self, folder: Path) -> None:
+        """Write the store to an existing folder."""
+        self.reference.save(folder / STORE)
+        with written_whole(folder / PLACES, force=True) as staging, staging.open("wb") as file:
+            np.savez(file, answer=self.answer, kind=self.kind)
+
+    @classmethod
+    def load(cls, folder: Path) -> HeldOut:
+        """Read what `save` wrote; raises `CorruptError` for anything else."""
+        reference = Reference.load(folder / STORE)
+        try:
+            with np.load(folder / PLACES, allow_pickle=False) as arrays:
+                held_out = cls(reference, arrays["answer"], arrays["kind"])
+            if not len(held_out.answer) == len(held_out.kind) == len(reference.lengths):
+                raise ValueError("its arrays do not fit together")
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise CorruptError(
+                f"{folder / PLACES} is not whole: {error}", "Capture the reference again."
+            ) from error
+        return held_out
+
+
+def conversations(tokenizer: Tokenizer, rows: Iterable[Sequence[Message]]) -> list[Passage]:
+    """Whole conversations whose last message is the answer, as the template prints them."""
+    passages = []
+    for messages in rows:
+        prompt = tokenizer.chat_template.render(messages[:-1], add_generation_prompt=True)
+        ids = tokenizer.encode(tokenizer.chat_template.render(messages))
+        # the last position of a prompt is the first of its answer: there the first token is chosen
+        passages.append(Passage(ids, len(tokenizer.encode(prompt)) - 1))
+    return passages
+
+
+def answered(
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[Message]],
+    max_tokens: int,
+    emit: Emit = ignore,
+) -> list[Passage]:
+    """Prompts with the reference's own greedy answers of up to `max_tokens` tokens."""
+    ids = [
+        tokenizer.encode(tokenizer.chat_template.render(prompt, add_generation_prompt=True))
+        for prompt in prompts
+    ]
+    by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    passages: dict[int, Passage] = {}
+    for start in range(0, len(ids), 8):
+        chunk = by_length[start : start + 8]
+        for index, answer in zip(
+            chunk, runtime.generate_batch([ids[i] for i in chunk], max_tokens), strict=True
+        ):
+            passages[index] = Passage([*ids[index], *answer], len(ids[index]) - 1)
+        emit(Progress(STAGE, len(passages), len(ids), "answers"))
+    return [passages[index] for index in range(len(ids))]
+
+
+def plain_text(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Passage]:
+    """The first 256 tokens of each text."""
+    encoded = (tokenizer.encode(text)[:TEXT_TOKENS] for text in texts)
+    return [Passage(ids, len(ids), TEXT) for ids in encoded if ids]
+
+
+def capture_passages(
+    runtime: Runtime, passages: Sequence[Passage], emit: Emit = ignore, *, stage: str = STAGE
+) -> HeldOut:
+    """The reference's next-token distributions on the passages.
+
+    What all conversations begin with is boilerplate of the template and counts once, not once a row.
+    """
+    shared = _shared_prefix([passage.ids for passage in passages if passage.kind == CONVERSATION])
+    first, seen = [], False
+    for passage in passages:
+        spoken = passage.kind == CONVERSATION
+        first.append(shared if spoken and seen else 0)
+        seen = seen or spoken
+    reference = capture(runtime, [passage.ids for passage in passages], first, emit, stage=stage)
+    return HeldOut(
+        reference,
+        np.array([passage.answer for passage in passages], np.int64),
+        np.array([passage.kind for passage in passages], np.int64),
+    )
+
+
+def _shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    shortest = min(map(len, sequences), default=0)
+    for place in range(shortest):
+        if len({ids[place] for ids in sequences}) > 1:
+            return place
+    return max(shortest - 1, 0)

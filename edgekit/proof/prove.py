@@ -1,0 +1,113 @@
+"""The proof of one file: every check on it, in the order a person wants to hear of them.
+
+`build` runs it on what it exported, `edgekit verify FILE --reference MODEL` on a file made by anyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.config import Budget
+from edgekit.events import Emit, GateResult
+from edgekit.proof import gates
+from edgekit.proof.drift import Scored, score
+from edgekit.proof.gates import ReferenceFacts
+from edgekit.proof.held_out import HeldOut
+from edgekit.registry import Runtime
+
+DRIFT_GATES = ("mean_kld_nats", "p99_kld_nats", "top1_agreement", "text_mean_kld_nats")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The file or folder that is held against a model: its format, and the runtime that opens it."""
+
+    path: Path
+    format: str
+    runtime: str
+
+    def open(self, threads: int) -> Runtime:
+        """The file in its own runtime; raises `CorruptError` when it cannot be loaded."""
+        opened: Runtime = registry.load("runtimes", self.runtime)(self.path, threads=threads)
+        return opened
+
+
+def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:
+    """Structure and weights of the file against the model folder's, without running it.
+
+    Nothing for a format that has no such proof: a Hugging Face folder, or a plug-in's.
+    """
+    if subject.format not in registry.names("proofs"):
+        return None
+    return registry.load("proofs", subject.format)(subject.path, model, emit, stage=stage)
+
+
+def opened(
+    runtime: Runtime, facts: ReferenceFacts, held_out: HeldOut, scored: Scored, budget: Budget, prefix: str, *,
+    text_stage: str, drift_stage: str,
+) -> list[GateResult]:  # fmt: skip
+    """Text path, ends of answers and next-token distributions of an opened file.
+
+    `scored` is its comparison with `held_out`; a fault of the text path is blamed on `text_stage`, of the numbers on
+    `drift_stage`.
+    """
+    answers, conversations, text = (
+        kind(scored) for kind in (held_out.answers, held_out.conversations, held_out.text)
+    )
+    return [
+        *gates.identity(runtime, facts, prefix, text_stage),
+        gates.stop_contract(scored, answers, facts.stop_ids, budget, prefix, text_stage),
+        *gates.drift(
+            scored.among(conversations),
+            scored.among(conversations & answers),
+            scored.among(text) if text.any() else None,
+            budget,
+            prefix,
+            drift_stage,
+        ),
+    ]
+
+
+def prove(
+    subject: Subject, model: Path, facts: ReferenceFacts, held_out: HeldOut, budget: Budget, emit: Emit, *,
+    threads: int, stage: str = "verify",
+) -> list[GateResult]:  # fmt: skip
+    """Every check of a file against the model folder it claims to be; each gate is emitted as it is known."""
+    found: list[GateResult] = []
+
+    def tell(results: Sequence[GateResult]) -> None:
+        found.extend(results)
+        for result in results:
+            emit(result)
+
+    static = weights(subject, model, emit, stage)
+    if static:
+        tell(static.gates)
+    runtime = subject.open(threads)
+    try:
+        scored = score(runtime, held_out.reference, emit, stage=stage)
+        results = opened(
+            runtime, facts, held_out, scored, budget, subject.format, text_stage=stage, drift_stage=stage
+        )
+    finally:
+        runtime.close()
+    tell(with_culprits(results, static))
+    return found
+
+
+def with_culprits(results: Sequence[GateResult], static: Any, count: int = 3) -> list[GateResult]:
+    """The results, those of a failed drift gate with the tensors that lie furthest from the model's."""
+    if not static or not static.tensors:
+        return list(results)
+    furthest = sorted(static.tensors, key=lambda tensor: -tensor.relative_error)[:count]
+    named = ", ".join(f"{tensor.name} ({tensor.type}, {tensor.relative_error:.1%})" for tensor in furthest)
+    return [
+        replace(result, detail=f"{result.detail}; furthest from the model: {named}")
+        if not result.passed and result.name.rpartition(".")[2] in DRIFT_GATES
+        else result
+        for result in results
+    ]

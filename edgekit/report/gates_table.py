@@ -1,0 +1,47 @@
+"""The table that `edgekit verify` ends with: check, measured, limit, verdict, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgekit.report import summary
+from edgekit.report.summary import exact, figure
+
+
+def gates_table(result: Mapping[str, Any]) -> Group:
+    """One row for each check of `{path, reference, gates}`, with the detail and the advice of those that failed."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("check", "measured", "limit", "", "what to do"):
+        table.add_column(
+            column, justify="right" if column in ("measured", "limit") else "left", overflow="fold"
+        )
+    failed = 0
+    for gate in result["gates"]:
+        passed = gate["passed"]
+        failed += not passed
+        table.add_row(
+            gate["name"],
+            figure(gate["value"]),
+            exact(gate["limit"]),
+            "✓" if passed else "✗",
+            "" if passed else summary.advice(gate["name"]),
+            style=None if passed else "red",
+        )
+    lines: list[RenderableType] = [table, ""]
+    for gate in result["gates"]:
+        if not gate["passed"]:
+            lines.append(Text(f" ✗ {gate['name']}: {gate['detail']}", "red"))
+    held = len(result["gates"]) - failed
+    verdict = Text(" ✗ Not proven" if failed else " ✓ Proven", "bold red" if failed else "bold green")
+    lines.append(
+        verdict.append(
+            f": {held} of {len(result['gates'])} checks hold against {result['reference']}",
+            "not bold default",
+        )
+    )
+    return Group(*lines)
