@@ -37,6 +37,8 @@ BUILT_IN = {
         "merge-proof": "edgekit.export.merge_check:merge_proof",
         "prune": "edgekit.export.prune:prune",
         "quantize": "edgekit.export.quantize:quantize",
+        "stream": "edgekit.export.stream:stream",
+        "stream-memory": "edgekit.export.stream:peak_memory",
         "adapter-gguf": "edgekit.export.adapter:to_gguf",
         "adapter-onnx": "edgekit.export.adapter:to_onnx",
         "adapter-onnx-base": "edgekit.export.onnx_slots:open_slots",

@@ -137,33 +137,88 @@ def prune(
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(help="A .gguf file of type F32, F16 or BF16.")],
+    source: Annotated[
+        Path, typer.Argument(help="A Hugging Face model folder, or a .gguf file of type F32, F16 or BF16.")
+    ],
     out: NewPath = Path("model.gguf"),
     type: Annotated[str, typer.Option("--type", help="llama.cpp's file type, such as Q4_K_M.")] = "Q4_K_M",
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", help="A PEFT adapter folder to merge in; needs a model folder."),
+    ] = None,
+    max_ram: Annotated[
+        int | None,
+        typer.Option("--max-ram", metavar="MIB", min=1, help="Refuse to start if it may take more memory."),
+    ] = None,
     threads: shell.Threads = 0,
     force: shell.Force = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Quantize a GGUF file."""
+    """Quantize to a GGUF file: a model folder tensor by tensor, with no float file in between, or a GGUF file.
+
+    From a folder, memory does not grow with the number of layers, and the only disk it takes is the new file's.
+    """
     from edgekit import registry
     from edgekit.config import GGUF_TYPES
 
     if type.upper() not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Known: {', '.join(GGUF_TYPES)}.")
-    if not source.is_file():
+    if source.is_dir():
+        _stream(source, out, type.upper(), adapter, max_ram, shell.cores(threads), force)
+    elif not source.is_file():
         raise ConfigError(f"There is no file {source}.", "Check the path.")
-    with shell.working() as emit, written_whole(out, force=force) as staging:
-        registry.load("stages", "quantize")(
-            source, staging, type.upper(), threads=shell.cores(threads), emit=emit
+    elif adapter or max_ram:
+        raise ConfigError(
+            f"--adapter and --max-ram need a model folder, and {source} is a file.",
+            "Name the folder instead.",
         )
-    shell.print_json({"file": str(out)}) if json else shell.say(f"Quantized: {out}")
+    else:
+        with shell.working() as emit, written_whole(out, force=force) as staging:
+            registry.load("stages", "quantize")(
+                source, staging, type.upper(), threads=shell.cores(threads), emit=emit
+            )
+    shell.print_json({"file": str(out)}) if json else shell.say(
+        f"Quantized: {out}\nNext: edgekit verify {out} --reference MODEL"
+    )
+
+
+def _stream(
+    source: Path, out: Path, type: str, adapter: Path | None, max_ram: int | None, threads: int, force: bool
+) -> None:
+    from edgekit import registry
+    from edgekit.config import GgufExport
+    from edgekit.model import read_config
+
+    _need_folder(source, "config.json")
+    if adapter:
+        _need_folder(adapter, "adapter_config.json")
+    config, options = read_config(source), GgufExport.model_validate({"format": "gguf", "type": type})
+    if refusal := registry.load("exporters", "gguf").refusal(config, options):
+        raise UnsupportedError(f"gguf: {refusal} Nothing was started.", "Choose another model.")
+    needed = registry.load("stages", "stream-memory")(config, options, threads, adapter=adapter) / 2**20
+    if max_ram and needed > max_ram:
+        raise ConfigError(
+            f"Quantizing {source} with {threads} threads may take {needed:.0f} MiB of memory, more than --max-ram {max_ram}. "
+            "Nothing was started.",
+            "Use --threads 1, or allow more." if threads > 1 else "Allow more.",
+        )
+    with shell.working() as emit, written_whole(out, force=force) as staging:
+        registry.load("stages", "stream")(
+            source, staging, options, adapter=adapter, threads=threads, emit=emit
+        )
 
 
 def export(
     model: Folder,
     out: NewPath = Path("exported"),
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter", help="A PEFT adapter of this base, exported for swapping in instead of merged."
+        ),
+    ] = None,
     target: shell.TargetName = shell.DEFAULT_TARGET,
     data: shell.Data = shell.DEFAULT_DATA,
     set_: shell.Set = None,
@@ -174,8 +229,12 @@ def export(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Export a merged folder in the target's formats, and prove each file; no tuning."""
-    from edgekit import checks, pipeline, registry, stages
+    """Export a model folder in the target's formats, and prove each file; no tuning.
+
+    With --adapter the folder is the adapter's base: each format's base is written with the adapter beside it in
+    adapters/, and the two together are proven equal to their merge.
+    """
+    from edgekit import adapters, checks, pipeline, registry, stages
     from edgekit.bundle import copy
     from edgekit.cache import Cache
     from edgekit.commands.build import make_request
@@ -183,6 +242,8 @@ def export(
     from edgekit.model import read_config
 
     _need_folder(model, "config.json")
+    if adapter:
+        _need_folder(adapter, "adapter_config.json")
     request: pipeline.Request = make_request(
         target, str(model), data, out, set_, None, cache_dir, threads, force, True
     )
@@ -202,10 +263,12 @@ def export(
         staging.mkdir()
         for artifact in artifacts:
             copy(artifact.path, staging / artifact.output)
+        written = adapters.export(cache, request, source, adapter, artifacts, staging) if adapter else {}
     failed = [gate for gate in cache.gates if not gate.passed]
     files = {artifact.format: str(out / artifact.output) for artifact in artifacts}
-    shell.print_json({"files": files, "gates": cache.gates}) if json else shell.say(
-        "\n".join(f"Exported: {path}" for path in files.values())
+    swapped = {format: str(out / name) for format, name in written.items()}
+    shell.print_json({"files": files, "adapters": swapped, "gates": cache.gates}) if json else shell.say(
+        "\n".join(f"Exported: {path}" for path in [*files.values(), *swapped.values()])
     )
     if failed:
         raise GateError(
