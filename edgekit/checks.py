@@ -44,8 +44,8 @@ def tokenizer_of(model: StageOutput) -> ModelTokenizer:
     return ModelTokenizer(model.path)
 
 
-def capture(cache: Cache, request: Request, model: StageOutput, name: str = "reference") -> StageOutput:
-    """A model's next-token distributions on held-out conversations and plain text, stored."""
+def capture(cache: Cache, request: Request, model: StageOutput) -> StageOutput:
+    """The tuned model's next-token distributions on held-out conversations and plain text, stored."""
     rows = request.data.validation[:DRIFT_ROWS]
 
     def run(out: Path, work: Path) -> None:
@@ -54,18 +54,16 @@ def capture(cache: Cache, request: Request, model: StageOutput, name: str = "ref
         passages += held_out.plain_text(tokenizer, TEXTS)
         runtime = registry.load("runtimes", "torch")(model.path, threads=request.threads)
         out.mkdir()
-        held_out.capture_passages(runtime, passages, cache.emit, stage=name).save(out)
+        held_out.capture_passages(runtime, passages, cache.emit).save(out)
         runtime.close()
 
     inputs = {"model": model.digest, "rows": [[row.id, *row.messages] for row in rows], "texts": TEXTS}
-    return cache.stage(name, inputs, run, ("torch", "transformers"))
+    return cache.stage("reference", inputs, run, ("torch", "transformers"))
 
 
-def drift(
-    cache: Cache, request: Request, reference: StageOutput, model: StageOutput, name: str = ""
-) -> Drift:
-    """The drift of a Hugging Face folder against the model whose answers `reference` holds."""
-    name = name or f"drift.{model.name}"
+def drift(cache: Cache, request: Request, reference: StageOutput, model: StageOutput) -> Drift:
+    """The drift of a Hugging Face folder against the reference."""
+    name = f"drift.{model.name}"
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         store = HeldOut.load(reference.path)
@@ -74,6 +72,13 @@ def drift(
 
     inputs = {"reference": reference.digest, "model": model.digest}
     return Drift(**cache.stage(name, inputs, run, ("torch", "transformers")).result)
+
+
+def merge_drift(merged: StageOutput) -> Drift:
+    """The drift of the merged model from the base with its adapter unmerged, as the merge proved it."""
+    return Drift(
+        **{name: merged.result[name] for name in Drift.__dataclass_fields__ if name in merged.result}
+    )
 
 
 def _score(request: Request, store: HeldOut, runtime: str, path: Path, cache: Cache, stage: str) -> Scored:

@@ -58,12 +58,9 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
     artifacts = [stages.export(cache, request, pruned, options) for options in request.target.export]
 
     reference = checks.capture(cache, request, merged)
-    drift = {
-        "tune": checks.drift(cache, request, reference, base),
-        "merge": checks.drift(cache, request, reference, merged),
-    }
-    before = checks.capture(cache, request, base, "reference.base")
-    from_input = {"tune": checks.drift(cache, request, before, merged, "drift.tune"), "merge": drift["merge"]}
+    tuned, whole = checks.drift(cache, request, reference, base), checks.merge_drift(merged)
+    drift = {"model": tuned, "tune": whole, "merge": whole}
+    from_input = {"tune": tuned, "merge": whole}
     if pruned is not merged:
         drift["prune"] = from_input["prune"] = checks.drift(cache, request, reference, pruned)
     proofs = [checks.verify(cache, request, reference, merged, pruned, artifact) for artifact in artifacts]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MERGE_LOGIT_TOLERANCE = 1e-3  # rounding of float32 reaches 2e-4; a wrong scale or a bfloat16 merge shows 1e-2
 MERGE_PROOF_ROWS = 8
+MERGE_PROOF = 2  # raise it when the proof measures something else
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ def merge(cache: Cache, request: Request, base: StageOutput, adapter: StageOutpu
         return proof
 
     return cache.stage(
-        "merge", {"base": base.digest, "adapter": adapter.digest}, run, ("torch", "peft", "safetensors")
+        "merge",
+        {"base": base.digest, "adapter": adapter.digest, "proof": MERGE_PROOF},
+        run,
+        ("torch", "peft", "safetensors"),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -56,10 +55,8 @@ def _run(artifact: Path, runtime: str, threads: int, options: Profile) -> dict[s
         "threads": threads,
         **options.model_dump(include={"prompt_tokens", "generate_tokens", "warmup", "repeats"}),
     }
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
         [sys.executable, "-m", "edgekit.profiles.probe"],
-        env=environment,
         input=json.dumps(task),
         capture_output=True,
         text=True,

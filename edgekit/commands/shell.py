@@ -79,7 +79,6 @@ def narrator() -> Any:
 @contextlib.contextmanager
 def working() -> Iterator[Any]:
     """An `emit` that narrates, while whatever libraries print to stdout goes to stderr instead."""
-    share_cores()
     with contextlib.redirect_stdout(sys.stderr), narrator() as narrate:
 
         def emit(event: Any) -> None:
@@ -88,15 +87,6 @@ def working() -> Iterator[Any]:
             narrate(event)
 
         yield emit
-
-
-def share_cores() -> None:
-    """Let OpenMP threads that wait for each other sleep; only before torch is loaded does it take effect.
-
-    They would spin instead, and beside another busy process one waits for a thread that has no core: two tunings at
-    once fall from 130 to 6 tokens per second. Speed is measured in processes without this (`profiles/profiler.py`).
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def print_json(value: Any) -> None:

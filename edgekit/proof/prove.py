@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
-from edgekit.config import Budget
-from edgekit.events import Emit, GateResult
+from edgekit.config import Budget, GgufExport, OnnxExport
+from edgekit.errors import UnsupportedError
+from edgekit.events import Alert, Emit, GateResult
+from edgekit.model import read_config
 from edgekit.proof import gates
 from edgekit.proof.drift import Scored, score
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut
 from edgekit.registry import Runtime
 
+OPTIONS = {"gguf": GgufExport(format="gguf"), "onnx": OnnxExport(format="onnx")}
 DRIFT_GATES = ("mean_kld_nats", "p99_kld_nats", "top1_agreement", "text_mean_kld_nats")
 
 
@@ -39,11 +42,28 @@ class Subject:
 def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:
     """Structure and weights of the file against the model folder's, without running it.
 
-    Nothing for a format that has no such proof: a Hugging Face folder, or a plug-in's.
+    Nothing where there is no such proof: for a Hugging Face folder, a plug-in's format, or an architecture that
+    edgekit cannot write in this format, which is told. Weights in a form that cannot be read fail.
     """
-    if subject.format not in registry.names("proofs"):
+    options = OPTIONS.get(subject.format)
+    if options is None:
         return None
-    return registry.load("proofs", subject.format)(subject.path, model, emit, stage=stage)
+    if why := registry.load("exporters", subject.format).refusal(read_config(model), options):
+        emit(Alert("warning", f"Structure and weights are not compared: {why}", "The answers are."))
+        return None
+    try:
+        return registry.load("proofs", subject.format)(subject.path, model, emit, stage=stage)
+    except UnsupportedError as error:
+        unread = GateResult(f"{subject.format}.weights", 0.0, 1.0, False, error.message, stage)
+        return Unread([unread])
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The proof of a file whose weights could not be read: it fails, and says nothing of single tensors."""
+
+    gates: list[GateResult]
+    tensors: tuple[()] = ()
 
 
 def opened(

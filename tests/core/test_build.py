@@ -64,7 +64,12 @@ def test_the_report_has_every_key_filled(tiny_build) -> None:
         names
     )
     drift = {stage["name"]: stage["drift"] for stage in report["stages"]}
-    assert drift["merge"]["mean_kld_nats"] < 1e-6 < drift["tune"]["mean_kld_nats"]
+    assert drift["merge"]["mean_kld_nats"] < 1e-6 < drift["model"]["mean_kld_nats"]
+    entered = {stage["name"]: stage["drift_from_input"] for stage in report["stages"]}
+    assert entered["tune"] == drift["model"] and entered["model"] is None
+    assert 0 < entered["quantize.gguf"]["mean_kld_nats"] < 0.05
+    low, high = drift["quantize.gguf"]["mean_kld_95"]
+    assert low < drift["quantize.gguf"]["mean_kld_nats"] < high
     assert drift["export.gguf"]["mean_kld_nats"] < drift["quantize.gguf"]["mean_kld_nats"]
     for entry in report["profile"]:
         assert entry["ttft_ms"]["n"] == 3 and entry["peak_rss_mib"] > 10

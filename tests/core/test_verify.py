@@ -14,11 +14,12 @@ import tiny
 from edgekit.artifacts import sha256_file
 from edgekit.cache import Cache
 from edgekit.config import Budget
-from edgekit.errors import ConfigError, CorruptError
-from edgekit.events import GateResult, ignore
+from edgekit.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.events import Alert, Event, GateResult, ignore
 from edgekit.export import gguf as exporter
 from edgekit.export.quantize import quantize
 from edgekit.model import resolve
+from edgekit.proof import prove
 from edgekit.verify import subject_of, verify_file
 
 LOOSE = Budget(mean_kld_nats=0.1, text_mean_kld_nats=0.1, top1_agreement=0.8, answer_top1_agreement=0.7)
@@ -75,6 +76,24 @@ def test_another_model_is_named_by_its_weights_and_its_numbers(
     assert {"gguf.weights", "gguf.mean_kld_nats", "gguf.text_mean_kld_nats"} <= failed(found)
     assert "gguf.structure" not in failed(found) and "gguf.tokenizer_identity" not in failed(found)
     assert "furthest from the model: " in found["gguf.mean_kld_nats"].detail
+
+
+def test_an_architecture_without_such_a_proof_is_told_and_unread_weights_fail(
+    file: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, events = subject_of(file), list[Event]()
+    other = Path(shutil.copytree(tiny_llama, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text()) | {"architectures": ["UnheardOfForCausalLM"]}
+    (other / "config.json").write_text(json.dumps(config))
+    assert prove.weights(subject, other, events.append, "verify") is None
+    assert isinstance(events[0], Alert) and "not compared" in events[0].message
+
+    def unread(*arguments: Any, **options: Any) -> None:
+        raise UnsupportedError("Weights in a form of their own.")
+
+    monkeypatch.setattr("edgekit.export.gguf_proof.prove", unread)
+    (gate,) = prove.weights(subject, tiny_llama, ignore, "verify").gates
+    assert gate.name == "gguf.weights" and not gate.passed and "form of their own" in gate.detail
 
 
 def test_a_damaged_file_is_corrupt_before_anything_runs(
