@@ -85,14 +85,17 @@ def shell() -> Shell:
 
 
 @pytest.fixture(scope="session")
-def tiny_build(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> TinyBuild:
-    """One real build from rows to bundle on the tiny model, in both formats."""
+def tiny_build(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> TinyBuild:
+    """One real build from rows to bundle on a tiny model with a small tokenizer, in both formats."""
+    import tiny
+
     from edgekit.data import demo
 
     folder = tmp_path_factory.mktemp("build")
+    model = tiny.make_small(folder / "model")
     demo.write(folder / "data", 48, 12, 12)
     (folder / "tiny.toml").write_text(TINY_TARGET)
-    build = TinyBuild(folder, tiny_llama)
+    build = TinyBuild(folder, model)
     done = shell(*build.arguments)
     assert done.returncode == 0, done.stderr + done.stdout
     return build

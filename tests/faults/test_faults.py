@@ -6,15 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import onnx
 import pytest
 import tiny
-import vocabularies
-from fake_runtime import CHATML
 from faults import plant
 
 from edgekit.cache import Cache
@@ -57,19 +54,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("cache"), ignore)
 
 
-def make(folder: Path, family: str = "llama", **changes: Any) -> Path:
-    """A tiny model with a tokenizer of 520 tokens: whole checks take a second."""
-    small = vocabularies.for_transformers()
-    small.chat_template = CHATML
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "tokenizer", lambda: small)
-        return tiny.make(folder, family, **changes)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untied Llama with two stop tokens, as many key-value heads as heads, and square projections."""
-    folder = make(tmp_path_factory.mktemp("model") / "llama", "llama-untied", **EIGHT_HEADS)
+    folder = tiny.make_small(tmp_path_factory.mktemp("model") / "llama", "llama-untied", **EIGHT_HEADS)
     settings = folder / "generation_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | TWO_STOPS))
     return folder
@@ -121,7 +109,7 @@ def test_a_truncated_file_is_corrupt(file: Path, model: Path, cache: Cache) -> N
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("small") / "llama")
+    return tiny.make_small(tmp_path_factory.mktemp("small") / "llama")
 
 
 def test_a_ruinous_calibration_set_is_caught(model: Path, cache: Cache, tmp_path: Path) -> None:
@@ -171,7 +159,7 @@ def test_weights_outside_the_folder_are_never_read(small: Path, cache: Cache, tm
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_no_clean_file_is_refused(family: str, cache: Cache, tmp_path: Path) -> None:
     """Each family in three types; `BUDGET` allows what rounding does to a random model, which is sure of nothing."""
-    model = make(tmp_path / family, family)
+    model = tiny.make_small(tmp_path / family, family)
     gguf_export.write(model, tmp_path / "F32.gguf", ignore)
     for type in ("F16", "Q8_0"):
         quantize(tmp_path / "F32.gguf", tmp_path / f"{type}.gguf", type, threads=1)
