@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -267,9 +268,9 @@ def export(
     failed = [gate for gate in cache.gates if not gate.passed]
     files = {artifact.format: str(out / artifact.output) for artifact in artifacts}
     swapped = {format: str(out / name) for format, name in written.items()}
-    shell.print_json({"files": files, "adapters": swapped, "gates": cache.gates}) if json else shell.say(
-        "\n".join(f"Exported: {path}" for path in [*files.values(), *swapped.values()])
-    )
+    shell.print_json(
+        {"files": files, "adapters": swapped, "gates": [asdict(gate) for gate in cache.gates]}
+    ) if json else shell.say("\n".join(f"Exported: {path}" for path in [*files.values(), *swapped.values()]))
     if failed:
         raise GateError(
             f"Exported, but {failed[0].name} failed: {failed[0].detail}", "Choose a target with more bits."
