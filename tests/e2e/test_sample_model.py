@@ -11,6 +11,7 @@ def test_a_short_build_of_the_sample_model_is_proven(shell, tmp_path: Path) -> N
     the same is asked for less strictly; every other proof is as in the target."""
     values = (
         "tune.epochs=0.5",
+        "quantize.calibration_rows=32",
         "profile.repeats=3",
         "budget.accuracy_drop_points=100.0",
         "budget.answer_top1_agreement=0.9",
