@@ -131,6 +131,7 @@ def test_the_model_itself_has_no_drift(model: FakeRuntime, reference: Reference)
         "p99_kld_nats": pytest.approx(0, abs=1e-10),
         "top1_agreement": 1.0,
         "n_tokens": 8 * 40 - 7 * 5,
+        "mean_kld_95": pytest.approx((0, 0), abs=1e-10),
     }
 
 
