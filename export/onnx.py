@@ -1,7 +1,7 @@
 """ONNX folders for onnxruntime-genai, made by its own model builder.
 
 The builder's own 4-bit rounding looks at weights alone, which costs a small model much of its quality
-(`benchmarks/onnx_options.py`), so the decoder's layers are rounded here by GPTQ and handed to the builder as a
+(`benchmarks/onnx_options.md`), so the decoder's layers are rounded here by GPTQ and handed to the builder as a
 quantized checkpoint. A child process does both: what they print, allocate and crash stays in it.
 """
 
