@@ -239,14 +239,18 @@ def export(
     from edgekit.bundle import copy
     from edgekit.cache import Cache
     from edgekit.commands.build import make_request
+    from edgekit.commands.verify import GENERAL
     from edgekit.errors import GateError
     from edgekit.model import read_config
 
     _need_folder(model, "config.json")
     if adapter:
         _need_folder(adapter, "adapter_config.json")
+    values = (
+        [*GENERAL, *(set_ or [])] if adapter else set_
+    )  # a base is unsure of what only its adapter was taught
     request: pipeline.Request = make_request(
-        target, str(model), data, out, set_, None, cache_dir, threads, force, True
+        target, str(model), data, out, values, None, cache_dir, threads, force, True
     )
     config = read_config(model)
     for options in request.target.export:
