@@ -21,6 +21,8 @@ from edgekit.errors import ConfigError, CorruptError, MissingPartError, Unsuppor
 from edgekit.events import Emit, ignore
 
 PROVENANCE = "edgekit.json"
+MERGED = "merged_adapter_sha256"  # noted there of a merge: such a model is no base for the same adapter again
+BASE_DIGEST = "edgekit.base_sha256"  # in an exported adapter: the sha256 that its base notes there
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*"]
 

@@ -51,7 +51,7 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
     remove(log)
     cache = Cache(request.cache_dir, fan_out(emit, jsonl_writer(log)))
 
-    base = stages.bring_in(cache, request)
+    base = stages.bring_in(cache, request.source)
     adapter = stages.tune(cache, request, base)
     merged = stages.merge(cache, request, base, adapter)
     pruned = stages.prune(cache, request, merged)

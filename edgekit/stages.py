@@ -43,9 +43,9 @@ class Artifact:
         return self.steps[-1].digest
 
 
-def bring_in(cache: Cache, request: Request) -> StageOutput:
+def bring_in(cache: Cache, source: model.Source) -> StageOutput:
     """The source model as a Hugging Face folder, proven to be what the source was."""
-    source = model.fetch(request.source)
+    source = model.fetch(source)
 
     def run(out: Path, work: Path) -> None:
         model.bring_in(source, out, cache.emit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit import model, registry
+from edgekit import model, registry, stages
 from edgekit.artifacts import digest_of
 from edgekit.cache import Cache
 from edgekit.config import Budget
@@ -14,12 +14,13 @@ from edgekit.containers.gguf import read_gguf
 from edgekit.data.rows import Row
 from edgekit.errors import ConfigError
 from edgekit.events import GateResult
+from edgekit.loaded import RUNTIME_OF
 from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, answered, capture_passages, plain_text
 from edgekit.proof.prove import Subject, prove
 
-FORMATS = {"gguf": "llama.cpp", "onnx": "onnxruntime", "folder": "torch"}
+FORMATS = {**RUNTIME_OF, "folder": "torch"}
 PROMPTS, MAX_TOKENS = 24, 48
 QUICK_PROMPTS, QUICK_MAX_TOKENS = 8, 24
 
@@ -59,14 +60,7 @@ def verify_file(
     subject = subject_of(path)
     if subject.format == "gguf":
         read_gguf(path)  # before anything else reads it
-    source = model.fetch(reference)
-
-    def bring_in(out: Path, work: Path) -> None:
-        model.bring_in(source, out, cache.emit)
-
-    folder = cache.stage(
-        "model", {"source": model.digest(source), "kind": source.kind}, bring_in, ("transformers", "torch")
-    )
+    folder = stages.bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]
     prompts += [[{"role": "user", "content": prompt}] for prompt in texts.PROMPTS[:count]]

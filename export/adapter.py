@@ -22,10 +22,9 @@ from edgekit.errors import ConfigError, UnsupportedError
 from edgekit.events import Emit, Progress, ignore
 from edgekit.export import merge
 from edgekit.export.safetensors_io import Weights, read_json
-from edgekit.model import PROVENANCE, read_config
+from edgekit.model import BASE_DIGEST, MERGED, PROVENANCE, read_config
 
 STAGE = "export.adapter"
-BASE_DIGEST = "edgekit.base_sha256"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def base_digest(base: Path) -> str:
             f"{base} does not say which model it is: it has no sha256 in {PROVENANCE}. Nothing was written.",
             "Name the base model itself; edgekit brings it in and notes its digest.",
         )
-    if origin.get(merge.MERGED):
+    if origin.get(MERGED):
         raise ConfigError(
             f"{base} has an adapter in its weights already. Nothing was written.",
             "Name the plain base model that the adapter was tuned on.",

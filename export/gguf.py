@@ -36,7 +36,7 @@ from edgekit.export.gguf_families import (
 )
 from edgekit.export.gguf_vocab import Vocabulary, read_vocabulary
 from edgekit.export.quantize import quantize, tensor_type, uses_importance
-from edgekit.model import PROVENANCE, read_config
+from edgekit.model import MERGED, PROVENANCE, read_config
 from edgekit.registry import ExportContext, Exporter, ExportStep
 
 STAGE = "export.gguf"
@@ -165,9 +165,9 @@ def read_model(source: Path, adapter: Path | None = None) -> Model:
     file = source / PROVENANCE
     origin = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if origin and adapter:
-        from edgekit.export import merge
+        from edgekit.export.merge import ADAPTER_WEIGHTS
 
-        origin[merge.MERGED] = sha256_file(adapter / merge.ADAPTER_WEIGHTS)
+        origin[MERGED] = sha256_file(adapter / ADAPTER_WEIGHTS)
     return Model(
         source, raw, config, family, vocabulary, read_tensors(source, config, family, adapter), origin
     )

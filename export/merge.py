@@ -31,6 +31,7 @@ from edgekit.export.safetensors_io import (
     read_json,
     write_weights,
 )
+from edgekit.model import MERGED
 
 # Keys of adapter_config.json that are handled here or do not change what the stored tensors mean.
 # Another key may be present, but only unset.
@@ -46,7 +47,6 @@ PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
 PREFIX = "base_model.model."
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MERGED = "merged_adapter_sha256"  # noted in edgekit.json: such a model is no base for the same adapter again
 
 _PART = re.compile(
     re.escape(PREFIX) + r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?"

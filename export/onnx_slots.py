@@ -18,9 +18,9 @@ from typing import Any
 from edgekit.artifacts import remove
 from edgekit.errors import CorruptError, UnsupportedError
 from edgekit.events import Emit, Progress, ignore
-from edgekit.export.adapter import BASE_DIGEST, STAGE, base_digest, slot_names
+from edgekit.export.adapter import STAGE, base_digest, slot_names
 from edgekit.export.safetensors_io import Weights, read_json
-from edgekit.model import PROVENANCE
+from edgekit.model import BASE_DIGEST, PROVENANCE
 
 MODEL = "model.onnx"
 SLOTS = "adapter_slots"

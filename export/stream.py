@@ -30,6 +30,7 @@ from edgekit.errors import CorruptError, StageError
 from edgekit.events import Emit, Progress, ignore
 from edgekit.export.gguf import MIB, STAGE, Model, Tensor, is_float_file, metadata, read_model
 from edgekit.export.gguf_families import head_size, typed
+from edgekit.export.merge import ADAPTER_WEIGHTS
 from edgekit.export.quantize import choose_types, file_type, uses_importance
 from edgekit.export.safetensors_io import Weights
 
@@ -115,7 +116,7 @@ def peak_memory(
     if uses_importance(options.type):  # the importance matrix, here and in llama.cpp's dry run
         memory += 8 * model.num_hidden_layers * (6 * model.hidden_size + model.intermediate_size)
     if adapter:
-        file = adapter / "adapter_model.safetensors"
+        file = adapter / ADAPTER_WEIGHTS
         whole = any("embed_tokens" in name or "lm_head" in name for name in Weights(file))
         rows = max(widest, head_size(model) * model.num_attention_heads, model.vocab_size * whole)
         memory += 2 * file.stat().st_size + MERGED * rows * model.hidden_size

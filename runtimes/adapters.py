@@ -18,9 +18,8 @@ from pathlib import Path
 from edgekit.containers.gguf import read_gguf
 from edgekit.containers.reader import HINT, Reader, shown
 from edgekit.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.model import BASE_DIGEST, MERGED
 
-BASE_DIGEST = "edgekit.base_sha256"
-MERGED = "merged_adapter_sha256"  # what a folder with an adapter in its weights notes in edgekit.json
 ALPHA = "adapter.lora.alpha"
 GGUF_TYPES = {
     0: "F32",

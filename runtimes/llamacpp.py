@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgekit.chat import ChatTemplate
 from edgekit.containers.gguf import read_gguf
 from edgekit.errors import ConfigError, CorruptError, StageError, UnsupportedError
+from edgekit.model import MERGED
 from edgekit.registry import Runtime, Sampling
 from edgekit.runtimes import adapters
 
@@ -86,7 +87,7 @@ class _Model:
         """llama.cpp's handle of the adapter file `path`, read once; raises as `adapters.check_gguf`."""
         key = adapters.file_key(path)
         if key not in self.adapters:
-            base, merged = (self.metadata(f"edgekit.{name}") for name in ("sha256", adapters.MERGED))
+            base, merged = (self.metadata(f"edgekit.{name}") for name in ("sha256", MERGED))
             adapters.check_gguf(path, self._shapes, base, merged)
             _errors.clear()
             handle = lib.llama_adapter_lora_init(self.pointer, str(path).encode())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,19 @@ def make_small(folder: Path, family: str = "llama", **changes: Any) -> Path:
     small = vocabularies.for_transformers()
     small.chat_template = CHATML
     return make(folder, family, tokens=small, **changes)
+
+
+def maker(folder: Path) -> Callable[..., Path]:
+    """A function that makes tiny models with a tokenizer of 520 tokens below `folder`, each once."""
+    import vocabularies
+
+    made: dict[str, Path] = {}
+    small = vocabularies.for_transformers()
+
+    def model(family: str = "llama", **changes: Any) -> Path:
+        key = json.dumps([family, changes], sort_keys=True)
+        if key not in made:
+            made[key] = make(folder / str(len(made)) / family, family, tokens=small, **changes)
+        return made[key]
+
+    return model

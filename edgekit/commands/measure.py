@@ -25,15 +25,9 @@ def register(app: typer.Typer) -> None:
 
 def runtime_of(artifact: Path) -> str:
     """The name of the runtime that opens `artifact`, told by its files."""
-    if artifact.is_file():
-        return "llama.cpp"
-    for file, runtime in {"genai_config.json": "onnxruntime", "config.json": "torch"}.items():
-        if (artifact / file).is_file():
-            return runtime
-    raise ConfigError(
-        f"{artifact} is neither a .gguf file, an onnxruntime-genai folder nor a Hugging Face folder.",
-        "For a bundle, give its model.gguf or its onnx folder.",
-    )
+    from edgekit.verify import subject_of
+
+    return "llama.cpp" if artifact.is_file() else subject_of(artifact).runtime
 
 
 def evaluate(

@@ -58,7 +58,7 @@ def tune(
         raise missing_parts_error(parts)
     with shell.working() as emit:
         cache = Cache(cache_dir, emit)
-        base = stages.bring_in(cache, request)
+        base = stages.bring_in(cache, request.source)
         if show_mask:
             from edgekit.tokenizer import ModelTokenizer
             from edgekit.tuning.encode import encode_rows
@@ -260,7 +260,7 @@ def export(
             )
     with shell.working() as emit, written_whole(out, force=force) as staging:
         cache = Cache(cache_dir, emit)
-        source = stages.bring_in(cache, request)
+        source = stages.bring_in(cache, request.source)
         artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
         reference = checks.capture(cache, request, source)
         for artifact in artifacts:

@@ -37,8 +37,9 @@ def capture(
     Of the prompts those eight are kept whose answers hang least on rounding: whose smallest lead of the chosen token
     over the next, in logits, is largest. Another processor's arithmetic must not look like another model.
     """
-    step = max(1, len(battery()) // TEXTS)
-    texts = [{"text": text, "ids": runtime.encode(text)} for text in battery()[::step]]
+    all_texts = battery()
+    step = max(1, len(all_texts) // TEXTS)
+    texts = [{"text": text, "ids": runtime.encode(text)} for text in all_texts[::step]]
     answers = []
     for done, messages in enumerate(prompts[:CANDIDATES], 1):
         rendered = runtime.chat_template.render(messages, add_generation_prompt=True)

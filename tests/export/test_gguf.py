@@ -81,18 +81,7 @@ def fields(file: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Tiny models of each family with a small tokenizer, each made once; a test that changes one copies it first."""
-    made: dict[str, Path] = {}
-    small = vocabularies.for_transformers()
-
-    def folder(family: str, **changes: Any) -> Path:
-        key = json.dumps([family, changes], sort_keys=True)
-        if key not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(tiny, "tokenizer", lambda: small)
-                made[key] = tiny.make(tmp_path_factory.mktemp("model") / family, family, **changes)
-        return made[key]
-
-    return folder
+    return tiny.maker(tmp_path_factory.mktemp("models"))
 
 
 def copy(folder: Path, to: Path, **changes: Any) -> Path:

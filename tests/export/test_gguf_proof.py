@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 import transformers
-import vocabularies
 from faults import plant
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,18 +38,7 @@ Write = Callable[..., tuple[Path, Path]]
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Tiny models with a small tokenizer, each made once."""
-    made: dict[str, Path] = {}
-    small = vocabularies.for_transformers()
-
-    def folder(family: str, **changes: Any) -> Path:
-        key = json.dumps([family, changes], sort_keys=True)
-        if key not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(tiny, "tokenizer", lambda: small)
-                made[key] = tiny.make(tmp_path_factory.mktemp("model") / family, family, **changes)
-        return made[key]
-
-    return folder
+    return tiny.maker(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
