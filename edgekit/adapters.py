@@ -66,6 +66,7 @@ def export(
             artifact.runtime,
             ids,
             cache.emit,
+            prefix=artifact.format,
             max_mean_kld_nats=request.target.budget.mean_kld_nats,
             threads=request.threads,
         )

@@ -39,6 +39,7 @@ def adapter_proof(
     ids: Sequence[Sequence[int]],
     emit: Emit = ignore,
     *,
+    prefix: str = "model",
     max_mean_kld_nats: float = MAX_MEAN_KLD_NATS,
     threads: int = 2,
 ) -> list[GateResult]:
@@ -46,10 +47,10 @@ def adapter_proof(
 
     `source` and `merged` are the Hugging Face folders of the base and of its merge with the adapter, `runtime` is the
     registered name of what opens `base`, `ids` are token ids of conversations. The gates, emitted and returned, are
-    `adapter.mean_kld_nats`, the mean KL divergence of the next-token distributions, and `adapter.change_error`, how far
-    the change of the logits that the adapter makes is from the one it should make, as a share of that, in the
-    Euclidean norm. The second one's limit grows with the base's own rounding; an adapter that changes less than the
-    rounding does cannot be proven on such a base and fails.
+    `PREFIX.adapter_mean_kld_nats`, the mean KL divergence of the next-token distributions, and
+    `PREFIX.adapter_change_error`, how far the change of the logits that the adapter makes is from the one it should
+    make, as a share of that, in the Euclidean norm. The second one's limit grows with the base's own rounding; an
+    adapter that changes less than the rounding does cannot be proven on such a base and fails.
 
     Raises `ConfigError` when there are no `ids`, and what the runtime raises for an adapter that it refuses.
     """
@@ -93,8 +94,8 @@ def adapter_proof(
     limit = min(MOST, MAX_CHANGE_ERROR + PER_ROUNDING * float(np.sqrt(rounding / size)))
     detail = f"{runtime}, base with adapter against merged, {positions} positions"
     gates = [
-        _at_most("adapter.mean_kld_nats", divergence / positions, max_mean_kld_nats, detail),
-        _at_most("adapter.change_error", share, limit, detail),
+        _at_most(f"{prefix}.adapter_mean_kld_nats", divergence / positions, max_mean_kld_nats, detail),
+        _at_most(f"{prefix}.adapter_change_error", share, limit, detail),
     ]
     for gate in gates:
         emit(gate)

@@ -106,3 +106,19 @@ def maker(folder: Path) -> Callable[..., Path]:
         return made[key]
 
     return model
+
+
+def adapter(base: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
+    """A LoRA of `base` made by peft, with random factors (and magnitudes, biases and replaced modules)."""
+    import peft
+
+    config = peft.LoraConfig(**{"lora_alpha": 16, "task_type": "CAUSAL_LM", **options})
+    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                offset = parameter if "magnitude" in name or "modules_to_save" in name else 0
+                parameter.copy_(offset + 0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder

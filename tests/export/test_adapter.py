@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import tiny
 import torch
-import transformers
 import vocabularies
 from numpy.typing import NDArray
 
@@ -46,20 +44,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 Make = Callable[[str], Path]
-
-
-def adapter_for(base: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
-    """An adapter of `base` made by peft, with random factors."""
-    config = peft.LoraConfig(**{"lora_alpha": 16, "task_type": "CAUSAL_LM", **options})
-    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                offset = parameter if "magnitude" in name or "modules_to_save" in name else 0
-                parameter.copy_(offset + 0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
 
 
 def signed(folder: Path, digest: str) -> Path:
@@ -125,7 +109,7 @@ def files(make: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     found = {"base": base, "base.gguf": folder / "base.gguf"}
     gguf.write(base, found["base.gguf"], ignore)
     for seed, (name, options) in enumerate({"a": OPTIONS["attention"], "b": OPTIONS["rslora"]}.items()):
-        found[name] = adapter_for(base, folder / name, seed, **options)
+        found[name] = tiny.adapter(base, folder / name, seed, **options)
         found |= {
             f"{name}.merged": folder / f"{name}-merged",
             f"{name}.merged.gguf": folder / f"{name}-merged.gguf",
@@ -150,7 +134,7 @@ def onnx_files(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         open_slots(folder / f"plain{bits}", base, folder / f"slots{bits}")
         found |= {f"plain{bits}": folder / f"plain{bits}", f"slots{bits}": folder / f"slots{bits}"}
     for seed, (name, options) in enumerate({"a": OPTIONS["patterns"], "b": OPTIONS["rslora"]}.items()):
-        found[name] = adapter_for(base, folder / name, seed, **options)
+        found[name] = tiny.adapter(base, folder / name, seed, **options)
         found |= {
             f"{name}.merged": folder / f"{name}-merged",
             f"{name}.onnx": folder / f"{name}.onnx_adapter",
@@ -172,7 +156,7 @@ def torch_logits(folder: Path) -> NDArray[np.float32]:
 )  # fmt: skip
 def test_a_gguf_adapter_answers_as_its_merge(family: str, options: str, make: Make, tmp_path: Path) -> None:
     base = make(family)
-    peft_folder = adapter_for(base, tmp_path / "adapter", **OPTIONS[options])
+    peft_folder = tiny.adapter(base, tmp_path / "adapter", **OPTIONS[options])
     to_gguf(base, peft_folder, tmp_path / "adapter.gguf")
     merge(base, peft_folder, tmp_path / "merged")
     for source, name in ((base, "base"), (tmp_path / "merged", "merge")):
@@ -328,7 +312,7 @@ def test_what_an_adapter_file_cannot_hold_is_named(
     options: dict[str, Any], named: str, write: Any, make: Make, tmp_path: Path
 ) -> None:
     base = make("llama-untied")
-    made = adapter_for(base, tmp_path / "adapter", **{"target_modules": ["q_proj"], **options})
+    made = tiny.adapter(base, tmp_path / "adapter", **{"target_modules": ["q_proj"], **options})
     with pytest.raises((UnsupportedError, ConfigError), match=named):
         write(base, made, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -389,7 +373,7 @@ def test_the_proof_catches_alpha_doubled(
         prove(rounded, "q4", tmp_path / "a.gguf", "llama.cpp"),
         prove(onnx_files, "slots4", tmp_path / "a.onnx_adapter", "onnxruntime"),
     ):
-        assert not gates["adapter.change_error"].passed
+        assert not gates["model.adapter_change_error"].passed
 
 
 def test_the_proof_catches_another_adapter(files: dict[str, Path]) -> None:
@@ -402,7 +386,7 @@ def test_the_proof_catches_unpermuted_rows(
     monkeypatch.setattr(gguf_families, "to_gguf", lambda name, values, config, family: values)
     to_gguf(files["base"], files["a"], tmp_path / "a.gguf")
     gates = prove(files, "base.gguf", tmp_path / "a.gguf", "llama.cpp")
-    assert not gates["adapter.change_error"].passed
+    assert not gates["model.adapter_change_error"].passed
 
 
 def test_no_conversation_proves_nothing(files: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import peft
 import psutil
 import pytest
+import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -48,20 +50,7 @@ def base_model(folder: Path, family: str = "Llama", shards: str = "1GB", **chang
     return folder
 
 
-def adapter_for(base: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
-    """An adapter made by peft, with random factors (and magnitudes, biases and replaced modules)."""
-    config = peft.LoraConfig(
-        **{"r": 4, "lora_alpha": 12, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options}
-    )
-    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                offset = parameter if "magnitude" in name or "modules_to_save" in name else 0
-                parameter.copy_(offset + 0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
+adapter_for = functools.partial(tiny.adapter, r=4, lora_alpha=12, target_modules=LINEAR)
 
 
 def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
