@@ -26,6 +26,14 @@ BATCH_CELLS = 8192  # tokens of KV cache for all of them
 NO_PAD = (
     -1
 )  # onnxruntime-genai takes pad ids at a prompt's end for padding, and a model's own may well stand there
+# Options of a session that only change how it computes. `provider_options` are cleared; the others include a native
+# library to load, files to read in place of the model, and files to write (onnxruntime_session_options_config_keys.h).
+HARMLESS = {
+    "log_id", "log_severity_level", "log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads",
+    "enable_cpu_mem_arena", "enable_mem_pattern", "use_env_allocators", "graph_optimization_level", "provider_options",
+    "session.intra_op.allow_spinning", "session.inter_op.allow_spinning", "session.set_denormal_as_zero",
+    "session.qdq_matmulnbits_accuracy_level", "session.dynamic_block_base", "session.disable_prepacking",
+}  # fmt: skip
 AGAIN = "Export the model again, or copy the whole folder again."
 
 
@@ -67,10 +75,10 @@ def _model_config(path: Path) -> dict[str, Any]:
             raise TypeError("`vocab_size` or `eos_token_id` is not a number")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(f"{source} is malformed: {error}", AGAIN) from error
-    if "custom_ops_library" in json.dumps(config):
+    if unknown := sorted(set(_options(config)) - HARMLESS):
         raise CorruptError(
-            f"{source} asks for a native library to be loaded; nothing was loaded.",
-            "Take a folder from a source that you trust.",
+            f"{source} sets what may load native code or write files: {', '.join(unknown)}. Nothing was loaded.",
+            "Take a folder from a source that you trust, or take these options out of it.",
         )
     for file in sorted(files):
         if Path(file).name != file or not (path / file).is_file():
@@ -85,6 +93,15 @@ def _file_names(config: Any) -> Iterator[str]:
         yield str(config["filename"])
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
         yield from _file_names(value)
+
+
+def _options(config: Any) -> Iterator[str]:
+    """The name of every option that the configuration sets for a session or a run, at any depth."""
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if key in ("session_options", "run_options") and isinstance(value, dict):
+            yield from value
+        elif isinstance(value, dict | list):
+            yield from _options(value)
 
 
 class _Text:

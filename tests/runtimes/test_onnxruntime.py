@@ -232,6 +232,8 @@ def test_missing_and_truncated_files_are_corrupt(
         lambda config: config["model"]["decoder"].update(filename="../onnx/model.onnx"),
         lambda config: config["model"]["decoder"].update(filename="other.onnx"),
         lambda config: config["model"]["decoder"]["session_options"].update(custom_ops_library="evil.so"),
+        lambda config: config["model"]["decoder"]["session_options"].update(enable_profiling="/tmp/profile"),
+        lambda config: config["model"].update(embedding={"run_options": {"memory.enable_x": "1"}}),
         lambda config: config["model"].update(eos_token_id="two"),
         lambda config: config["model"].update(type="nonsense"),
         lambda config: config["model"].pop("vocab_size"),
