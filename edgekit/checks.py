@@ -6,14 +6,14 @@ The reference is the tuned, merged fp32 model; the conversations are validation 
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import registry
 from edgekit.artifacts import size_of
 from edgekit.cache import Cache, StageOutput
-from edgekit.events import GateResult
+from edgekit.events import Emit, Event, GateResult, Progress
 from edgekit.proof import gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
@@ -117,7 +117,7 @@ def verify(
             (step for step, found in drifts.items() if found.mean_kld_nats > budget.mean_kld_nats), last
         )
         subject = prove.Subject(artifact.path, artifact.format, artifact.runtime)
-        static = prove.weights(subject, source.path, cache.emit, last)
+        static = prove.weights(subject, source.path, _counting_for(name, cache.emit), last)
         entered = _from_input(cache, request, store, drifts, tuned, source, artifact)
         facts = gates.ReferenceFacts.of(tokenizer_of(source))
         runtime = subject.open(request.threads)
@@ -156,6 +156,15 @@ def verify(
             for kind in ("drift", "from_input")
         ),
     )
+
+
+def _counting_for(stage: str, emit: Emit) -> Emit:
+    """An `emit` that shows progress as that of `stage`, where a gate blames another."""
+
+    def renamed(event: Event) -> None:
+        emit(replace(event, stage=stage) if isinstance(event, Progress) else event)
+
+    return renamed
 
 
 def _from_input(

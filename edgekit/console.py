@@ -49,7 +49,7 @@ class Narrator:
             TextColumn("{task.fields[note]}", style="dim"), console=console, transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._first: dict[tuple[str, str], tuple[float, float]] = {}
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -66,7 +66,6 @@ class Narrator:
         """Show one event."""
         match event:
             case events.StageStarted(stage=stage):
-                self._started[stage] = time.monotonic()
                 if self._live:
                     self._tasks[stage] = self._bars.add_task(stage, total=None, note="")
                 else:
@@ -95,13 +94,14 @@ class Narrator:
             )
             return
         now = time.monotonic()
+        # a stage may load and calibrate before it counts, so speed is that since the first count of this unit
+        start, already = self._first.setdefault((event.stage, event.unit), (now, event.done))
         if now - self._last_line < PLAIN_INTERVAL_S:
             return
         self._last_line = now
-        elapsed = now - self._started.setdefault(event.stage, now)
         left = (
-            f", {span(elapsed / event.done * (event.total - event.done))} left"
-            if event.done and elapsed > 1
+            f", {span((now - start) / (event.done - already) * (event.total - event.done))} left"
+            if event.done > already
             else ""
         )
         self._say(f"{event.stage}: {event.done:g}/{event.total:g} {event.unit}{left} {event.note}".rstrip())
