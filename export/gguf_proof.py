@@ -15,8 +15,10 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
-from edgekit.containers.gguf import read_gguf
+from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.containers.gguf import GgufLayout, TensorInfo, read_gguf
 from edgekit.errors import CorruptError, UnsupportedError
 from edgekit.events import Emit, GateResult, ignore
 from edgekit.export.gguf import EMBEDDING, HEAD, read_tensors
@@ -47,6 +49,7 @@ from edgekit.export.weight_proof import (
 )
 from edgekit.model import read_config
 
+Bytes = NDArray[np.uint8]
 OUTPUT, TOKENS = "output.weight", "token_embd.weight"
 UNUSED = int(gguf.TokenType.UNUSED)
 # Block, steps and superblock of each type, from ggml's quants (`ggml-quants.c`). For the IQ types below 4 bits, whose
@@ -95,39 +98,33 @@ def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> Static
             "Compare the runtimes' answers instead.",
         )
     config, family = typed(raw), FAMILIES[architecture(raw)]
-    reader = open_file(path)
+    layout, data = read_gguf(path), np.memmap(path, np.uint8, "r")
     references = read_references(model, config, family)
-    stored = [_stored(tensor) for tensor in reader.tensors if tensor.tensor_type.name in GRIDS]
+    stored = [_stored(info, data) for info in layout.tensors.values() if _type(info) in GRIDS]
     facts = Facts()
-    _check_parameters(facts, read_fields(reader), config, family)
-    _check_vocabulary(facts, reader, config, model)
-    _check_tensors(facts, reader, references, config.tie_word_embeddings)
+    _check_parameters(facts, read_fields(layout), config, family)
+    _check_vocabulary(facts, layout, config, model)
+    _check_tensors(facts, layout, data, references, config.tie_word_embeddings)
     weights, tensors = prove_weights(stored, references, "gguf.weights", emit, stage=stage)
-    gates = [facts.gate("gguf.structure", stage), *_prove_vocabulary(path, config, model, stage), weights]
+    gates = [facts.gate("gguf.structure", stage), *_prove_vocabulary(layout, config, model, stage), weights]
     return StaticProof(gates, tensors)
 
 
-def open_file(path: Path) -> gguf.GGUFReader:
-    """The file, its tensors mapped. Raises `CorruptError` for one that is no whole GGUF file."""
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError, OSError) as error:
-        raise CorruptError(
-            f"{path} is not a whole GGUF file: {error}.", "Fetch or write it again."
-        ) from error
-
-
-def read_fields(reader: gguf.GGUFReader) -> dict[str, Any]:
+def read_fields(layout: GgufLayout) -> dict[str, Any]:
     """The file's metadata but for its long lists, the architecture's name taken off the keys."""
-    fields = {
-        key: field.contents()
-        for key, field in reader.fields.items()
-        if not key.startswith(("tokenizer.", "GGUF."))
+    prefix = f"{layout.metadata.get('general.architecture', '')}."
+    short = {
+        key.removeprefix(prefix): value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in layout.metadata.items()
+        if not key.startswith("tokenizer.")
     }
-    prefix = f"{fields.get('general.architecture', '')}."
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    short = {key.removeprefix(prefix): value for key, value in fields.items()}
-    return short | {"tokens": len(tokens.data) if tokens else 0}
+    return short | {"tokens": len(_listed(layout, "tokens"))}
+
+
+def _listed(layout: GgufLayout, name: str) -> list[Any]:
+    """A list of the file's tokenizer; empty when the file has none of that name."""
+    found = layout.metadata.get(f"tokenizer.ggml.{name}")
+    return found.tolist() if isinstance(found, np.ndarray) else found if isinstance(found, list) else []
 
 
 def expected_fields(config: Any, family: Family) -> dict[str, Any]:
@@ -210,13 +207,12 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list) else str(value)
 
 
-def _check_vocabulary(facts: Facts, reader: gguf.GGUFReader, config: Any, model: Path) -> None:
+def _check_vocabulary(facts: Facts, layout: GgufLayout, config: Any, model: Path) -> None:
     """As many tokens as the embedding has rows; those that the tokenizer does not know are marked as unused."""
-    tokens, types = (reader.get_field(f"tokenizer.ggml.{part}") for part in ("tokens", "token_type"))
-    count = len(tokens.data) if tokens else 0
+    types, count = _listed(layout, "token_type"), len(_listed(layout, "tokens"))
     facts.add(count == config.vocab_size, f"the file has {count} tokens, the model {config.vocab_size}")
     file = model / "tokenizer.json"
-    if types is None or not file.is_file():
+    if not types or not file.is_file():
         return
     try:
         rules = json.loads(file.read_text(encoding="utf-8"))
@@ -226,14 +222,14 @@ def _check_vocabulary(facts: Facts, reader: gguf.GGUFReader, config: Any, model:
         raise CorruptError(
             f"{file} is no tokenizer of a kind that GGUF holds.", "Fetch the model again."
         ) from error
-    padding = types.contents()[known:]
+    padding = types[known:]
     wrong = [known + i for i, kind in enumerate(padding) if kind != UNUSED]
     facts.add(
         not wrong, f"token {wrong[0] if wrong else 0} is padding in the model and a real token in the file"
     )
 
 
-def _prove_vocabulary(path: Path, config: Any, model: Path, stage: str) -> list[GateResult]:
+def _prove_vocabulary(layout: GgufLayout, config: Any, model: Path, stage: str) -> list[GateResult]:
     """Tokens and merge rules one by one: a rule out of its order may show in no text that anyone thought of.
 
     Nothing for a tokenizer that edgekit cannot write; what it does to texts is held against the model's all the same.
@@ -242,12 +238,10 @@ def _prove_vocabulary(path: Path, config: Any, model: Path, stage: str) -> list[
         own = read_vocabulary(model, config.vocab_size).tokens
     except UnsupportedError:
         return []
-    stored = read_gguf(path).metadata
     tokens = {i: text for i, text in enumerate(own.texts) if own.types[i] != UNUSED}
     facts = Facts()
     for name, wanted in (("token", tokens), ("merge", dict(enumerate(own.merges)))):
-        listed = stored.get(f"tokenizer.ggml.{name}s")
-        found = listed if isinstance(listed, list) else []
+        found = _listed(layout, f"{name}s")
         if name == "merge" and own.scores and not found:
             continue  # pieces are joined by their scores
         for i, text in wanted.items():
@@ -257,12 +251,11 @@ def _prove_vocabulary(path: Path, config: Any, model: Path, stage: str) -> list[
 
 
 def _check_tensors(
-    facts: Facts, reader: gguf.GGUFReader, references: Mapping[str, Reference], tied: bool
+    facts: Facts, layout: GgufLayout, data: Bytes, references: Mapping[str, Reference], tied: bool
 ) -> None:
-    shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
-    for tensor in reader.tensors:
-        kind = tensor.tensor_type.name
-        facts.add(kind in GRIDS, f"{tensor.name} has the type {kind}, which cannot be read here")
+    shapes = {name: info.shape[::-1] for name, info in layout.tensors.items()}
+    for name, info in layout.tensors.items():
+        facts.add(_type(info) in GRIDS, f"{name} has the type {_type(info)}, which cannot be read here")
     for name, reference in references.items():
         if name not in shapes:
             if name == OUTPUT and not tied:
@@ -276,7 +269,7 @@ def _check_tensors(
         facts.add(found == wanted, f"{name} has the shape {found}, the model's is {wanted}")
     for name in shapes.keys() - references.keys():
         if name == ROPE_FREQS:
-            values = next(_stored(tensor) for tensor in reader.tensors if tensor.name == name).all()
+            values = _stored(layout.tensors[name], data).all()
             facts.add(
                 bool((values == 1).all()),
                 f"{name} divides the rope frequencies, and the model has no divisors",
@@ -333,14 +326,19 @@ def deinterleave(values: Array, heads: int) -> Array:
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _stored(tensor: Any) -> Stored:
-    kind, shape = tensor.tensor_type, tuple(int(n) for n in reversed(tensor.shape))
-    data = tensor.data if tensor.data.ndim == 2 else tensor.data.reshape(1, -1)
+def _type(info: TensorInfo) -> str:
+    return GGML_TYPES[info.type].name
+
+
+def _stored(info: TensorInfo, data: Bytes) -> Stored:
+    shape, kind = info.shape[::-1], _type(info)
+    rows = math.prod(shape[:-1])
+    own = data[info.offset : info.offset + info.nbytes].reshape(rows, -1)
 
     def read(start: int, stop: int) -> Array:
-        rows: Array = gguf.quants.dequantize(data[start:stop], kind).reshape(stop - start, -1)
-        return rows
+        found: Array = gguf.quants.dequantize(own[start:stop], gguf.GGMLQuantizationType[kind])
+        return found.reshape(stop - start, -1)
 
     # Rope's divisors follow from a formula, which others evaluate in another precision.
-    grid = Grid(1, 1e5, "float", factors=EXACT) if tensor.name == ROPE_FREQS else GRIDS[kind.name]
-    return Stored(tensor.name, kind.name, shape, grid, read)
+    grid = Grid(1, 1e5, "float", factors=EXACT) if info.name == ROPE_FREQS else GRIDS[kind]
+    return Stored(info.name, kind, shape, grid, read)

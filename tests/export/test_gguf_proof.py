@@ -222,7 +222,7 @@ def test_settings_that_the_model_lacks_are_found(write: Write, tmp_path: Path) -
 def test_no_file_and_no_such_model(make: Make, write: Write, tmp_path: Path) -> None:
     folder, file = write("llama", "Q8_0")
     (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(CorruptError, match="not a whole GGUF file"):
+    with pytest.raises(CorruptError, match="truncated or damaged"):
         prove(tmp_path / "cut.gguf", folder, stage="x")
     shutil.copytree(folder, tmp_path / "phi")
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["PhiForCausalLM"]}
