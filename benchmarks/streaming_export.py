@@ -6,8 +6,8 @@ The sample model, or FOLDER, or with --synthetic a Llama of 1.5 billion seeded w
 with a float file between), to Q4_K_M. With --llama-cpp the peer is its `convert_hf_to_gguf.py` and then
 `llama_model_quantize`, the function behind `llama-quantize`; the file between has the smallest type that loses nothing.
 With --genai the model builder of onnxruntime-genai writes its int4 folder too, for memory and time only. Each step is a
-process of its own; memory is the most that the process tree holds, sampled every 15 ms: all resident pages, and those
-that are not pages of a mapped file. Extra disk is what lies in the working folder beside the result.
+process of its own; memory is the most that the process tree holds: all resident pages, and those that are not pages of
+a mapped file. Extra disk is what lies in the working folder beside the result.
 """
 
 from __future__ import annotations
@@ -15,25 +15,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
-import psutil
 import torch
+from common import MIB, watched
 
 from edgekit import hardware
 from edgekit.export.safetensors_io import Weights, copy_companions, write_weights
 from edgekit.model import bring_in, resolve
 
-TYPE, THREADS, EVERY_S, MIB = "Q4_K_M", 2, 0.015, 2**20
+TYPE, THREADS = "Q4_K_M", 2
 STREAM = """
 import sys; from pathlib import Path
 from edgekit.config import GgufExport
@@ -61,7 +58,7 @@ LLAMA_1B5 = {
 
 
 @dataclass
-class Cost:
+class Way:
     """What one way of making the file took."""
 
     seconds: float = 0.0
@@ -96,7 +93,7 @@ def main() -> None:
             "| way | peak RSS MiB | of it anonymous MiB | extra disk MiB | seconds | CPU seconds | output bytes | tensors as streamed |"
         )
         print("|---|--:|--:|--:|--:|--:|--:|--:|")
-        costs: dict[str, list[Cost]] = {way: [] for way, _ in ways}
+        costs: dict[str, list[Way]] = {way: [] for way, _ in ways}
         expected: dict[str, str] = {}
         for repeat in range(arguments.repeats):
             for way, steps in ways if repeat % 2 == 0 else reversed(ways):
@@ -123,7 +120,7 @@ def main() -> None:
             print(f"edgekit, streamed / {way}: " + ", ".join(ratios(ours, theirs)))
 
 
-def ratios(ours: list[Cost], theirs: list[Cost]) -> Iterator[str]:
+def ratios(ours: list[Way], theirs: list[Way]) -> Iterator[str]:
     """Median against median, quantity by quantity."""
     for field, word in (("resident_mib", "RSS"), ("anonymous_mib", "anonymous"), ("disk_mib", "extra disk"), ("seconds", "time"), ("cpu_seconds", "CPU time")):  # fmt: skip
         mine, other = (statistics.median(getattr(cost, field) for cost in costs) for costs in (ours, theirs))
@@ -154,46 +151,21 @@ def commands(model: Path, checkout: Path | None, genai: bool) -> Iterator[tuple[
         yield "onnxruntime-genai's builder", [[*builder, "-p", "int4", "-e", "cpu", "-c", "cache"]]
 
 
-def measure(steps: list[list[str]], work: Path) -> Cost:
-    """Run the processes one after the other in `work`; stops the benchmark with the output of one that fails."""
-    cost = Cost()
-    with (work / "log").open("w+b") as log:
-        for step in steps:
-            start, used = time.perf_counter(), children_cpu_s()
-            process = subprocess.Popen(step, cwd=work, stdout=log, stderr=subprocess.STDOUT)
-            while process.poll() is None:
-                resident, anonymous = memory(process.pid)
-                cost.resident_mib = max(cost.resident_mib, resident / MIB)
-                cost.anonymous_mib = max(cost.anonymous_mib, anonymous / MIB)
-                cost.disk_mib = max(cost.disk_mib, on_disk(work) / MIB)
-                time.sleep(EVERY_S)
-            cost.seconds += time.perf_counter() - start
-            cost.cpu_seconds += children_cpu_s() - used
-            if process.returncode:
-                log.seek(0)
-                sys.exit(log.read()[-2000:].decode("utf-8", "replace"))
-    cost.disk_mib = max(0.0, cost.disk_mib - result_size(work) / MIB)
-    return cost
+def measure(steps: list[list[str]], work: Path) -> Way:
+    """Run the processes one after the other in `work`."""
+    way = Way()
 
+    def look() -> None:
+        way.disk_mib = max(way.disk_mib, on_disk(work) / MIB)
 
-def memory(pid: int) -> tuple[int, int]:
-    """Bytes that the process and its children hold: all resident pages, and those of no file."""
-    resident = anonymous = 0
-    try:
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            info = process.memory_info()
-            resident += info.rss
-            anonymous += info.rss - getattr(info, "shared", 0)
-    except psutil.Error:  # it ended between listing and reading
-        pass
-    return resident, anonymous
-
-
-def children_cpu_s() -> float:
-    """CPU time of the processes that have ended, which other work on the machine hardly changes."""
-    times = os.times()
-    return times.children_user + times.children_system
+    for step in steps:
+        cost = watched(step, work, look)
+        way.seconds += cost.seconds
+        way.cpu_seconds += cost.cpu_seconds
+        way.resident_mib = max(way.resident_mib, cost.resident_mib)
+        way.anonymous_mib = max(way.anonymous_mib, cost.anonymous_mib)
+    way.disk_mib = max(0.0, way.disk_mib - result_size(work) / MIB)
+    return way
 
 
 def on_disk(folder: Path) -> int:
