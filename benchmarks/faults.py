@@ -21,7 +21,7 @@ from faults import plant
 
 from edgekit import hardware, model
 from edgekit.cache import Cache
-from edgekit.config import Budget
+from edgekit.commands.verify import GENERAL
 from edgekit.errors import EdgekitError
 from edgekit.events import ignore
 from edgekit.export import gguf
@@ -58,6 +58,7 @@ def main() -> None:
         model.bring_in(source, work / "model")
         gguf.write(work / "model", work / "float.gguf", ignore)
         quantize(work / "float.gguf", work / "good.gguf", "Q8_0")
+        budget = load("profiles", "targets").load("cpu-int4", GENERAL).budget
         (work / "float.gguf").unlink()
         print(f"{hardware.fingerprint()['cpu']}\n")
         print("| fault | edgekit verify names it by | llama.cpp | transformers | gguf | perplexity |")
@@ -66,7 +67,7 @@ def main() -> None:
             file = Path(shutil.copyfile(work / "good.gguf", work / "file.gguf"))
             fault(file)
             try:
-                gates = verify_file(file, source, [], Budget(), cache, quick=True)
+                gates = verify_file(file, source, [], budget, cache, quick=True)
                 named = ", ".join(gate.name.removeprefix("gguf.") for gate in gates if not gate.passed)
             except EdgekitError as error:
                 named = f"{type(error).__name__} (exit 5)"

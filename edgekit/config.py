@@ -170,6 +170,8 @@ class Budget(_Table):
     a toss-up, and 4-bit files of far larger models agree on about 92 %."""
     answer_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
     """The same on the positions of the answers alone, where the model itself speaks."""
+    greedy_agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of an answer that comes out before the first other token, the mean of greedy answers."""
     stop_agreement: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Least share of the ends of answers at which the file stops where the reference does, and only there."""
     text_mean_kld_nats: Annotated[float, Field(gt=0)] = 0.15

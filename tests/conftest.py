@@ -35,6 +35,7 @@ generate_tokens = 8
 mean_kld_nats = 0.05
 top1_agreement = 0.8
 answer_top1_agreement = 0.8 # a random model is never sure of a token
+greedy_agreement = 0.3
 accuracy_drop_points = 100.0
 """
 

@@ -192,6 +192,29 @@ def stop_contract(
     return _at_least(f"{prefix}.stop_contract", share, budget.stop_agreement, detail, stage)
 
 
+def greedy_agreement(
+    scored: Scored, answers: NDArray[np.bool_], stops: frozenset[int], budget: Budget, prefix: str, stage: str
+) -> GateResult:
+    """Share of an answer, counted in tokens up to its end, that comes out before the first other token; the mean.
+
+    Both are greedy and follow the same words until they part, so this is what a person sees who asks both. `answers
+    (N,)` are the positions in answers.
+    """
+    shares = []
+    for sequence in np.unique(scored.sequence[answers]):
+        at = answers & (scored.sequence == sequence)
+        expected, same = scored.expected[at], scored.expected[at] == scored.got[at]
+        ends = np.flatnonzero(np.isin(expected, list(stops)))
+        length = ends[0] + 1 if len(ends) else len(expected)
+        apart = np.flatnonzero(~same[:length])
+        shares.append(apart[0] / length if len(apart) else 1.0)
+    whole = sum(share == 1.0 for share in shares)
+    detail = f"{whole} of {len(shares)} answers the same to the last token"
+    return _at_least(
+        f"{prefix}.greedy_agreement", float(np.mean(shares)), budget.greedy_agreement, detail, stage
+    )
+
+
 def drift(
     measured: Drift, answers: Drift, text: Drift | None, budget: Budget, prefix: str, stage: str
 ) -> list[GateResult]:

@@ -22,7 +22,7 @@ from edgekit.proof.held_out import HeldOut
 from edgekit.registry import Runtime
 
 OPTIONS = {"gguf": GgufExport(format="gguf"), "onnx": OnnxExport(format="onnx")}
-DRIFT_GATES = ("mean_kld_nats", "p99_kld_nats", "top1_agreement", "text_mean_kld_nats")
+DRIFT_GATES = ("mean_kld_nats", "p99_kld_nats", "top1_agreement", "text_mean_kld_nats", "greedy_agreement")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def opened(
     return [
         *gates.identity(runtime, facts, prefix, text_stage),
         gates.stop_contract(scored, answers, facts.stop_ids, budget, prefix, text_stage),
+        gates.greedy_agreement(scored, answers, facts.stop_ids, budget, prefix, drift_stage),
         *gates.drift(
             scored.among(conversations),
             scored.among(conversations & answers),

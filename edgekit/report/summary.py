@@ -20,6 +20,7 @@ WORDS = {
     "text_mean_kld_nats": "mean KL divergence on plain text, nats",
     "stop_contract": "answers end where the model's do, share",
     "answer_top1_agreement": "same most likely token in the answers, share",
+    "greedy_agreement": "greedy answers the same before they part, share",
 }
 ADVICE = {  # for the budgets of an exported format
     "accuracy_drop_points": "Use a wider type for this format; report.html shows the answers that changed.",
@@ -30,6 +31,7 @@ ADVICE = {  # for the budgets of an exported format
     "text_mean_kld_nats": "Use a wider type, or calibrate on more varied rows.",
     "top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+    "greedy_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
 }
 VERIFY_ADVICE = {  # for what a file has or has not in common with the model it claims to be
     "structure": "Convert it again from the model, with a converter that knows its architecture.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -356,3 +356,13 @@ def test_the_stop_contract_counts_ends_that_are_missed_or_too_early() -> None:
     assert not gate.passed and gate.value == 0.5 and "missed 1, too early 1" in gate.detail
     never = gates.stop_contract(scored([1], [3]), np.array([True]), stops, Budget(), "f", "s")
     assert never.passed and "no answer ends" in never.detail
+
+
+def test_greedy_agreement_is_what_comes_out_before_two_answers_part() -> None:
+    expected, got = [5, 5, 5, 2, 7, 6, 6, 6, 6], [1, 5, 5, 2, 1, 6, 8, 6, 1]
+    found = replace(scored(expected, got), sequence=np.array([0] * 5 + [1] * 4))
+    answers, stops = np.array([False] + [True] * 8), frozenset({2})
+    gate = gates.greedy_agreement(found, answers, stops, Budget(greedy_agreement=0.6), "f", "s")
+    # the first answer is the same up to its end, what stands after it is none; the second parts after one of four
+    assert gate.value == (1.0 + 0.25) / 2 and gate.passed and gate.detail.startswith("1 of 2 answers")
+    assert not gates.greedy_agreement(found, answers, stops, Budget(greedy_agreement=0.7), "f", "s").passed

@@ -22,7 +22,13 @@ from edgekit.model import resolve
 from edgekit.proof import prove
 from edgekit.verify import subject_of, verify_file
 
-LOOSE = Budget(mean_kld_nats=0.1, text_mean_kld_nats=0.1, top1_agreement=0.8, answer_top1_agreement=0.7)
+LOOSE = Budget(
+    mean_kld_nats=0.1,
+    text_mean_kld_nats=0.1,
+    top1_agreement=0.8,
+    answer_top1_agreement=0.7,
+    greedy_agreement=0.2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +128,16 @@ def test_the_shell_prints_a_table_or_json_and_exits_by_it(
     shell, file: Path, small: Path, cache: Cache, tmp_path: Path
 ) -> None:
     common = ["--reference", small, "--cache-dir", cache.root, "--quick", "--threads", "1"]
-    done = shell("verify", file, *common, "--json", "--set", "budget.answer_top1_agreement=0.7")
+    done = shell(
+        "verify",
+        file,
+        *common,
+        "--json",
+        "--set",
+        "budget.answer_top1_agreement=0.7",
+        "--set",
+        "budget.greedy_agreement=0.2",
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert all(gate["passed"] for gate in result["gates"])

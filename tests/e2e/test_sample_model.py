@@ -15,6 +15,7 @@ def test_a_short_build_of_the_sample_model_is_proven(shell, tmp_path: Path) -> N
         "profile.repeats=3",
         "budget.accuracy_drop_points=100.0",
         "budget.answer_top1_agreement=0.9",
+        "budget.greedy_agreement=0.7",
     )
     arguments = [part for value in values for part in ("--set", value)]
     data = tmp_path / "data"

@@ -25,7 +25,13 @@ from edgekit.model import resolve
 from edgekit.registry import ExportContext
 from edgekit.verify import verify_file
 
-BUDGET = Budget(text_mean_kld_nats=0.05, top1_agreement=0.8, answer_top1_agreement=0.7, stop_agreement=0.0)
+BUDGET = Budget(
+    text_mean_kld_nats=0.05,
+    top1_agreement=0.8,
+    answer_top1_agreement=0.7,
+    stop_agreement=0.0,
+    greedy_agreement=0.0,
+)
 EIGHT_HEADS = {"num_key_value_heads": 4}  # as many as heads, so that q and k have one shape
 TWO_STOPS = {"eos_token_id": [2, 0]}
 
