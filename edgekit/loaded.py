@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgekit import registry
+from edgekit.answer import Answer, Records
 from edgekit.chat import Message
 from edgekit.errors import ConfigError, GateError, UnsupportedError
 from edgekit.manifest import check_files, read_manifest
-from edgekit.registry import Runtime, Sampling, TakesAdapters
+from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
 
 RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 CONTEXT = 2048
@@ -22,9 +23,16 @@ class LoadedModel:
     """An opened model. Not for several threads at once: open one for each."""
 
     def __init__(
-        self, runtime: Runtime, *, format: str, system: str | None = None, max_tokens: int = 256
+        self,
+        runtime: Runtime,
+        *,
+        format: str,
+        system: str | None = None,
+        max_tokens: int = 256,
+        telemetry: Records | None = None,
     ) -> None:
         self.runtime = runtime
+        self.telemetry = telemetry
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
@@ -47,20 +55,37 @@ class LoadedModel:
         A conversation without a system message gets the one the model was tuned with.
         """
         messages: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+        return iter(self.answer(self.prompt(messages), max_tokens=max_tokens, sampling=sampling))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where its answer begins; raises `ConfigError` for an empty one."""
         if not messages:
             raise ConfigError("There is no message to answer.", "Give a text or a list of messages.")
         if self.system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system})
-        prompt = self.runtime.encode(self.runtime.chat_template.render(messages, add_generation_prompt=True))
-        ids: list[int] = []
-        shown = ""
-        for token in self.runtime.generate(prompt, max_tokens or self.max_tokens, sampling):
-            ids.append(token)
-            whole = self.runtime.decode(ids)
-            if not whole.endswith("\ufffd"):  # the bytes of a character may come in several tokens
-                yield whole[len(shown) :]
-                shown = whole
-        yield self.runtime.decode(ids)[len(shown) :]
+            messages = [{"role": "system", "content": self.system}, *messages]
+        return self.runtime.encode(self.runtime.chat_template.render(messages, add_generation_prompt=True))
+
+    def answer(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = Sampling(),
+        process: LogitsProcessor | None = None,
+        operation: str = "chat",
+        queue_s: float = 0.0,
+    ) -> Answer:
+        """The answer to a prompt of token ids; every other way of asking comes here, and telemetry listens here."""
+        return Answer(
+            self.runtime,
+            prompt,
+            max_tokens or self.max_tokens,
+            sampling,
+            process=process,
+            records=self.telemetry,
+            operation=operation,
+            queue_s=queue_s,
+        )
 
     def use(self, adapter: str | os.PathLike[str] | None) -> Self:
         """Answer with a LoRA adapter on the model from now on, or without one for None; returns this model.
@@ -96,11 +121,13 @@ def load(
     threads: int | None = None,
     context: int = CONTEXT,
     allow_failed: bool = False,
+    telemetry: Records | None = None,
 ) -> LoadedModel:
     """Open a bundle, a `.gguf` file or an onnxruntime-genai folder.
 
-    `format` is `gguf` or `onnx`, by default the first that the bundle has. Raises `CorruptError` when a file is
-    not the one in the manifest, `GateError` for a bundle whose build did not pass unless `allow_failed`.
+    `format` is `gguf` or `onnx`, by default the first that the bundle has; `telemetry` is told of every answer. Raises
+    `CorruptError` when a file is not the one in the manifest, `GateError` for a bundle whose build did not pass unless
+    `allow_failed`.
     """
     folder = Path(path)
     if not folder.exists():
@@ -109,7 +136,8 @@ def load(
         )
     if folder.is_file() or (folder / "genai_config.json").is_file():
         kind = "gguf" if folder.is_file() else "onnx"
-        return LoadedModel(_open(RUNTIME_OF[kind], folder, threads or 2, context), format=kind)
+        opened = _open(RUNTIME_OF[kind], folder, threads or 2, context)
+        return LoadedModel(opened, format=kind, telemetry=telemetry)
     manifest = read_manifest(folder)
     formats: dict[str, Any] = manifest["formats"]
     kind = format or next(iter(formats))
@@ -123,7 +151,13 @@ def load(
     entry = formats[kind]
     check_files(folder, manifest, entry["path"])
     runtime = _open(entry["runtime"], folder / entry["path"], threads or manifest["threads"], context)
-    return LoadedModel(runtime, format=kind, system=manifest["system"], max_tokens=manifest["max_tokens"])
+    return LoadedModel(
+        runtime,
+        format=kind,
+        system=manifest["system"],
+        max_tokens=manifest["max_tokens"],
+        telemetry=telemetry,
+    )
 
 
 def _open(runtime: str, path: Path, threads: int, context: int) -> Runtime:

@@ -67,6 +67,9 @@ class Sampling:
     seed: int = 0
 
 
+LogitsProcessor = Callable[[Sequence[int], "NDArray[np.float32]"], None]
+
+
 @runtime_checkable
 class Runtime(Protocol):
     """A model file opened in the software that serves it. `T` tokens, `V` vocabulary entries."""
@@ -101,10 +104,13 @@ class Runtime(Protocol):
         sampling: Sampling = Sampling(),
         *,
         ignore_stop: bool = False,
+        process: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
 
         With `ignore_stop` a stop id is a token like any other: speed is measured over a fixed number of tokens.
+        `process` is called with the ids so far and the logits `(V,)` before each token is chosen, the stop id too; what
+        it changes in them counts (minus infinity forbids a token), and they last until it returns.
         """
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:

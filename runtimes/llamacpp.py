@@ -22,7 +22,7 @@ from edgekit.chat import ChatTemplate
 from edgekit.containers.gguf import read_gguf
 from edgekit.errors import ConfigError, CorruptError, StageError, UnsupportedError
 from edgekit.model import MERGED
-from edgekit.registry import Runtime, Sampling
+from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
 
 PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
@@ -305,21 +305,25 @@ class LlamaCpp:
         sampling: Sampling = Sampling(),
         *,
         ignore_stop: bool = False,
+        process: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
         self._check_fits(len(ids), max_tokens)
         with self._fresh_context() as context, _sampler(sampling) as sampler:
             context.prefill(ids)
-            token: int | None = None
-            for position in range(len(ids), len(ids) + max_tokens):
-                if token is not None:
-                    context.decode([token], position - 1)
+            answer: list[int] = []
+            while len(answer) < max_tokens:
+                if answer:
+                    context.decode(answer[-1:], len(ids) + len(answer) - 1)
+                if process is not None:
+                    process(answer, context.logits(1)[0])  # the samplers read the same memory
                 if sampler is None:
                     token = int(context.logits(1)[0].argmax())
                 else:
                     token = int(lib.llama_sampler_sample(sampler, context.pointer, -1))
                 if token in self._stop_ids and not ignore_stop:
                     return
+                answer.append(token)
                 yield token
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgekit.chat import ChatTemplate
 from edgekit.containers.onnx import check_onnx
 from edgekit.errors import ConfigError, CorruptError
-from edgekit.registry import Runtime, Sampling
+from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
 
 BATCH = 8  # answers computed together
@@ -246,17 +246,24 @@ class OnnxRuntime:
         sampling: Sampling = Sampling(),
         *,
         ignore_stop: bool = False,
+        process: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
 
         With `ignore_stop` a stop id is never chosen, so that `max_tokens` come.
         """
         generator = self._generator([ids], max_tokens, sampling, ignore_stop)
-        for _ in range(max_tokens):
+        answer: list[int] = []
+        while len(answer) < max_tokens:
+            if process is not None:
+                row = np.array(generator.get_logits(), np.float32)
+                process(answer, row.reshape(-1))
+                generator.set_logits(row)
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
             if token in self._stop_ids:
                 return
+            answer.append(token)
             yield token
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:

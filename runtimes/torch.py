@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from edgekit.chat import ChatTemplate
 from edgekit.errors import CorruptError
-from edgekit.registry import Runtime, Sampling
+from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.tokenizer import ModelTokenizer
 
 BATCH = 32  # answers computed together
@@ -91,17 +91,23 @@ class TorchModel:
         sampling: Sampling = Sampling(),
         *,
         ignore_stop: bool = False,
+        process: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
         generator = torch.Generator().manual_seed(sampling.seed)
         step, cache = torch.tensor([list(ids)]), None
-        for _ in range(max_tokens):
+        answer: list[int] = []
+        while len(answer) < max_tokens:
             with torch.inference_mode():
-                answer = self._model(input_ids=step, past_key_values=cache, use_cache=True)
-            cache = answer.past_key_values
-            token = _choose(answer.logits[0, -1], sampling, generator)
+                found = self._model(input_ids=step, past_key_values=cache, use_cache=True)
+            cache = found.past_key_values
+            logits = found.logits[0, -1].float()
+            if process is not None:
+                process(answer, logits.numpy())
+            token = _choose(logits, sampling, generator)
             if token in self.stop_ids and not ignore_stop:
                 return
+            answer.append(token)
             yield token
             step = torch.tensor([[token]])
 

@@ -59,12 +59,19 @@ Set = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
 CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where finished stages are kept.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+StateDir = Annotated[
+    Path,
+    typer.Option(
+        "--state", envvar="EDGEKIT_STATE", help="Where a device keeps its releases, telemetry and incidents."
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_DATA = "demo"
 DEFAULT_TARGET = "cpu-int4"
 DEFAULT_CACHE = Path(".edgekit/cache")
+DEFAULT_STATE = Path(".edgekit/field")
 
 
 def narrator() -> Any:

@@ -1,0 +1,65 @@
+"""A logits processor sees what each token is chosen from, and what it forbids is not chosen, in every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from edgekit.config import OnnxExport
+from edgekit.events import ignore
+from edgekit.export import gguf, onnx
+from edgekit.registry import ExportContext, Sampling, load
+
+PROMPT = [1, *range(100, 120)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_small(tmp_path_factory.mktemp("small") / "llama")
+
+
+@pytest.fixture(scope="module", params=["torch", "llama.cpp", "onnxruntime"])
+def model(request: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    out = tmp_path_factory.mktemp("out")
+    if request.param == "llama.cpp":
+        gguf.write(folder, out / "model.gguf", ignore)
+        path = out / "model.gguf"
+    elif request.param == "onnxruntime":
+        path = out / "onnx"
+        onnx.export(folder, path, OnnxExport(format="onnx", precision="fp32"), ExportContext(folder), ignore)
+    else:
+        path = folder
+    opened = load("runtimes", request.param)(path, threads=1, context=128)
+    yield opened
+    opened.close()
+
+
+def test_it_sees_the_logits_of_each_step_and_the_ids_so_far(model: Any) -> None:
+    seen: list[tuple[list[int], np.ndarray]] = []
+    answer = list(
+        model.generate(PROMPT, 6, process=lambda ids, logits: seen.append((list(ids), logits.copy())))
+    )
+    assert answer == list(model.generate(PROMPT, 6))
+    assert [ids for ids, _ in seen] == [answer[:n] for n in range(len(seen))]
+    rows = model.logits([*PROMPT, *answer])[len(PROMPT) - 1 :]
+    for step, (_, logits) in enumerate(seen):
+        assert logits.shape == (model.vocab_size,)
+        np.testing.assert_allclose(logits, rows[step], atol=2e-2 * rows[step].std())
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3)])
+def test_what_it_forbids_is_not_chosen(model: Any, sampling: Sampling) -> None:
+    allowed = [7, 11, 400]
+
+    def only(ids: Sequence[int], logits: np.ndarray) -> None:
+        kept = logits[allowed].copy()
+        logits[:] = -np.inf
+        logits[allowed] = kept
+
+    answer = list(model.generate(PROMPT, 8, sampling, process=only))
+    assert len(answer) == 8 and set(answer) <= set(allowed)
