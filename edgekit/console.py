@@ -104,7 +104,8 @@ class Narrator:
             if event.done > already
             else ""
         )
-        self._say(f"{event.stage}: {event.done:g}/{event.total:g} {event.unit}{left} {event.note}".rstrip())
+        done, total = (f"{n:.0f}" if n == round(n) else f"{n:.1f}" for n in (event.done, event.total))
+        self._say(f"{event.stage}: {done}/{total} {event.unit}{left} {event.note}".rstrip())
 
     def _say(self, text: str, style: str | None = None) -> None:
         if not self._quiet or style == "red":

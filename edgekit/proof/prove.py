@@ -121,14 +121,12 @@ def prove(
 
 
 def with_culprits(results: Sequence[GateResult], static: Any, count: int = 3) -> list[GateResult]:
-    """The results, those of a failed drift gate with the tensors that lie furthest from the model's."""
-    if not static or not static.tensors:
+    """The results, one of the failed drift gates with the tensors that lie furthest from the model's."""
+    failed = {r.name.rpartition(".")[2]: r for r in results if not r.passed}
+    worst = next((failed[name] for name in DRIFT_GATES if name in failed), None)
+    if worst is None or not static or not static.tensors:
         return list(results)
     furthest = sorted(static.tensors, key=lambda tensor: -tensor.relative_error)[:count]
     named = ", ".join(f"{tensor.name} ({tensor.type}, {tensor.relative_error:.1%})" for tensor in furthest)
-    return [
-        replace(result, detail=f"{result.detail}; furthest from the model: {named}")
-        if not result.passed and result.name.rpartition(".")[2] in DRIFT_GATES
-        else result
-        for result in results
-    ]
+    told = replace(worst, detail=f"{worst.detail}; furthest from the model: {named}")
+    return [told if result is worst else result for result in results]
