@@ -1,6 +1,6 @@
 """Faults planted in a good GGUF file of the sample model: which check names each, and what other tools say of the file.
 
-    python benchmarks/faults.py
+    python benchmarks/planted_faults.py
 
 Each fault is one that users of converters and quantizers have reported. A tool "says nothing" when it loads the file
 and goes on; perplexity is of 1,024 tokens of plain text in llama.cpp, beside the good file's.
