@@ -26,6 +26,7 @@ STORE, PLACES = "reference.npz", "places.npz"
 CONVERSATION, TEXT = 0, 1
 TEXT_TOKENS = 256
 STAGE = "reference"
+AT_ONCE = 24  # answers made together
 
 
 class Tokenizer(Protocol):
@@ -123,8 +124,8 @@ def answered(
     ]
     by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     passages: dict[int, Passage] = {}
-    for start in range(0, len(ids), 8):
-        chunk = by_length[start : start + 8]
+    for start in range(0, len(ids), AT_ONCE):
+        chunk = by_length[start : start + AT_ONCE]
         for index, answer in zip(
             chunk, runtime.generate_batch([ids[i] for i in chunk], max_tokens), strict=True
         ):
