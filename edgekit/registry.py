@@ -94,8 +94,8 @@ class Runtime(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
 
     def generate(
         self,

@@ -287,15 +287,17 @@ class LlamaCpp:
             length = lib.llama_token_to_piece(self._model.vocab, token, buffer, len(buffer), 0, False)
         return buffer.raw[:length]
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
         self._check_fits(len(ids), 0)
-        rows = np.empty((len(ids), self.vocab_size), np.float32)
+        rows = np.empty((len(ids) - first, self.vocab_size), np.float32)
         with self._fresh_context() as context:
             for start in range(0, len(ids), LOGITS_CHUNK):
                 chunk = ids[start : start + LOGITS_CHUNK]
-                context.decode(chunk, start)
-                rows[start : start + len(chunk)] = context.logits(len(chunk))
+                stop, skipped = start + len(chunk), max(first - start, 0)
+                context.decode(chunk, start, wanted=np.arange(len(chunk)) >= skipped)
+                if stop > first:
+                    rows[start + skipped - first : stop - first] = context.logits(stop - start - skipped)
         return rows
 
     def generate(

@@ -234,9 +234,9 @@ class OnnxRuntime:
         plain = [id_ for id_ in ids if id_ not in self._text.special]
         return str(self._tokenizer.decode(np.asarray(plain, np.int32))) if plain else ""
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
-        rows: NDArray[np.float32] = self._generator([ids], 0).get_output("logits")[0]
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
+        rows: NDArray[np.float32] = self._generator([ids], 0).get_output("logits")[0][first:]
         return rows
 
     def generate(

@@ -78,9 +78,12 @@ class TorchModel:
         return self._tokenizer.decode(ids)
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Next-token logits after each of `ids`, `(T, V)`, from an empty context."""
-        found = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
+        kept = len(ids) - first
+        found = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=kept).logits[
+            0, -kept:
+        ]
         rows: NDArray[np.float32] = found.float().numpy()
         return rows
 

@@ -62,8 +62,8 @@ class FakeRuntime:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        return self.table[list(ids)]
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        return self.table[list(ids)[first:]]
 
     def generate(self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling()) -> Iterator[int]:
         token = ids[-1]

@@ -258,7 +258,7 @@ def _logits(runtime: Runtime, ids: Sequence[int], start: int) -> NDArray[np.floa
     """The rows of logits `(T - start, V)` that count; nothing is computed when there are none."""
     if start >= len(ids):
         return np.empty((0, runtime.vocab_size), np.float32)
-    rows = runtime.logits(ids)[start:]
+    rows = runtime.logits(ids, start)
     if np.isnan(rows).any():
         raise StageError(
             f"{runtime.name} computed logits that are not numbers (NaN) after: {runtime.decode(ids)[-60:]!r}",

@@ -45,7 +45,7 @@ def capture(
         rendered = runtime.chat_template.render(messages, add_generation_prompt=True)
         prompt = runtime.encode(rendered)
         answer = list(runtime.generate(prompt, max_tokens))
-        rows = runtime.logits([*prompt, *answer])[len(prompt) - 1 :]
+        rows = runtime.logits([*prompt, *answer], len(prompt) - 1)
         top = -_two_largest(rows)
         plain = [dict(message) for message in messages]
         answers.append((float((top[:, 0] - top[:, 1]).min()), plain, rendered, answer))

@@ -52,6 +52,14 @@ def test_it_sees_the_logits_of_each_step_and_the_ids_so_far(model: Any) -> None:
         np.testing.assert_allclose(logits, rows[step], atol=2e-2 * rows[step].std())
 
 
+def test_logits_from_a_position_on_are_those_rows_of_all(model: Any) -> None:
+    whole = model.logits(PROMPT)
+    for first in (0, 1, 7, len(PROMPT) - 1):
+        rows = model.logits(PROMPT, first)
+        assert rows.shape == (len(PROMPT) - first, model.vocab_size)
+        np.testing.assert_allclose(rows, whole[first:], atol=1e-3 * whole.std())
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3)])
 def test_what_it_forbids_is_not_chosen(model: Any, sampling: Sampling) -> None:
     allowed = [7, 11, 400]
