@@ -1,6 +1,6 @@
 """Faults planted in a good GGUF file of the sample model: which check names each, and what other tools say of the file.
 
-    python benchmarks/planted_faults.py
+    python benchmarks/planted_faults.py [FAULT ...]
 
 Each fault is one that users of converters and quantizers have reported. A tool "says nothing" when it loads the file
 and goes on; perplexity is of 1,024 tokens of plain text in llama.cpp, beside the good file's.
@@ -64,6 +64,8 @@ def main() -> None:
         print("| fault | edgekit verify names it by | llama.cpp | transformers | gguf | perplexity |")
         print("|---|---|---|---|---|--:|")
         for name, fault in {"none": lambda file: None, **FAULTS}.items():
+            if sys.argv[1:] and name not in sys.argv[1:]:
+                continue
             file = Path(shutil.copyfile(work / "good.gguf", work / "file.gguf"))
             fault(file)
             try:

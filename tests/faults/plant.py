@@ -177,8 +177,8 @@ def plant_rope_base(file: Path) -> None:
 
 
 def plant_norm_epsilon(file: Path) -> None:
-    """Another norm epsilon."""
-    change_field(file, ".layer_norm_rms_epsilon", 1e-5)
+    """Another norm epsilon; models have 1e-5 or 1e-6."""
+    change_field(file, ".layer_norm_rms_epsilon", 1e-4)
 
 
 def plant_flipped_bits(file: Path) -> None:
