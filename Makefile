@@ -1,6 +1,7 @@
 # make demo         install, then build a proven bundle of the sample model on the demo data (about 20 minutes)
 # make test         install, then every check and test
 # make check        formatting, lint, types, import rules, layout
+# make field-demo   serve the demo's bundle, let its traffic drift, be told, roll back (about 10 minutes)
 # make bench        the side-by-side runs of benchmarks/
 # make constraints  resolve the versions anew (needs uv)
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: install demo test check bench constraints clean
+.PHONY: install demo field-demo test check bench constraints clean
 
 install: .venv/.installed
 
@@ -27,8 +28,11 @@ install: .venv/.installed
 demo: install
 	$(BIN)/edgekit build --target cpu-int4
 
+field-demo: install
+	$(BIN)/python tools/field_demo.py
+
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .

@@ -12,11 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
+import statistics
 import string
+import sys
+import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
+from common import MIB
 
 import edgekit
 from edgekit.artifacts import write_json
@@ -46,21 +55,12 @@ def edit(word: str, rng: random.Random) -> str:
     return word[:at] + word[at + 1 : at + 2] + word[at : at + 1] + word[at + 2 :]
 
 
-def typo_letters(text: str, rng: random.Random, share: float = TYPO_SHARE) -> str:
-    """`text` with each character dropped, doubled or replaced at the probability `share`."""
-    out = []
-    for letter in text:
-        if letter == " " or rng.random() >= share:
-            out.append(letter)
-        else:
-            out.append(rng.choice(("", letter * 2, rng.choice(string.ascii_lowercase))))
-    return "".join(out)
-
-
-def with_typos(row: Row, change: Any, rng: random.Random) -> list[dict[str, str]]:
+def with_typos(row: Row, rng: random.Random) -> list[dict[str, str]]:
     """The conversation of `row` with the user's words changed."""
     return [
-        {**message, "content": change(message["content"], rng)} if message["role"] == "user" else dict(message)
+        {**message, "content": typo_words(message["content"], rng)}
+        if message["role"] == "user"
+        else dict(message)
         for message in row.messages[:-1]
     ]
 
@@ -87,8 +87,7 @@ def record(bundle: Path, clinc: Path, out: Path, threads: int) -> None:
         streams: dict[str, Iterable[Sequence[Any]]] = {
             "steady": [row.messages[:-1] for row in data.test],
             "clinc": [[{"role": "user", "content": text}] for text in sampled],
-            "typo_words": [with_typos(row, typo_words, rng) for row in data.test],
-            "typo_letters": [with_typos(row, typo_letters, rng) for row in data.test],
+            "typo_words": [with_typos(row, rng) for row in data.test],
         }
         found: dict[str, list[list[float]]] = {}
         names = list(signals.classes.shares) if signals.classes else []
@@ -122,26 +121,117 @@ def record(bundle: Path, clinc: Path, out: Path, threads: int) -> None:
                         "data_sha256": data.digest,
                         "clinc": "CLINC150 test split, 300 queries drawn with seed 7",
                         "typo_words": "each word with one random edit at 20 %",
-                        "typo_letters": "each character dropped, doubled or replaced at 20 %",
                     },
                     "columns": [*reference.NUMBERS, reference.CLASSES],
-                    "signals": reference.to_file([signals.to_json()], ["gguf"]),
+                    "signals": {"schema": reference.SCHEMA, "formats": {"gguf": signals.to_json()}},
                     "streams": found,
                 },
             )
 
 
+def report(seeds: int) -> None:
+    """Print delay and false alarms of each signal and method alone, then of all together."""
+    sys.path.insert(0, str(SCORES.parent.parent))
+    from telemetry.field import TURNS, alarms, answers, signals
+
+    from edgekit.telemetry.drift import METHODS, DriftDetector
+
+    steady, after, known = 10_000, 1000, signals()
+    false: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * seeds)
+    delays: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [math.inf] * seeds)
+    for seed in range(seeds):
+        for methods in (*((method,) for method in METHODS), METHODS):
+            name = methods[0] if len(methods) == 1 else "all"
+            for alarm in alarms(DriftDetector(known, methods), answers("steady", steady, seed)):
+                false[alarm.signal if name != "all" else "all", name][seed] += 1
+            for turn in TURNS:
+                detector, start = DriftDetector(known, methods), 500 + 37 * seed
+                alarms(detector, answers("steady", start, seed + 1000))
+                already = set(detector.drifting)
+                for alarm in alarms(detector, answers(turn, after, seed, start)):
+                    key = (alarm.signal if name != "all" else "all", name, turn)
+                    if alarm.signal not in already:
+                        delays[key][seed] = min(delays[key][seed], alarm.time - start + 1)
+    print(f"{seeds} seeds; delay in requests, median and worst; false alarms per {steady} steady requests\n")
+    print("| signal | method | false alarms | " + " | ".join(TURNS) + " |")
+    print("|---|---|---|" + "---|" * len(TURNS))
+    rows = [(signal, method) for signal in (*known.numbers, reference.CLASSES) for method in METHODS]
+    for signal, method in [*rows, ("all", "all")]:
+        if signal == reference.CLASSES and method != "psi":
+            continue
+        cells = [
+            f"{statistics.median(delays[signal, method, turn]):.0f}, {max(delays[signal, method, turn]):.0f}"
+            for turn in TURNS
+        ]
+        mean = statistics.mean(false[signal, method])
+        print(f"| {signal} | {method} | {mean:.2f} | " + " | ".join(cells).replace("inf", "never") + " |")
+
+
+def cost(bundle: Path, threads: int, rounds: int) -> None:
+    """Print what telemetry costs in CPU seconds and memory, answering the same rows with it and without, in turns."""
+    questions = [row.messages[:-1] for row in load_dataset("demo").test[:25]]
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder, edgekit.load(bundle, "gguf", threads=threads) as model:
+        file = Path(folder) / "signals.json"
+        write_json(file, json.loads(SCORES.read_text(encoding="utf-8"))["signals"])
+        prompts = [model.prompt(messages) for messages in questions]
+
+        def cpu_s(records: Any) -> float:
+            model.telemetry = records
+            start = time.process_time()
+            for prompt in prompts:
+                for _ in model.answer(prompt):
+                    pass
+            return time.process_time() - start
+
+        cpu_s(None)
+        before = process.memory_info().rss
+        from edgekit.telemetry.collector import Telemetry
+        from edgekit.telemetry.store import Store
+
+        signals = reference.load(file, "gguf")
+        telemetry = Telemetry(Store(Path(folder) / "state" / "telemetry.sqlite"), "", "gguf", signals)
+        pairs = [(cpu_s(None), cpu_s(telemetry)) for _ in range(rounds)]
+        memory = (process.memory_info().rss - before) / MIB
+        telemetry.close()
+        answers = [answer for answer in (model.answer(prompt) for prompt in prompts) if list(answer)]
+        alone = Telemetry(
+            Store(Path(folder) / "alone" / "telemetry.sqlite"), "", "gguf", signals, beat_s=None
+        )
+        start = time.process_time()
+        for _ in range(40):
+            for answer in answers:
+                alone.record(answer)
+        each = (time.process_time() - start) / 40 / len(answers)
+        alone.close()
+    without, added = statistics.median(a for a, _ in pairs), statistics.median(b - a for a, b in pairs)
+    print(
+        f"CPU for {len(prompts)} answers: {without:.2f} s without, {added:+.3f} s with telemetry ({added / without:+.2%})"
+    )
+    print(f"`record` alone: {each * 1e6:.0f} us an answer ({each * len(prompts) / without:.3%})")
+    print(f"memory: {memory:+.2f} MiB")
+
+
 def main() -> None:
     """Run the command that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("record", "report", "cost"))
     parser.add_argument("bundle", nargs="?", type=Path)
     parser.add_argument("--clinc", type=Path)
     parser.add_argument("--scores", type=Path, default=SCORES)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=20, help="streams of `report`, rounds of `cost`")
     given = parser.parse_args()
-    if given.command == "record":
+    if given.command == "report":
+        report(given.seeds)
+    elif given.bundle is None or (given.command == "record" and given.clinc is None):
+        parser.error("name the bundle, and for `record` the file of CLINC150 queries")
+    elif given.command == "record":
         record(given.bundle, given.clinc, given.scores, given.threads)
+    else:
+        cost(given.bundle, given.threads, given.seeds)
 
 
 if __name__ == "__main__":

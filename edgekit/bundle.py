@@ -1,6 +1,7 @@
 """The bundle: the folder an app developer embeds, with every file's digest in its manifest.
 
-manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  golden.json  events.jsonl  README.md
+manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  golden.json  signals.json
+events.jsonl  README.md
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from edgekit import model
 from edgekit.artifacts import digest_of, list_files, sha256_file, write_json, written_whole
 from edgekit.cache import versions
 from edgekit.errors import ConfigError, CorruptError
+from edgekit.evaluate import cut_after
 from edgekit.manifest import MANIFEST, SCHEMA, read_manifest
 from edgekit.proof.golden import FILE as GOLDEN
 from edgekit.proof.golden import SCHEMA as GOLDEN_SCHEMA
+from edgekit.telemetry.reference import FILE as SIGNALS
+from edgekit.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Request
@@ -69,6 +73,7 @@ def write(
     report: dict[str, Any],
     samples: Mapping[str, Path],
     golden: Mapping[str, dict[str, Any]],
+    signals: Mapping[str, dict[str, Any]],
     log: Path,
 ) -> None:
     """Write the bundle beside its place and move it there when whole."""
@@ -88,6 +93,7 @@ def write(
             shutil.copyfile(path, out / "samples" / f"{name}.jsonl")
         write_json(out / REPORT, report)
         write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": golden})
+        write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": signals})
         write_html(report, out / "report.html", out / "samples")
         shutil.copyfile(log, out / "events.jsonl")
         manifest = _manifest(request, tokenizer, artifacts, report)
@@ -152,4 +158,4 @@ def shared_system(request: Request) -> str | None:
 def longest_answer(request: Request, tokenizer: ModelTokenizer) -> int:
     """Tokens that an answer may take: the longest in the rows and a quarter more."""
     rows = [*request.data.train, *request.data.validation, *request.data.test]
-    return round(max(len(tokenizer.encode(row.answer)) for row in rows) * 1.25) + 4
+    return cut_after(max(len(tokenizer.encode(row.answer)) for row in rows))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DRIFT_ROWS = 48
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
 BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
+SIGNALS_VERSION = 1  # raise it when the reference for drift records something else
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,31 @@ def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_token
     return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
 
 
+def signals(
+    cache: Cache, request: Request, artifact: Artifact, system: str | None, max_tokens: int
+) -> StageOutput:
+    """What the artifact's answers to held-out rows look like, which drift on a device is measured from."""
+    name = f"signals.{artifact.format}"
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        from edgekit.loaded import LoadedModel
+        from edgekit.telemetry import reference
+
+        opened = registry.load("runtimes", artifact.runtime)(artifact.path, threads=request.threads)
+        with LoadedModel(opened, format=artifact.format, system=system, max_tokens=max_tokens) as model:
+            data = request.data
+            return reference.capture(model, data.validation, data.train, cache.emit, stage=name).to_json()
+
+    inputs = {
+        "artifact": artifact.digest,
+        "data": request.data.digest,
+        "system": system,
+        "max_tokens": max_tokens,
+        "version": SIGNALS_VERSION,
+    }
+    return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+
+
 def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
     """Speed and memory of the artifact in fresh processes on this machine."""
     from edgekit.hardware import fingerprint
@@ -263,7 +289,7 @@ def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
 def budget_gates(
     request: Request, artifact: Artifact, tuned: StageOutput, answers: StageOutput, speed: StageOutput
 ) -> list[GateResult]:
-    """The gates on what was measured of a whole artifact: size, memory and accuracy."""
+    """The gates on what was measured of a whole artifact: size, memory, speed and accuracy."""
     budget, last = request.target.budget, artifact.steps[-1].name
     found = [gates.accuracy_drop(tuned.result, answers.result, budget, artifact.format, last)]
     if budget.size_mib is not None:
@@ -271,4 +297,11 @@ def budget_gates(
     if budget.peak_rss_mib is not None:
         peak = max(entry["peak_rss_mib"] for entry in speed.result["entries"])
         found.append(gates.peak_rss(peak, budget.peak_rss_mib, artifact.format, last))
+    threads = request.target.device.threads
+    device = min(speed.result["entries"], key=lambda entry: abs(entry["threads"] - threads))
+    if budget.ttft_ms is not None:
+        found.append(gates.ttft(device["ttft_ms"]["median"], budget.ttft_ms, artifact.format, last))
+    if budget.decode_tokens_per_s is not None:
+        rate = device["decode_tokens_per_s"]["median"]
+        found.append(gates.decode_speed(rate, budget.decode_tokens_per_s, artifact.format, last))
     return found

@@ -20,7 +20,21 @@ from typing import Any, NoReturn
 import typer
 
 from edgekit import __version__, errors
-from edgekit.commands import build, data, doctor, drift, measure, run, stages, targets, verify
+from edgekit.commands import (
+    build,
+    data,
+    doctor,
+    drift,
+    incident,
+    measure,
+    monitor,
+    releases,
+    run,
+    serve,
+    stages,
+    targets,
+    verify,
+)
 from edgekit.commands.shell import state
 
 
@@ -52,7 +66,21 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (build, stages, verify, measure, drift, run, data, targets, doctor):
+for module in (
+    build,
+    stages,
+    verify,
+    measure,
+    drift,
+    run,
+    serve,
+    monitor,
+    incident,
+    releases,
+    data,
+    targets,
+    doctor,
+):
     module.register(app)
 
 

@@ -161,6 +161,10 @@ class Budget(_Table):
     """Largest file or folder, MiB."""
     peak_rss_mib: Annotated[float, Field(gt=0)] | None = None
     """Largest resident memory of a fresh process that answers, MiB."""
+    ttft_ms: Annotated[float, Field(gt=0)] | None = None
+    """Longest time to the first token of the profile's prompt on the device's threads, ms."""
+    decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Least decode speed on the device's threads, tokens/s."""
     mean_kld_nats: Annotated[float, Field(gt=0)] = 0.05
     """Largest mean KL divergence of the next-token distributions on held-out conversations, nats."""
     p99_kld_nats: Annotated[float, Field(gt=0)] = 1.0
@@ -181,6 +185,85 @@ class Budget(_Table):
     """Most that exact-match accuracy may fall below the tuned model's, percentage points."""
 
 
+RuleKind = Literal[
+    "latency", "speed", "memory", "temperature", "errors", "empty", "drift", "calibration", "integrity", "heartbeat",
+    "store",
+]  # fmt: skip
+Metric = Literal[
+    "ttft_p95_s", "tokens_per_s", "rss_mib", "temperature_c", "throttled_s", "error_rate", "empty_rate", "drift_alarms",
+    "confidence", "confidence_gap", "digest_mismatches", "heartbeat_age_s", "store_troubles",
+]  # fmt: skip
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "latency": ("ttft_p95_s",),
+    "speed": ("tokens_per_s",),
+    "memory": ("rss_mib",),
+    "temperature": ("temperature_c", "throttled_s"),
+    "errors": ("error_rate",),
+    "empty": ("empty_rate",),
+    "drift": ("drift_alarms",),
+    "calibration": ("confidence_gap", "confidence"),
+    "integrity": ("digest_mismatches",),
+    "heartbeat": ("heartbeat_age_s",),
+    "store": ("store_troubles",),
+}
+
+
+class Rule(_Table):
+    """When an operator is told of a model in the field: a reading beyond a limit, for so long, and what is then done."""
+
+    kind: RuleKind
+    """What is wrong when it holds; each kind has a runbook."""
+    metric: Metric = "ttft_p95_s"
+    """The reading; its name carries the unit, rates are shares of requests. By default the first of its kind."""
+    above: float | None = None
+    """The reading is bad above this limit."""
+    below: float | None = None
+    """The reading is bad below this limit; give this or `above`."""
+    clear: float | None = None
+    """The reading is well again at this value or beyond it (hysteresis); by default the limit itself."""
+    for_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long it must be bad before it is told, and well before it is over, seconds."""
+    window_s: Annotated[float, Field(gt=0)] = 300.0
+    """The stretch of time that is read, seconds."""
+    min_requests: Annotated[int, Field(ge=0)] = 10
+    """Readings of answers from fewer requests in the window say nothing."""
+    action: Literal["never", "suggest", "auto"] = "suggest"
+    """Go back to the release before: never, as the first next step, or at once and by itself."""
+    severity: Literal["warning", "critical"] = "warning"
+    """How soon a person should look."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_kind(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "metric" not in values and values.get("kind") in METRICS:
+            return {**values, "metric": METRICS[values["kind"]][0]}
+        return values
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Rule:
+        if self.metric not in METRICS[self.kind]:
+            raise ValueError(
+                f"a rule of kind '{self.kind}' reads {' or '.join(METRICS[self.kind])}, not '{self.metric}'"
+            )
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give one limit: above or below")
+        if self.clear is not None and (
+            self.clear > self.limit if self.above is not None else self.clear < self.limit
+        ):
+            raise ValueError(f"clear = {self.clear:g} lies on the bad side of the limit {self.limit:g}")
+        return self
+
+    @property
+    def limit(self) -> float:
+        """The limit, whichever side is bad."""
+        return self.above if self.above is not None else self.below if self.below is not None else 0.0
+
+    @property
+    def key(self) -> str:
+        """The rule in a few words, such as `ttft_p95_s > 1`; no two rules of a target share it."""
+        return f"{self.metric} {'>' if self.above is not None else '<'} {self.limit:g}"
+
+
 class Target(_Table):
     """One device class: how to tune, prune, quantize, export and profile for it, and what it may cost."""
 
@@ -197,10 +280,19 @@ class Target(_Table):
     export: Annotated[list[Export], Field(min_length=1)]
     profile: Profile = Profile()
     budget: Budget = Budget()
+    rule: list[Rule] = []
+    """When an operator is told in the field; those of `edgekit.incidents.defaults` when there are none."""
 
     @model_validator(mode="after")
     def _formats_differ(self) -> Target:
         formats = [export.format for export in self.export]
         if len(set(formats)) < len(formats):
             raise ValueError("two [[export]] tables have the same format; make a target for each")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_differ(self) -> Target:
+        keys = [rule.key for rule in self.rule]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"two [[rule]] tables say the same: {', '.join(sorted(twice))}")
         return self

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edgekit import registry
 from edgekit.answer import Answer, Records
@@ -14,6 +14,9 @@ from edgekit.chat import Message
 from edgekit.errors import ConfigError, GateError, UnsupportedError
 from edgekit.manifest import check_files, read_manifest
 from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
+
+if TYPE_CHECKING:
+    from edgekit.telemetry.collector import Telemetry
 
 RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 CONTEXT = 2048
@@ -32,7 +35,9 @@ class LoadedModel:
         telemetry: Records | None = None,
     ) -> None:
         self.runtime = runtime
-        self.telemetry = telemetry
+        self.telemetry: Records | None = telemetry
+        self.closes_with: Telemetry | None = None
+        """Telemetry that was opened with this model and ends with it."""
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
@@ -102,8 +107,10 @@ class LoadedModel:
         return self
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, and write what telemetry still holds."""
         self.runtime.close()
+        if self.closes_with is not None:
+            self.closes_with.close()
 
     def __enter__(self) -> Self:
         return self
@@ -121,13 +128,13 @@ def load(
     threads: int | None = None,
     context: int = CONTEXT,
     allow_failed: bool = False,
-    telemetry: Records | None = None,
+    telemetry: Records | str | os.PathLike[str] | None = None,
 ) -> LoadedModel:
     """Open a bundle, a `.gguf` file or an onnxruntime-genai folder.
 
-    `format` is `gguf` or `onnx`, by default the first that the bundle has; `telemetry` is told of every answer. Raises
-    `CorruptError` when a file is not the one in the manifest, `GateError` for a bundle whose build did not pass unless
-    `allow_failed`.
+    `format` is `gguf` or `onnx`, by default the first that the bundle has. `telemetry` is told of every answer: a state
+    folder, where counts and drift are kept for `edgekit monitor`, or an object of your own. Raises `CorruptError` when a
+    file is not the one in the manifest, `GateError` for a bundle whose build did not pass unless `allow_failed`.
     """
     folder = Path(path)
     if not folder.exists():
@@ -136,8 +143,20 @@ def load(
         )
     if folder.is_file() or (folder / "genai_config.json").is_file():
         kind = "gguf" if folder.is_file() else "onnx"
-        opened = _open(RUNTIME_OF[kind], folder, threads or 2, context)
-        return LoadedModel(opened, format=kind, telemetry=telemetry)
+        model = LoadedModel(_open(RUNTIME_OF[kind], folder, threads or 2, context), format=kind)
+    else:
+        model = _load_bundle(folder, format, threads, context, allow_failed)
+    if isinstance(telemetry, str | os.PathLike):
+        from edgekit.telemetry.collector import Telemetry
+
+        telemetry = model.closes_with = Telemetry.open(Path(telemetry), folder, model.format)
+    model.telemetry = telemetry
+    return model
+
+
+def _load_bundle(
+    folder: Path, format: str | None, threads: int | None, context: int, allow_failed: bool
+) -> LoadedModel:
     manifest = read_manifest(folder)
     formats: dict[str, Any] = manifest["formats"]
     kind = format or next(iter(formats))
@@ -151,13 +170,7 @@ def load(
     entry = formats[kind]
     check_files(folder, manifest, entry["path"])
     runtime = _open(entry["runtime"], folder / entry["path"], threads or manifest["threads"], context)
-    return LoadedModel(
-        runtime,
-        format=kind,
-        system=manifest["system"],
-        max_tokens=manifest["max_tokens"],
-        telemetry=telemetry,
-    )
+    return LoadedModel(runtime, format=kind, system=manifest["system"], max_tokens=manifest["max_tokens"])
 
 
 def _open(runtime: str, path: Path, threads: int, context: int) -> Runtime:

@@ -73,6 +73,8 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
     ]
     answers = {variant[0]: checks.evaluate(cache, request, *variant, longest) for variant in variants}
     golden = [checks.golden_answers(cache, request, artifact, longest) for artifact in artifacts]
+    system = bundle.shared_system(request)
+    signals = [checks.signals(cache, request, artifact, system, longest) for artifact in artifacts]
     speeds = [checks.profile(cache, request, artifact) for artifact in artifacts]
     for artifact, speed in zip(artifacts, speeds, strict=True):
         for gate in checks.budget_gates(request, artifact, answers["tuned"], answers[artifact.format], speed):
@@ -88,6 +90,7 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
         report,
         {name: done.path / "samples.jsonl" for name, done in answers.items()},
         {artifact.format: kept.result for artifact, kept in zip(artifacts, golden, strict=True)},
+        {artifact.format: kept.result for artifact, kept in zip(artifacts, signals, strict=True)},
         log,
     )
     return report

@@ -55,7 +55,10 @@ BUILT_IN = {
 }
 
 
-ON_DEVICE = ("jinja2", "llama_cpp", "numpy", "onnxruntime_genai", "psutil", "pydantic", "rich", "typer")
+ON_DEVICE = (
+    "jinja2", "llama_cpp", "llguidance", "numpy", "onnxruntime_genai", "prometheus_client", "psutil", "pydantic", "rich",
+    "starlette", "typer", "uvicorn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -260,6 +260,16 @@ def peak_rss(peak_mib: float, limit_mib: float, prefix: str, stage: str) -> Gate
     return _at_most(f"{prefix}.peak_rss_mib", peak_mib, limit_mib, "", stage)
 
 
+def ttft(milliseconds: float, limit: float, prefix: str, stage: str) -> GateResult:
+    """The time to the first token, ms."""
+    return _at_most(f"{prefix}.ttft_ms", milliseconds, limit, "", stage)
+
+
+def decode_speed(tokens_per_s: float, limit: float, prefix: str, stage: str) -> GateResult:
+    """The decode speed, tokens/s."""
+    return _at_least(f"{prefix}.decode_tokens_per_s", tokens_per_s, limit, "", stage)
+
+
 def accuracy_drop(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], budget: Budget, prefix: str, stage: str
 ) -> GateResult:

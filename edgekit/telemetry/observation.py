@@ -20,7 +20,7 @@ class Observation:
 
     `time` is when it ended, Unix seconds. `confidence` is the geometric mean of the probability of the likeliest
     token and `entropy` the mean entropy, nats, over the first tokens; `unknown_rate` is the share of the prompt's tokens
-    that the rows of the build never used; `label` is the class of the answer. What is not known is None.
+    that the rows it was tuned on never use; `label` is the class of the answer. What is not known is None.
     """
 
     time: float

@@ -1,0 +1,196 @@
+"""`edgekit incident list|show|ack|silence|close|audit`: what went wrong on this device, and what people did about it."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.commands import shell
+from edgekit.errors import CorruptError
+
+if TYPE_CHECKING:
+    from edgekit.incidents.incidents import Incident
+
+app = typer.Typer(help="What went wrong on this device, since when, and what to do.", no_args_is_help=True)
+
+Number = Annotated[int, typer.Argument(metavar="ID", help="The incident's number.")]
+Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
+Who = Annotated[
+    str | None, typer.Option("--who", envvar="EDGEKIT_WHO", help="Who does it; by default the user's name.")
+]
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `incident` to `parent`."""
+    parent.add_typer(app, name="incident")
+
+
+@app.command("list")
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Those that are over as well.")] = False,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """The incidents under way, worst first."""
+    from edgekit.incidents.incidents import Incidents
+
+    found = Incidents(state).find(everything=everything)
+    if json:
+        shell.print_json({"incidents": [incident.to_dict() for incident in found]})
+        return
+    for incident in found:
+        shell.say(f"{incident.id:>4}  {_status(incident):<36}  {incident.what}")
+    if not found:
+        shell.say("No incident is under way.")
+
+
+@app.command("show")
+def show(
+    number: Number,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """What happened, since when, what changed before it, what to do next, and who did what so far."""
+    from edgekit.incidents import evidence, history
+    from edgekit.incidents.incidents import Incidents
+    from edgekit.incidents.runbook import runbook
+
+    incidents = Incidents(state)
+    incident = incidents.get(number)
+    book = runbook(incident, _not_default(state))
+    path = evidence.path_of(state, number)
+    switches = history.switches(state, incident.since - history.BEFORE_S, incident.opened)
+    timeline = incidents.timeline(number)
+    if json:
+        shell.print_json(
+            {
+                "incident": incident.to_dict(),
+                "rule": incidents.rule(number),
+                "changed_before": [vars(switch) for switch in switches],
+                "meaning": book.meaning,
+                "next_steps": [vars(step) for step in book.steps],
+                "timeline": timeline,
+                "evidence": evidence.read(path),
+            }
+        )
+        return
+    from edgekit.incidents.words import LABELS, clock
+
+    shell.say(f"INCIDENT {number}  {LABELS[incident.kind]}  {_status(incident)}")
+    shell.say(f"{incident.what}\n\n{book.meaning}\n")
+    shell.say(f"Release   {incident.release or 'a model file without a manifest'}")
+    shell.say(f"Rule      {incident.rule}, told {clock(incident.opened)}")
+    if path.is_file():
+        shell.say(f"Evidence  {path}")
+    shell.say("\nWhat changed in the day before")
+    for switch in switches:
+        shell.say(f"  {clock(switch.time)}  {switch.what} {switch.release}  {switch.who}: {switch.why}")
+    if not switches:
+        shell.say("  No switch of releases.")
+    shell.say("\nNext steps")
+    for place, step in enumerate(book.steps, 1):
+        shell.say(f"  {place}. {step.text}" + (f":\n       {step.command}" if step.command else "."))
+    shell.say("\nSo far")
+    for change in timeline:
+        shell.say(
+            f"  {clock(change['time'])}  {change['what']}  {change['who']}: {change['why']}".rstrip(": ")
+        )
+
+
+@app.command("ack")
+def ack(
+    number: Number,
+    why: Why,
+    who: Who = None,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Say that you have seen an incident and work on it."""
+    from edgekit.incidents.incidents import Incidents
+
+    _told(Incidents(state).acknowledge(number, who=who or getpass.getuser(), why=why), json)
+
+
+@app.command("silence")
+def silence(
+    number: Number,
+    why: Why,
+    for_: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 30m, 2h, 1d.")],
+    who: Who = None,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Tell nobody of an incident for a time, and do nothing by itself; it is told again when the time is over."""
+    from edgekit.incidents.incidents import Incidents
+    from edgekit.incidents.words import seconds
+
+    until = time.time() + seconds(for_)
+    _told(Incidents(state).silence(number, until=until, who=who or getpass.getuser(), why=why), json)
+
+
+@app.command("close")
+def close(
+    number: Number,
+    why: Why,
+    who: Who = None,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """End an incident by hand. While its rule holds, a new one will be opened."""
+    from edgekit.incidents.incidents import Incidents
+
+    _told(Incidents(state).close(number, who=who or getpass.getuser(), why=why), json)
+
+
+@app.command("audit")
+def audit(
+    state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False, verbose: shell.Verbose = False
+) -> None:
+    """Every change with who and why, and whether a line of the log was changed or taken out."""
+    from edgekit.incidents.audit import Audit
+    from edgekit.incidents.words import clock
+
+    log = Audit(state)
+    faults, entries = log.check(), log.entries()
+    if json and not faults:
+        shell.print_json({"whole": True, "entries": entries})
+    if not json:
+        for entry in entries:
+            when, number = clock(float(entry.get("time", 0))), entry.get("incident", "")
+            shell.say(
+                f"{when}  {number:>4}  {entry.get('what')}  {entry.get('who')}: {entry.get('why')}".rstrip(
+                    ": "
+                )
+            )
+    if faults:
+        told = "; ".join(f"line {fault.line}: {fault.what}" for fault in faults)
+        raise CorruptError(f"{log.path} was changed: {told}.", "Compare it with a copy kept elsewhere.")
+
+
+def _told(incident: Incident, json: bool) -> None:
+    if json:
+        shell.print_json({"incident": incident.to_dict()})
+    else:
+        shell.say(f"Incident {incident.id} is {_status(incident)}.")
+
+
+def _status(incident: Incident) -> str:
+    from edgekit.incidents.words import clock
+
+    words: list[Any] = [incident.state, incident.severity]
+    if incident.state != "RESOLVED" and incident.silenced(time.time()):
+        words.append(f"silenced until {clock(incident.silenced_until or 0.0)}")
+    return ", ".join(words)
+
+
+def _not_default(state: Path) -> Path | None:
+    return None if state == shell.DEFAULT_STATE else state

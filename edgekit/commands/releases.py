@@ -1,0 +1,205 @@
+"""`edgekit releases import|list|promote|rollback|gc|log`: versions of a bundle on a device."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.commands import shell
+
+if TYPE_CHECKING:
+    from edgekit.releases import Release, Releases
+    from edgekit.releases.health import Health
+
+app = typer.Typer(
+    help="Versions of a bundle on this device: bring in, put to use, go back.", no_args_is_help=True
+)
+
+Why = Annotated[str, typer.Option("--why", help="The reason, for the log.")]
+Name = Annotated[str, typer.Argument(help="A release's name, or its first letters.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Check gguf or onnx alone; by default each that it has.")
+]
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `releases` to `parent`."""
+    parent.add_typer(app, name="releases")
+
+
+def _releases(state: Path) -> Releases:
+    from edgekit.releases import Releases
+
+    return Releases(state / "releases")
+
+
+@app.command("import")
+def import_(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, as `edgekit build` wrote it.")],
+    why: Why = "",
+    format: Format = None,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Take in a bundle that failed its gates.")
+    ] = False,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Keep a bundle on this device, once its digests, its verdict and its golden answers hold."""
+    with shell.working() as emit:
+        release = _releases(state).import_(
+            bundle,
+            why=why,
+            allow_failed=allow_failed,
+            health=lambda folder: _checked(folder, emit, format, speed=False),
+        )
+    _tell(
+        release,
+        json,
+        f"{release.name} is on this device ({release.place}); edgekit releases promote {release.name}",
+    )
+
+
+@app.command("list")
+def list_(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -> None:
+    """Every version on this device, the newest import first."""
+    found = _releases(state).list()
+    if json:
+        shell.print_json([asdict(release) for release in found])
+        return
+    if not found:
+        shell.say("There are no releases here; edgekit releases import BUNDLE")
+    for release in found:
+        note = f"{release.tries} tries left" if release.place == "pending" else release.why
+        line = f"{release.name}  {release.place:<8}  {_when(release.imported)}  {release.size_mib:8.1f} MiB"
+        shell.say(f"{line}  {release.model}-{release.target}  {note}".rstrip())
+
+
+@app.command("promote")
+def promote(
+    release: Name,
+    why: Why = "",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="JSONL rows with right answers to compare the two versions on."),
+    ] = None,
+    format: Format = None,
+    allow_older: Annotated[
+        bool, typer.Option("--allow-older", help="Promote a version older than the one in use.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    threads: shell.Threads = 0,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Put a version on trial, once it is healthy and answers as well as the one in use."""
+    from edgekit.data.rows import read_rows
+    from edgekit.releases.compare import Comparison, compare
+
+    releases = _releases(state)
+    rows = read_rows(data) if data else []
+    name = releases.get(release).name
+    if not yes and not json and sys.stdin.isatty() and sys.stderr.isatty():
+        typer.confirm(f"Put {name} on trial in place of the version in use?", abort=True, err=True)
+    compared: list[Comparison] = []
+
+    def hold(candidate: Path, current: Path) -> Comparison:
+        from edgekit.events import StageFinished, StageStarted
+
+        start = time.perf_counter()
+        emit(StageStarted("compare", f"{candidate.name} with {current.name}"))
+        compared.append(compare(candidate, current, rows, format=format, threads=threads or None))
+        if compared[0].passed:
+            emit(StageFinished("compare", time.perf_counter() - start, detail=compared[0].detail))
+        return compared[0]
+
+    with shell.working() as emit:
+        promoted = releases.promote(
+            name,
+            why=why,
+            health=lambda folder: _checked(folder, emit, format, threads=threads),
+            compare=hold,
+            allow_older=allow_older,
+        )
+    more = {"comparison": asdict(compared[0])} if compared else {"comparison": None}
+    text = f"{name} is in use already"
+    if promoted.place == "pending":
+        text = f"{name} is on trial: it is good once a server that opened it says so, and out after {promoted.tries} starts"
+    _tell(promoted, json, text, more)
+
+
+@app.command("rollback")
+def rollback(
+    why: Why = "",
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """Go back to the version before, at once; a server that runs follows."""
+    release = _releases(state).rollback(why=why)
+    _tell(release, json, f"{release.name} is in use again")
+
+
+@app.command("gc")
+def gc(
+    keep: Annotated[
+        int, typer.Option("--keep", min=1, help="Good versions to keep, the current one too.")
+    ] = 2,
+    state: shell.StateDir = shell.DEFAULT_STATE,
+    json: shell.Json = False,
+) -> None:
+    """Remove versions out of use, and what interrupted commands left."""
+    found = _releases(state).gc(keep)
+    if json:
+        shell.print_json(found)
+    else:
+        names = ", ".join(found["removed"]) or "no version"
+        shell.say(f"Removed {names}; {found['freed_mib']:.1f} MiB freed")
+
+
+@app.command("log")
+def log(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -> None:
+    """Every change, oldest first: when, who, what and why."""
+    lines = _releases(state).log()
+    if json:
+        shell.print_json(lines)
+        return
+    for line in lines:
+        release = line["release"] or "-"
+        shell.say(
+            f"{_when(line['time'])}  {line['what']:<8}  {release:<12}  {line['who']}  {line['why']}".rstrip()
+        )
+
+
+def _checked(folder: Path, emit: Any, format: str | None, *, speed: bool = True, threads: int = 0) -> Health:
+    from edgekit.events import StageFinished, StageStarted
+    from edgekit.releases import health
+
+    emit(StageStarted("health", "in a process of its own"))
+    found = health.check(folder, format=format, speed=speed, threads=threads)
+    for gate in found.gates:
+        emit(gate)
+    if found.passed:
+        emit(StageFinished("health", found.seconds))
+    return found
+
+
+def _tell(release: Release, json: bool, text: str, more: Mapping[str, Any] | None = None) -> None:
+    if json:
+        shell.print_json({**asdict(release), **(more or {})})
+    else:
+        shell.say(text)
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

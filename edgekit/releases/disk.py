@@ -1,0 +1,125 @@
+"""Every step that changes the disk: durable in this order, so that a cut at any of them leaves the old or the new.
+
+A file is written beside its place, flushed to the disk, and renamed; the folder that names it is flushed after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+BLOCK = 1 << 20
+
+
+def _nothing(step: str, path: Path) -> None:
+    """The hook in use: none."""
+
+
+before: Callable[[str, Path], None] = _nothing
+"""Called with the name of each step and its path before it is done; a test counts steps here, and cuts at them."""
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it that are missing."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_dir():
+            before("mkdir", folder)
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; an earlier file is replaced."""
+    staging = path.with_name(f".{path.name}.partial")
+    before("write", staging)
+    with staging.open("wb") as file:
+        file.write(data)
+        file.flush()
+        before("fsync", staging)
+        os.fsync(file.fileno())
+    rename(staging, path)
+
+
+def append(path: Path, line: str) -> None:
+    """Append one line to `path`; what a cut left of an earlier line is closed off first."""
+    before("append", path)
+    new = not path.exists()
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode() + b"\n")
+        file.flush()
+        before("fsync", path)
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def copy(source: Path, target: Path) -> str:
+    """Copy a file's contents to `target`, which is not renamed; returns the hex SHA-256 of what was written."""
+    digest = hashlib.sha256()
+    with source.open("rb") as old, target.open("wb") as new:
+        while block := old.read(BLOCK):
+            before("write", target)
+            digest.update(block)
+            new.write(block)
+        new.flush()
+        before("fsync", target)
+        os.fsync(new.fileno())
+    return digest.hexdigest()
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or a second copy where the file system has no hard links."""
+    before("link", target)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        copy(source, target)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Move `source` to `target` in one step, in the place of a file that is there."""
+    before("rename", target)
+    os.replace(source, target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder`."""
+    before("fsync", folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; a missing one is fine."""
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            remove(inner)
+        before("rmdir", path)
+        path.rmdir()
+    else:
+        before("unlink", path)
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`: one writer at a time. The system lets go of it when its holder dies."""
+    import fcntl
+
+    make_folder(path.parent)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

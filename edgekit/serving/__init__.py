@@ -1,0 +1,1 @@
+"""A model behind an OpenAI-compatible endpoint: a queue, limits, and a graceful end."""

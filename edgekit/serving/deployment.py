@@ -1,0 +1,223 @@
+"""A model in the field: what answers, who listens, who watches, and how another release takes its place.
+
+Without releases one bundle answers until the end. With them a thread looks at the slots every second: another version is
+opened beside the one that answers, asked its own golden answer, and only then put in its place; the old one finishes
+what it began. A version that cannot be opened or answers otherwise is judged bad, and the one before goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgekit
+from edgekit.errors import CorruptError, EdgekitError
+from edgekit.incidents.defaults import rules_of
+from edgekit.incidents.readings import expected_confidence
+from edgekit.incidents.watcher import Watcher
+from edgekit.manifest import MANIFEST
+from edgekit.proof.golden import FILE as GOLDEN
+from edgekit.releases import Releases
+from edgekit.telemetry.collector import Telemetry, release_of
+
+if TYPE_CHECKING:
+    from edgekit.answer import Answer, Records
+    from edgekit.incidents.incidents import Incident
+    from edgekit.incidents.webhook import Webhook
+    from edgekit.loaded import LoadedModel
+    from edgekit.serving.engine import Engine
+    from edgekit.telemetry.drift import DriftAlarm
+    from edgekit.telemetry.metrics import Metrics
+    from edgekit.telemetry.observation import Observation
+    from edgekit.telemetry.store import Window
+
+RELEASES = "releases"
+EVERY_S = 1.0
+WHO = "serve"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is open, with the telemetry that listens to it."""
+
+    model: LoadedModel
+    telemetry: Telemetry
+    bundle: Path
+    release: str
+
+
+class Both:
+    """`Records` that tell two others."""
+
+    def __init__(self, one: Records, other: Records) -> None:
+        self._one, self._other = one, other
+
+    def record(self, answer: Answer) -> None:
+        """Tell both."""
+        self._one.record(answer)
+        self._other.record(answer)
+
+
+class Deployment:
+    """What serves one state folder; `start` once its engine exists, `close` at the end.
+
+    `bundle` is a bundle or plain model that answers until the end; None serves the release in use and follows a switch.
+    Raises what `Releases.boot` and `edgekit.load` raise when there is nothing that can be opened.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        bundle: Path | None,
+        *,
+        format: str | None = None,
+        threads: int | None = None,
+        allow_failed: bool = False,
+        keep_texts: int = 0,
+        webhook: Webhook | None = None,
+        shadow: Records | None = None,
+    ) -> None:
+        self.state = state
+        self.releases = Releases(state / RELEASES) if bundle is None else None
+        self.trouble = ""
+        """Why the release in use is not the one that answers; empty when it is."""
+        self.metrics: Metrics | None = None
+        """Told of every answer and alarm, once there is one."""
+        self._format, self._threads = format, threads
+        self._allow_failed, self._keep_texts = allow_failed, keep_texts
+        self._shadow = shadow
+        self._stop = threading.Event()
+        self._follower: threading.Thread | None = None
+        self.opened = self._boot() if self.releases else self._open(_given(bundle))
+        self.watcher = Watcher(
+            state,
+            rules_of(self._bundle(), self.opened.model.format),
+            windows=self,
+            release=lambda: self.opened.release,
+            bundle=self._bundle,
+            confidence_expected=self._expected(),
+            webhook=webhook,
+            act=self._roll_back if self.releases else None,
+        )
+
+    def start(self, engine: Engine) -> None:
+        """Watch, and follow the releases with `engine`; what was started is good once it answers as it was built."""
+        self.watcher.start()
+        if self.releases:
+            self._follower = threading.Thread(
+                target=self._follow, args=(engine, self.releases), name="follow", daemon=True
+            )
+            self._follower.start()
+
+    def close(self) -> None:
+        """Stop watching and following; the engine closes the model."""
+        self._stop.set()
+        if self._follower is not None:
+            self._follower.join()
+        self.watcher.close()
+        self.opened.telemetry.close()
+
+    def window(self, since: float, until: float, release: str | None = None) -> Window:
+        """The telemetry of a stretch of time, whichever release answered."""
+        return self.opened.telemetry.store.window(since, until, release)
+
+    def _bundle(self) -> Path | None:
+        return self.opened.bundle if (self.opened.bundle / MANIFEST).is_file() else None
+
+    def _expected(self) -> float | None:
+        return expected_confidence(self._bundle(), self.opened.model.format)
+
+    def _open(self, bundle: Path) -> Opened:
+        model = edgekit.load(bundle, self._format, threads=self._threads, allow_failed=self._allow_failed)
+        telemetry = Telemetry.open(
+            self.state, bundle, model.format, keep_texts=self._keep_texts, decode=model.runtime.decode
+        )
+        telemetry.listeners.append(self._count)
+        telemetry.alarm_listeners.append(self._count_alarm)
+        model.telemetry = Both(telemetry, self._shadow) if self._shadow else telemetry
+        return Opened(model, telemetry, bundle, release_of(bundle))
+
+    def _count(self, seen: Observation) -> None:
+        if self.metrics:
+            self.metrics.observe(seen)
+
+    def _count_alarm(self, alarm: DriftAlarm) -> None:
+        if self.metrics:
+            self.metrics.alarm("drift")
+
+    def _boot(self) -> Opened:
+        """Open the release in use; one that cannot be opened is judged bad, and the one before is tried."""
+        assert self.releases is not None
+        while True:
+            folder = self.releases.boot()
+            name = release_of(folder)
+            try:
+                opened = self._open(folder)
+                _hold(opened.model, folder)
+                self.releases.mark_good(name)
+                return opened
+            except EdgekitError as error:
+                if self.releases.verdict(error.message, release=name) in (None, folder):
+                    raise
+
+    def _follow(self, engine: Engine, releases: Releases) -> None:
+        while not self._stop.wait(EVERY_S):
+            try:
+                folder = releases.current()
+                if folder is not None and release_of(folder) != self.opened.release:
+                    self._switch(engine, releases, folder)
+                self.trouble = ""
+            except EdgekitError as error:
+                self.trouble = error.message
+            except Exception as error:  # noqa: BLE001 - the version that answers goes on answering
+                self.trouble = f"{type(error).__name__}: {error}"
+
+    def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
+        name = release_of(folder)
+        try:
+            opened = self._open(folder)
+            try:
+                _hold(opened.model, folder)
+            except EdgekitError:
+                opened.telemetry.close()
+                opened.model.close()
+                raise
+        except EdgekitError as error:
+            releases.verdict(error.message, release=name)
+            raise
+        before, self.opened = self.opened, opened
+        self.watcher.use(rules_of(self._bundle(), opened.model.format), self._expected())
+        engine.swap(opened.model, source=folder, release=name)
+        before.telemetry.close()
+        releases.mark_good(name)
+
+    def _roll_back(self, incident: Incident) -> str:
+        """What an automatic rule does: go back to the release before; the follower switches within a second."""
+        assert self.releases is not None
+        back = self.releases.rollback(who="watcher", why=incident.what)
+        return f"rolled back to {back.name}"
+
+
+def _given(bundle: Path | None) -> Path:
+    assert bundle is not None
+    return bundle
+
+
+def _hold(model: LoadedModel, bundle: Path) -> None:
+    """Ask the opened model one golden question; raises `CorruptError` when it answers otherwise than at its build.
+
+    All of them were asked when the version was imported and promoted; this one tells that it answers in this process.
+    """
+    document: Any = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))
+    golden = document["formats"][model.format]
+    first = golden["answers"][0]
+    ids = list(model.runtime.generate(model.runtime.encode(first["rendered"]), golden["max_tokens"]))
+    if ids != first["ids"]:
+        raise CorruptError(
+            f"{bundle.name} answers otherwise than when it was built: {model.runtime.decode(ids)!r}, "
+            f"not {first['text']!r}.",
+            "Import the bundle again.",
+        )

@@ -1,0 +1,105 @@
+"""Counts in fixed buckets: a few hundred bytes that say how long answers took, and can be added to each other."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# OpenTelemetry's buckets for generative AI, semantic conventions 1.41
+TTFT_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10)  # fmt: skip
+DURATION_S = tuple(0.01 * 2**power for power in range(14))
+TOKENS = tuple(4**power for power in range(14))
+TOKENS_PER_S = tuple(
+    2**power for power in range(13)
+)  # OpenTelemetry counts seconds per token; people read this
+
+
+def split(bounds: Sequence[float], parts: int = 4) -> tuple[float, ...]:
+    """`bounds` with each bucket in `parts` equal ones: quantiles are finer, and counts still add up to `bounds`."""
+    fine = []
+    for low, high in zip((0.0, *bounds), bounds, strict=False):
+        fine += [low + (high - low) * part / parts for part in range(1, parts)] + [float(high)]
+    return tuple(fine)
+
+
+class Sketch:
+    """How many values fell into each bucket; `bounds` are the buckets' upper ends, the last bucket has none."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+        """Sum of the values."""
+        self.highest = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return sum(self.counts)
+
+    def add(self, value: float) -> None:
+        """Count a value, zero or more."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+        self.highest = max(self.highest, value)
+
+    def merge(self, other: Sketch) -> None:
+        """Add the counts of a sketch with the same buckets; raises `ValueError` for others."""
+        if other.bounds != self.bounds:
+            raise ValueError("sketches of different buckets cannot be added")
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+        self.highest = max(self.highest, other.highest)
+
+    def quantile(self, share: float) -> float | None:
+        """The value that `share` (0 to 1) of all values do not exceed, evenly spread in its bucket; None without any."""
+        count = self.count
+        if not count:
+            return None
+        rank, below = share * count, 0
+        for index, here in enumerate(self.counts):
+            if here and below + here >= rank:
+                low = self.bounds[index - 1] if index else 0.0
+                high = self.bounds[index] if index < len(self.bounds) else self.highest
+                high = max(low, min(high, self.highest))  # nothing is above the highest value
+                return low + (high - low) * (rank - below) / here
+            below += here
+        return self.highest
+
+    def to_json(self) -> dict[str, Any]:
+        """The buckets that are not empty, the sum and the highest value."""
+        return {
+            "counts": {str(index): count for index, count in enumerate(self.counts) if count},
+            "total": self.total,
+            "highest": self.highest,
+        }
+
+    @classmethod
+    def from_json(cls, bounds: Sequence[float], value: dict[str, Any]) -> Sketch:
+        """Read back what `to_json` gave; raises `KeyError`, `IndexError`, `TypeError` or `ValueError` for other things."""
+        sketch = cls(bounds)
+        for index, count in value["counts"].items():
+            if int(index) < 0 or int(count) < 0:
+                raise ValueError("a count is negative")
+            sketch.counts[int(index)] = int(count)
+        sketch.total, sketch.highest = float(value["total"]), float(value["highest"])
+        return sketch
+
+    def to_bytes(self) -> bytes:
+        """`to_json` as UTF-8."""
+        return json.dumps(self.to_json(), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, bounds: Sequence[float], data: bytes) -> Sketch:
+        """Read back what `to_bytes` gave; raises as `from_json`."""
+        return cls.from_json(bounds, json.loads(data))
+
+
+def counted(bounds: Sequence[float], values: Iterable[float]) -> Sketch:
+    """A sketch of `values`."""
+    sketch = Sketch(bounds)
+    for value in values:
+        sketch.add(value)
+    return sketch
