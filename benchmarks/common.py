@@ -15,6 +15,9 @@ import psutil
 EVERY_S, MIB = 0.015, 2**20
 
 
+DEMO_BUNDLE = Path("bundles/smollm2-135m-cpu-int4")
+
+
 def newest_merge() -> Path:
     """The merged folder of the last build in `.edgekit/cache`."""
     folders = [path.parent for path in Path(".edgekit/cache/merge").glob("*/stage.json")]

@@ -1,7 +1,7 @@
 """How soon drift is told, how often it is told wrongly, and what watching for it costs, on the demo bundle.
 
     python benchmarks/field_drift.py record BUNDLE --clinc clinc150.json    scores of real answers -> scores.json
-    python benchmarks/field_drift.py report                                 delays and false alarms, from scores.json
+    python benchmarks/field_drift.py [report]                               delays and false alarms, from scores.json
     python benchmarks/field_drift.py cost BUNDLE                            CPU and memory of telemetry
 
 The reference is the validation rows, the steady stream the test rows, which are of other wordings; every stream is
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("record", "report", "cost"))
+    parser.add_argument("command", nargs="?", default="report", choices=("record", "report", "cost"))
     parser.add_argument("bundle", nargs="?", type=Path)
     parser.add_argument("--clinc", type=Path)
     parser.add_argument("--scores", type=Path, default=SCORES)

@@ -1,6 +1,6 @@
 """What serving costs: decode speed and time to first token against the bare runtime, and many clients for a while.
 
-    python benchmarks/serve_load.py BUNDLE [--small BUNDLE] [--clients 200] [--minutes 10] [--rounds 15] [--threads 2]
+    python benchmarks/serve_load.py [BUNDLE] [--small BUNDLE] [--clients 200] [--minutes 10] [--rounds 15] [--threads 2]
 
 Rounds alternate between the runtime in this process and the same file behind `edgekit serve` in another, over the same
 greedy answer; figures are medians over the rounds, ratios and differences are of neighbours in time. The load is on the
@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
-from common import MIB
+from common import DEMO_BUNDLE, MIB
 
 import edgekit
 from edgekit import hardware
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?", default=DEMO_BUNDLE)
     parser.add_argument("--small", type=Path)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=10)

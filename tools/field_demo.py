@@ -115,7 +115,9 @@ def main() -> int:
         load = Load(base, questions)
         time.sleep(3)
         story.run("releases", "rollback", "--why", "it drifts")
-        story.holds(wait(lambda: places(story).get(first) == "current"), f"{first} is current again")
+        asked = time.monotonic()
+        back = wait(lambda: first in load.releases, 10, every_s=0.05)
+        story.holds(back, f"{first} answers again after {time.monotonic() - asked:.1f} s")
         time.sleep(5)
         told = load.stop()
         story.holds(set(told) == {200}, f"no request was lost: {dict(told)}")
@@ -226,13 +228,13 @@ def open_incidents(story: Story) -> list[dict[str, Any]]:
     return found
 
 
-def wait(condition: Any, seconds: float = 20) -> bool:
+def wait(condition: Any, seconds: float = 20, every_s: float = 1.0) -> bool:
     """Whether `condition()` comes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(1)
+        time.sleep(every_s)
     return bool(condition())
 
 
