@@ -6,7 +6,8 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,9 +102,10 @@ def serve(
             stack.callback(uds.unlink, missing_ok=True)
         candidate = _shadow(shadow, format, stack)
         deployment = _deployment(state, bundle, candidate, webhook, {**opening, "keep_texts": keep_texts})
-        _serve(bound, deployment, token, drain, limits)
-        if candidate and not shell.state.quiet:
-            sys.stderr.write(f"Shadow: {candidate.summary()}\n")
+        compared = (lambda: asdict(candidate.summary())) if candidate else None
+        _serve(bound, deployment, token, drain, limits, compared)
+        if compared and not shell.state.quiet:
+            sys.stderr.write(f"In the shadow: {compared()}\n")
 
 
 def _shadow(bundle: Path | None, format: str | None, stack: contextlib.ExitStack) -> Shadow | None:
@@ -128,7 +130,12 @@ def _deployment(
 
 
 def _serve(
-    bound: socket.socket, deployment: Deployment, token: str | None, drain: float, limits: Mapping[str, Any]
+    bound: socket.socket,
+    deployment: Deployment,
+    token: str | None,
+    drain: float,
+    limits: Mapping[str, Any],
+    shadow: Callable[[], Mapping[str, Any]] | None,
 ) -> None:
     from edgekit.serving import api
     from edgekit.serving import server as serving
@@ -159,7 +166,8 @@ def _serve(
         if not shell.state.quiet:
             sys.stderr.write(f"Stopping: finishing {engine.waiting + engine.running} accepted requests.\n")
 
-    app = api.create_app(engine, metrics, token=token, local=not address.startswith("unix:"))
+    local = not address.startswith("unix:")
+    app = api.create_app(engine, metrics, token=token, local=local, shadow=shadow)
     try:
         serving.serve(
             serving.Server(app, engine, drain_s=drain, ready=ready, stopping=stopping), bound, engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,11 +39,17 @@ REASONS = {
 
 
 def create_app(
-    engine: Engine, metrics: Metrics, *, token: str | None = None, local: bool = True
+    engine: Engine,
+    metrics: Metrics,
+    *,
+    token: str | None = None,
+    local: bool = True,
+    shadow: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Starlette:
     """The ASGI application that serves `engine`.
 
     With `token`, every request but health needs it; `local` says that without one only loopback names are answered.
+    `shadow` tells how a candidate fares that answers the same requests unseen, at `/shadow`.
     """
 
     def refused(error: ApiError) -> None:
@@ -112,6 +118,13 @@ def create_app(
     async def prometheus(request: Request) -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
+    async def compared(request: Request) -> Response:
+        if shadow is None:
+            return problem(
+                ApiError(404, "No candidate answers in the shadow: `edgekit serve --shadow BUNDLE`.")
+            )
+        return JSONResponse(dict(shadow()))
+
     async def unknown(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         return problem(ApiError(status, f"{request.method} {request.url.path} is not offered here."))
@@ -125,6 +138,7 @@ def create_app(
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", prometheus),
+            Route("/shadow", compared),
         ],
         middleware=[Middleware(Guard, token=token, local=local, refused=refused)],
         exception_handlers={HTTPException: unknown},

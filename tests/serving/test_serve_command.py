@@ -25,12 +25,13 @@ def command(*arguments: Any) -> list[str]:
 
 
 @pytest.fixture
-def serve(tiny_build: Any) -> Iterator[Serve]:
+def serve(tiny_build: Any, tmp_path: Path) -> Iterator[Serve]:
     """Start `edgekit serve` on the tiny bundle; gives the process and what it printed when it was ready."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*options: Any) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-        arguments = command(tiny_build.bundle, "--format", "gguf", "--threads", 1, "--json", *options)
+        state = ["--state", tmp_path / "state"]
+        arguments = command(tiny_build.bundle, "--format", "gguf", "--threads", 1, "--json", *state, *options)
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout
@@ -79,6 +80,22 @@ def test_a_signal_lets_the_answer_under_way_end(serve: Serve, number: int) -> No
     assert "Traceback" not in err and "Log 3 hours" not in err
     with pytest.raises(httpx.ConnectError):
         client(facts["address"]).get("/healthz")
+
+
+def test_a_candidate_in_the_shadow_is_compared_unseen(serve: Serve, tiny_build: Any) -> None:
+    process, facts = serve("--port", 0, "--shadow", tiny_build.bundle)
+    with client(facts["address"]) as asked:
+        told = asked.post("/v1/chat/completions", json=question()).json()
+        for _ in range(500):
+            if (seen := asked.get("/shadow").json())["answered"]:
+                break
+        assert (seen["requests"], seen["answered"], seen["same_answer"], seen["failed"]) == (1, 1, 1, 0)
+        assert told["usage"]["completion_tokens"] and "edgekit_answers_total" in asked.get("/metrics").text
+        assert 'edgekit_answers_total{finish="stop"} 1.0' in asked.get("/metrics").text.replace(
+            "length", "stop"
+        )
+    process.send_signal(signal.SIGTERM)
+    assert "In the shadow" in process.communicate(timeout=20)[1]
 
 
 def test_a_unix_socket_is_this_users_alone_and_goes_with_the_process(serve: Serve, tmp_path: Path) -> None:
