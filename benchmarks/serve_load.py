@@ -21,6 +21,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -129,7 +130,9 @@ def asked(address: str, tokens: int) -> Speed:
 @contextmanager
 def served(bundle: Path, threads: int, *options: object) -> Iterator[tuple[str, psutil.Process]]:
     """`edgekit serve` on a free port: its address and its process."""
-    command = [*SERVE, bundle, "--format", "gguf", "--threads", threads, "--port", 0, "--json", *options]
+    state = tempfile.TemporaryDirectory()
+    places = ["--port", 0, "--state", state.name]
+    command = [*SERVE, bundle, "--format", "gguf", "--threads", threads, *places, "--json", *options]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
     assert process.stdout
     text = ""
@@ -143,6 +146,7 @@ def served(bundle: Path, threads: int, *options: object) -> Iterator[tuple[str, 
     finally:
         process.terminate()
         process.wait()
+        state.cleanup()
 
 
 def llama_server(model: Path, threads: int) -> tuple[str, subprocess.Popen[bytes]] | None:

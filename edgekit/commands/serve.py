@@ -126,7 +126,12 @@ def _deployment(
     from edgekit.serving.deployment import Deployment
 
     told = Webhook(webhook) if webhook else None
-    return Deployment(state, bundle, webhook=told, shadow=shadow, **options)
+
+    def say(text: str) -> None:
+        if not shell.state.quiet:
+            sys.stderr.write(f"{text}\n")
+
+    return Deployment(state, bundle, webhook=told, shadow=shadow, say=say, **options)
 
 
 def _serve(

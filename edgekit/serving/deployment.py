@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import edgekit
 from edgekit.errors import CorruptError, EdgekitError
@@ -65,6 +66,7 @@ class Deployment:
     """What serves one state folder; `start` once its engine exists, `close` at the end.
 
     `bundle` is a bundle or plain model that answers until the end; None serves the release in use and follows a switch.
+    `say` is told in words when another release answers, or one is refused.
     Raises what `Releases.boot` and `edgekit.load` raise when there is nothing that can be opened.
     """
 
@@ -79,8 +81,11 @@ class Deployment:
         keep_texts: int = 0,
         webhook: Webhook | None = None,
         shadow: Records | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.state = state
+        self._say = say
+        self._refused = ""
         self.releases = Releases(state / RELEASES) if bundle is None else None
         self.trouble = ""
         """Why the release in use is not the one that answers; empty when it is."""
@@ -155,44 +160,57 @@ class Deployment:
             folder = self.releases.boot()
             name = release_of(folder)
             try:
-                opened = self._open(folder)
-                _hold(opened.model, folder)
-                self.releases.mark_good(name)
-                return opened
+                opened = self._open_held(folder)
             except EdgekitError as error:
                 if self.releases.verdict(error.message, release=name) in (None, folder):
                     raise
+                self._say(f"{name} is not served: {error.message}")
+            else:
+                self.releases.mark_good(name)
+                return opened
+
+    def _open_held(self, folder: Path) -> Opened:
+        """A release that is open and answers one question as at its build; raises `EdgekitError` for any other."""
+        opened = self._open(folder)
+        try:
+            _hold(opened.model, folder)
+        except EdgekitError:
+            opened.telemetry.close()
+            opened.model.close()
+            raise
+        return opened
 
     def _follow(self, engine: Engine, releases: Releases) -> None:
         while not self._stop.wait(EVERY_S):
             try:
                 folder = releases.current()
-                if folder is not None and release_of(folder) != self.opened.release:
+                if folder is not None and release_of(folder) not in (self.opened.release, self._refused):
                     self._switch(engine, releases, folder)
-                self.trouble = ""
-            except EdgekitError as error:
-                self.trouble = error.message
             except Exception as error:  # noqa: BLE001 - the version that answers goes on answering
-                self.trouble = f"{type(error).__name__}: {error}"
+                words = (
+                    error.message if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
+                )
+                if words != self.trouble:
+                    self._say(words)
+                self.trouble = words
 
     def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
         name = release_of(folder)
         try:
-            opened = self._open(folder)
-            try:
-                _hold(opened.model, folder)
-            except EdgekitError:
-                opened.telemetry.close()
-                opened.model.close()
-                raise
-        except EdgekitError as error:
-            releases.verdict(error.message, release=name)
+            opened = self._open_held(folder)
+        except Exception as error:
+            self._refused = name  # once is enough, whether or not the verdict can be written
+            releases.verdict(
+                getattr(error, "message", "") or f"{type(error).__name__}: {error}", release=name
+            )
             raise
         before, self.opened = self.opened, opened
         self.watcher.use(rules_of(self._bundle(), opened.model.format), self._expected())
         engine.swap(opened.model, source=folder, release=name)
         before.telemetry.close()
         releases.mark_good(name)
+        self._refused, self.trouble = "", ""
+        self._say(f"{name} answers now, instead of {before.release}")
 
     def _roll_back(self, incident: Incident) -> str:
         """What an automatic rule does: go back to the release before; the follower switches within a second."""
@@ -211,11 +229,17 @@ def _hold(model: LoadedModel, bundle: Path) -> None:
 
     All of them were asked when the version was imported and promoted; this one tells that it answers in this process.
     """
-    document: Any = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))
-    golden = document["formats"][model.format]
-    first = golden["answers"][0]
-    ids = list(model.runtime.generate(model.runtime.encode(first["rendered"]), golden["max_tokens"]))
-    if ids != first["ids"]:
+    try:
+        golden = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"][model.format]
+        first, limit = golden["answers"][0], golden["max_tokens"]
+        wanted = list(map(int, first["ids"]))
+        prompt = model.runtime.encode(first["rendered"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorruptError(
+            f"{bundle / GOLDEN} cannot be read: {error}", "Import the bundle again."
+        ) from error
+    ids = list(model.runtime.generate(prompt, limit))
+    if ids != wanted:
         raise CorruptError(
             f"{bundle.name} answers otherwise than when it was built: {model.runtime.decode(ids)!r}, "
             f"not {first['text']!r}.",

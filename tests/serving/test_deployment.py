@@ -57,6 +57,10 @@ def misremembering(folder: Path) -> None:
     (folder / "golden.json").write_text(json.dumps(golden))
 
 
+def forgetting(folder: Path) -> None:
+    (folder / "golden.json").write_text("{}")
+
+
 def promote(releases: Releases, bundle: Path) -> str:
     name = releases.import_(bundle, health=fit).name
     releases.promote(name, health=fit, compare=same)
@@ -126,13 +130,16 @@ def test_what_starts_well_is_marked_good_and_a_promoted_one_takes_over(
     assert "It drifts." in releases.log()[-1]["why"] and not deployment.trouble
 
 
+@pytest.mark.parametrize(
+    ("fault", "why"), [(misremembering, "answers otherwise"), (forgetting, "golden.json cannot be read")]
+)
 def test_one_that_answers_otherwise_than_at_its_build_is_judged_bad_and_the_old_one_goes_on(
-    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path
+    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path, fault: Any, why: str
 ) -> None:
     deployment, engine = started()
-    bad = promote(releases, another(tiny_build.bundle, tmp_path / "bad", misremembering))
+    bad = promote(releases, another(tiny_build.bundle, tmp_path / "bad", fault))
     until(lambda: releases.get(bad).place == "bad")
-    assert "answers otherwise" in releases.get(bad).why
+    assert why in releases.get(bad).why and why in deployment.trouble
     assert engine.release == release_of(tiny_build.bundle) and deployment.opened.model.generate(QUESTION)
 
 
