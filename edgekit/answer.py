@@ -39,6 +39,9 @@ class Answer:
         queue_s: float = 0.0,
     ) -> None:
         self.prompt = prompt
+        self.sampling = sampling
+        self.comparable = True
+        """Whether the model alone chose the words: no grammar and no stop string."""
         self.ids: list[int] = []
         self.text = ""
         self.operation = operation

@@ -222,7 +222,8 @@ class Rule(_Table):
     clear: float | None = None
     """The reading is well again at this value or beyond it (hysteresis); by default the limit itself."""
     for_s: Annotated[float, Field(ge=0)] = 30.0
-    """How long it must be bad before it is told, and well before it is over, seconds."""
+    """How long it must be bad before it is told, and well before it is over, seconds. Memory and temperature are the
+    highest of the window: there it says something when it is longer than the window and a minute."""
     window_s: Annotated[float, Field(gt=0)] = 300.0
     """The stretch of time that is read, seconds."""
     min_requests: Annotated[int, Field(ge=0)] = 10

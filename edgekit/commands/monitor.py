@@ -91,6 +91,7 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
         release=lambda: current_release(state, store.path) or "",
         bundle=lambda: (in_use(state) or ("", None))[1],
         webhook=Webhook(webhook) if webhook else None,
+        owner=False,
     )
 
 

@@ -100,7 +100,7 @@ def serve(
         stack.callback(bound.close)
         if uds is not None:
             stack.callback(uds.unlink, missing_ok=True)
-        candidate = _shadow(shadow, format, stack)
+        candidate = _shadow(shadow, format, threads, stack)
         deployment = _deployment(state, bundle, candidate, webhook, {**opening, "keep_texts": keep_texts})
         compared = (lambda: asdict(candidate.summary())) if candidate else None
         _serve(bound, deployment, token, drain, limits, compared)
@@ -108,13 +108,15 @@ def serve(
             sys.stderr.write(f"In the shadow: {compared()}\n")
 
 
-def _shadow(bundle: Path | None, format: str | None, stack: contextlib.ExitStack) -> Shadow | None:
+def _shadow(
+    bundle: Path | None, format: str | None, threads: int, stack: contextlib.ExitStack
+) -> Shadow | None:
     import edgekit
     from edgekit.releases.shadow import Shadow
 
     if bundle is None:
         return None
-    shadow = Shadow(edgekit.load(bundle, format))
+    shadow = Shadow(edgekit.load(bundle, format, threads=threads or None))
     stack.callback(shadow.close)
     return shadow
 

@@ -13,7 +13,7 @@ from edgekit.config import Budget, Device, Rule
 from edgekit.errors import CorruptError
 from edgekit.manifest import read_manifest
 
-TTFT_P95_S = 2.0  # without a profile to go by: people wait so long for a first word
+TTFT_P95_S = 5.0  # people wait so long for a first word; the end of a bucket, where the sketch is exact
 SLOWER = 3.0  # times the profiled time to first token: prompts in the field are longer, and wait their turn
 MEMORY_HEADROOM = 1.25  # times the profiled budget: serving keeps a queue and a web server beside the model
 HEARTBEAT_S = 30.0  # telemetry beats at least every 10 s
@@ -31,20 +31,22 @@ def default_rules(
     Limits of the kinds that say a model is broken follow Beyer et al. 2018 (The Site Reliability Workbook, chapter 5):
     they must hold for a while, and be well for as long.
     """
-    slow = max(TTFT_P95_S, SLOWER * ttft_s) if ttft_s else TTFT_P95_S
+    slow = max([TTFT_P95_S, *(SLOWER * known for known in (ttft_s, (budget.ttft_ms or 0.0) / 1000) if known)])
     memory = min(
         budget.peak_rss_mib * MEMORY_HEADROOM if budget.peak_rss_mib else device.memory_mib * 0.9,
         device.memory_mib,
     )
+    # The highest reading of whole minutes that touch the window: one spike is seen for two minutes, and is no state.
+    spike: dict[str, Any] = {"window_s": 60.0, "for_s": 180.0}
     rules = [
         Rule(kind="latency", above=round(slow, 2), clear=round(0.8 * slow, 2)),
-        Rule(kind="memory", above=round(memory), clear=round(0.95 * memory), severity="critical"),
-        Rule(kind="temperature", above=80.0, clear=75.0, for_s=60.0, action="never"),
+        Rule(kind="memory", above=round(memory), clear=round(0.95 * memory), **spike, severity="critical"),
+        Rule(kind="temperature", above=80.0, clear=75.0, **spike, action="never"),
         Rule(kind="temperature", metric="throttled_s", above=60.0, clear=10.0, action="never"),
-        Rule(kind="errors", above=0.05, clear=0.01, severity="critical"),
+        Rule(kind="errors", above=0.05, clear=0.01, window_s=900.0, min_requests=20, severity="critical"),
         Rule(kind="empty", above=0.1, clear=0.05),
         Rule(kind="drift", above=0.0, for_s=0.0, window_s=900.0),
-        Rule(kind="calibration", above=0.1, clear=0.05, window_s=900.0, min_requests=100),
+        Rule(kind="calibration", above=0.1, clear=0.05, window_s=3600.0, min_requests=100),
         Rule(kind="integrity", above=0.0, for_s=0.0, severity="critical"),
         Rule(kind="heartbeat", above=HEARTBEAT_S, for_s=0.0, action="never", severity="critical"),
         Rule(kind="store", above=0.0, action="never"),

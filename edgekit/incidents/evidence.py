@@ -23,7 +23,7 @@ SCHEMA = "edgekit.evidence/1"
 FOLDER = "evidence"
 LIMIT_S = 2.0
 WINDOW = (
-    "since", "until", "release", "requests", "errors", "empty", "truncated", "cancelled", "ttft_p50_s", "ttft_p95_s",
+    "since", "until", "release", "requests", "errors", "error_kinds", "empty", "truncated", "cancelled", "ttft_p50_s", "ttft_p95_s",
     "duration_p95_s", "queue_p95_s", "tokens_per_s", "prompt_tokens", "answer_tokens", "rss_mib", "temperature_c",
     "throttled_s", "confidence", "entropy", "unknown_rate", "classes", "last_seen",
 )  # fmt: skip

@@ -39,6 +39,8 @@ class Reading:
     last_seen: float | None = None
     digest_ok: bool | None = None
     trouble: str | None = None
+    drift_over: bool | None = None
+    """Whether every signal is as in the reference again."""
 
     def value(self, metric: str, now: float) -> float | None:
         """The reading under the name that a rule gives it; None when it is not known."""
@@ -48,9 +50,8 @@ class Reading:
             case "empty_rate":
                 return self.empty / self.requests if self.requests else None
             case "drift_alarms":
-                return (
-                    float(len(self.alarms)) or None
-                )  # an alarm is told once: none more is no sign of its end
+                # an alarm is told once: none more is no sign of its end
+                return float(len(self.alarms)) or (0.0 if self.drift_over else None)
             case "confidence_gap":
                 known = self.confidence is not None and self.confidence_expected is not None
                 return abs((self.confidence or 0.0) - (self.confidence_expected or 0.0)) if known else None
@@ -73,6 +74,7 @@ def reading_of(
     confidence_expected: float | None = None,
     last_seen: float | None = None,
     told_until: float = 0.0,
+    drift_over: bool | None = None,
 ) -> Reading:
     """The reading of a telemetry window and of what telemetry itself does not know.
 
@@ -94,6 +96,7 @@ def reading_of(
         last_seen=window.last_seen if window.last_seen is not None else last_seen,
         digest_ok=digest_ok,
         trouble=trouble,
+        drift_over=drift_over,
     )
 
 

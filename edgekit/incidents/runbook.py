@@ -51,6 +51,8 @@ def runbook(incident: Incident, state: Path | None = None) -> Runbook:
     steps = [Step(COMMAND.sub("", step).rstrip(" :."), _command(step)) for step in _numbered(text)]
     if incident.action == "never":
         steps = [step for step in steps if "releases rollback" not in step.command]
+    else:
+        steps.sort(key=lambda step: "releases rollback" not in step.command)
     paragraphs = [part for part in text.split("\n\n") if part and not part.startswith("#")]
     return Runbook(text, " ".join(paragraphs[0].split()), steps)
 

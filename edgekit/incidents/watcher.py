@@ -37,6 +37,8 @@ class Watcher:
 
     `windows` is its telemetry store; `release` and `bundle` tell what is in use now, "" and None where that is not kept.
     `act` does what a rule with `action = "auto"` asks for, once for each incident, and returns what it did in words.
+    `opened` is told the kind of each incident that opens. One that stands in for the program that serves is not the
+    `owner`: it leaves incidents of other rules than its own alone.
     `trouble` says why the last look failed, and is empty when all is well.
     """
 
@@ -51,6 +53,8 @@ class Watcher:
         confidence_expected: float | None = None,
         webhook: Webhook | None = None,
         act: Action | None = None,
+        opened: Callable[[str], None] = lambda kind: None,
+        owner: bool = True,
         every_s: float = EVERY_S,
     ) -> None:
         self.state = state
@@ -59,6 +63,7 @@ class Watcher:
         self.webhook = webhook
         self.confidence_expected = confidence_expected
         self._windows, self._release, self._bundle, self._act = windows, release, bundle, act
+        self._opened, self._owner = opened, owner
         self._every_s = every_s
         self._rules = list(rules)
         self._evaluators: dict[float, Evaluator] = {}
@@ -112,7 +117,7 @@ class Watcher:
                     with contextlib.suppress(OSError):
                         aside = self.incidents.set_aside()
                         self.trouble = f"{error.message} It is now {aside}, and a new one was begun."
-                    self._began = None
+                    self._began, self._told, self._kept = None, 0, None
                 except Exception as error:  # noqa: BLE001 - a watcher that stops is worse than one that misses a look
                     self.trouble = (
                         error.message
@@ -147,7 +152,7 @@ class Watcher:
             length: Evaluator([rule for rule in self._rules if rule.window_s == length], states)
             for length in lengths
         }
-        for incident in self.incidents.find():  # of a rule that is no more: nobody would end it
+        for incident in self.incidents.find() if self._owner else ():  # of a rule that is no more
             if incident.rule not in {rule.key for rule in self._rules}:
                 self.incidents.close(incident.id, who=WHO, why="its rule is no longer in use", now=now)
         self._told = self._told or self.incidents.last_change()
@@ -162,6 +167,7 @@ class Watcher:
             confidence_expected=self.confidence_expected,
             last_seen=self._began,
             told_until=self.incidents.last_end("drift", release),
+            drift_over=getattr(self._windows, "drift_over", None),
         )
         return reading
 
@@ -188,6 +194,8 @@ class Watcher:
             incident = self.incidents.resolve(change, who=WHO)
         if incident is None:
             return
+        if change.kind == "opened":
+            self._opened(change.rule.kind)
         rule = change.rule.model_dump()
         with contextlib.suppress(OSError):  # a full disk: the incident itself is what matters
             if change.kind == "opened":

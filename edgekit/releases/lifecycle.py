@@ -209,9 +209,9 @@ class Releases:
             with self._writing("lock"):
                 return self._boot(self.journal.read())
         except StageError:  # a try that cannot be counted is not taken
-            if slots.current is None or self.store.holds(slots.current):
+            if (whole := self._whole(slots.good)) is None:
                 raise
-            return self.store.folder(slots.current)
+            return self.store.folder(whole)
 
     def _boot(self, slots: Slots) -> Path:
         if slots.pending is not None:
@@ -261,13 +261,17 @@ class Releases:
                     self._write(slots, what="verdict", release=name, why=why)
         return self.current()
 
-    def rollback(self, *, who: str = "", why: str = "") -> Release:
+    def rollback(self, *, who: str = "", why: str = "", release: str | None = None) -> Release:
         """Go back to the version before: from one on trial to the current one, from that to the previous.
+
+        With `release` only when that version answers, so that a late rule cannot hit the one after it.
 
         Raises `ConfigError` when there is none, and `CorruptError` when none of the earlier ones is whole.
         """
 
         def back(slots: Slots) -> Slots:
+            if release is not None and slots.active != release:
+                raise ConfigError(f"{release} is not in use any more; nothing was changed.")
             earlier = slots.good if slots.pending else slots.good[:-1]
             if slots.active is None or not earlier:
                 raise ConfigError(

@@ -116,6 +116,8 @@ class Shadow:
         """
         if answer.finish not in ("stop", "length") or self._closing:
             return
+        if answer.sampling.temperature or not answer.comparable:
+            return  # chance, a grammar or a stop string made it: the candidate's own answer says nothing beside it
         self._count("requests")
         asked = _Asked(answer.prompt if messages is None else messages, messages is None, answer)
         try:

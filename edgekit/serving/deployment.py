@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekit
-from edgekit.errors import CorruptError, EdgekitError
+from edgekit.errors import ConfigError, CorruptError, EdgekitError, MissingPartError
 from edgekit.incidents.defaults import rules_of
 from edgekit.incidents.readings import expected_confidence
 from edgekit.incidents.watcher import Watcher
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from edgekit.incidents.webhook import Webhook
     from edgekit.loaded import LoadedModel
     from edgekit.serving.engine import Engine
-    from edgekit.telemetry.drift import DriftAlarm
     from edgekit.telemetry.metrics import Metrics
     from edgekit.telemetry.observation import Observation
     from edgekit.telemetry.store import Window
 
 RELEASES = "releases"
 EVERY_S = 1.0
+GRACE_S = 2.0  # for the answer under way on a release that was judged bad
 WHO = "serve"
 
 
@@ -87,7 +87,7 @@ class Deployment:
         self._say = say
         self._refused = ""
         self.releases = Releases(state / RELEASES) if bundle is None else None
-        self.trouble = ""
+        self.switch_trouble = ""
         """Why the release in use is not the one that answers; empty when it is."""
         self.metrics: Metrics | None = None
         """Told of every answer and alarm, once there is one."""
@@ -106,16 +106,15 @@ class Deployment:
             confidence_expected=self._expected(),
             webhook=webhook,
             act=self._roll_back if self.releases else None,
+            opened=self._count_alarm,
         )
 
     def start(self, engine: Engine) -> None:
-        """Watch, and follow the releases with `engine`; what was started is good once it answers as it was built."""
+        """Watch, and follow the releases with `engine`."""
+        self.opened.telemetry.beat()
         self.watcher.start()
-        if self.releases:
-            self._follower = threading.Thread(
-                target=self._follow, args=(engine, self.releases), name="follow", daemon=True
-            )
-            self._follower.start()
+        self._follower = threading.Thread(target=self._follow, args=(engine,), name="follow", daemon=True)
+        self._follower.start()
 
     def close(self) -> None:
         """Stop watching and following; the engine closes the model."""
@@ -129,6 +128,16 @@ class Deployment:
         """The telemetry of a stretch of time, whichever release answered."""
         return self.opened.telemetry.store.window(since, until, release)
 
+    @property
+    def trouble(self) -> str:
+        """Why telemetry cannot be kept now, empty when it is: the rule `store` reads it."""
+        return self.opened.telemetry.trouble
+
+    @property
+    def drift_over(self) -> bool | None:
+        """Whether what is asked and answered is as in the reference again; None while that is not known."""
+        return self.opened.telemetry.drift_over
+
     def _bundle(self) -> Path | None:
         return self.opened.bundle if (self.opened.bundle / MANIFEST).is_file() else None
 
@@ -138,10 +147,14 @@ class Deployment:
     def _open(self, bundle: Path) -> Opened:
         model = edgekit.load(bundle, self._format, threads=self._threads, allow_failed=self._allow_failed)
         telemetry = Telemetry.open(
-            self.state, bundle, model.format, keep_texts=self._keep_texts, decode=model.runtime.decode
+            self.state,
+            bundle,
+            model.format,
+            keep_texts=self._keep_texts,
+            decode=model.runtime.decode,
+            beat_s=None,  # begun when it answers alone: two open models are no reading of one
         )
         telemetry.listeners.append(self._count)
-        telemetry.alarm_listeners.append(self._count_alarm)
         model.telemetry = Both(telemetry, self._shadow) if self._shadow else telemetry
         return Opened(model, telemetry, bundle, release_of(bundle))
 
@@ -149,9 +162,9 @@ class Deployment:
         if self.metrics:
             self.metrics.observe(seen)
 
-    def _count_alarm(self, alarm: DriftAlarm) -> None:
+    def _count_alarm(self, kind: str) -> None:
         if self.metrics:
-            self.metrics.alarm("drift")
+            self.metrics.alarm(kind)
 
     def _boot(self) -> Opened:
         """Open the release in use; one that cannot be opened is judged bad, and the one before is tried."""
@@ -161,6 +174,8 @@ class Deployment:
             name = release_of(folder)
             try:
                 opened = self._open_held(folder)
+            except (ConfigError, MissingPartError):
+                raise  # what was typed, or this installation, is wrong: no verdict on the release
             except EdgekitError as error:
                 if self.releases.verdict(error.message, release=name) in (None, folder):
                     raise
@@ -180,19 +195,34 @@ class Deployment:
             raise
         return opened
 
-    def _follow(self, engine: Engine, releases: Releases) -> None:
+    def _follow(self, engine: Engine) -> None:
+        """Every second: the release that should answer, and what cannot be kept or looked at."""
+        said = ""
         while not self._stop.wait(EVERY_S):
             try:
-                folder = releases.current()
-                if folder is not None and release_of(folder) not in (self.opened.release, self._refused):
-                    self._switch(engine, releases, folder)
+                self._look(engine)
+                self.switch_trouble = ""
             except Exception as error:  # noqa: BLE001 - the version that answers goes on answering
-                words = (
-                    error.message if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
-                )
-                if words != self.trouble:
-                    self._say(words)
-                self.trouble = words
+                self.switch_trouble = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
+            words = self.switch_trouble or self.trouble or self.watcher.trouble
+            if words != said:
+                said = words
+                self._say(words or "What was wrong is over.")
+
+    def _look(self, engine: Engine) -> None:
+        if self.releases is None:
+            return
+        folder = self.releases.current()
+        name = release_of(folder) if folder is not None else ""
+        if name and name == self.opened.release:
+            self._refused = ""
+            self.releases.mark_good(name)  # one `stat` when nothing is on trial
+        elif name and name != self._refused:
+            folder = self.releases.boot()  # takes a try, as a start does
+            if release_of(folder) == self.opened.release:
+                self._refused = name
+            else:
+                self._switch(engine, self.releases, folder)
 
     def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
         name = release_of(folder)
@@ -206,16 +236,18 @@ class Deployment:
             raise
         before, self.opened = self.opened, opened
         self.watcher.use(rules_of(self._bundle(), opened.model.format), self._expected())
-        engine.swap(opened.model, source=folder, release=name)
+        judged = releases.get(before.release).place == "bad"
+        engine.swap(opened.model, source=folder, release=name, grace_s=GRACE_S if judged else None)
         before.telemetry.close()
+        opened.telemetry.beat()
         releases.mark_good(name)
-        self._refused, self.trouble = "", ""
+        self._refused = ""
         self._say(f"{name} answers now, instead of {before.release}")
 
     def _roll_back(self, incident: Incident) -> str:
         """What an automatic rule does: go back to the release before; the follower switches within a second."""
         assert self.releases is not None
-        back = self.releases.rollback(who="watcher", why=incident.what)
+        back = self.releases.rollback(who="watcher", why=incident.what, release=incident.release)
         return f"rolled back to {back.name}"
 
 

@@ -135,7 +135,10 @@ class _Told:
             return  # the request was wrong, not the model: the asker is told
         ticket = self._running()
         if ticket and ticket.ending and (answer.finish == "cancelled" or answer.error == _Ended.__name__):
-            answer.finish, answer.error = FINISH[ticket.ending], None
+            if ticket.ending == "timeout" and not answer.ids:
+                answer.finish, answer.error = "error", TimeUp.__name__
+            else:
+                answer.finish, answer.error = FINISH[ticket.ending], None
         self._records.record(answer)
 
 
@@ -211,16 +214,32 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
-    def swap(self, model: LoadedModel, *, source: Path | None = None, release: str = "") -> None:
+    def swap(
+        self,
+        model: LoadedModel,
+        *,
+        source: Path | None = None,
+        release: str = "",
+        grace_s: float | None = None,
+    ) -> None:
         """Answer with `model` from now on, also what waits already; the answer under way ends on the old one.
 
-        Blocks until the new one is in its place; the old one is closed right after.
+        With `grace_s` it has so many seconds, and then ends with `Draining`. Blocks until the new one is in its place;
+        the old one is closed right after.
         """
         incoming = self._adopt(model, source, release)
+
+        def placed() -> bool:
+            return self._incoming is not incoming or self._closed
+
         with self._changed:
             superseded, self._incoming = self._incoming, incoming
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._incoming is not incoming or self._closed)
+            late = None if self._changed.wait_for(placed, grace_s) else self._running
+        if late:
+            self._end(late, "drained")
+        with self._changed:
+            self._changed.wait_for(placed)
         if superseded:
             superseded.model.close()
 
@@ -266,7 +285,18 @@ class Engine:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
         if waits:
+            if why == "timeout":
+                self._count_lost(ticket)
             self._finish(ticket)
+
+    def _count_lost(self, ticket: Ticket) -> None:
+        """Tell telemetry of a request whose time was up before anyone began to answer it."""
+        model = self._deployed.model
+        if model.telemetry is not None:
+            waited = time.monotonic() - ticket.accepted
+            lost = Answer(model.runtime, (), 0, operation=ticket.request.operation, queue_s=waited)
+            lost.finish, lost.error = "error", TimeUp.__name__
+            model.telemetry.record(lost)
 
     def _finish(self, ticket: Ticket, error: Exception | None = None, finish: str | None = None) -> None:
         """Tell the reader how it ended: by itself with `finish`, with `error`, or for the reason in `ending`."""
@@ -274,7 +304,9 @@ class Engine:
             if ticket.ending == "timeout" and not ticket.answer_tokens:
                 error = TimeUp(f"The answer took longer than {self.timeout_s:g} s.")
             elif ticket.ending == "drained":
-                error = Draining("The server stopped before the answer was finished.", self._retry_after_s())
+                error = Draining(
+                    "The answer was ended before it was finished; ask again.", self._retry_after_s()
+                )
         ticket.finish = finish or FINISH.get(ticket.ending or "")
         ticket.put(error)
 
@@ -321,6 +353,7 @@ class Engine:
             operation=request.operation,
             queue_s=time.monotonic() - ticket.accepted,
         )
+        answer.comparable = not (request.grammar or request.stop)
         stops = StopStrings(request.stop)
         try:
             with closing(cast("Generator[str, None, None]", iter(answer))) as pieces:

@@ -19,6 +19,7 @@ from edgekit.serving.engine import Engine
 
 # httpx, and so OpenAI's client, reuses a connection for 5 s: closing it as early would meet a request on its way
 KEEP_ALIVE_S = 75
+BACKLOG = 128  # listened at once, while the model loads: a second start must find the place taken
 LAST_BYTES_S = 5  # for what is written to readers after the last answer is made
 
 
@@ -29,6 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
         return bound
     except OSError as error:
         hint = (
@@ -55,6 +57,7 @@ def listen_unix(path: Path) -> socket.socket:
             bound.bind(str(path))
         finally:
             os.umask(before)
+        bound.listen(BACKLOG)
     except (OSError, ConfigError) as error:
         bound.close()
         if isinstance(error, ConfigError):

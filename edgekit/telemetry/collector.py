@@ -61,10 +61,14 @@ class Telemetry:
         self._stop = threading.Event()
         self._pulse: threading.Thread | None = None
         if beat_s is not None:
-            self._pulse = threading.Thread(
-                target=self._beat, args=(beat_s,), name="telemetry-pulse", daemon=True
-            )
-            self._pulse.start()
+            self.beat(beat_s)
+
+    def beat(self, every_s: float = BEAT_S) -> None:
+        """Begin the heartbeat and the readings of the machine; `beat_s=None` leaves that to the caller."""
+        self._pulse = threading.Thread(
+            target=self._beat, args=(every_s,), name="telemetry-pulse", daemon=True
+        )
+        self._pulse.start()
 
     @classmethod
     def open(
@@ -103,6 +107,13 @@ class Telemetry:
         texts = self.reservoir.trouble if self.reservoir else ""
         return self.store.trouble or texts or self.fault
 
+    @property
+    def drift_over(self) -> bool | None:
+        """Whether every signal is as in the reference; None until there is enough to tell."""
+        if self.detector is None or not self.detector.full:
+            return None
+        return not self.detector.drifting
+
     def record(self, answer: Answer) -> None:
         """Take note of an answer that has ended; never raises."""
         try:
@@ -115,6 +126,7 @@ class Telemetry:
         except Exception as error:  # noqa: BLE001 (whatever it is, the answer was given)
             self.fault = f"An answer was not counted: {type(error).__name__}: {error}"
             return
+        self.fault = ""
         for listener in self.listeners:
             self._tell(listener, seen)
         for alarm in alarms:

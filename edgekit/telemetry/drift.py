@@ -87,6 +87,11 @@ class DriftDetector:
         return [name for name, watched in self._watched.items() if watched.told]
 
     @property
+    def full(self) -> bool:
+        """Whether the window of every signal is full."""
+        return len(self.psi) == len(self._watched)
+
+    @property
     def psi(self) -> dict[str, float]:
         """The last PSI of each signal, once its window is full."""
         return {name: watched.level for name, watched in self._watched.items() if watched.level is not None}

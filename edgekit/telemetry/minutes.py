@@ -92,7 +92,7 @@ class Minute:
         for name in ("queue_s", "duration_s", "prompt_tokens", "answer_tokens"):
             self.sketches[name].add(getattr(observation, name))
         if observation.ttft_s is not None:
-            self.sketches["ttft_s"].add(observation.ttft_s)
+            self.sketches["ttft_s"].add(observation.queue_s + observation.ttft_s)  # as it was waited for
             decoding = observation.duration_s - observation.ttft_s
             if observation.answer_tokens > 1 and decoding > 0:
                 self.sketches["tokens_per_s"].add((observation.answer_tokens - 1) / decoding)

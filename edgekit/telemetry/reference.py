@@ -53,7 +53,7 @@ class Distribution:
     @classmethod
     def of(cls, values: Sequence[float]) -> Distribution:
         """The distribution of `values`, of which at most 512 are kept."""
-        scores = sorted(values)
+        scores = sorted(map(_short, values))
         if len(scores) > ROWS:
             scores = [scores[index * (len(scores) - 1) // (ROWS - 1)] for index in range(ROWS)]
         deciles = (scores[min(len(scores) * part // BINS, len(scores) - 1)] for part in range(1, BINS))
@@ -73,10 +73,11 @@ class Distribution:
 
     def bin(self, value: float) -> int:
         """The number of the bin that `value` falls into."""
-        return bisect_left(self.edges, value)
+        return bisect_left(self.edges, _short(value))
 
     def rank(self, value: float) -> float:
         """The share of the reference below `value`, ties counted half: 0 to 1, and 0.5 on average."""
+        value = _short(value)  # as the scores are kept, so that ties stay ties
         return (bisect_left(self.scores, value) + bisect_right(self.scores, value)) / 2 / len(self.scores)
 
 

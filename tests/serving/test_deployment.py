@@ -125,9 +125,11 @@ def test_what_starts_well_is_marked_good_and_a_promoted_one_takes_over(
     until(lambda: engine.release == second)
     until(lambda: releases.pending() is None)
     assert {r.name: r.place for r in releases.list()} == {second: "current", first: "previous"}
-    deployment._roll_back(SimpleNamespace(what="It drifts."))  # what a rule with `action = "auto"` does
+    deployment._roll_back(
+        SimpleNamespace(what="It drifts.", release=second)
+    )  # what a rule with `action = "auto"` does
     until(lambda: engine.release == first)
-    assert "It drifts." in releases.log()[-1]["why"] and not deployment.trouble
+    assert "It drifts." in releases.log()[-1]["why"] and not deployment.switch_trouble
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_one_that_answers_otherwise_than_at_its_build_is_judged_bad_and_the_old_
     deployment, engine = started()
     bad = promote(releases, another(tiny_build.bundle, tmp_path / "bad", fault))
     until(lambda: releases.get(bad).place == "bad")
-    assert why in releases.get(bad).why and why in deployment.trouble
+    assert why in releases.get(bad).why and why in deployment.switch_trouble
     assert engine.release == release_of(tiny_build.bundle) and deployment.opened.model.generate(QUESTION)
 
 

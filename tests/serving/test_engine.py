@@ -93,7 +93,8 @@ def test_a_time_limit_ends_with_what_there_is(scripted: Any, pool: Any) -> None:
     running.runtime.gate.release(1)
     choice = begun.result().json()["choices"][0]
     assert choice["message"]["content"] == "a lo" and choice["finish_reason"] == "length"
-    assert [(seen.finish, seen.answer_tokens, seen.error) for seen in running.seen] == [("length", 4, None)]
+    seen = [(seen.finish, seen.answer_tokens, seen.error) for seen in running.seen]
+    assert seen == [("error", 0, "TimeUp"), ("length", 4, None)]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -152,6 +153,20 @@ def test_a_swap_under_load_loses_nothing(scripted: Any, pool: Any) -> None:
     again = Scripted(lambda text: "third")
     running.engine.swap(LoadedModel(again, format="gguf"), release="3")  # type: ignore[arg-type]
     assert text_of(running.ask("x")) == "third" and new.closed.wait(10)
+
+
+def test_a_swap_from_a_bad_release_waits_no_longer_than_it_is_given(scripted: Any, pool: Any) -> None:
+    running: Running = scripted(lambda text: "old", gated=True, release="1")
+    first = pool.submit(running.ask, "0")
+    assert running.runtime.began.acquire(timeout=10)
+    replacement = LoadedModel(Scripted(lambda text: f"new {text}"), format="gguf")  # type: ignore[arg-type]
+    swapped = pool.submit(running.engine.swap, replacement, release="2", grace_s=0.05)
+    until(lambda: running.engine._running and running.engine._running.ending)
+    running.runtime.gate.release(1)  # it ends before the next token, and the asker is told to come again
+    refused = first.result()
+    assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+    swapped.result()
+    assert text_of(running.ask("1")) == "new 1" and running.runtime.closed.wait(10)
 
 
 def test_draining_finishes_what_was_accepted_and_refuses_the_rest(scripted: Any, pool: Any) -> None:
