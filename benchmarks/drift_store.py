@@ -1,6 +1,6 @@
 """The drift store against llama-perplexity's base logits: bytes, memory, time, and whether the figures agree.
 
-    python benchmarks/drift_store.py [--llama-perplexity PROGRAM] [--tokens 12000] [--context 512]
+    python benchmarks/drift_store.py [--llama-perplexity PROGRAM] [--types Q8_0 ...] [--tokens 12000]
 
 The sample model as F16 is the reference, quantized files of it are the candidates, and the text is the topics of
 Python's own help. Both score the second half of each window; llama-perplexity leaves out its last position. The figure
@@ -37,6 +37,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--llama-perplexity", type=Path, help="the program of llama.cpp")
+    parser.add_argument("--types", nargs="+", default=TYPES, help="GGUF types of the candidates")
     parser.add_argument("--tokens", type=int, default=12_000)
     parser.add_argument("--context", type=int, default=512)
     arguments = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
         work = Path(name)
         model.bring_in(model.resolve("smollm2-135m"), work / "model")
         gguf.write(work / "model", work / "float.gguf", ignore)
-        for type_ in ("F16", *TYPES):
+        for type_ in ("F16", *arguments.types):
             quantize(work / "float.gguf", work / f"{type_}.gguf", type_)
         windows = write_text(work, arguments.tokens, context)
         print(f"{hardware.fingerprint()['cpu']}; {len(windows)} windows of {context} tokens\n")
@@ -63,7 +64,7 @@ def main() -> None:
             "\n| candidate | scored by | mean KLD | of the full sum | same token | peak RSS MiB | seconds |"
         )
         print("|---|---|--:|--:|--:|--:|--:|")
-        for type_ in TYPES:
+        for type_ in arguments.types:
             full, same = full_vocabulary(work / "F16.gguf", work / f"{type_}.gguf", windows, context)
             print(f"| {type_} | the whole vocabulary | {full:.6f} | 100.00 % | {same:.2%} | | |")
             score = ["drift", "score", f"{type_}.gguf", "--reference", "store.npz", "--json", "--quiet"]
