@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_a_candidate_in_the_shadow_is_compared_unseen(serve: Serve, tiny_build: 
         for _ in range(500):
             if (seen := asked.get("/shadow").json())["answered"]:
                 break
+            time.sleep(0.02)
         assert (seen["requests"], seen["answered"], seen["same_answer"], seen["failed"]) == (1, 1, 1, 0)
         assert told["usage"]["completion_tokens"] and "edgekit_answers_total" in asked.get("/metrics").text
         assert 'edgekit_answers_total{finish="stop"} 1.0' in asked.get("/metrics").text.replace(
