@@ -19,7 +19,7 @@ def test_a_short_build_of_the_sample_model_is_proven(shell, tmp_path: Path) -> N
     )
     arguments = [part for value in values for part in ("--set", value)]
     data = tmp_path / "data"
-    assert shell("data", "demo", "--out", data, "--validation", "40", "--test", "20").returncode == 0
+    assert shell("data", "demo", "--out", data, "--test", "20").returncode == 0
     out, cache = tmp_path / "bundle", tmp_path / "cache"
     done = shell("build", "--data", data, "--out", out, "--cache-dir", cache, *arguments, "--json")
     assert done.returncode == 0, done.stderr
