@@ -77,11 +77,17 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., tuple[Deployment, Engine]]]:
+def said() -> list[str]:
+    """What the deployment told, in words; its `switch_trouble` is gone a second after the old release is in use again."""
+    return []
+
+
+@pytest.fixture
+def started(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., tuple[Deployment, Engine]]]:
     running: list[tuple[Deployment, Engine]] = []
 
     def start(bundle: Path | None = None) -> tuple[Deployment, Engine]:
-        deployment = Deployment(tmp_path / "state", bundle, threads=1)
+        deployment = Deployment(tmp_path / "state", bundle, threads=1, say=said.append)
         opened = deployment.opened
         engine = Engine(opened.model, name="tiny", source=opened.bundle, release=opened.release)
         deployment.metrics = Metrics("tiny")
@@ -136,12 +142,19 @@ def test_what_starts_well_is_marked_good_and_a_promoted_one_takes_over(
     ("fault", "why"), [(misremembering, "answers otherwise"), (forgetting, "golden.json cannot be read")]
 )
 def test_one_that_answers_otherwise_than_at_its_build_is_judged_bad_and_the_old_one_goes_on(
-    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path, fault: Any, why: str
+    releases: Releases,
+    started: Any,
+    tiny_build: Any,
+    tmp_path: Path,
+    said: list[str],
+    fault: Any,
+    why: str,
 ) -> None:
     deployment, engine = started()
     bad = promote(releases, another(tiny_build.bundle, tmp_path / "bad", fault))
     until(lambda: releases.get(bad).place == "bad")
-    assert why in releases.get(bad).why and why in deployment.switch_trouble
+    until(lambda: said)
+    assert why in releases.get(bad).why and why in said[0]
     assert engine.release == release_of(tiny_build.bundle) and deployment.opened.model.generate(QUESTION)
 
 
