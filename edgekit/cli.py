@@ -33,6 +33,7 @@ from edgekit.commands import (
     serve,
     stages,
     targets,
+    tui,
     verify,
 )
 from edgekit.commands.shell import state
@@ -79,6 +80,7 @@ for module in (
     releases,
     data,
     targets,
+    tui,
     doctor,
 ):
     module.register(app)

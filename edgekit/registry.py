@@ -52,12 +52,15 @@ BUILT_IN = {
         "targets": "edgekit.profiles.targets",
         "profile": "edgekit.profiles.profiler:profile",
     },
+    "apps": {
+        "tui": "edgekit.tui:EdgekitApp",
+    },
 }
 
 
 ON_DEVICE = (
     "jinja2", "llama_cpp", "llguidance", "numpy", "onnxruntime_genai", "prometheus_client", "psutil", "pydantic", "rich",
-    "starlette", "typer", "uvicorn",
+    "starlette", "textual", "textual_plotext", "typer", "uvicorn",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("name", ["export", "runtimes", "profiles"])
+@pytest.mark.parametrize("name", ["export", "runtimes", "profiles", "tui.py"])
 def test_each_link_resolves_to_its_home(name: str) -> None:
     link = ROOT / "edgekit" / name
     assert link.is_symlink() and link.resolve() == ROOT / name

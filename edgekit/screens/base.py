@@ -1,0 +1,140 @@
+"""What the five screens share: the title line, the shell twin, the key hints, and looking again while they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from rich.markup import escape
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.events import Resize
+from textual.reactive import reactive
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.tui import EdgekitApp
+
+NAMES = ("build", "run", "results", "monitor", "incident")
+SMALLEST = (60, 16)  # columns and rows; below that there is only a sentence
+
+
+class View(Screen[None]):
+    """One of the five screens; a subclass composes its body in `compose_view`."""
+
+    NAME: ClassVar[str]
+    DEFAULT_CSS = """
+    View { layout: vertical; }
+    View > #tabs { height: 1; background: $panel; }
+    View > #tabs > #names { width: auto; }
+    View > #tabs > #mode { width: 1fr; content-align-horizontal: right; }
+    View > #tabs { layout: horizontal; }
+    View > #title { height: 1; text-style: bold; padding: 0 1; }
+    View > #body { height: 1fr; }
+    View > #twin { height: 1; color: $text-muted; padding: 0 1; }
+    View > #tiny { display: none; }
+    View.-tiny > * { display: none; }
+    View.-tiny > #tiny { display: block; }
+    """
+
+    twin: reactive[str] = reactive("")
+    title_text: reactive[str] = reactive("")
+
+    def compose(self) -> ComposeResult:
+        """Title, body, twin and key hints."""
+        with Container(id="tabs"):
+            yield Static(id="names")
+            yield Static(id="mode")
+        yield Static(id="title", markup=False)
+        with Container(id="body"):
+            yield from self.compose_view()
+        yield Static(id="twin", markup=False)
+        yield Footer(show_command_palette=False, compact=True)
+        yield Static(id="tiny", markup=False)
+
+    def compose_view(self) -> ComposeResult:
+        """The body of the screen."""
+        raise NotImplementedError
+
+    def document(self) -> Any:
+        """What `o` exports, as JSON."""
+        return None
+
+    def copy_text(self) -> str:
+        """What `y` copies."""
+        return self.twin
+
+    def show(self, **what: Any) -> None:
+        """Turn to a subject, such as an incident's number."""
+
+    @property
+    def edgekit(self) -> EdgekitApp:
+        """The app, as what it is."""
+        return cast("EdgekitApp", self.app)
+
+    def every(self, look: Callable[[], object]) -> None:
+        """Call `look` now and every `settings.every_s` seconds, but only while this screen is the one shown."""
+
+        def tick() -> None:
+            if self.is_current:
+                look()
+
+        self.set_interval(self.edgekit.settings.every_s, tick)
+        self.call_after_refresh(look)
+
+    def on_mount(self) -> None:
+        """Draw the title line."""
+        self.draw_mode()
+
+    def on_screen_resume(self) -> None:
+        """Draw what may have changed while another screen was shown."""
+        self.draw_mode()
+
+    def draw_mode(self) -> None:
+        """The names of the screens, this one marked, and whether anything can be changed."""
+        sign = self.edgekit.symbols
+        names = "".join(
+            f"[@click=app.go('{name}')]{'[reverse]' if name == self.NAME else ''} {number} {name} "
+            f"{'[/reverse]' if name == self.NAME else ''}[/]"
+            for number, name in enumerate(NAMES, 1)
+        )
+        self.query_one("#names", Static).update(f"[b] edgekit [/b]{names}")
+        words = self.edgekit.mode_words
+        style = "bold $warning" if self.edgekit.writing else "$text-muted"
+        more = f" {sign.dot} demo" if self.edgekit.settings.demo else ""
+        self.query_one("#mode", Static).update(
+            f"[{style}]{escape(words)}{more}[/]  [@click=app.command_palette()]? help[/] "
+        )
+
+    def watch_twin(self, twin: str) -> None:
+        """Show the shell's line."""
+        for line in self.query("#twin").results(Static):
+            line.update(Text(f"$ {twin}" if twin else "", no_wrap=True, overflow="ellipsis"))
+
+    def watch_title_text(self, text: str) -> None:
+        """Show the title."""
+        for line in self.query("#title").results(Static):
+            line.update(Text(text, no_wrap=True, overflow="ellipsis"))
+
+    def on_resize(self, event: Resize) -> None:
+        """A terminal too small for any screen gets a sentence."""
+        width, height = event.size.width, event.size.height
+        self.set_class(width < SMALLEST[0] or height < SMALLEST[1], "-tiny")
+        self.query_one("#tiny", Static).update(
+            f"This terminal is {width}x{height}; edgekit needs {SMALLEST[0]}x{SMALLEST[1]}. "
+            f"Make it larger, or type: edgekit {self.NAME if self.NAME in ('monitor', 'incident') else 'monitor'} "
+            f"{'list' if self.NAME == 'incident' else '--once'}"
+        )
+
+    def complain(self, error: EdgekitError) -> None:
+        """Tell an error in words: what failed, and what to do next."""
+        self.notify(
+            escape(f"{error.message}\n{error.hint}".strip()),
+            title="That did not work",
+            severity="error",
+            timeout=15,
+        )

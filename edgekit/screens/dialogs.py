@@ -1,0 +1,100 @@
+"""Questions that a screen asks before it goes on."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Generic, TypeVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Button, Input, Static
+
+
+Answer = TypeVar("Answer")
+
+
+class _Dialog(ModalScreen[Answer], Generic[Answer]):
+    """A box in the middle of the screen; esc leaves it without an answer."""
+
+    DEFAULT_CSS = """
+    _Dialog { align: center middle; }
+    _Dialog > Vertical { width: 72; max-width: 95%; height: auto; max-height: 95%; border: round $primary;
+        background: $surface; padding: 0 1; }
+    _Dialog VerticalScroll { height: auto; max-height: 14; }
+    _Dialog Horizontal { height: auto; align-horizontal: right; }
+    _Dialog Button { margin-left: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Cancel")]
+
+
+class Confirm(_Dialog[bool]):
+    """Whether to go on with what `text` says; with `typed` that word must be typed first."""
+
+    def __init__(self, text: str, typed: str = "") -> None:
+        super().__init__()
+        self._text, self._typed = text, typed
+
+    def compose(self) -> ComposeResult:
+        """The text, the word to type, and the two answers."""
+        with Vertical():
+            with VerticalScroll(can_focus=False):
+                yield Static(Text(self._text))
+            if self._typed:
+                yield Static(Text(f"Type {self._typed} to go on:"))
+                yield Input(id="typed")
+            with Horizontal():
+                yield Button("Cancel", id="no", compact=True)
+                yield Button("Go on", id="yes", variant="primary", compact=True, disabled=bool(self._typed))
+
+    def on_mount(self) -> None:
+        """Begin where a hurried enter does no harm."""
+        self.query_one("#typed" if self._typed else "#yes").focus()
+
+    def action_leave(self) -> None:
+        """No."""
+        self.dismiss(False)
+
+    @on(Input.Changed)
+    def _typing(self, event: Input.Changed) -> None:
+        self.query_one("#yes", Button).disabled = event.value.strip() != self._typed
+
+    @on(Input.Submitted)
+    def _typed_enter(self, event: Input.Submitted) -> None:
+        if event.value.strip() == self._typed:
+            self.dismiss(True)
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+
+class Ask(_Dialog[str | None]):
+    """One line of text, such as a reason; None when the person leaves, `value` stands there at first."""
+
+    def __init__(self, text: str, placeholder: str = "", value: str = "") -> None:
+        super().__init__()
+        self._text, self._placeholder, self._value = text, placeholder, value
+
+    def compose(self) -> ComposeResult:
+        """The question and the line."""
+        with Vertical():
+            yield Static(Text(self._text))
+            yield Input(self._value, placeholder=self._placeholder, id="answer")
+            with Horizontal():
+                yield Button("Cancel", id="no", compact=True)
+                yield Button("Go on", id="yes", variant="primary", compact=True)
+
+    def action_leave(self) -> None:
+        """Without an answer."""
+        self.dismiss(None)
+
+    @on(Input.Submitted)
+    def _entered(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value.strip())
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(self.query_one(Input).value.strip() if event.button.id == "yes" else None)

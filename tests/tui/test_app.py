@@ -1,0 +1,181 @@
+"""The app around its screens: keys, write mode, commands in processes of their own, small terminals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import ComposeResult
+from textual.widgets import Input, Static
+from tui_support import app, run, text_of, until
+
+from edgekit import tui
+from edgekit.screens.base import View
+from edgekit.screens.chart import Chart, Series
+from edgekit.screens.dialogs import Ask, Confirm
+from edgekit.views.command import Command
+
+
+class Plain(View):
+    NAME = "monitor"
+
+    def compose_view(self) -> ComposeResult:
+        yield Static("a body")
+        yield Chart(id="chart")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.twin, self.title_text = "edgekit monitor --once", "what is shown"
+
+    def document(self) -> Any:
+        return {"shown": 1}
+
+
+class Other(Plain):
+    NAME = "incident"
+
+
+@pytest.fixture(autouse=True)
+def screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in tui.SCREENS:
+        attribute = "Other" if name == "incident" else "Plain"
+        monkeypatch.setitem(tui.SCREENS, name, f"{__name__}:{attribute}")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)])
+def test_title_twin_and_keys_are_shown(tmp_path: Path, size: tuple[int, int]) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=size, notifications=True) as pilot:
+            await until(pilot, lambda: "a body" in text_of(shown))
+            lines = text_of(shown).splitlines()
+            assert "1 build" in lines[0] and "READ-ONLY" in lines[0] and lines[0].endswith("? help")
+            assert "what is shown" in lines[1]
+            assert any(line.strip() == "$ edgekit monitor --once" for line in lines)
+            await until(pilot, lambda: "q Quit" in text_of(shown))
+
+    run(test())
+
+
+def test_a_terminal_of_40x10_gets_a_sentence(tmp_path: Path) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(40, 10), notifications=True) as pilot:
+            await until(pilot, lambda: "40x10" in text_of(shown))
+            assert "edgekit needs" in text_of(shown) and "a body" not in text_of(shown)
+            await pilot.resize_terminal(80, 24)
+            await until(pilot, lambda: "a body" in text_of(shown))
+
+    run(test())
+
+
+def test_nothing_changes_before_w_and_what_fails_is_a_sentence(tmp_path: Path) -> None:
+    command = Command(("incident", "ack", "7", "--why", "seen", "--state", str(tmp_path)))
+    ended: list[Any] = []
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            assert not shown.act(command, ended.append)
+            await until(pilot, lambda: "press w" in text_of(shown))
+            await pilot.press("w")
+            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            await pilot.press("enter")
+            await until(pilot, lambda: "WRITE 10 min" in text_of(shown))
+            assert shown.act(command, ended.append)
+            await until(pilot, lambda: ended, 30)
+            assert ended[0].code == 2 and ended[0].message and "Traceback" not in text_of(shown)
+            await pilot.press("w")
+            await until(pilot, lambda: "READ-ONLY" in text_of(shown))
+
+    run(test())
+
+
+def test_escape_goes_back_and_numbers_do_not_steal_from_an_input(tmp_path: Path) -> None:
+    answers: list[str | None] = []
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await pilot.press("5")
+            await until(pilot, lambda: shown.screen.NAME == "incident")  # type: ignore[attr-defined]
+            await pilot.press("escape")
+            await until(pilot, lambda: shown.screen.NAME == "monitor")  # type: ignore[attr-defined]
+            shown.push_screen(Ask("Why?"), answers.append)
+            await until(pilot, lambda: isinstance(shown.screen, Ask))
+            await pilot.press("q", "1", "w", "enter")
+            await until(pilot, lambda: answers)
+            assert answers == ["q1w"]
+
+    run(test())
+
+
+def test_a_typed_confirmation_takes_nothing_else(tmp_path: Path) -> None:
+    answers: list[bool | None] = []
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            shown.push_screen(Confirm("Roll back?", typed="line-3"), answers.append)
+            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            await pilot.press(*"line-4", "enter")
+            await pilot.pause()
+            assert not answers
+            shown.screen.query_one(Input).value = "line-3"
+            await pilot.press("enter")
+            await until(pilot, lambda: answers)
+            assert answers == [True]
+
+    run(test())
+
+
+def test_help_lists_every_key_of_the_screen_and_runs_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "a body" in text_of(shown))
+            await pilot.press("question_mark")
+            await until(pilot, lambda: "Write mode" in text_of(shown))
+            await pilot.press(*"write mode")
+            await until(pilot, lambda: "Incident: what" not in text_of(shown))
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+
+    run(test())
+
+
+def test_a_view_is_exported_and_never_over_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        monkeypatch.setattr(shown, "now", lambda: 1e9)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await pilot.press("o")
+            await until(pilot, lambda: list(tmp_path.glob("edgekit-monitor-*.json")))
+            (written,) = tmp_path.glob("edgekit-monitor-*.json")
+            assert json.loads(written.read_text()) == {"shown": 1}
+            await pilot.press("o")
+            await until(pilot, lambda: "could not be written" in text_of(shown))
+
+    run(test())
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+def test_a_chart_keeps_to_the_signs_that_were_asked_for(tmp_path: Path, ascii: bool) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor", ascii=ascii)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            chart = shown.screen.query_one(Chart)
+            chart.draw([Series("loss", [1, 2, 3], [3.0, float("nan"), 1.0])], title="loss", hlines=[2.0])
+            await until(pilot, lambda: "loss" in text_of(shown))
+            chart_lines = text_of(shown).splitlines()[3:-2]
+            assert all(line.isascii() for line in chart_lines) == ascii
+
+    run(test())

@@ -1,0 +1,224 @@
+"""The terminal app: bindings and a table of screens over the same commands, events and stores as the shell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.markup import escape
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from edgekit.screens.base import NAMES, View
+from edgekit.screens.commands import Keys
+from edgekit.screens.dialogs import Confirm
+from edgekit.views.command import Command, Outcome
+from edgekit.views.settings import Settings
+from edgekit.views.symbols import Symbols
+
+SCREENS = {
+    "build": "edgekit.screens.build:BuildScreen",
+    "run": "edgekit.screens.run:RunScreen",
+    "results": "edgekit.screens.results:ResultsScreen",
+    "monitor": "edgekit.screens.monitor:MonitorScreen",
+    "incident": "edgekit.screens.incident:IncidentScreen",
+}
+WRITE_S = 600.0
+
+
+class EdgekitApp(App[None]):
+    """Five screens; read-only until `w`."""
+
+    TITLE = "edgekit"
+    ENABLE_COMMAND_PALETTE = True
+    COMMANDS = App.COMMANDS | {Keys}
+
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own form)
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(str(n), f"go('{name}')", name, id=f"go-{name}", show=False) for n, name in enumerate(NAMES, 1)),
+        Binding("question_mark", "command_palette", "Help", id="help", key_display="?", show=False),
+        Binding("w", "write", "Write mode", id="write", tooltip="Allow changes for ten minutes", show=False),
+        Binding("y", "copy", "Copy", id="copy", tooltip="Copy the shell command of this screen", show=False),
+        Binding("o", "export", "Export", id="export", tooltip="Write this view to a JSON file", show=False),
+        Binding("escape", "return", "Back", id="back", tooltip="The screen before", show=False),
+        Binding("q", "leave", "Quit", id="quit", tooltip="Builds and services go on"),
+    ]  # fmt: skip
+
+    def __init__(self, settings: Settings | None = None, first: str = "build", **what: Any) -> None:
+        super().__init__()
+        self.settings = settings or Settings()
+        self.symbols = Symbols(self.settings.ascii)
+        self._first, self._what = first, what
+        self._path: list[str] = []
+        self._write_until = 0.0
+        self._asked: set[Command] = set()
+        if "SSH_CONNECTION" in os.environ:
+            self.animation_level = "none"
+
+    def on_mount(self) -> None:
+        """Open the first screen."""
+        self.go(self._first, **self._what)
+        self.set_interval(1.0, self._end_write)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Of Textual's own commands those that are of use beside ours."""
+        return (
+            found for found in super().get_system_commands(screen) if found.title in ("Theme", "Screenshot")
+        )
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+    @property
+    def writing(self) -> bool:
+        """Whether changes are allowed."""
+        return self.now() < self._write_until
+
+    @property
+    def mode_words(self) -> str:
+        """The mode, in words."""
+        left = self._write_until - self.now()
+        return f"WRITE {max(1, round(left / 60))} min" if left > 0 else "READ-ONLY"
+
+    def go(self, name: str, **what: Any) -> None:
+        """Show the screen `name`, and its subject."""
+        screen = self._screen(name)
+        if len(self.screen_stack) == 1:
+            self.push_screen(screen)
+        elif self.screen is not screen:
+            self.switch_screen(screen)
+        if not self._path or self._path[-1] != name:
+            self._path.append(name)
+        if what:
+            self.call_later(screen.show, **what)
+
+    def act(self, command: Command, done: Callable[[Outcome], None] | None = None, *, what: str = "") -> bool:
+        """Run a command that changes something, and tell how it ended; False, and a word why, while read-only."""
+        if not self.writing:
+            self.notify("Read-only: press w to be able to change things.", severity="warning")
+            return False
+
+        def told(outcome: Outcome) -> None:
+            if outcome.code == 0:
+                self.notify(escape(what or outcome.command.text), title="Done")
+            else:
+                text = "\n".join([outcome.message, *outcome.faults[:5], outcome.hint]).strip()
+                self.notify(escape(text), title="That did not work", severity="error", timeout=15)
+            if done is not None:
+                done(outcome)
+
+        self.notify(escape(f"$ {command.text}"), timeout=3)
+        self._in_thread(command, told)
+        return True
+
+    def ask(self, command: Command, done: Callable[[Outcome], None]) -> None:
+        """Run a command that changes nothing; `done` gets its outcome."""
+        self._asked.add(command)
+
+        def told(outcome: Outcome) -> None:
+            self._asked.discard(command)
+            done(outcome)
+
+        self._in_thread(command, told)
+
+    def action_go(self, name: str) -> None:
+        """Show a screen."""
+        self.go(name)
+
+    def action_return(self) -> None:
+        """The screen before."""
+        if len(self._path) > 1:
+            self._path.pop()
+            self.go(self._path[-1])
+
+    def action_write(self) -> None:
+        """Turn write mode on for ten minutes after a question, or off."""
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._write_until = self.now() + WRITE_S
+                self._draw_mode()
+
+        if self.writing:
+            self._write_until = 0.0
+            self._draw_mode()
+        else:
+            text = "Allow changes for ten minutes? Each is still asked for, and shown as the shell command it is."
+            self.push_screen(Confirm(text), answered)
+
+    def action_copy(self) -> None:
+        """Copy the shell command."""
+        if isinstance(self.screen, View) and (text := self.screen.copy_text()):
+            self.copy_to_clipboard(text)
+            self.notify(escape(text), title="Copied")
+
+    def action_export(self) -> None:
+        """Write the view to a new JSON file here."""
+        if not isinstance(self.screen, View) or (document := self.screen.document()) is None:
+            self.notify("There is nothing to export here yet.", severity="warning")
+            return
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.now()))
+        path = Path(f"edgekit-{self.screen.NAME}-{stamp}.json")
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                json.dump(document, file, indent=2, ensure_ascii=False, default=str)
+        except OSError as error:
+            self.notify(escape(f"{path} could not be written: {error.strerror}."), severity="error")
+        else:
+            self.notify(escape(str(path)), title="Written")
+
+    def action_leave(self) -> None:
+        """Quit; while a build runs, say first that it goes on."""
+        from edgekit import runs
+
+        run = None if self.settings.demo else runs.read(self.settings.cache_dir)
+        if run is None or run.state != "RUNNING":
+            self.exit()
+            return
+        text = "A build is running. It goes on when you leave; `edgekit tui run` shows it again."
+        self.push_screen(Confirm(text), lambda yes: self.exit() if yes else None)
+
+    def on_unmount(self) -> None:
+        """Nobody waits for the answers of commands that change nothing."""
+        for command in self._asked:
+            command.stop()
+
+    def _screen(self, name: str) -> View:
+        if not self.is_screen_installed(name):
+            module, _, attribute = SCREENS[name].partition(":")
+            self.install_screen(getattr(import_module(module), attribute)(), name)
+        found = self.get_screen(name)
+        assert isinstance(found, View)
+        return found
+
+    def _end_write(self) -> None:
+        if self._write_until and isinstance(self.screen, View):
+            self._draw_mode()
+            if not self.writing:
+                self._write_until = 0.0
+
+    def _draw_mode(self) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, View) and screen.is_mounted:
+                screen.draw_mode()
+
+    def _in_thread(self, command: Command, told: Callable[[Outcome], None]) -> None:
+        def run() -> None:
+            outcome = command.run()
+            with contextlib.suppress(RuntimeError):  # the app has ended meanwhile
+                self.call_from_thread(told, outcome)
+
+        threading.Thread(target=run, name="command", daemon=True).start()
+
+
+if __name__ == "__main__":
+    EdgekitApp().run()
