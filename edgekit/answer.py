@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from edgekit.telemetry.observation import Certainty
 
 
+WHOLE = ("stop", "length")  # how an answer ends that was given; all else was cancelled or failed
+
+
 class Records(Protocol):
     """What is told of every answer when it has ended; telemetry is one."""
 

@@ -25,6 +25,11 @@ class EdgekitError(Exception):
         self.hint = hint
 
 
+def in_words(error: Exception) -> str:
+    """What went wrong: the message where it is one for people, else the kind of error and its text."""
+    return error.message if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
+
+
 class ConfigError(EdgekitError):
     """Usage, configuration or data is wrong; `faults` lists all of it, not only the first."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,11 @@ from edgekit.errors import CorruptError
 
 SCHEMA = "edgekit.bundle/1"
 MANIFEST = "manifest.json"
+
+
+def release_name(manifest: bytes) -> str:
+    """The name of the release with this manifest: the first 12 hex digits of its SHA-256."""
+    return hashlib.sha256(manifest).hexdigest()[:12]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,11 +1,27 @@
-"""Peak resident memory of this process and its children while something runs."""
+"""Peak resident memory: of this process and its children while something runs, and of this process since it began."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from typing import Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
+
+
+def tree_rss_mib(process: psutil.Process) -> float:
+    """Resident memory of `process` and all below it, MiB; shared pages count in each. Raises `psutil.Error` when it is gone."""
+    import psutil
+
+    total = process.memory_info().rss
+    for member in process.children(recursive=True):
+        try:
+            total += member.memory_info().rss
+        except psutil.Error:  # it ended between listing and reading
+            continue
+    return float(total) / 2**20
 
 
 class PeakRss:
@@ -35,11 +51,18 @@ class PeakRss:
             self._read()
 
     def _read(self) -> None:
-        process = psutil.Process()
-        total = 0
-        for member in [process, *process.children(recursive=True)]:
-            try:
-                total += member.memory_info().rss
-            except psutil.Error:  # it ended between listing and reading
-                continue
-        self.peak_mib = max(self.peak_mib, total / 2**20)
+        import psutil  # not above: a process that only measures itself does not need it
+
+        self.peak_mib = max(self.peak_mib, tree_rss_mib(psutil.Process()))
+
+
+def own_peak_mib() -> float:
+    """The most resident memory this process ever took, MiB."""
+    try:  # getrusage would count the parent's memory at the moment of the fork
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

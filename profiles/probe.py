@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from edgekit import registry
+from edgekit.memory import own_peak_mib
 
 
 def main() -> None:
@@ -58,18 +58,9 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     tokens = task["repeats"] * (length + count)
     return {
         "runs": runs,
-        "peak_rss_mib": _peak_mib(),
+        "peak_rss_mib": own_peak_mib(),
         "joules_per_token": energy / tokens if joules.files else None,
     }
-
-
-def _peak_mib() -> float:
-    try:  # getrusage would count the parent's memory at the moment of the fork
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 class _Joules:

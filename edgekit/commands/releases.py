@@ -130,7 +130,7 @@ def promote(
             compare=hold,
             allow_older=allow_older,
         )
-    more = {"comparison": asdict(compared[0])} if compared else {"comparison": None}
+    more = {"comparison": asdict(compared[0]) if compared else None}
     text = f"{name} is in use already"
     if promoted.place == "pending":
         text = f"{name} is on trial: it is good once a server that opened it says so, and out after {promoted.tries} starts"

@@ -94,18 +94,20 @@ def serve(
             "Set EDGEKIT_TOKEN (or --token), or listen on 127.0.0.1.",
         )
     bound = serving.listen(host, port) if uds is None else serving.listen_unix(uds)
-    opening = {"format": format, "threads": threads or None, "allow_failed": allow_failed}
+    options = {
+        "format": format, "threads": threads or None, "allow_failed": allow_failed, "keep_texts": keep_texts,
+    }  # fmt: skip
     limits = {"queue_size": queue, "max_tokens": max_tokens, "timeout_s": timeout}
     with contextlib.ExitStack() as stack:
         stack.callback(bound.close)
         if uds is not None:
             stack.callback(uds.unlink, missing_ok=True)
         candidate = _shadow(shadow, format, threads, stack)
-        deployment = _deployment(state, bundle, candidate, webhook, {**opening, "keep_texts": keep_texts})
+        deployment = _deployment(state, bundle, candidate, webhook, options)
         compared = (lambda: asdict(candidate.summary())) if candidate else None
         _serve(bound, deployment, token, drain, limits, compared)
-        if compared and not shell.state.quiet:
-            sys.stderr.write(f"In the shadow: {compared()}\n")
+        if compared:
+            _remark(f"In the shadow: {compared()}")
 
 
 def _shadow(
@@ -128,12 +130,13 @@ def _deployment(
     from edgekit.serving.deployment import Deployment
 
     told = Webhook(webhook) if webhook else None
+    return Deployment(state, bundle, webhook=told, shadow=shadow, say=_remark, **options)
 
-    def say(text: str) -> None:
-        if not shell.state.quiet:
-            sys.stderr.write(f"{text}\n")
 
-    return Deployment(state, bundle, webhook=told, shadow=shadow, say=say, **options)
+def _remark(text: str) -> None:
+    """A line for whoever watches, on stderr."""
+    if not shell.state.quiet:
+        sys.stderr.write(f"{text}\n")
 
 
 def _serve(
@@ -163,15 +166,14 @@ def _serve(
             facts = {"pid": os.getpid(), "format": opened.model.format, "release": opened.release}
             shell.print_json({"address": address, **facts, **trial})
         else:
-            key = " -H 'authorization: Bearer $EDGEKIT_TOKEN'".replace("'", '"') if token else ""
+            key = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if token else ""
             shell.say(f"{name} ({opened.model.format}) answers on {address}; try: {trial['try']}{key}")
-        if opened.telemetry.note and not shell.state.quiet:
-            sys.stderr.write(f"{opened.telemetry.note}\n")
+        if opened.telemetry.note:
+            _remark(opened.telemetry.note)
         sys.stdout.flush()
 
     def stopping() -> None:
-        if not shell.state.quiet:
-            sys.stderr.write(f"Stopping: finishing {engine.waiting + engine.running} accepted requests.\n")
+        _remark(f"Stopping: finishing {engine.waiting + engine.running} accepted requests.")
 
     local = not address.startswith("unix:")
     app = api.create_app(engine, metrics, token=token, local=local, shadow=shadow)

@@ -74,6 +74,7 @@ class Incident:
 
 FIELDS = tuple(Incident.__dataclass_fields__)
 COLUMNS = ", ".join(FIELDS)
+CHANGE = ("time", "who", "what", "why")
 
 
 class Incidents:
@@ -189,7 +190,7 @@ class Incidents:
         rows = self._rows(
             "select time, who, what, why from changes where incident = ? order by rowid", number
         )
-        return [dict(zip(("time", "who", "what", "why"), row, strict=True)) for row in rows]
+        return [dict(zip(CHANGE, row, strict=True)) for row in rows]
 
     def changes_after(self, cursor: int) -> list[tuple[int, Incident, dict[str, Any]]]:
         """Every change after the one numbered `cursor`, with its number and its incident as it is now."""
@@ -198,10 +199,7 @@ class Incidents:
             "from changes join incidents on incidents.id = incident where changes.rowid > ? order by changes.rowid",
             cursor,
         )
-        return [
-            (row[0], _incident(row[5:]), dict(zip(("time", "who", "what", "why"), row[1:5], strict=True)))
-            for row in rows
-        ]
+        return [(row[0], _incident(row[5:]), dict(zip(CHANGE, row[1:5], strict=True))) for row in rows]
 
     def last_change(self) -> int:
         """The number of the newest change, 0 before the first."""

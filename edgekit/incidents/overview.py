@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +61,8 @@ def overview(
     last_seen = store.window(now - window_s, now).last_seen
     lost = last_seen is not None and now - last_seen > lost_after_s
     until = last_seen if lost and last_seen is not None else now
-    seen = _releases(store.path, until - window_s)
-    current = current_release(state, store.path)
+    seen = store.releases(until - window_s)
+    current = current_release(state, store)
     names = dict.fromkeys(
         [*([] if current is None else [current]), *seen, *(incident.release for incident in open_)]
     )
@@ -92,17 +90,12 @@ def in_use(state: Path) -> tuple[str, Path] | None:
     return None if name is None else (name, root / "versions" / name)
 
 
-def current_release(state: Path, telemetry: Path) -> str | None:
+def current_release(state: Path, store: Store) -> str | None:
     """The release that answers, or answered last: what is kept in use, unless telemetry heard only of others of late.
 
     A bundle that is served from another place is in telemetry alone. None when nothing was ever served.
     """
-    heard = _query(
-        telemetry,
-        "select release from minutes where minute >= (select max(minute) from minutes) - ? group by release "
-        "order by max(minute) desc, count(*) desc",
-        RECENT_MINUTES,
-    )
+    heard = store.latest_releases(RECENT_MINUTES)
     kept = in_use(state)
     return kept[0] if kept and (kept[0] in heard or not heard) else heard[0] if heard else None
 
@@ -140,15 +133,3 @@ def _row(
         last_seen=seen,
         incidents=list(incidents),
     )
-
-
-def _releases(telemetry: Path, since: float) -> list[str]:
-    """The releases in a telemetry file since then."""
-    return _query(telemetry, "select distinct release from minutes where minute >= ?", since // 60)
-
-
-def _query(path: Path, query: str, value: float) -> list[str]:
-    address = f"{path.resolve().as_uri()}?mode=ro"
-    with suppress(sqlite3.Error), closing(sqlite3.connect(address, uri=True, timeout=5)) as db:
-        return [str(row[0]) for row in db.execute(query, (value,))]
-    return []

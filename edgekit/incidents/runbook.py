@@ -33,17 +33,18 @@ class Runbook:
 
 
 def runbook(incident: Incident, state: Path | None = None) -> Runbook:
-    """The runbook of an incident, its number and release put into the commands; `state` when it is not the default.
+    """The runbook of an incident, its number and release put into the commands, and `state` when it is not the default (None).
 
     A rule that does not suggest going back to the release before has no such step.
     """
     text = resources.files("edgekit.incidents").joinpath("runbooks", f"{incident.kind}.md").read_text("utf-8")
-    option = f" --state {shlex.quote(str(state))}" if state else ""
-    kept = (state or DEFAULT_STATE) / "releases" / "versions" / incident.release
+    state = state or DEFAULT_STATE
+    option = "" if state == DEFAULT_STATE else f" --state {shlex.quote(str(state))}"
+    kept = state / "releases" / "versions" / incident.release
     values = {
         "id": str(incident.id),
         "state": option,
-        "folder": shlex.quote(str(state or DEFAULT_STATE)),
+        "folder": shlex.quote(str(state)),
         "bundle": shlex.quote(str(kept)) if incident.release and kept.is_dir() else "BUNDLE",
     }
     for name, value in values.items():

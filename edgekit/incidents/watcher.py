@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgekit.config import Rule
-from edgekit.errors import CorruptError, EdgekitError
+from edgekit.errors import CorruptError, EdgekitError, in_words
 from edgekit.incidents import evidence
 from edgekit.incidents.evidence import Windows
 from edgekit.incidents.incidents import Incident, Incidents
@@ -36,6 +36,8 @@ class Watcher:
     """Holds a device's telemetry against `rules`.
 
     `windows` is its telemetry store; `release` and `bundle` tell what is in use now, "" and None where that is not kept.
+    `store_trouble` tells why telemetry cannot be kept (empty when it can) and `drift_over` whether every signal is as in the
+    reference again, both None where that is not known.
     `act` does what a rule with `action = "auto"` asks for, once for each incident, and returns what it did in words.
     `opened` is told the kind of each incident that opens. One that stands in for the program that serves is not the
     `owner`: it leaves incidents of other rules than its own alone.
@@ -50,6 +52,8 @@ class Watcher:
         windows: Windows,
         release: Callable[[], str] = lambda: "",
         bundle: Callable[[], Path | None] = lambda: None,
+        store_trouble: Callable[[], str | None] = lambda: None,
+        drift_over: Callable[[], bool | None] = lambda: None,
         confidence_expected: float | None = None,
         webhook: Webhook | None = None,
         act: Action | None = None,
@@ -63,6 +67,7 @@ class Watcher:
         self.webhook = webhook
         self.confidence_expected = confidence_expected
         self._windows, self._release, self._bundle, self._act = windows, release, bundle, act
+        self._store_trouble, self._drift_over = store_trouble, drift_over
         self._opened, self._owner = opened, owner
         self._every_s = every_s
         self._rules = list(rules)
@@ -119,11 +124,7 @@ class Watcher:
                         self.trouble = f"{error.message} It is now {aside}, and a new one was begun."
                     self._began, self._told, self._kept = None, 0, None
                 except Exception as error:  # noqa: BLE001 - a watcher that stops is worse than one that misses a look
-                    self.trouble = (
-                        error.message
-                        if isinstance(error, EdgekitError)
-                        else f"{type(error).__name__}: {error}"
-                    )
+                    self.trouble = in_words(error)
                 self._stop.wait(self._every_s)
 
     def once(self, now: float) -> list[Change]:
@@ -144,9 +145,12 @@ class Watcher:
         if self.webhook is not None:
             self.webhook.close()
 
+    def _states(self) -> list[AlertState]:
+        """Where every rule stands."""
+        return [state for evaluator in self._evaluators.values() for state in evaluator.states]
+
     def _resume(self, now: float) -> None:
-        states = [state for evaluator in self._evaluators.values() for state in evaluator.states]
-        states = states or list(self.incidents.alert_states())
+        states = self._states() or list(self.incidents.alert_states())
         lengths = dict.fromkeys(rule.window_s for rule in self._rules)
         self._evaluators = {
             length: Evaluator([rule for rule in self._rules if rule.window_s == length], states)
@@ -159,17 +163,15 @@ class Watcher:
         self._began = now
 
     def _reading(self, now: float, window_s: float, release: str, bundle: Path | None) -> Reading:
-        window = self._windows.window(now - window_s, now, release)
-        reading = reading_of(
-            window,
+        return reading_of(
+            self._windows.window(now - window_s, now, release),
             digest_ok=self._whole(now, bundle),
-            trouble=getattr(self._windows, "trouble", None),
+            trouble=self._store_trouble(),
             confidence_expected=self.confidence_expected,
             last_seen=self._began,
             told_until=self.incidents.last_end("drift", release),
-            drift_over=getattr(self._windows, "drift_over", None),
+            drift_over=self._drift_over(),
         )
-        return reading
 
     def _whole(self, now: float, bundle: Path | None) -> bool | None:
         """Whether the files are those of the manifest, read anew every ten minutes; None without a bundle."""
@@ -188,29 +190,26 @@ class Watcher:
         return whole
 
     def _take(self, change: Change, bundle: Path | None) -> None:
-        if change.kind == "opened":
-            incident = self.incidents.open(change, who=WHO)
-        else:
-            incident = self.incidents.resolve(change, who=WHO)
+        began = change.kind == "opened"
+        put = self.incidents.open if began else self.incidents.resolve
+        incident = put(change, who=WHO)
         if incident is None:
             return
-        if change.kind == "opened":
+        if began:
             self._opened(change.rule.kind)
         rule = change.rule.model_dump()
         with contextlib.suppress(OSError):  # a full disk: the incident itself is what matters
-            if change.kind == "opened":
+            if began:
                 evidence.capture(self.state, incident, rule, self._windows, bundle=bundle, now=change.time)
             else:
                 evidence.complete(self.state, incident, rule, self._windows, change.time)
 
     def _keep(self, now: float) -> None:
         """Remember where the rules stand, when that changed or a clock runs; seldom, to spare the disk."""
-        states = [state for evaluator in self._evaluators.values() for state in evaluator.states]
-        clocks = {
-            (s.rule, s.subject): (s.since, s.opened, s.well_since) for s in states if s.since is not None
-        }
+        states = [state for state in self._states() if state.since is not None]
+        clocks = {(s.rule, s.subject): (s.since, s.opened, s.well_since) for s in states}
         if clocks != self._kept or (clocks and not 0 <= now - self._kept_at < GAP_S / 2):
-            self.incidents.keep([state for state in states if state.since is not None])
+            self.incidents.keep(states)
             self._kept, self._kept_at = clocks, now
 
     def _do(self, now: float, release: str) -> None:

@@ -28,6 +28,7 @@ from edgekit.errors import ConfigError, CorruptError, EdgekitError
 from edgekit.events import GateResult
 from edgekit.hardware import fingerprint
 from edgekit.manifest import check_files, read_manifest
+from edgekit.memory import own_peak_mib
 
 Kind = Literal["", "digest", "verdict", "garbage", "slow", "memory", "timeout", "crash"]
 
@@ -190,9 +191,8 @@ def _measured(
     )
     chance, ttft, rate = random.Random(0), float("inf"), 0.0
     try:
-        for _ in range(
-            1 + REPEATS
-        ):  # another prompt each time, so that nothing remembered of the last one helps
+        for _ in range(1 + REPEATS):
+            # another prompt each time, so that nothing remembered of the last one helps
             prompt = [chance.randrange(3, model.vocab_size) for _ in range(length)]
             start = time.perf_counter()
             answer = model.generate(prompt, count, ignore_stop=True)
@@ -203,22 +203,20 @@ def _measured(
             rate = max(rate, rest / (time.perf_counter() - first))
     finally:
         model.close()
-    readings = {"ttft_ms": ttft, "decode_tokens_per_s": rate, "peak_rss_mib": _peak_mib()}
+    readings = {"ttft_ms": ttft, "decode_tokens_per_s": rate, "peak_rss_mib": own_peak_mib()}
     readings = {name: round(value, 2) for name, value in readings.items()}
     budget = _budget(manifest)
-    slowest = [float(limit) for limit in [budget.get("ttft_ms")] if limit]
-    least = [float(limit) for limit in [budget.get("decode_tokens_per_s")] if limit]
+    slowest, least = [budget.get("ttft_ms")], [budget.get("decode_tokens_per_s")]
     if profiled:
         slowest.append(SLOWEST * profiled["ttft_ms"]["median"])
         least.append(profiled["decode_tokens_per_s"]["median"] / SLOWEST)
-    limits: dict[str, float] = {}
-    if slowest:
-        limits["ttft_ms"] = min(slowest)
-    if least:
-        limits["decode_tokens_per_s"] = max(least)
-    if budget.get("peak_rss_mib"):
-        limits["peak_rss_mib"] = float(budget["peak_rss_mib"])
-    return [_gate(format, name, readings[name], limit) for name, limit in limits.items()], readings
+    limits = {
+        "ttft_ms": min(filter(None, slowest), default=None),
+        "decode_tokens_per_s": max(filter(None, least), default=None),
+        "peak_rss_mib": budget.get("peak_rss_mib"),
+    }
+    gates = [_gate(format, name, readings[name], float(limit)) for name, limit in limits.items() if limit]
+    return gates, readings
 
 
 def _gate(format: str, name: str, value: float, limit: float) -> GateResult:
@@ -248,17 +246,6 @@ def _profiled(bundle: Path, artifact: str, threads: int) -> dict[str, Any]:
 
 def _budget(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return dict(manifest.get("recipe", {}).get("target", {}).get("budget", {}))
-
-
-def _peak_mib() -> float:
-    import resource
-
-    try:  # getrusage would count the parent's memory at the moment of the fork
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _limit_memory(mib: float) -> None:

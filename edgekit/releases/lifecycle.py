@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import ConfigError, CorruptError, EdgekitError, GateError, StageError
+from edgekit.manifest import release_name
 from edgekit.releases import disk
 from edgekit.releases.release import Place, Release, older
 from edgekit.releases.slots import Journal, Slots
-from edgekit.releases.store import Store, name_of, read_checked
+from edgekit.releases.store import Store, read_checked
 
 if TYPE_CHECKING:
     from edgekit.releases.compare import Comparison
@@ -130,7 +131,7 @@ class Releases:
             number = self.journal.serial() + 1
             self.store.note(name, "import", {"time": time.time(), "number": number, "from": str(bundle)})
 
-        name = name_of(data)
+        name = release_name(data)
         with self._writing("import.lock"):
             if name not in self.store.names() or self.store.holds(name):
                 self.store.add(bundle, data, manifest, prove)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.answer import Answer
+from edgekit.answer import WHOLE, Answer
 
 if TYPE_CHECKING:
     from edgekit.chat import Message
@@ -114,7 +114,7 @@ class Shadow:
         With `messages` the candidate renders them by its own template; without, it takes the token ids, which only fits
         a candidate with the same tokenizer and template. Answers that failed or were cancelled are not compared.
         """
-        if answer.finish not in ("stop", "length") or self._closing:
+        if answer.finish not in WHOLE or self._closing:
             return
         if answer.sampling.temperature or not answer.comparable:
             return  # chance, a grammar or a stop string made it: the candidate's own answer says nothing beside it

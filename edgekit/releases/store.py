@@ -11,7 +11,6 @@ be changed, so no two versions could share them. A name that begins with a dot i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,17 +19,12 @@ from typing import Any
 
 from edgekit.artifacts import list_files, sha256_file
 from edgekit.errors import CorruptError
-from edgekit.manifest import MANIFEST, check_files, read_manifest
+from edgekit.manifest import MANIFEST, check_files, read_manifest, release_name
 from edgekit.releases import disk
 
 NAME = re.compile(r"[0-9a-f]{12}")
 UNSHARED = ("onnxruntime",)  # runtimes that refuse hard links
 DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def name_of(manifest: bytes) -> str:
-    """The name of the release with this manifest: the first 12 hex digits of its SHA-256."""
-    return hashlib.sha256(manifest).hexdigest()[:12]
 
 
 def read_checked(folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -96,7 +90,7 @@ class Store:
         """Raise `CorruptError` unless the version is whole: its manifest is the one it is named by, its files fit."""
         folder = self.folder(release)
         data, manifest = read_checked(folder)
-        if name_of(data) != release:
+        if release_name(data) != release:
             raise CorruptError(
                 f"{folder / MANIFEST} is not the one of {release}.", "Import the bundle again."
             )
@@ -118,7 +112,7 @@ class Store:
         Raises `CorruptError` when a file is not the one in the manifest, and whatever `prove` raises; nothing of the
         bundle is left then. A version that is there but damaged is replaced.
         """
-        release = name_of(data)
+        release = release_name(data)
         staging = self.versions / f".{release}.partial"
         try:
             for folder in (self.objects, self.records, self.versions):

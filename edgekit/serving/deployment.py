@@ -7,15 +7,17 @@ what it began. A version that cannot be opened or answers otherwise is judged ba
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgekit
-from edgekit.errors import ConfigError, CorruptError, EdgekitError, MissingPartError
+from edgekit.errors import ConfigError, CorruptError, EdgekitError, MissingPartError, in_words
 from edgekit.incidents.defaults import rules_of
 from edgekit.incidents.readings import expected_confidence
 from edgekit.incidents.watcher import Watcher
@@ -96,13 +98,15 @@ class Deployment:
         self._shadow = shadow
         self._stop = threading.Event()
         self._follower: threading.Thread | None = None
-        self.opened = self._boot() if self.releases else self._open(_given(bundle))
+        self.opened = self._boot() if bundle is None else self._open(bundle)
         self.watcher = Watcher(
             state,
             rules_of(self._bundle(), self.opened.model.format),
             windows=self,
             release=lambda: self.opened.release,
             bundle=self._bundle,
+            store_trouble=lambda: self.trouble,
+            drift_over=lambda: self.opened.telemetry.drift_over,
             confidence_expected=self._expected(),
             webhook=webhook,
             act=self._roll_back if self.releases else None,
@@ -130,13 +134,8 @@ class Deployment:
 
     @property
     def trouble(self) -> str:
-        """Why telemetry cannot be kept now, empty when it is: the rule `store` reads it."""
+        """Why telemetry cannot be kept now, empty when it is."""
         return self.opened.telemetry.trouble
-
-    @property
-    def drift_over(self) -> bool | None:
-        """Whether what is asked and answered is as in the reference again; None while that is not known."""
-        return self.opened.telemetry.drift_over
 
     def _bundle(self) -> Path | None:
         return self.opened.bundle if (self.opened.bundle / MANIFEST).is_file() else None
@@ -165,6 +164,20 @@ class Deployment:
     def _count_alarm(self, kind: str) -> None:
         if self.metrics:
             self.metrics.alarm(kind)
+
+    def _show(self) -> None:
+        """Put the release that answers and the incidents under way into the metrics."""
+        if self.metrics is None:
+            return
+        from edgekit.telemetry.metrics import UnderWay
+
+        now, under_way = time.time(), None
+        with contextlib.suppress(EdgekitError, OSError):  # the watcher says why they cannot be read
+            under_way = [
+                UnderWay(one.kind, one.severity, one.since, one.silenced(now))
+                for one in self.watcher.incidents.find()
+            ]
+        self.metrics.stand(self.opened.release, under_way)
 
     def _boot(self) -> Opened:
         """Open the release in use; one that cannot be opened is judged bad, and the one before is tried."""
@@ -198,12 +211,14 @@ class Deployment:
     def _follow(self, engine: Engine) -> None:
         """Every second: the release that should answer, and what cannot be kept or looked at."""
         said = ""
+        self._show()
         while not self._stop.wait(EVERY_S):
             try:
                 self._look(engine)
                 self.switch_trouble = ""
             except Exception as error:  # noqa: BLE001 - the version that answers goes on answering
-                self.switch_trouble = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
+                self.switch_trouble = in_words(error)
+            self._show()
             words = self.switch_trouble or self.trouble or self.watcher.trouble
             if words != said:
                 said = words
@@ -230,9 +245,7 @@ class Deployment:
             opened = self._open_held(folder)
         except Exception as error:
             self._refused = name  # once is enough, whether or not the verdict can be written
-            releases.verdict(
-                getattr(error, "message", "") or f"{type(error).__name__}: {error}", release=name
-            )
+            releases.verdict(in_words(error), release=name)
             raise
         before, self.opened = self.opened, opened
         self.watcher.use(rules_of(self._bundle(), opened.model.format), self._expected())
@@ -249,11 +262,6 @@ class Deployment:
         assert self.releases is not None
         back = self.releases.rollback(who="watcher", why=incident.what, release=incident.release)
         return f"rolled back to {back.name}"
-
-
-def _given(bundle: Path | None) -> Path:
-    assert bundle is not None
-    return bundle
 
 
 def _hold(model: LoadedModel, bundle: Path) -> None:

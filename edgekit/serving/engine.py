@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from edgekit.answer import Answer, Records
+from edgekit.answer import WHOLE, Answer, Records
 from edgekit.errors import ConfigError
 from edgekit.loaded import LoadedModel
 from edgekit.registry import LogitsProcessor, Sampling
@@ -368,7 +368,7 @@ class Engine:
         ticket.answer_tokens = len(answer.ids)
         if not stops.found and ticket.ending not in ("cancelled", "drained") and (rest := stops.rest()):
             ticket.put(rest)
-        return answer.finish if answer.finish in ("stop", "length") else None
+        return answer.finish if answer.finish in WHOLE else None
 
     @staticmethod
     def _watch(ticket: Ticket, process: LogitsProcessor | None) -> LogitsProcessor:

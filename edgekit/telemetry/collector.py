@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from edgekit.answer import WHOLE, Answer
 from edgekit.errors import CorruptError
-from edgekit.manifest import MANIFEST
+from edgekit.manifest import MANIFEST, release_name
 from edgekit.telemetry import reference
 from edgekit.telemetry.drift import DriftAlarm, DriftDetector
 from edgekit.telemetry.machine import MachineWatch
@@ -20,9 +19,6 @@ from edgekit.telemetry.observation import Observation
 from edgekit.telemetry.reservoir import FILE as RESERVOIR
 from edgekit.telemetry.reservoir import Reservoir
 from edgekit.telemetry.store import FILE, Store
-
-if TYPE_CHECKING:
-    from edgekit.answer import Answer
 
 BEAT_S = 5.0  # between two heartbeats, and two readings of the machine
 
@@ -132,7 +128,7 @@ class Telemetry:
         for alarm in alarms:
             for alarm_listener in self.alarm_listeners:
                 self._tell(alarm_listener, alarm)
-        if self.reservoir and self.decode and answer.finish in ("stop", "length"):
+        if self.reservoir and self.decode and answer.finish in WHOLE:
             decode, reservoir = self.decode, self.reservoir
             self._tell(lambda ended: reservoir.offer(decode(ended.prompt), ended.text), answer)
 
@@ -146,14 +142,12 @@ class Telemetry:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _observed(self, answer: Answer) -> Observation:
         certainty, signals = answer.certainty, self.signals
-        whole = answer.finish in ("stop", "length")
+        whole = answer.finish in WHOLE
         return Observation(
             time=time.time(),
             release=self.release,
@@ -189,8 +183,6 @@ class Telemetry:
 
 
 def release_of(bundle: Path | None) -> str:
-    """The name of a bundle's release: the first 12 hex digits of its manifest's SHA-256; empty for a plain file."""
+    """The name of a bundle's release; empty for a plain file."""
     manifest = bundle / MANIFEST if bundle is not None else None
-    if manifest is None or not manifest.is_file():
-        return ""
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+    return release_name(manifest.read_bytes()) if manifest is not None and manifest.is_file() else ""

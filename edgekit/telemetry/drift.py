@@ -15,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgekit.answer import WHOLE
 from edgekit.telemetry.detectors import Adwin, PageHinkley
 from edgekit.telemetry.observation import Observation
 from edgekit.telemetry.psi import SlidingPsi
@@ -72,7 +73,7 @@ class DriftDetector:
 
     def update(self, observation: Observation) -> list[DriftAlarm]:
         """Take one answer in; what is told now, mostly nothing. Failed and abandoned answers are left out."""
-        if observation.finish not in ("stop", "length"):
+        if observation.finish not in WHOLE:
             return []
         alarms = []
         for name, watched in self._watched.items():

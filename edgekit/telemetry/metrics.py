@@ -1,4 +1,4 @@
-"""What Prometheus reads of a serving process; every name and bucket of it stands here.
+"""What Prometheus reads of a serving process; every name of it stands here, most buckets in `sketch`.
 
 Names and buckets are those of OpenTelemetry's GenAI conventions 1.41 in Prometheus' spelling (dots to underscores, the
 unit as suffix, none on token usage); what they have no name for begins with `edgekit_`.
@@ -8,25 +8,37 @@ unit as suffix, none on token usage); what they have no name for begins with `ed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from edgekit.telemetry.observation import Observation
+from edgekit.telemetry.sketch import DURATION_S, TOKENS, TTFT_S
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-TOKENS = tuple(4.0**n for n in range(14))  # 1 to 67,108,864
-OPERATION_S = tuple(0.01 * 2**n for n in range(14))  # 0.01 to 81.92
-FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 OUTPUT_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 COMMON = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 ERROR, TOKEN_TYPE = "error_type", "gen_ai_token_type"
 PROVIDER = "edgekit"
+SEVERITIES = ("critical", "warning")
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """An incident under way: `since` is when it began, Unix seconds, `silenced` that nobody is told of it for now."""
+
+    kind: str
+    severity: str
+    since: float
+    silenced: bool = False
 
 
 class Metrics:
@@ -56,22 +68,22 @@ class Metrics:
         self._operation = seconds(
             "gen_ai_client_operation_duration",
             "From prompt to answer, without the queue.",
-            OPERATION_S,
+            DURATION_S,
             ERROR,
         )
         self._first_chunk = seconds(
             "gen_ai_client_operation_time_to_first_chunk",
             "To the first token, without the queue.",
-            OPERATION_S,
+            DURATION_S,
         )
         self._output_chunk = seconds(
-            "gen_ai_client_operation_time_per_output_chunk", "For each token after the first.", OPERATION_S
+            "gen_ai_client_operation_time_per_output_chunk", "For each token after the first.", DURATION_S
         )
         self._request = seconds(
-            "gen_ai_server_request_duration", "From request to answer, with the queue.", OPERATION_S, ERROR
+            "gen_ai_server_request_duration", "From request to answer, with the queue.", DURATION_S, ERROR
         )
         self._first_token = seconds(
-            "gen_ai_server_time_to_first_token", "To the first token, with the queue.", FIRST_TOKEN_S
+            "gen_ai_server_time_to_first_token", "To the first token, with the queue.", TTFT_S
         )
         self._output_token = seconds(
             "gen_ai_server_time_per_output_token", "For each token after the first.", OUTPUT_TOKEN_S
@@ -90,6 +102,9 @@ class Metrics:
             "edgekit_refused_requests", "Requests that got no answer.", ("reason",), registry=registry
         )
         self._alarms = Counter("edgekit_alarms", "Alarms of drift and rules.", ("kind",), registry=registry)
+        self._release = Info("edgekit_release", "The release that answers.", registry=registry)
+        self._incidents = _Incidents()
+        registry.register(self._incidents)
         for name, text, value in (
             ("edgekit_queue_length", "Requests that wait.", queue),
             ("edgekit_requests_running", "Requests being answered.", running),
@@ -125,9 +140,41 @@ class Metrics:
         """Count one alarm."""
         self._alarms.labels(kind).inc()
 
+    def stand(self, release: str, under_way: Iterable[UnderWay] | None) -> None:
+        """Show which release answers, and the incidents under way; None where these cannot be read, and are not shown."""
+        self._release.info({"release": release, "model": self._model})
+        self._incidents.under_way = None if under_way is None else tuple(under_way)
+
     def render(self) -> bytes:
         """Everything in Prometheus' text format, of `CONTENT_TYPE`."""
         return generate_latest(self._registry)
+
+
+class _Incidents(Collector):
+    """The incidents under way, all of one moment; not shown while they are not known, which is not the same as none."""
+
+    def __init__(self) -> None:
+        self.under_way: tuple[UnderWay, ...] | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        found = self.under_way
+        if found is None:
+            return
+        count = GaugeMetricFamily("edgekit_incidents", "Incidents under way.", labels=("severity",))
+        for severity in SEVERITIES:
+            count.add_metric((severity,), sum(one.severity == severity for one in found))
+        yield count
+        silenced = sum(one.silenced for one in found)
+        yield GaugeMetricFamily("edgekit_incidents_silenced", "Those of them that are silenced.", silenced)
+        since = GaugeMetricFamily(
+            "edgekit_incident_since_seconds",
+            "When the oldest one of a kind began, Unix time.",
+            labels=("kind", "severity"),
+        )
+        for kind, severity in sorted({(one.kind, one.severity) for one in found}):
+            began = min(one.since for one in found if (one.kind, one.severity) == (kind, severity))
+            since.add_metric((kind, severity), began)
+        yield since
 
 
 def _resident_bytes() -> float:

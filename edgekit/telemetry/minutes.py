@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekit.answer import WHOLE
 from edgekit.telemetry.machine import Machine
 from edgekit.telemetry.observation import Observation
 from edgekit.telemetry.sketch import DURATION_S, TOKENS, TOKENS_PER_S, TTFT_S, Sketch, split
@@ -20,6 +21,7 @@ BOUNDS = {
     "prompt_tokens": TOKENS,
     "answer_tokens": TOKENS,
 }
+COUNTERS = ("counts", "finishes", "errors", "classes")
 MEANS = ("confidence", "entropy", "unknown_rate")
 MOST_NAMES = 128  # of classes, error kinds and finish reasons in a minute
 
@@ -80,7 +82,7 @@ class Minute:
         self.finishes[observation.finish] += 1
         if observation.error:
             self.errors[observation.error] += 1
-        if not observation.answer_tokens and observation.finish in ("stop", "length"):
+        if not observation.answer_tokens and observation.finish in WHOLE:
             self.counts["empty"] += 1
         if observation.label is not None:
             self.classes[observation.label] += 1
@@ -107,7 +109,7 @@ class Minute:
 
     def merge(self, other: Minute) -> None:
         """Add what another holds."""
-        for name in ("counts", "finishes", "errors", "classes"):
+        for name in COUNTERS:
             mine: Counter[str] = getattr(self, name)
             for key, count in getattr(other, name).items():
                 mine[key if key in mine or len(mine) < MOST_NAMES else "(other)"] += count
@@ -122,9 +124,7 @@ class Minute:
 
     def to_json(self) -> dict[str, Any]:
         """What there is, empty parts left out."""
-        whole: dict[str, Any] = {
-            name: dict(getattr(self, name)) for name in ("counts", "finishes", "errors", "classes")
-        }
+        whole: dict[str, Any] = {name: dict(getattr(self, name)) for name in COUNTERS}
         whole |= {
             "sums": self.sums,
             "seen": self.seen,
@@ -138,7 +138,7 @@ class Minute:
     def from_json(cls, value: Mapping[str, Any]) -> Minute:
         """Read back what `to_json` gave; raises `KeyError`, `TypeError` or `ValueError` for other things."""
         minute = cls()
-        for name in ("counts", "finishes", "errors", "classes"):
+        for name in COUNTERS:
             setattr(minute, name, Counter({key: int(count) for key, count in value.get(name, {}).items()}))
         minute.sums |= {name: float(total) for name, total in value.get("sums", {}).items()}
         minute.seen |= {name: int(count) for name, count in value.get("seen", {}).items()}

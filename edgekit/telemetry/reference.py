@@ -12,16 +12,16 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.answer import WHOLE, Answer
 from edgekit.errors import CorruptError, StageError
 from edgekit.events import Emit, Progress, ignore
 from edgekit.telemetry.psi import WINDOW, psi_limit, smoothed
 
 if TYPE_CHECKING:
-    from edgekit.answer import Answer
     from edgekit.data.rows import Row
     from edgekit.loaded import LoadedModel
 
@@ -111,6 +111,8 @@ class Signals:
     label_key: str | None
     known: bytes
     window: int = WINDOW
+    sure: Sequence[tuple[float, bool]] = ()
+    """Confidence of each answer and whether it was right, where it was recorded with the right answers at hand."""
 
     def class_of(self, text: str) -> str | None:
         """The class that an answer's text says, one of the reference's or `OTHER`; None when answers have none."""
@@ -199,16 +201,21 @@ def capture(
     empty = ClassMix({name: 1.0 for name in (*names, OTHER)}, 0.0)
     reader = Signals(model.format, {}, None if key is None else empty, key, known)
     kept = _Kept()
+    sure: list[tuple[float, bool]] = []
     before, model.telemetry = model.telemetry, kept
     step = max(1, -(-len(rows) // ROWS))
     try:
         for done, row in enumerate(rows[::step], 1):
+            many = len(kept.answers)
             for _ in model.answer(model.prompt(row.messages[:-1])):
                 pass
+            for answer in kept.answers[many:]:
+                if answer.certainty and answer.certainty.confidence is not None:
+                    sure.append((answer.certainty.confidence, answer.text.strip() == row.answer.strip()))
             emit(Progress(stage, done, len(rows[::step]), "answers"))
     finally:
         model.telemetry = before
-    return of_answers(kept.answers, reader, names)
+    return replace(of_answers(kept.answers, reader, names), sure=sure)
 
 
 def of_answers(answers: Sequence[Answer], reader: Signals, names: Iterable[str]) -> Signals:
@@ -304,7 +311,7 @@ class _Kept:
         self.answers: list[Answer] = []
 
     def record(self, answer: Answer) -> None:
-        if answer.finish in ("stop", "length"):
+        if answer.finish in WHOLE:
             self.answers.append(answer)
 
 

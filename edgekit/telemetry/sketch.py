@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 # OpenTelemetry's buckets for generative AI, semantic conventions 1.41
 TTFT_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10)  # fmt: skip
 DURATION_S = tuple(0.01 * 2**power for power in range(14))
 TOKENS = tuple(4**power for power in range(14))
-TOKENS_PER_S = tuple(
-    2**power for power in range(13)
-)  # OpenTelemetry counts seconds per token; people read this
+# OpenTelemetry counts seconds per token; people read this
+TOKENS_PER_S = tuple(2**power for power in range(13))
 
 
 def split(bounds: Sequence[float], parts: int = 4) -> tuple[float, ...]:
@@ -86,20 +84,3 @@ class Sketch:
             sketch.counts[int(index)] = int(count)
         sketch.total, sketch.highest = float(value["total"]), float(value["highest"])
         return sketch
-
-    def to_bytes(self) -> bytes:
-        """`to_json` as UTF-8."""
-        return json.dumps(self.to_json(), separators=(",", ":")).encode()
-
-    @classmethod
-    def from_bytes(cls, bounds: Sequence[float], data: bytes) -> Sketch:
-        """Read back what `to_bytes` gave; raises as `from_json`."""
-        return cls.from_json(bounds, json.loads(data))
-
-
-def counted(bounds: Sequence[float], values: Iterable[float]) -> Sketch:
-    """A sketch of `values`."""
-    sketch = Sketch(bounds)
-    for value in values:
-        sketch.add(value)
-    return sketch

@@ -125,6 +125,45 @@ class Store:
         ]
         return window(minutes, since, until, release, told, max(beats, default=None))
 
+    def releases(self, since: float) -> list[str]:
+        """The releases in the file since then, Unix seconds."""
+        return self._names("SELECT DISTINCT release FROM minutes WHERE minute >= ?", since // SECONDS)
+
+    def latest_releases(self, minutes: int) -> list[str]:
+        """The releases in the file up to so many minutes before its newest one, the newest first."""
+        return self._names(
+            "SELECT release FROM minutes WHERE minute >= (SELECT max(minute) FROM minutes) - ? GROUP BY release "
+            "ORDER BY max(minute) DESC, count(*) DESC",
+            minutes,
+        )
+
+    def series(self, since: float, until: float, release: str) -> list[Window]:
+        """Each minute of one release that touches `since` to `until` and is on disk, oldest first, without its alarms.
+
+        Raises `sqlite3.Error`, `OSError` and what a foreign row raises when the file cannot be read.
+        """
+        if not self.path.is_file():
+            return []
+        rows = "SELECT minute, body FROM minutes WHERE release = ? AND minute BETWEEN ? AND ? ORDER BY minute"
+        with self._reader() as reader:
+            found = reader.execute(rows, (release, int(since // SECONDS), int(until // SECONDS))).fetchall()
+        return [
+            window([Minute.from_json(json.loads(body))], at * SECONDS, (at + 1) * SECONDS, release, [], None)
+            for at, body in found
+        ]
+
+    def fault(self) -> str:
+        """Why the file cannot be read; empty when it can be, or when there is none yet."""
+        if not self.path.exists():
+            return ""
+        try:
+            with self._reader() as reader:
+                reader.execute("SELECT body FROM minutes ORDER BY minute DESC LIMIT 1").fetchall()
+                reader.execute("SELECT max(time) FROM alive").fetchall()
+        except (sqlite3.Error, OSError) as error:
+            return str(error)
+        return ""
+
     def flush(self) -> bool:
         """Write what waits; False when it could not be written, and `trouble` says why."""
         with self._writing:
@@ -298,6 +337,11 @@ class Store:
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self.note = f"The telemetry was damaged ({why}); it is now {aside}, and a new one was begun."
+
+    def _names(self, query: str, value: float) -> list[str]:
+        with contextlib.suppress(sqlite3.Error, OSError), self._reader() as reader:
+            return [str(name) for (name,) in reader.execute(query, (value,))]
+        return []
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:

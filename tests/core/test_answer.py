@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import numpy as np
 import pytest
+from bytewise import Bytewise
 
 from edgekit.answer import Answer
 from edgekit.errors import StageError
-from edgekit.registry import Sampling
 from edgekit.telemetry.observation import WATCHED, Certainty
 
 BYTES = ["a", "é", " ", "👩‍🚀", "b", "日本"]
-
-
-class Bytewise:
-    """A runtime whose tokens are single bytes of UTF-8, and whose answer is given."""
-
-    name = "bytewise"
-
-    def __init__(self, text: str, fails_after: int | None = None) -> None:
-        self.text, self.fails_after = text.encode(), fails_after
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
-
-    def generate(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *, process: Any = None
-    ) -> Iterator[int]:
-        for place, byte in enumerate(self.text[:max_tokens]):
-            if place == self.fails_after:
-                raise StageError("broken")
-            if process:
-                process(list(self.text[:place]), np.eye(256, dtype=np.float32)[byte] * 50)
-            yield byte
 
 
 class Kept(list[Answer]):

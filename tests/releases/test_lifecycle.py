@@ -13,9 +13,9 @@ import pytest
 from releases import bundles
 
 from edgekit.errors import ConfigError, CorruptError, GateError
+from edgekit.manifest import release_name
 from edgekit.releases import Release, Releases
 from edgekit.releases.health import Health
-from edgekit.releases.store import name_of
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def files_below(folder: Path) -> set[str]:
 def test_a_release_is_named_by_its_manifest_and_holds_the_whole_bundle(releases, tmp_path: Path) -> None:
     release = brought(releases, tmp_path, "one")
     source = tmp_path / "bundles" / "one"
-    assert release.name == name_of((source / "manifest.json").read_bytes()) and release.place == "new"
+    assert release.name == release_name((source / "manifest.json").read_bytes()) and release.place == "new"
     assert files_below(release.path) == files_below(source)
     assert all(
         (release.path / file).read_bytes() == (source / file).read_bytes() for file in files_below(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from edgekit.loaded import LoadedModel
 from edgekit.serving import server as serving
 from edgekit.serving.api import create_app
 from edgekit.serving.engine import Engine
-from edgekit.serving.records import Observed, release_of
+from edgekit.telemetry.collector import Telemetry
 from edgekit.telemetry.metrics import Metrics
 from edgekit.telemetry.observation import Observation
 
@@ -23,7 +24,7 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Start a server on a model; it is stopped after the test."""
     with contextlib.ExitStack() as stack:
 
@@ -31,11 +32,13 @@ def start() -> Iterator[Start]:
             model: LoadedModel, *, token: str | None = None, drain_s: float = 10, **options: Any
         ) -> Running:
             seen: list[Observation] = []
-            source = options.get("source")
-            options.setdefault("release", release_of(source) if source else "")
+            telemetry = Telemetry.open(tmp_path / "state", options.get("source"), model.format, beat_s=None)
+            stack.callback(telemetry.close)
+            options.setdefault("release", telemetry.release)
             engine: Engine
             metrics = Metrics("tiny", lambda: engine.waiting, lambda: engine.running)
-            model.telemetry = Observed(options["release"], model.format, [metrics.observe, seen.append])
+            telemetry.listeners += [metrics.observe, seen.append]
+            model.telemetry = telemetry
             engine = Engine(model, name="tiny", **options)
             bound = serving.listen("127.0.0.1", 0)
             listening = threading.Event()

@@ -15,7 +15,9 @@ import pytest
 from releases.bundles import fit, same
 
 import edgekit
+from edgekit.config import Rule
 from edgekit.errors import CorruptError
+from edgekit.incidents.rules import Change
 from edgekit.releases import Releases
 from edgekit.serving.deployment import Deployment
 from edgekit.serving.engine import Engine
@@ -111,6 +113,22 @@ def test_a_bundle_answers_and_telemetry_counts(tiny_build: Any, started: Any) ->
     assert window.confidence is not None and sum(window.classes.values()) == 3
     with edgekit.load(tiny_build.bundle) as plain:
         assert answers == [plain.generate(QUESTION)] * 3
+
+
+def test_the_metrics_tell_the_release_and_the_incidents_under_way(tiny_build: Any, started: Any) -> None:
+    deployment, _ = started(tiny_build.bundle)
+
+    def page() -> str:
+        return str(deployment.metrics.render().decode())
+
+    until(lambda: f'release="{release_of(tiny_build.bundle)}"' in page())
+    assert 'edgekit_incidents{severity="critical"} 0.0' in page()
+    rule = Rule(kind="errors", above=0.05, severity="critical")
+    deployment.watcher.incidents.open(Change("opened", rule, "x", "x", 90.0, 60.0, 0.5), who="test")
+    until(lambda: 'edgekit_incidents{severity="critical"} 1.0' in page())
+    assert 'edgekit_incident_since_seconds{kind="errors",severity="critical"} 60.0' in page()
+    deployment.watcher.incidents.path.write_bytes(b"no database")
+    until(lambda: "edgekit_incidents" not in page())  # not known is not the same as none
 
 
 def test_a_state_folder_is_all_that_an_app_gives(tiny_build: Any, tmp_path: Path) -> None:

@@ -10,18 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from bytewise import Bytewise
 from telemetry.field import RECORDED
 
 from edgekit.answer import Answer
 from edgekit.artifacts import write_json
 from edgekit.errors import StageError
-from edgekit.registry import Sampling
 from edgekit.telemetry import reference
 from edgekit.telemetry.collector import Telemetry, release_of
 from edgekit.telemetry.drift import DriftAlarm
@@ -31,29 +29,12 @@ from edgekit.telemetry.store import FILE, Store
 ANSWER = '{"intent":"close_job","job":"Zanzibar"}'
 
 
-class Bytewise:
-    """A runtime whose tokens are bytes, and which is as sure of them as it is told to be."""
-
-    name = "bytewise"
-
-    def __init__(self, text: str = ANSWER, sure: float = 12.0, fails: bool = False) -> None:
-        self.text, self.sure, self.fails = text.encode(), sure, fails
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode(errors="replace")
-
-    def generate(
-        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *, process: Any = None
-    ) -> Iterator[int]:
-        for place, byte in enumerate(self.text[:max_tokens]):
-            if self.fails:
-                raise StageError("broken")
-            process(list(self.text[:place]), np.eye(256, dtype=np.float32)[byte] * self.sure)
-            yield byte
+def bytewise(text: str = ANSWER, sure: float = 12.0, **options: Any) -> Bytewise:
+    return Bytewise(text, sure=sure, **options)
 
 
 def ask(telemetry: Telemetry, prompt: str = "Quetzalcoatl", **options: Any) -> Answer:
-    answer = Answer(Bytewise(**options), list(prompt.encode()), 64, records=telemetry)
+    answer = Answer(bytewise(**options), list(prompt.encode()), 64, records=telemetry)
     for _ in answer:
         pass
     return answer
@@ -79,7 +60,7 @@ def test_every_answer_is_counted_under_its_release(tmp_path: Path, bundle: Path)
         assert telemetry.release == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()[:12]
         ask(telemetry)
         with pytest.raises(StageError):
-            ask(telemetry, fails=True)
+            ask(telemetry, fails_after=0)
         assert telemetry.trouble == ""
     window = Store(tmp_path / "state" / FILE).window(time.time() - 120, time.time() + 1, telemetry.release)
     assert (window.requests, window.errors, window.error_kinds) == (2, 1, {"StageError": 1})
@@ -103,7 +84,7 @@ def test_no_word_of_a_prompt_or_an_answer_is_on_the_disk(tmp_path: Path, bundle:
 
 
 def test_the_reservoir_is_off_unless_switched_on_and_then_redacts(tmp_path: Path, bundle: Path) -> None:
-    decode = Bytewise().decode
+    decode = bytewise().decode
     with Telemetry.open(tmp_path / "state", bundle, "gguf", keep_texts=5, decode=decode) as telemetry:
         ask(telemetry, prompt="close job 6830 and call Anna Hall")
     (line,) = (tmp_path / "state" / "reservoir.jsonl").read_text().splitlines()
@@ -162,7 +143,7 @@ def test_many_threads_and_answers_dropped_by_the_collector_are_all_counted(
         def work() -> None:
             for _ in range(20):
                 ask(telemetry)
-                left = Answer(Bytewise(), [1, 2], 64, records=telemetry)
+                left = Answer(bytewise(), [1, 2], 64, records=telemetry)
                 pieces = iter(left)
                 next(pieces)
                 cycle: list[Any] = [pieces, left]
