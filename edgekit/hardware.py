@@ -31,15 +31,18 @@ def fingerprint() -> dict[str, Any]:
     return {
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
         "arch": platform.machine(),
-        "cores": len(psutil.Process().cpu_affinity())
-        if hasattr(psutil.Process, "cpu_affinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "memory_mib": total_memory_mib(),
         "features": [feature for feature in FEATURES if feature in cpu_flags()],
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "gpu": _gpu(),
     }
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_memory_mib() -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gguf
 from huggingface_hub.errors import StrictDataclassError
+
+from edgekit.gguf_source import CompleteConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +64,8 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 def typed(config: Mapping[str, Any]) -> Any:
     """`config.json` as transformers reads it: defaults filled in, old rope keys brought to `rope_parameters`."""
+    if isinstance(config, CompleteConfig):
+        return SimpleNamespace(**config)
     from transformers import AutoConfig
 
     values = dict(config)

@@ -108,8 +108,6 @@ def say(text: str) -> None:
 
 def cores(threads: int) -> int:
     """The number of threads meant: those given, or every core this process may use."""
-    return (
-        threads or len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else threads or os.cpu_count() or 1
-    )
+    from edgekit import hardware
+
+    return threads or hardware.cores()
