@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,56 @@ def ignore(event: Event) -> None:
 def to_json(event: Event) -> str:
     """One line of JSON for `event`, its type under `event`."""
     return json.dumps({"event": type(event).__name__, **asdict(event)}, ensure_ascii=False)
+
+
+LARGEST = 1e11  # of times and counts: beyond it no date can be told
+TYPES: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+
+
+def from_json(line: str, unknown: Callable[[str], None] | None = None) -> Event:
+    """The event in one line of JSON, however it came there; `unknown` is told each key that the event does not have.
+
+    Raises `ValueError` for a line that holds no event: it is then cut, damaged, or of another version.
+    """
+    try:
+        found = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply for an event") from error
+    kind = TYPES.get(str(found.get("event"))) if isinstance(found, dict) else None
+    if kind is None:
+        raise ValueError("not an event that is known here")
+    values: dict[str, Any] = {}
+    for part in fields(kind):
+        if part.name in found:
+            values[part.name] = _checked(part.name, str(part.type), found.pop(part.name))
+        elif part.default is MISSING and part.default_factory is MISSING:
+            raise ValueError(f"{kind.__name__} without '{part.name}'")
+    if unknown is not None:
+        for key in found.keys() - {"event"}:
+            unknown(key)
+    return kind(**values)
+
+
+def _checked(name: str, kind: str, value: Any) -> Any:
+    """`value` if it is of the kind that the field `name` holds; whole numbers may stand for others."""
+    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError as error:
+            raise ValueError(f"'{name}' is beyond all numbers") from error
+        if (
+            name in ("value", "limit") or abs(number) < LARGEST
+        ):  # what is measured may be infinite or no number
+            return number
+    elif kind == "int | None":
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53):
+            return value
+    elif kind == "bool":
+        if isinstance(value, bool):
+            return value
+    elif isinstance(value, str) and (name != "level" or value in ("info", "warning", "error")):
+        return value
+    raise ValueError(f"'{name}' is no {kind}")
 
 
 def fan_out(*targets: Emit) -> Emit:

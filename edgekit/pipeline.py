@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import bundle, checks, model, stages
-from edgekit.artifacts import remove
+from edgekit import bundle, checks, model, registry, runs, stages
 from edgekit.cache import Cache
 from edgekit.config import Target
 from edgekit.data.dataset import Dataset
@@ -40,15 +39,42 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
     """Run every stage that is not done yet and write the bundle; returns its `report.json`.
 
     A failed gate does not raise: the report's verdict is `fail` and names it. Raises `EdgekitError` for everything
-    that stops a stage; finished stages are kept.
+    that stops a stage; finished stages are kept. What it does can be watched: see `edgekit.runs`. Raises `ConfigError`
+    when another build runs in the same cache.
     """
+    with runs.recorded(request, stage_names(request.target)) as record:
+        report = _build(request, fan_out(emit, record.emit), record)
+        record.judge(report)
+    return report
+
+
+def stage_names(target: Target) -> list[str]:
+    """Every stage of a build for `target`, in order."""
+    formats = [export.format for export in target.export]
+    pruned = target.prune.drop_layers > 0
+    steps = [
+        step.stage
+        for export in target.export
+        for step in registry.load("exporters", export.format).steps(export)
+    ]
+    return [
+        *("model", "tune", "merge", *(["prune"] if pruned else []), *steps),
+        *("reference", "drift.model", *(["drift.prune"] if pruned else [])),
+        *(f"verify.{format}" for format in formats),
+        *(f"eval.{name}" for name in ("base", "tuned", *formats)),
+        *(f"{kind}.{format}" for kind in ("golden", "signals", "profile") for format in formats),
+    ]
+
+
+def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any]:
     request = replace(request, source=model.fetch(request.source))
     bundle.check_free(request)
-    plan(
+    planned = plan(
         request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
-    ).check()
-    log = request.cache_dir / "events.jsonl"
-    remove(log)
+    )
+    planned.check()
+    record.expect(planned.minutes_expected * 60)
+    log = request.cache_dir / runs.EVENTS
     cache = Cache(request.cache_dir, fan_out(emit, jsonl_writer(log)))
 
     base = stages.bring_in(cache, request.source)
@@ -81,8 +107,8 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
             cache.emit(gate)
 
     report = assemble(
-        request, cache, [base, adapter, merged, pruned], artifacts, drift, from_input, proofs, answers, speeds
-    )
+        request, cache, [base, adapter, merged, pruned], artifacts, drift, from_input, proofs, answers, signals, speeds
+    )  # fmt: skip
     bundle.write(
         request,
         tokenizer,
@@ -90,7 +116,7 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
         report,
         {name: done.path / "samples.jsonl" for name, done in answers.items()},
         {artifact.format: kept.result for artifact, kept in zip(artifacts, golden, strict=True)},
-        {artifact.format: kept.result for artifact, kept in zip(artifacts, signals, strict=True)},
+        {artifact.format: kept.result["signals"] for artifact, kept in zip(artifacts, signals, strict=True)},
         log,
     )
     return report
