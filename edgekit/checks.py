@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DRIFT_ROWS = 48
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
 BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
-SIGNALS_VERSION = 1  # raise it when the reference for drift records something else
+SIGNALS_VERSION = 2  # raise it when the reference for drift records something else
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ def signals(
         opened = registry.load("runtimes", artifact.runtime)(artifact.path, threads=request.threads)
         with LoadedModel(opened, format=artifact.format, system=system, max_tokens=max_tokens) as model:
             data = request.data
-            return reference.capture(model, data.validation, data.train, cache.emit, stage=name).to_json()
+            found = reference.capture(model, data.validation, data.train, cache.emit, stage=name)
+            return {"signals": found.to_json(), "sure": found.sure}
 
     inputs = {
         "artifact": artifact.digest,

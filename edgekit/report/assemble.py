@@ -11,6 +11,7 @@ from edgekit.artifacts import sha256_tree, size_of
 from edgekit.cache import Cache, StageOutput
 from edgekit.events import Measured
 from edgekit.hardware import fingerprint
+from edgekit.proof.calibration import binned
 from edgekit.proof.drift import Drift
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def assemble(
     from_input: Mapping[str, Drift],
     proofs: Sequence[Proof],
     answers: Mapping[str, StageOutput],
+    signals: Sequence[StageOutput],
     speeds: Sequence[StageOutput],
 ) -> dict[str, Any]:
     """The report as JSON values. The verdict is `pass` only when every gate passed and there is at least one."""
@@ -54,6 +56,7 @@ def assemble(
         "profile": [entry for stage in speeds for entry in stage.result["entries"]],
         "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
         "tuning": {metric: _history(cache, metric) for metric in ("loss", "validation_loss")},
+        "reliability": {"bins": [asdict(each) for each in binned(_sure(signals))]},
         "budget": request.target.budget.model_dump(),
         "machine": fingerprint(),
     }
@@ -79,6 +82,11 @@ def _stage(stage: StageOutput, drift: Drift | None, from_input: Drift | None) ->
         "drift": asdict(drift) if drift else None,
         "drift_from_input": asdict(from_input) if from_input else None,
     }
+
+
+def _sure(signals: Sequence[StageOutput]) -> list[tuple[float, bool]]:
+    """Confidence of every file's answers to held-out rows, and whether they were right."""
+    return [(float(sure), bool(right)) for stage in signals for sure, right in stage.result["sure"]]
 
 
 def _history(cache: Cache, metric: str) -> list[list[float]]:

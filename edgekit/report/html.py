@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from edgekit.proof.calibration import Bin, calibration_error
 from edgekit.report import plots, summary
 
 MOST_CHANGED = 20
@@ -131,9 +132,7 @@ def _pictures(report: Mapping[str, Any], variants: list[summary.Variant]) -> lis
         caption = "Cross-entropy in nats per token. Thin line: training. Line with dots: validation."
         pictures.append(("Loss while tuning", caption, plots.loss(training, validation)))
     if bins:
-        error = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / max(
-            1, sum(b["n"] for b in bins)
-        )
+        error = calibration_error([Bin(b["confidence"], b["accuracy"], b["n"]) for b in bins])
         caption = "Confidence of an answer against how often it was right; on the dashed line both agree."
         caption += f" Expected calibration error: {summary.percent(error)}."
         pictures.append(("Reliability", caption, plots.reliability(bins)))
