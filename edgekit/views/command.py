@@ -125,8 +125,8 @@ class Command:
 
 
 def _last_document(text: str) -> Any:
-    """The JSON document in `text`; None where there is none."""
+    """The JSON document in `text`, without an error's envelope behind it; None where there is none."""
     try:
-        return json.loads(text)
+        return json.JSONDecoder().raw_decode(text.lstrip())[0]
     except ValueError:
         return None

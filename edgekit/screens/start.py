@@ -1,0 +1,65 @@
+"""Starting a build from a screen: asked once, in a process of its own, then watched; or why it did not start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from edgekit import runs
+from edgekit.screens.base import View
+from edgekit.screens.dialogs import Confirm
+from edgekit.screens.pages import Sheet, hand_over
+from edgekit.views import wizard
+from edgekit.views.command import Outcome
+from edgekit.views.launch import launch
+from edgekit.views.wizard import Choice
+
+
+class Starter:
+    """Starts one build at a time for `screen`; `changed` is called when `busy` changes."""
+
+    def __init__(self, screen: View, changed: Callable[[], None]) -> None:
+        self._screen, self._changed = screen, changed
+        self.busy = False
+
+    def ask(self, choice: Choice, plan: Outcome | None) -> None:
+        """Ask whether to build `choice`, or to watch the build that runs in its cache already."""
+
+        def look() -> None:
+            hand_over(self._screen, self._ask, choice, plan, runs.read(choice.cache_dir))
+
+        self._in_thread(look)
+
+    def _ask(self, choice: Choice, plan: Outcome | None, run: runs.Run | None) -> None:
+        app = self._screen.edgekit
+        if run is not None and run.state == "RUNNING":
+            text = f"A build of {run.model} for {run.target} runs here already. Watch it?"
+            app.push_screen(Confirm(text), lambda yes: app.go("run") if yes else None)
+            return
+        found = wizard.planned(plan)
+        takes = f"takes about {wizard.minutes(found)} min" if found else "takes a while"
+        fetch = f"{choice.model} is fetched from the hub first.\n" if choice.fetched else ""
+        text = f"Build it? It {takes}, and goes on when you close the app.\n{fetch}\n$ {choice.build.text}"
+        app.push_screen(Confirm(text), partial(self._answered, choice))
+
+    def _answered(self, choice: Choice, yes: bool | None) -> None:
+        if not yes:
+            return
+        self.busy = True
+        self._changed()
+
+        def start() -> None:
+            hand_over(self._screen, self._started, launch(choice.build, choice.cache_dir))
+
+        self._in_thread(start)
+
+    def _started(self, why: str) -> None:
+        self.busy = False
+        self._changed()
+        if why:
+            self._screen.app.push_screen(Sheet("The build did not start", why))
+        else:
+            self._screen.edgekit.go("run")
+
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        self._screen.run_worker(work, thread=True, exclusive=True, group="start")
