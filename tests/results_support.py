@@ -1,0 +1,102 @@
+"""A small bundle of a made-up build, for tests of what is shown of results."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def measured(median: float) -> dict[str, Any]:
+    return {"median": median, "min": 0.9 * median, "max": 1.1 * median, "n": 7}
+
+
+def drift(mean: float) -> dict[str, Any]:
+    edges = [0.9 * mean, 1.1 * mean]
+    return {"mean_kld_nats": mean, "p99_kld_nats": 10 * mean, "top1_agreement": 0.95, "mean_kld_95": edges}
+
+
+def profile(artifact: str, threads: int, decode: float, rss: float) -> dict[str, Any]:
+    speeds = {"ttft_ms": measured(30_000 / decode), "decode_tokens_per_s": measured(decode)}
+    return {"artifact": artifact, "runtime": "llama.cpp", "threads": threads, "peak_rss_mib": rss, **speeds}
+
+
+def gate(name: str, value: float, limit: float, passed: bool = True, stage: str = "") -> dict[str, Any]:
+    return {"name": name, "value": value, "limit": limit, "passed": passed, "detail": "seen", "stage": stage}
+
+
+def report(*, passed: bool = True) -> dict[str, Any]:
+    return {
+        "schema": "edgekit.report/1",
+        "target": "cpu-int4",
+        "model": "tiny",
+        "verdict": "pass" if passed else "fail",
+        "artifacts": [
+            {"path": "model.gguf", "format": "gguf", "bytes": 100 * 2**20, "bits_per_weight": 6.0},
+            {"path": "onnx", "format": "onnx", "bytes": 200 * 2**20, "bits_per_weight": 12.0},
+        ],
+        "stages": [
+            {"name": "model", "drift": drift(2.0), "drift_from_input": None},
+            {"name": "merge", "drift": drift(1e-9), "drift_from_input": drift(2.0)},
+            {"name": "quantize.gguf", "drift": drift(0.01), "drift_from_input": drift(0.01)},
+            {"name": "export.onnx", "drift": drift(0.02), "drift_from_input": drift(0.02)},
+            {"name": "eval.base", "drift": None, "drift_from_input": None},
+        ],
+        "evaluation": {
+            "base": {"accuracy": 0.0, "n": 4},
+            "tuned": {"accuracy": 0.75, "n": 4},
+            "gguf": {"accuracy": 0.5, "n": 4},
+            "onnx": {"accuracy": 0.75, "n": 4},
+        },
+        "profile": [
+            profile("model.gguf", 1, 50.0, 190.0),
+            profile("model.gguf", 2, 90.0, 195.0),
+            profile("onnx", 2, 60.0, 320.0),
+        ],
+        "gates": [
+            gate("source.tokenizer_identity", 1, 1, stage="model"),
+            gate("gguf.mean_kld_nats", 0.01, 0.05 if passed else 0.005, passed, "quantize.gguf"),
+            gate("gguf.size_mib", 100, 240, stage="quantize.gguf"),
+            gate("onnx.size_mib", 200, 240, stage="export.onnx"),
+        ],
+        "budget": {"size_mib": 240.0, "mean_kld_nats": 0.05 if passed else 0.005, "peak_rss_mib": 400.0},
+    }
+
+
+PROMPT = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+ASKED = ["Where is Ada?", "Where is Bob?", "Where is Cid?", "When is tea?"]
+RIGHT = ["at home", "at work", "at sea", "at four"]
+ANSWERS = {
+    "base": ["no idea", "no idea", "no idea", "no idea"],
+    "tuned": ["at home", "at work", "at sea", "at noon"],
+    "gguf": ["at home", "at war", "at sea", "at dusk"],  # one worse, one changed
+    "onnx": ["at home", "at work", "at sea", "at noon"],
+}
+
+
+def write_bundle(folder: Path, *, passed: bool = True, when: float | None = None, **changes: Any) -> Path:
+    """A bundle without model files; `changes` replace parts of its report."""
+    folder.mkdir(parents=True)
+    whole = {**report(passed=passed), **changes}
+    manifest = {
+        "schema": "edgekit.bundle/1",
+        "name": "tiny",
+        "target": "cpu-int4",
+        "verdict": whole["verdict"],
+    }
+    (folder / "report.json").write_text(json.dumps(whole))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "report.html").write_text("<p>")
+    (folder / "samples").mkdir()
+    for variant, answers in ANSWERS.items():
+        rows = [
+            {"id": f"row-{at}", "label": "where", "prompt": PROMPT.format(asked), "expected": right,
+             "answer": answer, "correct": answer == right}
+            for at, (asked, right, answer) in enumerate(zip(ASKED, RIGHT, answers, strict=True))
+        ]  # fmt: skip
+        (folder / "samples" / f"{variant}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if when is not None:
+        for name in ("report.json", "manifest.json"):
+            os.utime(folder / name, (when, when))
+    return folder

@@ -1,0 +1,210 @@
+"""The results screen under keys: table, pictures, samples, bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from results_app import opened, read, screen, told, typed
+from results_support import report, write_bundle
+from textual.widgets import DataTable
+from tui_support import run, text_of, until
+
+SIZES = [(80, 24), (160, 50)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_variants_stand_in_a_table_with_the_verdict_above(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_bundle(tmp_path / "bundles" / "good", when=2_000)
+    write_bundle(tmp_path / "bundles" / "older", passed=False, when=1_000)
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=size, notifications=True) as pilot:
+            shown = await read(pilot)
+            await until(pilot, lambda: "✓ PASS\n" in text_of(found) or "✓ PASS " in text_of(found))
+            text = text_of(found)
+            assert "good  ✓ PASSED: 4 of 4 gates hold" in text
+            assert "$ edgekit verify" in text and str(tmp_path) in shown.twin
+            for words in ("tuned", "100.0", "75.0", "0.0100", "95.0", "✓ PASS", "P Promote", "q Quit"):
+                assert words in text, words
+            assert ("90 [81..99.0]" in text.partition("Built")[0]) == (size[0] == 160)
+            assert "90 [81..99.0]" in text  # at 80 columns below the table
+            assert shown.query_one("#pictures").display == (size[0] == 160)
+            assert ("on the front" in text and "from its input" in text) == (size[0] == 160)
+
+    run(look())
+
+
+def test_failed_gates_are_told_at_once(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundles" / "bad", passed=False)
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            await read(pilot)
+            await until(pilot, lambda: "✗ FAIL mean_kld" in text_of(found))
+            text = text_of(found)
+            assert "✗ NOT PASSED: 3 of 4 gates hold" in text
+            assert "limit 0.005" in text and "quantize.gguf" in text
+
+    run(look())
+
+
+def test_pictures_follow_each_other(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundles" / "good")
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            shown = await read(pilot)
+            assert "[Pareto]" not in text_of(found)
+            await pilot.press("v")
+            await until(pilot, lambda: "on the front" in text_of(found))
+            assert "x onnx" in text_of(found) and "variant" in text_of(found)
+            await pilot.press("x")
+            await until(pilot, lambda: "first token, ms" in text_of(found))
+            await pilot.press("x")
+            await until(pilot, lambda: "at most 400" in text_of(found))
+            await pilot.press("v")
+            await until(pilot, lambda: "[drift]" in text_of(found))
+            assert "from its input 2" in text_of(found) and "no file's stage is over it" in text_of(found)
+            await pilot.press("v")
+            await until(pilot, lambda: "No confidence was recorded" in text_of(found))
+            await pilot.press("v")
+            await until(pilot, lambda: "No confidence" not in text_of(found))
+            assert not shown.query_one("#pictures").display
+
+    run(look())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_samples_side_by_side_with_what_changed(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_bundle(tmp_path / "bundles" / "good")
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=size, notifications=True) as pilot:
+            shown = await read(pilot)
+            await pilot.press("s")
+            await until(pilot, lambda: "sample 1 of 2 that differ" in text_of(found))
+            text = text_of(found)
+            assert "at [-work-]{+war+}" in text and "2 same  1 changed  0 better  1 worse" in text
+            assert "Where is Bob?" in text and "im_start" not in text
+            beside = [line for line in text.splitlines() if "tuned" in line and "base" in line]
+            assert bool(beside) == (size[0] == 160)
+            assert shown.twin.startswith("edgekit compare ")
+            assert shown.document()["counts"]["gguf"]["worse"] == 1
+            await pilot.press("n")
+            await until(pilot, lambda: "sample 2 of 2" in text_of(found))
+            await pilot.press("n")
+            await until(pilot, lambda: "sample 1 of 2" in text_of(found))
+            await pilot.press("p", "a")
+            await until(pilot, lambda: "sample 4 of 4" in text_of(found))
+            await pilot.press("slash")
+            await typed(pilot, "nowhere")
+            await until(pilot, lambda: "No sample has 'nowhere'" in text_of(found))
+            await pilot.press("escape")
+            await until(pilot, lambda: "variant" in text_of(found))
+            assert shown.twin.startswith("edgekit verify ")
+            assert isinstance(found.focused, DataTable)
+
+    run(look())
+
+
+def test_two_variants_beside_each_other(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundles" / "good")
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            shown = await read(pilot)
+            await pilot.press("space", "down", "space")
+            await until(pilot, lambda: "compare" in shown.twin)
+            assert "gguf.jsonl" in shown.twin and "onnx.jsonl" in shown.twin
+            assert text_of(found).count("*") >= 2
+            await pilot.press("d")
+            await until(pilot, lambda: "second from first" in text_of(found))
+            assert "(+100%) worse" in text_of(found) and "points better" in text_of(found)
+            await pilot.press("escape")
+            await until(pilot, lambda: "second from first" not in text_of(found))
+
+    run(look())
+
+
+def test_another_bundle_is_chosen_and_two_are_compared(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundles" / "good", when=2_000)
+    write_bundle(tmp_path / "bundles" / "worse", passed=False, when=1_000)
+    (write_bundle(tmp_path / "bundles" / "torn", when=500) / "report.json").write_text("{")
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "UNREADABLE" in text_of(found))  # the one that was written last
+            await pilot.press("b")
+            await until(pilot, lambda: "space mark" in text_of(found))
+            lines = text_of(found)
+            assert lines.index("? UNKNOWN") < lines.index("✓ PASS ") < lines.index("✗ FAIL")
+            await pilot.press("down", "space", "down", "space", "d")
+            await until(pilot, lambda: "second from first" in text_of(found))
+            assert "differs" in text_of(found)
+            await pilot.press("escape", "b")
+            await until(pilot, lambda: "space mark" in text_of(found))
+            await pilot.press("down", "down", "enter")
+            await until(pilot, lambda: "worse  ✗ NOT PASSED" in text_of(found))
+
+    run(look())
+
+
+def test_a_damaged_report_is_a_sentence_with_the_next_step(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundles" / "torn")
+    (bundle / "report.json").write_text('{"schema": "edgekit.report/1", "target": ')
+
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "is damaged" in text_of(found))
+            text = " ".join(text_of(found).split())
+            assert "UNREADABLE" in text and "Next: edgekit verify" in text
+            assert screen(found).document() is None
+            await pilot.press("s", "v", "d", "x", "space")  # nothing of it makes sense here
+            await pilot.pause()
+            assert "is damaged" in text_of(found)
+            # it is mended while one looks
+            (bundle / "report.json").write_text(json.dumps(report()))
+            await read(pilot)
+
+    run(look())
+
+
+def test_without_a_bundle_it_says_how_to_build_one(tmp_path: Path) -> None:
+    async def look() -> None:
+        found = opened(tmp_path)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "There is no bundle in" in text_of(found))
+            assert screen(found).twin.startswith("edgekit build ")
+            await pilot.press("b")
+            await pilot.press("P")
+            await until(pilot, lambda: "none can be promoted" in told(found))
+            write_bundle(tmp_path / "bundles" / "first")  # a build has ended
+            await read(pilot)
+
+    run(look())
+
+
+def test_all_of_it_in_ascii(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundles" / "good", passed=False)
+
+    async def look() -> None:
+        found = opened(tmp_path, ascii=True)
+        async with found.run_test(size=(80, 24), notifications=True) as pilot:
+            await read(pilot)
+            for key in ("", "v", "v", "v", "v", "s"):
+                if key:
+                    await pilot.press(key)
+                    await pilot.pause()
+                body = [line[:76] for line in text_of(found).splitlines()[1:-1]]  # less the scroll bar
+                assert all(map(str.isascii, body)), [line for line in body if not line.isascii()]
+
+    run(look())
