@@ -12,12 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekit.commands import shell
-from edgekit.errors import EdgekitError
+from edgekit.commands.tui import (
+    Ascii,
+    Demo,
+    Devices,
+    FleetFile,
+    NoTui,
+    ScreenName,
+    Theme,
+    ThemeName,
+    is_terminal,
+    open_app,
+    settings_of,
+)
+from edgekit.errors import CorruptError, EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.incidents.overview import Row
     from edgekit.incidents.watcher import Watcher
     from edgekit.telemetry.store import Store
+    from edgekit.views.settings import Settings
 
 MARKS = {"LOST": "?", "CRITICAL": "▲", "WARNING": "!", "OK": " ", "IDLE": " "}
 STYLES = {"LOST": "bold red", "CRITICAL": "bold red", "WARNING": "yellow", "OK": "green", "IDLE": "dim"}
@@ -33,7 +47,9 @@ def monitor(
     window: Annotated[
         str, typer.Option("--window", metavar="TIME", help="The time looked at: 5m, 1h.")
     ] = "5m",
-    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 5.0,
+    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 2.0,
+    device: Devices = None,
+    fleet: FleetFile = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -46,28 +62,42 @@ def monitor(
             "--webhook", envvar="EDGEKIT_WEBHOOK", help="With --watch: the URL that is told of changes."
         ),
     ] = None,
+    demo: Demo = False,
+    ascii: Ascii = False,
+    theme: ThemeName = Theme.DARK,
+    no_tui: NoTui = False,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Show requests, speed, memory, temperature, drift and incidents of each release; ctrl-c ends it."""
+    """Show requests, speed, memory, temperature, drift and incidents of each device and release, worst first.
+
+    In a terminal this is the app's fourth screen (`edgekit tui monitor`); ctrl-c ends the plain form.
+    """
     from edgekit.incidents.words import seconds
-    from edgekit.telemetry.store import Store
+    from edgekit.telemetry.store import FILE, Store
 
     window_s = seconds(window)
-    store = Store(state / "telemetry.sqlite")
+    if is_terminal() and not (once or watch or json or no_tui):
+        settings = settings_of(device, fleet, window_s, every, ascii=ascii, state=state)
+        open_app(settings, ScreenName.MONITOR, theme=theme, demo=demo)
+        return
+    if device or fleet:
+        glance(settings_of(device, fleet, window_s, every, state=state), once, json)
+        return
+    store = Store(state / FILE)
     watcher = _watcher(state, store, webhook) if watch else None
     try:
         while True:
             now = time.time()
-            if watcher is not None:
-                try:
+            try:
+                if watcher is not None:
                     watcher.once(now)
-                except EdgekitError as error:
-                    if once:
-                        raise
-                    sys.stderr.write(f"edgekit: {error.message}\n")  # a watchdog goes on
-            _show(state, store, now, window_s, json)
+                _show(state, store, now, window_s, json)
+            except EdgekitError as error:
+                if once:
+                    raise
+                sys.stderr.write(f"edgekit: {error.message}\n")  # who watches goes on
             if once:
                 return
             time.sleep(every)
@@ -87,24 +117,51 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
     return Watcher(
         state,
         rules_of(kept[1] if kept else None),
-        windows=_Reader(store),
-        release=lambda: current_release(state, store.path) or "",
+        windows=store,
+        release=lambda: current_release(state, store) or "",
         bundle=lambda: (in_use(state) or ("", None))[1],
         webhook=Webhook(webhook) if webhook else None,
         owner=False,
     )
 
 
-class _Reader:
-    """The windows of a store that another process writes: what troubles that one is not known here."""
+def glance(settings: Settings, once: bool, json: bool) -> None:
+    """This device and others, as the app's fourth screen shows them."""
+    from edgekit.views.fleet import Fleet
+    from edgekit.views.fleet_table import cells, columns
+    from edgekit.views.symbols import Symbols
 
-    def __init__(self, store: Store) -> None:
-        self.window = store.window
+    fleet = Fleet(settings.state, settings.devices, every_s=settings.every_s, window_s=settings.window_s)
+    fleet.start()
+    try:
+        while True:
+            seen = fleet.settled()
+            if json:
+                shell.print_json(seen.to_dict())
+            else:
+                shown = columns(140)
+                shell.say(" ".join(f"{column.title:<{column.width}}" for column in shown).rstrip())
+                for row in seen.rows:
+                    texts = cells(
+                        row, shown, seen.sparks.get(row.key, {}), Symbols(settings.ascii), seen.time
+                    )
+                    shell.say(" ".join(texts).rstrip())
+                shell.say(seen.alert or "All is well.")
+            if once:
+                return
+            time.sleep(settings.every_s)
+    finally:
+        fleet.close()
 
 
 def _show(state: Path, store: Store, now: float, window_s: float, json: bool) -> None:
     from edgekit.incidents.overview import overview
 
+    if fault := store.fault():
+        raise CorruptError(
+            f"{store.path} cannot be read: {fault}. What this device does is not known.",
+            "Move the file away; the server begins a new one.",
+        )
     rows = overview(state, store, now, window_s)
     if json:
         shell.print_json(
@@ -124,10 +181,9 @@ def _show(state: Path, store: Store, now: float, window_s: float, json: bool) ->
 def _document(row: Row, state: Path) -> dict[str, Any]:
     from edgekit.incidents.runbook import runbook
 
-    place = None if state == shell.DEFAULT_STATE else state
     found = row.to_dict()
     for incident, entry in zip(row.incidents, found["incidents"], strict=True):
-        entry["next_steps"] = [vars(step) for step in runbook(incident, place).steps]
+        entry["next_steps"] = [vars(step) for step in runbook(incident, state).steps]
     return found
 
 

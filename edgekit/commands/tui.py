@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +78,11 @@ def tui(
     verbose: shell.Verbose = False,
 ) -> None:
     """Build, watch, compare and operate in the terminal, led by screens."""
-    settings = settings_of(device, fleet, window, every, ascii, cache_dir, bundles, state)
+    from edgekit.incidents.words import seconds
+
+    settings = settings_of(
+        device, fleet, seconds(window), every, ascii=ascii, cache_dir=cache_dir, bundles=bundles, state=state
+    )
     if not (no_tui or not is_terminal()):
         open_app(settings, screen, theme=theme, demo=demo)
     elif demo:
@@ -90,22 +95,15 @@ def tui(
 
 
 def settings_of(
-    devices: list[str] | None,
-    fleet: Path | None,
-    window: str,
-    every: float,
-    ascii: bool,
-    cache_dir: Path,
-    bundles: Path,
-    state: Path,
+    devices: list[str] | None, fleet: Path | None, window_s: float, every_s: float, **more: Any
 ) -> Settings:
-    """What was typed, as settings; raises `ConfigError` for what is wrong with it."""
-    from edgekit.incidents.words import seconds
-    from edgekit.views.devices import parse_device, read_fleet
+    """What was typed, as settings, with `more` of their fields; raises `ConfigError` for devices that are none."""
+    from edgekit.views.devices import check_names, parse_device, read_fleet
     from edgekit.views.settings import Settings
 
     known = (*(read_fleet(fleet) if fleet else ()), *map(parse_device, devices or ()))
-    return Settings(cache_dir, state, bundles, known, ascii=ascii, every_s=every, window_s=seconds(window))
+    check_names(known)
+    return Settings(devices=known, window_s=window_s, every_s=every_s, **more)
 
 
 def is_terminal() -> bool:
@@ -143,8 +141,10 @@ def plain(screen: ScreenName, settings: Settings) -> None:
     from edgekit.commands import build, incident, monitor
 
     match screen:
+        case ScreenName.MONITOR if settings.devices:
+            monitor.glance(settings, once=True, json=False)
         case ScreenName.MONITOR:
-            monitor.monitor(once=True, window=f"{settings.window_s:g}s", state=settings.state)
+            monitor.monitor(once=True, window=f"{settings.window_s:.0f}s", state=settings.state)
         case ScreenName.INCIDENT:
             incident.list_(state=settings.state)
         case ScreenName.RESULTS:
@@ -156,8 +156,28 @@ def plain(screen: ScreenName, settings: Settings) -> None:
 
 
 def _plain_results(settings: Settings) -> None:
-    raise NotImplementedError
+    from rich.console import Console
+
+    from edgekit.report.table import result_table
+    from edgekit.views import bundles
+
+    found = bundles.newest(settings.bundles)
+    if found is None:
+        shell.say(f"There is no bundle in {settings.bundles} yet: edgekit build")
+    else:
+        Console().print(
+            result_table(bundles.read_json(found / bundles.REPORT, found), f"edgekit verify {found}")
+        )
 
 
 def _plain_run(settings: Settings) -> None:
-    raise NotImplementedError
+    from edgekit.console import span
+    from edgekit.views.run import Watch
+
+    view = Watch(settings.cache_dir).look(time.time())
+    shell.say(f"{view.state}  {view.sentence}".rstrip())
+    for stage in view.stages:
+        took = "" if stage.seconds is None else span(stage.seconds)
+        shell.say(f"  {stage.name:<16} {stage.state:<8} {took:>12}  {stage.counted} {stage.note}".rstrip())
+    for line in (*view.notices, *(f"{gate.name} failed: {gate.detail}" for gate in view.failed)):
+        shell.say(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgekit.views.fleet import Device
+    from edgekit.views.devices import Device
 
 FASTEST_S = 0.5
 

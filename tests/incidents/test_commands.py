@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,9 @@ def test_a_device_where_nothing_happened_is_left_as_it_is(tmp_path: Path, shell)
     assert "Nothing is recorded" in shell("monitor", "--once", "--state", state).stdout
     assert shell("incident", "list", "--state", state).stdout == "No incident is under way.\n"
     assert not state.exists()
+
+
+def test_a_damaged_store_is_no_device_that_is_well(shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "telemetry.sqlite").write_bytes(b"no database" * 500)
+    done = shell("monitor", "--once", "--json", "--state", tmp_path)
+    assert done.returncode == 5 and "cannot be read" in json.loads(done.stdout)["message"]

@@ -1,0 +1,122 @@
+"""What is shown of a release on a device, whichever way the device was asked, and why one could not be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.incidents.overview import STATES
+from edgekit.incidents.overview import Row as Seen
+
+LONGEST = 500  # characters of a text from elsewhere
+
+
+class Unheard(Exception):
+    """A device that could not be asked, or whose answer cannot be read: the reason in words, and what to do.
+
+    `nothing` says that there is nothing wrong, and nothing to see either.
+    """
+
+    def __init__(self, why: str, hint: str = "", *, nothing: bool = False) -> None:
+        super().__init__(why)
+        self.why, self.hint, self.nothing = why, hint, nothing
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An incident under way. `number` is 0 where only its kind is known; `next_step` is what to do, with its command."""
+
+    kind: str
+    severity: str
+    what: str
+    since: float
+    number: int = 0
+    acknowledged: bool = False
+    silenced_until: float = 0.0
+    next_step: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A release on a device as it was last heard of, in the window until `heard`; what is not known is None.
+
+    `state` is one of `edgekit.incidents.overview.STATES`. `ttft_p95_s` is the wait for a first token, `drift` counts drift
+    alarms in the window. `key` is what the row is known by as long as it is there. `why` says what is wrong, empty when nothing is; `hint` what to do, `since` when it began, Unix seconds.
+    """
+
+    device: str
+    key: str = ""
+    release: str = ""
+    model: str = ""
+    state: str = "LOST"
+    in_use: bool = True
+    heard: float | None = None
+    requests: int = 0
+    errors: int = 0
+    tokens_per_s: float | None = None
+    ttft_p95_s: float | None = None
+    rss_mib: float | None = None
+    temperature_c: float | None = None
+    confidence: float | None = None
+    drift: int = 0
+    since: float | None = None
+    why: str = ""
+    hint: str = ""
+    troubles: tuple[Trouble, ...] = ()
+    silenced: int = 0
+
+    @property
+    def error_rate(self) -> float | None:
+        """Share of the requests that failed."""
+        return self.errors / self.requests if self.requests else None
+
+
+def clean(text: object) -> str:
+    """A text from elsewhere as one line without control characters."""
+    whole = " ".join(str(text)[: 4 * LONGEST].split())
+    return "".join(sign for sign in whole if sign.isprintable())[:LONGEST]
+
+
+def row_of(device: str, seen: Seen, now: float, steps: dict[int, str], model: str = "") -> Row:
+    """A row of an overview, of this device or another."""
+    troubles = tuple(
+        Trouble(
+            clean(one.kind), clean(one.severity), clean(one.what), one.since, one.id,
+            one.state == "ACKNOWLEDGED", one.silenced_until or 0.0, clean(steps.get(one.id, "")),
+        )
+        for one in sorted(seen.incidents, key=lambda one: (one.silenced(now), one.severity != "critical", -one.opened))
+    )  # fmt: skip
+    state, since, why, hint = seen.state, None, "", ""
+    if state not in STATES:
+        state, why = "LOST", f"it tells a state that is not known here: {clean(state)}"
+    elif seen.in_use and seen.last_seen is None:
+        state, why, hint = "LOST", "never heard: nothing serves it yet", "serve it: edgekit serve"
+    elif state == "LOST":
+        since, why, hint = (
+            seen.last_seen,
+            "its heartbeat stopped: nothing serves there",
+            "start `edgekit serve` there",
+        )
+    elif troubles:
+        since, why, hint = troubles[0].since, troubles[0].what, troubles[0].next_step
+    return Row(
+        device=device,
+        key=f"{device} {clean(seen.release)}",
+        release=clean(seen.release),
+        model=clean(model),
+        state=state,
+        in_use=seen.in_use,
+        heard=seen.last_seen if state == "LOST" else now,
+        requests=seen.requests,
+        errors=seen.errors,
+        tokens_per_s=seen.tokens_per_s,
+        ttft_p95_s=seen.ttft_p95_s,
+        rss_mib=seen.rss_mib,
+        temperature_c=seen.temperature_c,
+        confidence=seen.confidence,
+        drift=len(seen.alarms),
+        since=since,
+        why=why,
+        hint=hint,
+        troubles=troubles,
+        silenced=sum(one.silenced_until > now for one in troubles),
+    )
