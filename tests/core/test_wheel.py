@@ -73,6 +73,9 @@ def test_the_wheel_holds_real_files_under_edgekit_alone(wheel: Path) -> None:
         "edgekit/runtimes/llamacpp.py",
         "edgekit/profiles/targets/cpu-int4.toml",
         "edgekit/data/demo_intents.toml",
+        "edgekit/demo/build.json.gz",
+        "edgekit/demo/bundle.json.gz",
+        "edgekit/demo/day.json.gz",
         "edgekit/incidents/runbooks/drift.md",
         "edgekit/py.typed",
     ):

@@ -1,0 +1,302 @@
+"""Make what `edgekit tui --demo` shows anew: `python tools/record_demo.py` (some 12 minutes, once a bundle is built).
+
+Two recordings go to `edgekit/demo/`, with the reports of the bundle and without its model:
+- A real build, from the log and the samples of a finished one. What each stage took, and every measurement and gate, is as
+  it was recorded. A stage that came from the cache has no ticks in that log: tune's are made of its recorded losses, and
+  all others are laid out evenly over the stage's recorded seconds, with no reading that was not recorded.
+- A real day. The bundle answers some 650 requests through the product's own serving, telemetry, rules and releases; only
+  the clock is set forward between them, so that 24 hours pass in minutes. Readings of the machine are this machine's. A
+  new release takes over in the 15th hour, people begin to mistype in the 19th, and the detector says so when it finds out.
+No prompt is kept, as none is in any store. `--pack-only` packs the recorded state folder again and records nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import random
+import re
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from edgekit.data.dataset import load_dataset
+from edgekit.demo import SCHEMA
+from edgekit.incidents.audit import Audit
+from edgekit.loaded import load
+from edgekit.releases import Releases
+from edgekit.releases.lifecycle import check_golden
+from edgekit.serving.deployment import Deployment
+from edgekit.telemetry.collector import Telemetry
+from edgekit.telemetry.machine import MachineWatch
+from edgekit.telemetry.observation import Observation
+
+HOUR_S, MINUTE_S = 3600.0, 60.0
+RATES = (22, *[8] * 6, 24, 24, *[36] * 3, 26, *[34] * 11)  # requests in each hour of the day
+RESTART_H, SWITCH_H, DRIFT_H = 5.0, 14.3, 18.2  # hours of the day at which these things happen
+ACKNOWLEDGED_S = 25 * MINUTE_S  # after it was told
+RESTART_S = 4 * MINUTE_S
+LOOK_S = 30.0  # between two looks of the watcher
+LONG = 12  # requests with a long conversation, for a device that is slow to its first token
+LONG_TURNS = 34
+KEPT_SAMPLES = 60
+FILES = ("report.json", "manifest.json", "signals.json", "README.md")
+SINCE = re.compile(r", since (?:\d{4}-\d\d-\d\d )?\d\d:\d\d\.")  # the time of day in an incident's sentence
+
+
+def main() -> int:
+    """Record, pack, and say what it came to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/smollm2-135m-cpu-int4"))
+    parser.add_argument("--cache-dir", type=Path, default=Path(".edgekit/cache"))
+    parser.add_argument("--state", type=Path, default=Path(".edgekit/demo-day"), help="where the day goes")
+    parser.add_argument("--out", type=Path, default=Path("edgekit/demo"))
+    parser.add_argument("--pack-only", action="store_true", help="pack the day that is in --state again")
+    arguments = parser.parse_args()
+    if not (arguments.bundle / "signals.json").is_file():
+        sys.exit(f"{arguments.bundle} is not a bundle with signals.json: run `make demo` first.")
+    if not arguments.pack_only:
+        shutil.rmtree(arguments.state, ignore_errors=True)
+        Day(arguments.bundle, arguments.state).record()
+    from demo_build import build_of
+
+    samples = chosen_samples(arguments.bundle)
+    texts = {name: (arguments.bundle / name).read_text(encoding="utf-8") for name in FILES}
+    for name, document in (
+        ("build", build_of(arguments.cache_dir, arguments.bundle)),
+        ("bundle", {"schema": SCHEMA, "name": arguments.bundle.name, "files": {**texts, **samples}}),
+        ("day", day_of(arguments.state)),
+    ):
+        packed = gzip.compress(json.dumps(document, separators=(",", ":")).encode(), mtime=0)
+        (arguments.out / f"{name}.json.gz").write_bytes(packed)
+        print(f"{name}: {len(packed) / 1024:.0f} KB")
+    return 0
+
+
+class Clock:
+    """Stands in for `time.time`: a moment that is set, and what has passed since."""
+
+    def __init__(self, moment: float) -> None:
+        self.set(moment)
+
+    def set(self, moment: float) -> None:
+        """Go to `moment`, Unix seconds."""
+        self._moment, self._set = moment, time.monotonic()
+
+    def __call__(self) -> float:
+        """The time now."""
+        return self._moment + time.monotonic() - self._set
+
+
+class Day:
+    """Records one day of `bundle` in the state folder `state`."""
+
+    def __init__(self, bundle: Path, state: Path) -> None:
+        self.bundle, self.state = bundle, state
+        self.began = (time.time() // MINUTE_S) * MINUTE_S - 24 * HOUR_S
+        self.clock = Clock(self.began)
+        self.draw = random.Random(7)
+        self.questions = [str(row.messages[-2]["content"]) for row in load_dataset("demo").test]
+        self.draw.shuffle(self.questions)
+        self.releases = Releases(state / "releases")
+        self.answers: list[Observation] = []
+        self.asked = 0
+        self.machine = MachineWatch()
+
+    def record(self) -> None:
+        """The whole day, then the requests with long conversations."""
+        with mock.patch("time.time", self.clock), tempfile.TemporaryDirectory() as folder:
+            self.clock.set(self.began - 2 * HOUR_S)
+            self._release(self.bundle, "the first one")
+            newer = next_release(self.bundle, Path(folder) / "next")
+            with self._served() as deployment:
+                self._hours(deployment, 0.0, SWITCH_H)
+            self.clock.set(self.began + SWITCH_H * HOUR_S)
+            self._release(newer, "an update")
+            with self._served() as deployment:
+                self._hours(deployment, SWITCH_H, 24.0)
+            long = self._long(Path(folder))
+        (self.state / "answers.json").write_text(
+            json.dumps(
+                {
+                    "end": self.began + 24 * HOUR_S,
+                    "answers": [asdict(seen) for seen in self.answers],
+                    "long": [asdict(seen) for seen in long],
+                }
+            ),
+            encoding="utf-8",
+        )
+
+    def _release(self, bundle: Path, why: str) -> None:
+        name = self.releases.import_(bundle, who="operator").name
+        # golden answers and the comparison are held; speed is not, as this machine does other work beside
+        self.releases.promote(name, who="operator", why=why, health=check_golden)
+
+    @contextlib.contextmanager
+    def _served(self) -> Iterator[Deployment]:
+        """The release in use, opened as `edgekit serve` opens it, without the threads that follow a real clock."""
+        deployment = Deployment(self.state, None, format="gguf", threads=1)
+        deployment.opened.telemetry.listeners.append(self.answers.append)
+        try:
+            yield deployment
+        finally:
+            deployment.close()
+            deployment.opened.model.close()
+
+    def _hours(self, deployment: Deployment, first_h: float, last_h: float) -> None:
+        """Minute by minute: the machine is read, what arrives is answered, and the watcher looks."""
+        for minute in range(round(first_h * 60), round(last_h * 60)):
+            start = self.began + minute * MINUTE_S
+            stopped = 0 <= start - self.began - RESTART_H * HOUR_S < RESTART_S
+            arrivals = [] if stopped else sorted(self._arrivals(minute / 60))
+            for look in (0.0, LOOK_S):
+                for arrival in [at for at in arrivals if look <= at < look + LOOK_S]:
+                    self.clock.set(start + arrival)
+                    deployment.opened.model.generate(self._question(minute / 60))
+                self._look(deployment, start + look + LOOK_S - 1, beat=not stopped)
+            if minute % 60 == 0:
+                print(f"hour {minute // 60}: {len(self.answers)} answers", flush=True)
+
+    def _arrivals(self, hour: float) -> Iterator[float]:
+        chance = RATES[int(hour)] / 60
+        while chance > 0:
+            if self.draw.random() < chance:
+                yield self.draw.uniform(0, MINUTE_S - 8)
+            chance -= 1
+
+    def _question(self, hour: float) -> str:
+        from field_demo import typos
+
+        self.asked += 1
+        question = self.questions[self.asked % len(self.questions)]
+        return typos(question, self.draw) if hour >= DRIFT_H else question
+
+    def _look(self, deployment: Deployment, now: float, *, beat: bool) -> None:
+        self.clock.set(now)
+        telemetry = deployment.opened.telemetry
+        if beat:
+            telemetry.store.sample(self.machine.read(), telemetry.release)
+            telemetry.store.heartbeat(now)
+        telemetry.store.flush()
+        deployment.watcher.tick(now)
+        incidents = deployment.watcher.incidents
+        for incident in incidents.find():
+            if incident.state == "OPEN" and now - incident.opened >= ACKNOWLEDGED_S:
+                why = "asking the depot what they type"
+                incidents.acknowledge(incident.id, who="operator", why=why, now=now)
+
+    def _long(self, folder: Path) -> list[Observation]:
+        """Answers to long conversations, in a store of their own."""
+        found: list[Observation] = []
+        rows = load_dataset("demo").test
+        with (
+            Telemetry.open(folder / "long", self.bundle, "gguf", beat_s=None) as telemetry,
+            load(self.bundle, "gguf", threads=1, telemetry=telemetry) as model,
+        ):
+            telemetry.listeners.append(found.append)
+            for n in range(LONG):
+                turns = [
+                    rows[(n * LONG_TURNS + turn) % len(rows)].messages[-2:] for turn in range(LONG_TURNS)
+                ]
+                talk = [message for turn in turns for message in turn][:-1]
+                model.chat(talk)
+        return found
+
+
+def next_release(bundle: Path, out: Path) -> Path:
+    """The next version, as the demo of the field makes it."""
+    import field_demo
+
+    return field_demo.next_release(bundle, out)
+
+
+# What is packed
+
+
+def chosen_samples(bundle: Path) -> dict[str, str]:
+    """Rows of each variant's samples: all that the tuned model and an exported file answer differently, and others."""
+    rows = {
+        file.name: {json.loads(line)["id"]: line for line in file.read_text(encoding="utf-8").splitlines()}
+        for file in sorted((bundle / "samples").glob("*.jsonl"))
+    }
+    answers = [
+        {key: json.loads(line)["answer"] for key, line in found.items()}
+        for name, found in rows.items()
+        if name != "base.jsonl"
+    ]
+    names = list(next(iter(rows.values())))
+    differ = [key for key in names if len({found.get(key) for found in answers}) > 1]
+    others = [key for key in names if key not in differ][: max(0, KEPT_SAMPLES - len(differ))]
+    kept = sorted([*differ, *others])
+    return {
+        f"samples/{name}": "".join(f"{found[key]}\n" for key in kept if key in found)
+        for name, found in rows.items()
+    }
+
+
+def day_of(state: Path) -> dict[str, Any]:
+    """What the stores hold after the recorded day, as JSON; times are Unix seconds of that day."""
+    from edgekit.incidents.incidents import COLUMNS
+
+    recorded = json.loads((state / "answers.json").read_text(encoding="utf-8"))
+    with contextlib.closing(sqlite3.connect(state / "incidents.sqlite")) as db:
+        incidents = db.execute(f"select {COLUMNS}, rule_json from incidents order by id").fetchall()
+        changes = db.execute("select * from changes order by rowid").fetchall()
+        alerts = db.execute("select * from alerts").fetchall()
+    with contextlib.closing(sqlite3.connect(state / "telemetry.sqlite")) as db:
+        minutes = db.execute("select minute, release, body from minutes order by minute").fetchall()
+        alarms = db.execute("select time, release, body from alarms order by time").fetchall()
+    releases = state / "releases"
+    versions = sorted((releases / "versions").glob("[0-9a-f]*"))
+    evidence = {
+        file.name: json.loads(file.read_text("utf-8")) for file in (state / "evidence").glob("*.json")
+    }
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "end": recorded["end"],
+        "minutes": [[minute, release, json.loads(body)] for minute, release, body in minutes],
+        "alarms": [[at, release, json.loads(body)] for at, release, body in alarms],
+        "incidents": incidents,
+        "changes": changes,
+        "alerts": [[rule, subject, json.loads(body)] for rule, subject, body in alerts],
+        "audit": [
+            {key: value for key, value in entry.items() if key not in ("n", "before")}
+            for entry in Audit(state).entries()
+        ],
+        "evidence": evidence,
+        "switches": [json.loads(line) for line in (releases / "log.jsonl").read_text("utf-8").splitlines()],
+        "manifests": {version.name: (version / "manifest.json").read_text("utf-8") for version in versions},
+        "imports": {
+            version.name: json.loads((releases / "records" / version.name / "import.json").read_text("utf-8"))
+            for version in versions
+        },
+        "answers": [_short(seen) for seen in recorded["answers"]],
+        "long": [_short(seen) for seen in recorded["long"]],
+    }
+    for entry in document["imports"].values():
+        entry["from"] = ""  # where it lay is of no interest
+    # the hour in an incident's sentence is written anew when it is unpacked
+    packed: dict[str, Any] = json.loads(SINCE.sub(", since {since}.", json.dumps(document)))
+    return packed
+
+
+def _short(seen: dict[str, Any]) -> dict[str, Any]:
+    """An observation with its numbers as precise as anybody reads them."""
+    short = {key: round(value, 5) if isinstance(value, float) else value for key, value in seen.items()}
+    return {**short, "time": round(seen["time"], 2)}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # for its neighbour, the demo of the field
+    sys.exit(main())
