@@ -48,7 +48,7 @@ class EdgekitApp(App[None]):
         Binding("w", "write", "Write mode", id="write", tooltip="Allow changes for ten minutes", show=False),
         Binding("y", "copy", "Copy", id="copy", tooltip="Copy the shell command of this screen", show=False),
         Binding("o", "export", "Export", id="export", tooltip="Write this view to a JSON file", show=False),
-        Binding("escape", "return", "Back", id="back", tooltip="The screen before", show=False),
+        Binding("escape", "back", "Back", id="back", tooltip="The screen before", show=False),
         Binding("q", "leave", "Quit", id="quit", tooltip="Builds and services go on"),
     ]  # fmt: skip
 
@@ -134,8 +134,8 @@ class EdgekitApp(App[None]):
         """Show a screen."""
         self.go(name)
 
-    def action_return(self) -> None:
-        """The screen before."""
+    async def action_back(self) -> None:
+        """The screen before, of those that were gone to."""
         if len(self._path) > 1:
             self._path.pop()
             self.go(self._path[-1])

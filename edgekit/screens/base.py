@@ -33,9 +33,10 @@ class View(Screen[None]):
     View > #tabs > #names { width: auto; }
     View > #tabs > #mode { width: 1fr; content-align-horizontal: right; }
     View > #tabs { layout: horizontal; }
-    View > #title { height: 1; text-style: bold; padding: 0 1; }
+    View > #title, View > #twin { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    View > #title { text-style: bold; }
     View > #body { height: 1fr; }
-    View > #twin { height: 1; color: $text-muted; padding: 0 1; }
+    View > #twin { color: $text-muted; }
     View > #tiny { display: none; }
     View.-tiny > * { display: none; }
     View.-tiny > #tiny { display: block; }
