@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import getpass
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from edgekit.commands import shell
 from edgekit.errors import CorruptError
 
 if TYPE_CHECKING:
-    from edgekit.incidents.incidents import Incident
+    from edgekit.incidents.incidents import Incident, Incidents
 
 app = typer.Typer(help="What went wrong on this device, since when, and what to do.", no_args_is_help=True)
 
@@ -57,30 +57,16 @@ def show(
     verbose: shell.Verbose = False,
 ) -> None:
     """What happened, since when, what changed before it, what to do next, and who did what so far."""
-    from edgekit.incidents import evidence, history
-    from edgekit.incidents.incidents import Incidents
-    from edgekit.incidents.runbook import runbook
+    from edgekit.incidents import evidence
+    from edgekit.incidents.account import account
 
-    incidents = Incidents(state)
-    incident = incidents.get(number)
-    book = runbook(incident, _not_default(state))
-    path = evidence.path_of(state, number)
-    switches = history.switches(state, incident.since - history.BEFORE_S, incident.opened)
-    timeline = incidents.timeline(number)
+    told = account(state, number)
     if json:
-        shell.print_json(
-            {
-                "incident": incident.to_dict(),
-                "rule": incidents.rule(number),
-                "changed_before": [vars(switch) for switch in switches],
-                "meaning": book.meaning,
-                "next_steps": [vars(step) for step in book.steps],
-                "timeline": timeline,
-                "evidence": evidence.read(path),
-            }
-        )
+        shell.print_json(told.to_dict())
         return
     from edgekit.incidents.words import LABELS, clock
+
+    incident, book, path = told.incident, told.book, evidence.path_of(state, number)
 
     shell.say(f"INCIDENT {number}  {LABELS[incident.kind]}  {_status(incident)}")
     shell.say(f"{incident.what}\n\n{book.meaning}\n")
@@ -89,33 +75,38 @@ def show(
     if path.is_file():
         shell.say(f"Evidence  {path}")
     shell.say("\nWhat changed in the day before")
-    for switch in switches:
+    for switch in told.before:
         shell.say(f"  {clock(switch.time)}  {switch.what} {switch.release}  {switch.who}: {switch.why}")
-    if not switches:
+    if not told.before:
         shell.say("  No switch of releases.")
     shell.say("\nNext steps")
     for place, step in enumerate(book.steps, 1):
         shell.say(f"  {place}. {step.text}" + (f":\n       {step.command}" if step.command else "."))
     shell.say("\nSo far")
-    for change in timeline:
+    for change in told.timeline:
         shell.say(
             f"  {clock(change['time'])}  {change['what']}  {change['who']}: {change['why']}".rstrip(": ")
         )
 
 
-@app.command("ack")
-def ack(
-    number: Number,
-    why: Why,
-    who: Who = None,
-    state: shell.StateDir = shell.DEFAULT_STATE,
-    json: shell.Json = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """Say that you have seen an incident and work on it."""
-    from edgekit.incidents.incidents import Incidents
+def _by_hand(name: str, text: str, change: Callable[[Incidents], Callable[..., Incident]]) -> None:
+    """Add the verb `name` that changes one incident, with the method `change` and a reason."""
 
-    _told(Incidents(state).acknowledge(number, who=who or getpass.getuser(), why=why), json)
+    @app.command(name, help=text)
+    def verb(
+        number: Number,
+        why: Why,
+        who: Who = None,
+        state: shell.StateDir = shell.DEFAULT_STATE,
+        json: shell.Json = False,
+        verbose: shell.Verbose = False,
+    ) -> None:
+        from edgekit.incidents.incidents import Incidents
+
+        _told(change(Incidents(state))(number, who=who or getpass.getuser(), why=why), json)
+
+
+_by_hand("ack", "Say that you have seen an incident and work on it.", lambda incidents: incidents.acknowledge)
 
 
 @app.command("silence")
@@ -136,19 +127,11 @@ def silence(
     _told(Incidents(state).silence(number, until=until, who=who or getpass.getuser(), why=why), json)
 
 
-@app.command("close")
-def close(
-    number: Number,
-    why: Why,
-    who: Who = None,
-    state: shell.StateDir = shell.DEFAULT_STATE,
-    json: shell.Json = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """End an incident by hand. While its rule holds, a new one will be opened."""
-    from edgekit.incidents.incidents import Incidents
-
-    _told(Incidents(state).close(number, who=who or getpass.getuser(), why=why), json)
+_by_hand(
+    "close",
+    "End an incident by hand. While its rule holds, a new one will be opened.",
+    lambda incidents: incidents.close,
+)
 
 
 @app.command("audit")
@@ -186,11 +169,7 @@ def _told(incident: Incident, json: bool) -> None:
 def _status(incident: Incident) -> str:
     from edgekit.incidents.words import clock
 
-    words: list[Any] = [incident.state, incident.severity]
+    words = [incident.state, incident.severity]
     if incident.state != "RESOLVED" and incident.silenced(time.time()):
         words.append(f"silenced until {clock(incident.silenced_until or 0.0)}")
     return ", ".join(words)
-
-
-def _not_default(state: Path) -> Path | None:
-    return None if state == shell.DEFAULT_STATE else state

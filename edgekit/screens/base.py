@@ -97,6 +97,8 @@ class View(Screen[None]):
 
     def draw_mode(self) -> None:
         """The names of the screens, this one marked, and whether anything can be changed."""
+        if not self.query("#names"):
+            return  # the app is being closed
         sign = self.edgekit.symbols
         names = "".join(
             f"[@click=app.go('{name}')]{'[reverse]' if name == self.NAME else ''} {number} {name} "

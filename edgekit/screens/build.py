@@ -117,7 +117,6 @@ class BuildScreen(View):
 
     def on_mount(self) -> None:
         """Begin with the first question."""
-        super().on_mount()
         if self.edgekit.settings.ascii:
             left = self.query_one("#left").styles
             left.border_right = ("ascii", left.border_right[1])
@@ -127,7 +126,6 @@ class BuildScreen(View):
 
     def on_screen_resume(self) -> None:
         """Look again at what may have been mended meanwhile."""
-        super().on_screen_resume()
         if self._machine is not None:
             self.checks.forget()
             self._look()

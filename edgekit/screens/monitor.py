@@ -87,7 +87,6 @@ class MonitorScreen(View):
 
     def on_mount(self) -> None:
         """Begin to ask the devices."""
-        super().on_mount()
         app = self.edgekit
         settings = app.settings
         self._every_s, self._window_s = max(PACES[0], settings.every_s), settings.window_s
@@ -115,7 +114,6 @@ class MonitorScreen(View):
 
     def on_screen_resume(self) -> None:
         """Look at once."""
-        super().on_screen_resume()
         if self._fleet is not None:
             self._fleet.every_s = self._every_s
             self._fleet.hurry()
@@ -123,7 +121,6 @@ class MonitorScreen(View):
 
     def on_resize(self, event: Resize) -> None:
         """Other columns fit."""
-        super().on_resize(event)
         self.call_after_refresh(self._look)
 
     def document(self) -> Any:

@@ -89,7 +89,6 @@ class ResultsScreen(Deploying):
 
     def on_mount(self) -> None:
         """Look for the newest bundle, and look again when its report changes."""
-        super().on_mount()
         self.title_text = "no bundle yet"
         self.every(self._look)
 
@@ -236,7 +235,6 @@ class ResultsScreen(Deploying):
 
     def on_resize(self, event: Resize) -> None:
         """Other columns fit now."""
-        super().on_resize(event)
         self.call_after_refresh(self._draw)
 
     # Exporting

@@ -91,7 +91,6 @@ class RunScreen(View):
 
     def on_mount(self) -> None:
         """Begin to look."""
-        super().on_mount()
         self._watch = Watch(self.edgekit.settings.cache_dir)
         self.query_one(LogPane).focus()
         self.watch(self.query_one(LogPane), "following", self._draw_head, init=False)
@@ -99,7 +98,6 @@ class RunScreen(View):
 
     def on_resize(self, event: Resize) -> None:
         """Lay the stages out anew."""
-        super().on_resize(event)
         self._drawn.clear()
         self._draw()
 

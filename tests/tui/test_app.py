@@ -27,7 +27,6 @@ class Plain(View):
         yield Chart(id="chart")
 
     def on_mount(self) -> None:
-        super().on_mount()
         self.twin, self.title_text = "edgekit monitor --once", "what is shown"
 
     def document(self) -> Any:

@@ -1,0 +1,157 @@
+"""Going back from the incident screen: the typed word, the health watch and its verdict, and refusals."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from field_state import FAILING, HOT, SLOW, answers, bad_hour
+from releases import bundles
+from textual.widgets import Input, Static
+from tui_incident import answer, flat, opened, screen, write_mode
+from tui_support import run, text_of, until
+
+from edgekit.incidents.incidents import Incidents
+from edgekit.releases import Releases
+from edgekit.screens.dialogs import Ask, Confirm
+from edgekit.screens.rollback import HealthWatch
+from edgekit.telemetry.store import Store
+from edgekit.views import rollback
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A state folder after a bad hour, and the releases before and after the switch. Only for copying."""
+    state = tmp_path_factory.mktemp("hour") / "state"
+    return (state, *bad_hour(state, rules=(SLOW, FAILING, HOT), hot=True))
+
+
+@pytest.fixture
+def state(hour: tuple[Path, str, str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(hour[0], tmp_path / "state"))
+
+
+def test_nothing_is_rolled_back_by_another_word_or_esc(
+    tmp_path: Path, state: Path, hour: tuple[Path, str, str]
+) -> None:
+    _, old, new = hour
+
+    async def test() -> None:
+        shown = opened(tmp_path, 1)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "OPEN" in text_of(shown))
+            await write_mode(shown, pilot)
+            await pilot.press("R")
+            await until(pilot, lambda: isinstance(shown.screen, Ask), 30)
+            await pilot.press("escape")
+            await until(pilot, lambda: shown.screen is screen(shown))
+            await pilot.press("R")
+            await until(pilot, lambda: isinstance(shown.screen, Ask), 30)
+            assert shown.screen.query_one(Input).value == "incident 1: failing requests"
+            await answer(shown, pilot, None)
+            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            words = flat(shown)
+            assert f"from {new}" in words and f"to {old}" in words and f"Type {old}" in words
+            assert "$ edgekit releases rollback --why 'incident 1: failing requests'" in words
+            await answer(shown, pilot, new, Confirm)
+            await pilot.pause(0.3)
+            assert isinstance(shown.screen, Confirm)
+            await pilot.press("escape")
+            await until(pilot, lambda: shown.screen is screen(shown))
+            assert Releases(state / "releases").current().name == new  # type: ignore[union-attr]
+
+    run(test())
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_rollback_is_watched_and_ends_with_a_verdict(
+    tmp_path: Path, state: Path, hour: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    _, old, _ = hour
+    monkeypatch.setattr(rollback, "WATCH_S", 2.0)
+    incidents = Incidents(state)
+    for incident in incidents.find() if alive else ():
+        incidents.close(incident.id, who="watcher", why="it is no longer in use")
+    store = Store(state / "telemetry.sqlite", every_s=3600)
+
+    def serve() -> None:
+        if not alive:
+            return
+        now = time.time()
+        answers(store, old, now, count=1)
+        for minute in (
+            now - 60,
+            now - 120,
+        ):  # it has answered for a while, so that it is what was heard of late
+            answers(store, old, minute, count=1)
+        store.heartbeat(now)
+        store.flush()
+
+    if not alive:
+        with sqlite3.connect(store.path) as db:
+            db.execute("update alive set time = time - 100")
+
+    async def test() -> None:
+        shown = opened(tmp_path, 1 if not alive else None)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "incident" in text_of(shown).splitlines()[1].lower())
+            await write_mode(shown, pilot)
+            await pilot.press("R")
+            await until(pilot, lambda: isinstance(shown.screen, Ask), 30)
+            await answer(shown, pilot, "it fails")
+            await answer(shown, pilot, old, Confirm)
+            await until(pilot, lambda: isinstance(shown.screen, HealthWatch), 30)
+            assert Releases(state / "releases").current().name == old  # type: ignore[union-attr]
+            await until(
+                pilot, lambda: f"HEALTH WATCH of {old}" in text_of(shown) and "s left" in text_of(shown)
+            )
+
+            def ended() -> bool:
+                serve()
+                return "HEALTHY:" in text_of(shown) or "STILL BAD:" in text_of(shown)
+
+            await until(pilot, ended, 15)
+            said = str(shown.screen.query_one("#verdict", Static).render())
+            if alive:
+                assert f"HEALTHY: {old} answered" in said
+            else:
+                assert "STILL BAD: nothing answers" in said and "edgekit serve --state" in said
+            await pilot.press("enter")
+            await until(pilot, lambda: shown.screen is screen(shown))
+            assert ("HEALTHY" if alive else "STILL BAD") in text_of(shown)  # it stays to be read
+
+    run(test())
+    store.close()
+
+
+def test_without_a_release_before_the_commands_refusal_is_shown(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    releases = Releases(state / "releases")
+    only = releases.import_(bundles.write(tmp_path / "one", "one"), health=bundles.fit).name
+
+    async def test() -> None:
+        shown = opened(tmp_path)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "No incident is under way" in text_of(shown))
+            await until(
+                pilot, lambda: "never heard of" in flat(shown)
+            )  # nobody looks: that is not the same as all being well
+            await write_mode(shown, pilot)
+            await pilot.press("R")
+            await until(pilot, lambda: "No release is in use" in flat(shown), 30)
+            releases.promote(only, health=bundles.fit)
+            releases.mark_good()
+            await pilot.press("R")
+            await answer(shown, pilot, "why not")
+            await until(pilot, lambda: "no earlier release is kept" in flat(shown))
+            await answer(shown, pilot, only, Confirm)
+            await until(
+                pilot,
+                lambda: "There is no earlier version to go back to; nothing was changed." in flat(shown),
+                30,
+            )
+
+    run(test())
