@@ -2,6 +2,8 @@
 # make test         install, then every check and test
 # make check        formatting, lint, types, import rules, layout
 # make field-demo   serve the demo's bundle, let its traffic drift, be told, roll back (about 4 minutes)
+# make app-demo     the whole story typed into the terminal app, in tmux (about 5 minutes after `make demo`)
+# make screenshots  draw the terminal app's screens for the docs
 # make bench        the side-by-side runs of benchmarks/
 # make constraints  resolve the versions anew (needs uv)
 
@@ -9,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: install demo field-demo test check bench constraints clean
+.PHONY: install demo field-demo app-demo screenshots test check bench constraints clean
 
 install: .venv/.installed
 
@@ -30,6 +32,12 @@ demo: install
 
 field-demo: install
 	$(BIN)/python tools/field_demo.py
+
+app-demo: install
+	$(BIN)/python tools/app_demo.py
+
+screenshots: install
+	$(BIN)/python tools/screenshots.py
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,0 +1,226 @@
+"""What the terminal app costs: time from a key press to its echo on the screen, and CPU while nobody types.
+
+    python benchmarks/app_keys.py [--presses 200] [--devices 50] [--idle 30] [--beside-build]
+
+`edgekit tui monitor` runs in a pseudo-terminal of 160x50 and draws as it would over SSH. Each press types a letter that
+stands nowhere else on the screen into the filter, and the time until that letter is drawn is taken. Three sittings: this
+device alone, with a day of history; the same with many devices by /metrics at 2 Hz; and that beside a process on every
+core, as a build is (`--beside-build` takes a real build of the sample model, of which the first minutes are enough).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import math
+import os
+import pty
+import select
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from edgekit import hardware
+from edgekit.telemetry.metrics import Metrics
+from edgekit.telemetry.observation import Observation
+from edgekit.views import demo
+
+TUI = [sys.executable, "-m", "edgekit.cli", "tui", "monitor"]
+LETTERS = [chr(code) for code in (*range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA), *range(0x430, 0x450))]
+BURN = [sys.executable, "-c", "import numpy as np\nx = np.ones((900, 900), np.float32)\nwhile True: x @ x"]
+
+
+def main() -> None:
+    """Print one row for each sitting."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presses", type=int, default=200)
+    parser.add_argument("--devices", type=int, default=50)
+    parser.add_argument("--idle", type=float, default=30)
+    parser.add_argument("--beside-build", action="store_true")
+    arguments = parser.parse_args()
+    print(f"{hardware.fingerprint()['cpu']}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}\n")
+    print("| sitting | key to echo, median ms | p99 ms | max ms | CPU while idle | memory MiB |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_:
+        settings = demo.unpack(Path(folder), time.time())
+        local = [*TUI, "--state", str(settings.state)]
+        sit("this device, a day of history", [*local, "--window", "1d"], arguments)
+        fleet = open_.enter_context(devices(arguments.devices, Path(folder)))
+        many = [*local, "--window", "1d", "--every", "0.5", "--fleet", str(fleet)]
+        sit(f"and {arguments.devices} devices at 2 Hz", many, arguments)
+        open_.enter_context(build(Path(folder)) if arguments.beside_build else burning())
+        beside = "a build" if arguments.beside_build else "a process on each core"
+        sit(f"the same beside {beside}", many, arguments)
+
+
+def sit(name: str, command: list[str], arguments: argparse.Namespace) -> None:
+    """Run the app in a terminal of its own, press keys, wait, and print the row."""
+    with Terminal(command) as terminal:
+        terminal.wait_for("MONITOR", "device", seconds=60)
+        terminal.drain(8)
+        process = psutil.Process(terminal.pid)
+        before, start = process.cpu_times(), time.monotonic()
+        terminal.drain(arguments.idle)
+        after = process.cpu_times()
+        idle = (after.user + after.system - before.user - before.system) / (time.monotonic() - start)
+        terminal.write("/")
+        terminal.drain(1.5)
+        took = []
+        for number in range(arguments.presses):
+            letter = LETTERS[number % len(LETTERS)]
+            took.append(terminal.echo(letter) * 1000)
+            terminal.drain(0.1 + 0.037 * (number % 7))  # no step with the timers
+            terminal.write("\x7f")
+            terminal.drain(0.1)
+        p99 = sorted(took)[min(len(took) - 1, math.ceil(0.99 * len(took)) - 1)]
+        rss = process.memory_info().rss / 2**20
+        print(
+            f"| {name} | {statistics.median(took):.0f} | {p99:.0f} | {max(took):.0f} | {100 * idle:.1f} % | {rss:.0f} |",
+            flush=True,
+        )
+
+
+class Terminal:
+    """A program in a pseudo-terminal of 160x50."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(TERM="xterm-256color", SSH_CONNECTION="benchmark")
+            os.execv(command[0], command)
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._fd)
+
+    def write(self, text: str) -> None:
+        """Type `text`."""
+        os.write(self._fd, text.encode())
+
+    def read(self, seconds: float) -> bytes:
+        """What is drawn next, at the latest after `seconds`."""
+        if not select.select([self._fd], [], [], max(0.0, seconds))[0]:
+            return b""
+        return os.read(self._fd, 65536)
+
+    def drain(self, seconds: float) -> None:
+        """Let it draw for a while."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.read(left)
+
+    def wait_for(self, *words: str, seconds: float) -> None:
+        """Wait until one of `words` was drawn."""
+        seen, end = b"", time.monotonic() + seconds
+        while not any(word.encode() in seen for word in words):
+            if time.monotonic() > end:
+                sys.exit(f"The app did not show {words}; it drew: {seen[-2000:]!r}")
+            seen += self.read(1)
+
+    def echo(self, letter: str) -> float:
+        """Seconds from pressing `letter` until it is drawn."""
+        start = time.monotonic()
+        self.write(letter)
+        seen = b""
+        while letter.encode() not in seen:
+            seen += self.read(10)
+            if time.monotonic() - start > 10:
+                sys.exit(f"{letter} was never drawn")
+        return time.monotonic() - start
+
+
+@contextmanager
+def devices(count: int, folder: Path) -> Iterator[Path]:
+    """`count` /metrics addresses whose counters grow, and the file that names them."""
+    metrics = Metrics("smollm2-135m")
+    stop = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = metrics.render()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def answers() -> None:
+        while not stop.wait(0.2):
+            metrics.observe(
+                Observation(time.time(), "7f3a", "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98)
+            )
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    for work in (server.serve_forever, answers):
+        threading.Thread(target=work, daemon=True).start()
+    fleet = folder / "fleet.toml"
+    address = f"http://127.0.0.1:{server.server_port}"
+    fleet.write_text(
+        "".join(f'[[device]]\nname = "line-{n}"\nurl = "{address}/{n}/metrics"\n' for n in range(count))
+    )
+    try:
+        yield fleet
+    finally:
+        stop.set()
+        server.shutdown()
+
+
+@contextmanager
+def burning() -> Iterator[None]:
+    """A process on every core."""
+    busy = [
+        subprocess.Popen(BURN, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+
+
+@contextmanager
+def build(folder: Path) -> Iterator[None]:
+    """A build of the sample model, ended when it is no longer wanted."""
+    command = [
+        sys.executable,
+        "-m",
+        "edgekit.cli",
+        "build",
+        "--cache-dir",
+        str(folder / "cache"),
+        "--out",
+        str(folder / "out"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    time.sleep(60)  # until it tunes
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()

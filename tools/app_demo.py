@@ -1,0 +1,294 @@
+"""The whole story in the terminal app, typed into a real terminal: `make app-demo`.
+
+    build ─ promote ─ serve ─ good traffic ─ drifting traffic ─ alert ─ incident ─ rollback ─ recovery
+
+tmux is the terminal; every step presses keys as a person does and reads what the screen shows. Traffic comes from outside,
+as in `make field-demo`. The first time the build takes as long as `make demo`; finished stages are kept. Ends with 1 where
+the story does not hold; the screens of each step are kept beside the state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import psutil
+from field_demo import Load, next_release, traffic, typos
+
+from edgekit.data.dataset import load_dataset
+
+EDGEKIT = [sys.executable, "-m", "edgekit.cli"]
+BUNDLE = "smollm2-135m-cpu-int4"
+
+
+class Terminal:
+    """A tmux session of its own with one program in it."""
+
+    def __init__(self, command: str, size: tuple[int, int], kept: Path) -> None:
+        self._socket = f"edgekit-app-demo-{os.getpid()}"
+        self._kept, self._shots = kept, 0
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(size[0]), "-y", str(size[1]), command)
+        self._tmux("set-option", "-g", "status", "off")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tmux("kill-server", check=False)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, by tmux's names."""
+        for key in keys:
+            self._tmux("send-keys", key)
+            time.sleep(0.15)
+
+    def type(self, text: str) -> None:
+        """Type a text, then enter."""
+        self._tmux("send-keys", "-l", text)
+        time.sleep(0.5)
+        self._tmux("send-keys", "Enter")
+
+    @property
+    def text(self) -> str:
+        """What is on the screen."""
+        return self._tmux("capture-pane", "-p", check=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether the program has ended."""
+        return not self._tmux("list-sessions", check=False)
+
+    def see(self, *words: str, seconds: float = 30) -> bool:
+        """Whether one of `words` comes onto the screen in time."""
+        return wait(lambda: any(word in self.text for word in words), seconds)
+
+    def keep(self, name: str) -> None:
+        """Write the screen to a file."""
+        self._shots += 1
+        (self._kept / f"{self._shots:02}-{name}.txt").write_text(self.text, encoding="utf-8")
+
+    def _tmux(self, *arguments: str, check: bool = True) -> str:
+        command = ["tmux", "-L", self._socket, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            sys.exit(f"{shlex.join(command)}: {done.stderr}")
+        return done.stdout
+
+
+class Story:
+    """Says what happens, and stops at the first thing that does not hold, with the screen as it is."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+
+    def say(self, text: str) -> None:
+        """Say what comes next."""
+        print(f"\n── {text}", flush=True)
+
+    def holds(self, fact: bool, text: str) -> None:
+        """Go on where `fact` holds."""
+        print(f"   {'✓' if fact else '✗'} {text}", flush=True)
+        if not fact:
+            self.terminal.keep("failed")
+            sys.exit(f"The story does not hold. The screen shows:\n{self.terminal.text}")
+
+    def shows(self, *words: str, seconds: float = 30) -> None:
+        """Go on once the screen shows one of `words`."""
+        self.holds(self.terminal.see(*words, seconds=seconds), f"the screen shows {' or '.join(words)}")
+
+
+def main() -> int:
+    """Tell the story."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path(".edgekit/app-demo"))
+    parser.add_argument("--cache-dir", type=Path, default=Path(".edgekit/cache"))
+    parser.add_argument("--size", default="160x50", help="columns and rows of the terminal")
+    arguments = parser.parse_args()
+    if shutil.which("tmux") is None:
+        sys.exit("make app-demo types into a terminal of tmux (Debian: apt-get install tmux).")
+    folder: Path = arguments.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "screens").mkdir(parents=True)
+    places = [
+        "--cache-dir", str(arguments.cache_dir), "--bundles", str(folder / "bundles"), "--state", str(folder / "state"),
+    ]  # fmt: skip
+    columns, rows = map(int, arguments.size.split("x"))
+    command = shlex.join([*EDGEKIT, "tui", *places])
+    print(f"$ edgekit tui {shlex.join(places)}", flush=True)
+    with Terminal(command, (columns, rows), folder / "screens") as terminal:
+        try:
+            tell(Story(terminal), terminal, folder)
+        finally:
+            end_server(folder / "state")
+    print("\n✓ The story holds", flush=True)
+    return 0
+
+
+def tell(story: Story, terminal: Terminal, folder: Path) -> None:
+    """Build, serve, watch, be told, roll back, recover."""
+    bundles, state = folder / "bundles", folder / "state"
+    questions = [row.messages[-2]["content"] for row in load_dataset("demo").test]
+
+    story.say("Five questions, each answered with enter, and a build")
+    story.shows("1/5")
+    for step in range(2, 6):
+        terminal.press("Enter")
+        story.shows(f"{step}/5")
+    terminal.keep("review")
+    terminal.press("b")
+    story.shows("Build it?", seconds=120)
+    terminal.press("Enter")
+    story.shows("STARTING", "RUNNING", "KEPT", seconds=60)
+    terminal.keep("run")
+    story.shows("Every gate held", seconds=60 * 60)
+    terminal.press("Enter")
+    story.shows("gates hold", seconds=30)
+    terminal.keep("results")
+
+    story.say("Write mode, and the bundle is put to use")
+    terminal.press("w")
+    story.shows("Allow changes")
+    terminal.press("Enter")
+    story.shows("WRITE")
+    promote(story, BUNDLE, "the first one")
+    port = free_port()
+    terminal.press("S")
+    story.shows("Port")
+    terminal.type(str(port))
+    base = f"http://127.0.0.1:{port}/v1"
+    story.holds(wait(lambda: answers(port), 120), "the service answers")
+    first = releases(state)["current"]
+
+    story.say("The next release follows while the service runs")
+    next_release(bundles / BUNDLE, bundles / "next")
+    terminal.press("3", "b")
+    story.shows("next")
+    terminal.press("Enter")
+    promote(story, "next", "an update")
+    story.holds(wait(lambda: releases(state).get("previous") == first, 60), "it answers, and was marked good")
+
+    story.say("Good traffic")
+    told = traffic(base, [questions[n % len(questions)] for n in range(120)])
+    story.holds(set(told) == {200}, f"answered: {dict(told)}")
+    terminal.press("4")
+    story.shows("OK")
+    terminal.keep("monitor-good")
+
+    story.say("Traffic in which every word is mistyped")
+    draw = random.Random(7)
+    told = traffic(base, [typos(questions[n % len(questions)], draw) for n in range(240)])
+    story.holds(set(told) == {200}, f"answered: {dict(told)}")
+    story.shows("WARNING", "CRITICAL", seconds=60)
+    terminal.keep("monitor-alert")
+
+    story.say("The incident")
+    terminal.press("Enter")
+    story.shows("INCIDENT")
+    story.shows("OPEN")
+    terminal.keep("incident")
+    terminal.press("a")
+    story.shows("why", "Why")
+    terminal.type("looking into it")
+    story.shows("ACKNOWLEDGED")
+
+    story.say("Back to the release before, under load")
+    load = Load(base, questions)
+    time.sleep(3)
+    terminal.press("R")
+    story.shows("Roll back: why?")
+    terminal.type("it drifts")
+    story.shows(f"Type {first}")
+    terminal.keep("rollback")
+    terminal.type(first)
+    story.shows("HEALTH WATCH")
+    story.holds(wait(lambda: load.releases[-1] == first, 20), f"{first} answers again")
+    story.shows("HEALTHY", seconds=90)
+    terminal.keep("healthy")
+    told = load.stop()
+    story.holds(set(told) == {200}, f"no request was lost: {dict(told)}")
+    terminal.press("Enter", "4")
+    story.holds(wait(lambda: recovered(terminal.text, first), 90), f"the monitor shows {first} as OK")
+    terminal.keep("monitor-recovered")
+
+    story.say("Leaving the app leaves the service alone")
+    terminal.press("q")
+    story.holds(wait(lambda: terminal.over, 20), "the app has ended")
+    story.holds(answers(port), "the service still answers")
+
+
+def promote(story: Story, bundle: str, why: str) -> None:
+    """Put the bundle that is shown on trial."""
+    story.terminal.press("P")
+    story.shows("Why is it promoted")
+    story.terminal.type(why)
+    story.shows(f"Type {bundle}")
+    story.terminal.type(bundle)
+    story.shows("DONE promote", "FAILED", seconds=240)
+    story.holds("FAILED" not in story.terminal.text, f"{bundle} is on trial")
+    story.terminal.keep(f"promoted-{bundle}")
+
+
+def recovered(text: str, release: str) -> bool:
+    """Whether the monitor shows the release, and shows it well."""
+    return any(release[:7] in line and " OK " in line for line in text.splitlines())
+
+
+def releases(state: Path) -> dict[str, str]:
+    """The release in each place, as the shell tells it."""
+    command = [*EDGEKIT, "releases", "list", "--state", str(state), "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {one["place"]: one["name"] for one in reversed(found)}
+
+
+def answers(port: int) -> bool:
+    """Whether a service is ready there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def end_server(state: Path) -> None:
+    """End the service that the app started, which outlived it."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "serve" in words and str(state) in words:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether `condition()` comes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.25)
+    return condition()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
