@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,12 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.markup import escape
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from edgekit.screens.base import NAMES, View
+from edgekit.screens.base import NAMES, READ_ONLY, View
 from edgekit.screens.commands import Keys
 from edgekit.screens.dialogs import Confirm
 from edgekit.views.command import Command, Outcome
@@ -64,7 +65,9 @@ class EdgekitApp(App[None]):
             self.animation_level = "none"
 
     def on_mount(self) -> None:
-        """Open the first screen."""
+        """Open the first screen; a terminal that is closed ends the app as `q` does."""
+        with contextlib.suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.exit)  # not on every system
         self.go(self._first, **self._what)
         self.set_interval(1.0, self._end_write)
 
@@ -90,8 +93,10 @@ class EdgekitApp(App[None]):
         return f"WRITE {max(1, round(left / 60))} min" if left > 0 else "READ-ONLY"
 
     def go(self, name: str, **what: Any) -> None:
-        """Show the screen `name`, and its subject."""
+        """Show the screen `name`, and its subject; a question that is open there is left without an answer."""
         screen = self._screen(name)
+        while len(self.screen_stack) > 2:
+            self.pop_screen()
         if len(self.screen_stack) == 1:
             self.push_screen(screen)
         elif self.screen is not screen:
@@ -104,19 +109,19 @@ class EdgekitApp(App[None]):
     def act(self, command: Command, done: Callable[[Outcome], None] | None = None, *, what: str = "") -> bool:
         """Run a command that changes something, and tell how it ended; False, and a word why, while read-only."""
         if not self.writing:
-            self.notify("Read-only: press w to be able to change things.", severity="warning")
+            self.notify(READ_ONLY, severity="warning")
             return False
 
         def told(outcome: Outcome) -> None:
             if outcome.code == 0:
-                self.notify(escape(what or outcome.command.text), title="Done")
+                self.notify(what or outcome.command.text, markup=False, title="Done")
             else:
                 text = "\n".join([outcome.message, *outcome.faults[:5], outcome.hint]).strip()
-                self.notify(escape(text), title="That did not work", severity="error", timeout=15)
+                self.notify(text, markup=False, title="That did not work", severity="error", timeout=15)
             if done is not None:
                 done(outcome)
 
-        self.notify(escape(f"$ {command.text}"), timeout=3)
+        self.notify(f"$ {command.text}", markup=False, timeout=3)
         self._in_thread(command, told)
         return True
 
@@ -159,7 +164,7 @@ class EdgekitApp(App[None]):
         """Copy the shell command."""
         if isinstance(self.screen, View) and (text := self.screen.copy_text()):
             self.copy_to_clipboard(text)
-            self.notify(escape(text), title="Copied")
+            self.notify(text, markup=False, title="Copied")
 
     def action_export(self) -> None:
         """Write the view to a new JSON file here."""
@@ -169,12 +174,20 @@ class EdgekitApp(App[None]):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.now()))
         path = Path(f"edgekit-{self.screen.NAME}-{stamp}.json")
         try:
+            text = json.dumps(
+                document, indent=2, default=str
+            )  # ASCII: whatever stood in a store can be written
             with path.open("x", encoding="utf-8") as file:
-                json.dump(document, file, indent=2, ensure_ascii=False, default=str)
-        except OSError as error:
-            self.notify(escape(f"{path} could not be written: {error.strerror}."), severity="error")
+                file.write(text + "\n")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            self.notify(f"{path} could not be written: {why}.", markup=False, severity="error")
         else:
-            self.notify(escape(str(path)), title="Written")
+            self.notify(str(path), markup=False, title="Written")
+
+    def action_help_quit(self) -> None:
+        """What ctrl+c says."""
+        self.notify("q leaves; a build and a service go on.", title="ctrl+c")
 
     def action_leave(self) -> None:
         """Quit; while a build runs, say first that it goes on."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from rich.markup import escape
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from edgekit.tui import EdgekitApp
 
 NAMES = ("build", "run", "results", "monitor", "incident")
+READ_ONLY = "Read-only: press w to be able to change things."
 SMALLEST = (60, 16)  # columns and rows; below that there is only a sentence
 
 
@@ -33,6 +33,7 @@ class View(Screen[None]):
     View > #tabs > #names { width: auto; }
     View > #tabs > #mode { width: 1fr; content-align-horizontal: right; }
     View > #tabs { layout: horizontal; }
+    View > #tabs Static { link-style: none; link-color: $foreground; link-background: transparent; }
     View > #title, View > #twin { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     View > #title { text-style: bold; }
     View > #body { height: 1fr; }
@@ -99,18 +100,21 @@ class View(Screen[None]):
         """The names of the screens, this one marked, and whether anything can be changed."""
         if not self.query("#names"):
             return  # the app is being closed
-        sign = self.edgekit.symbols
+        app = self.edgekit
+        mode = f"{app.mode_words} {app.symbols.dot} demo" if app.settings.demo else app.mode_words
+        free = self.size.width - len(f" {mode}  ? help ")  # the names give way, never the mode
+        full = sum(len(f" {number} {name} ") for number, name in enumerate(NAMES, 1))
+        brand = " edgekit " if full + len(" edgekit ") <= free else ""
+        short = full > free
         names = "".join(
-            f"[@click=app.go('{name}')]{'[reverse]' if name == self.NAME else ''} {number} {name} "
-            f"{'[/reverse]' if name == self.NAME else ''}[/]"
+            f"[@click=app.go('{name}')]{'[reverse]' if name == self.NAME else ''} {number}"
+            f"{'' if short and name != self.NAME else f' {name}'} {'[/reverse]' if name == self.NAME else ''}[/]"
             for number, name in enumerate(NAMES, 1)
         )
-        self.query_one("#names", Static).update(f"[b] edgekit [/b]{names}")
-        words = self.edgekit.mode_words
-        style = "bold $warning" if self.edgekit.writing else "$text-muted"
-        more = f" {sign.dot} demo" if self.edgekit.settings.demo else ""
+        self.query_one("#names", Static).update(f"[b]{brand}[/b]{names}")
+        style = "bold $warning" if app.writing else "$text-muted"
         self.query_one("#mode", Static).update(
-            f"[{style}]{escape(words)}{more}[/]  [@click=app.command_palette()]? help[/] "
+            f"[{style}]{mode}[/]  [@click=app.command_palette()]? help[/] "
         )
 
     def watch_twin(self, twin: str) -> None:
@@ -127,6 +131,7 @@ class View(Screen[None]):
         """A terminal too small for any screen gets a sentence."""
         width, height = event.size.width, event.size.height
         self.set_class(width < SMALLEST[0] or height < SMALLEST[1], "-tiny")
+        self.draw_mode()
         self.query_one("#tiny", Static).update(
             f"This terminal is {width}x{height}; edgekit needs {SMALLEST[0]}x{SMALLEST[1]}. "
             f"Make it larger, or type: edgekit {self.NAME if self.NAME in ('monitor', 'incident') else 'monitor'} "
@@ -136,7 +141,8 @@ class View(Screen[None]):
     def complain(self, error: EdgekitError) -> None:
         """Tell an error in words: what failed, and what to do next."""
         self.notify(
-            escape(f"{error.message}\n{error.hint}".strip()),
+            f"{error.message}\n{error.hint}".strip(),
+            markup=False,
             title="That did not work",
             severity="error",
             timeout=15,

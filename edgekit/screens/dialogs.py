@@ -32,6 +32,8 @@ class _Dialog(ModalScreen[Answer], Generic[Answer]):
 class Confirm(_Dialog[bool]):
     """Whether to go on with what `text` says; with `typed` that word must be typed first."""
 
+    AUTO_FOCUS = "#typed, #yes"
+
     def __init__(self, text: str, typed: str = "") -> None:
         super().__init__()
         self._text, self._typed = text, typed
@@ -44,13 +46,10 @@ class Confirm(_Dialog[bool]):
             if self._typed:
                 yield Static(Text(f"Type {self._typed} to go on:"))
                 yield Input(id="typed")
+                yield Static(id="other")
             with Horizontal():
                 yield Button("Cancel", id="no", compact=True)
                 yield Button("Go on", id="yes", variant="primary", compact=True, disabled=bool(self._typed))
-
-    def on_mount(self) -> None:
-        """Begin where a hurried enter does no harm."""
-        self.query_one("#typed" if self._typed else "#yes").focus()
 
     def action_leave(self) -> None:
         """No."""
@@ -64,6 +63,8 @@ class Confirm(_Dialog[bool]):
     def _typed_enter(self, event: Input.Submitted) -> None:
         if event.value.strip() == self._typed:
             self.dismiss(True)
+        else:
+            self.query_one("#other", Static).update("That is another word; nothing was done.")
 
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:

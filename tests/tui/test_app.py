@@ -30,7 +30,7 @@ class Plain(View):
         self.twin, self.title_text = "edgekit monitor --once", "what is shown"
 
     def document(self) -> Any:
-        return {"shown": 1}
+        return {"shown": 1, "foreign": "\ud800"}
 
 
 class Other(Plain):
@@ -94,6 +94,46 @@ def test_nothing_changes_before_w_and_what_fails_is_a_sentence(tmp_path: Path) -
     run(test())
 
 
+def test_the_mode_and_help_are_never_cut(tmp_path: Path) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor", demo=True)
+        async with shown.run_test(size=(60, 16)) as pilot:
+            await until(pilot, lambda: "a body" in text_of(shown))
+            first = text_of(shown).splitlines()[0]
+            assert "4 monitor" in first and "READ-ONLY" in first and first.rstrip().endswith("? help")
+
+    run(test())
+
+
+def test_words_of_others_are_shown_as_they_are(tmp_path: Path) -> None:
+    command = Command(("incident", "ack", "7", "--why", "[URGENT] see [/tmp/x", "--state", str(tmp_path)))
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(160, 50), notifications=True) as pilot:
+            shown._write_until = shown.now() + 60
+            assert shown.act(command)
+            await until(pilot, lambda: "[URGENT] see [/tmp/x" in text_of(shown))
+
+    run(test())
+
+
+def test_a_screen_takes_the_place_of_the_one_before_and_of_its_questions(tmp_path: Path) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "a body" in text_of(shown))
+            shown.push_screen(Confirm("Sure?"))
+            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            for name in ("incident", "monitor", "incident"):
+                shown.go(name)
+                await pilot.pause()
+            await until(pilot, lambda: isinstance(shown.screen, Other))
+            assert len(shown.screen_stack) == 2
+
+    run(test())
+
+
 def test_escape_goes_back_and_numbers_do_not_steal_from_an_input(tmp_path: Path) -> None:
     answers: list[str | None] = []
 
@@ -122,7 +162,7 @@ def test_a_typed_confirmation_takes_nothing_else(tmp_path: Path) -> None:
             shown.push_screen(Confirm("Roll back?", typed="line-3"), answers.append)
             await until(pilot, lambda: isinstance(shown.screen, Confirm))
             await pilot.press(*"line-4", "enter")
-            await pilot.pause()
+            await until(pilot, lambda: "another word; nothing was done" in text_of(shown))
             assert not answers
             shown.screen.query_one(Input).value = "line-3"
             await pilot.press("enter")
@@ -159,7 +199,7 @@ def test_a_view_is_exported_and_never_over_another_file(
             await pilot.press("o")
             await until(pilot, lambda: list(tmp_path.glob("edgekit-monitor-*.json")))
             (written,) = tmp_path.glob("edgekit-monitor-*.json")
-            assert json.loads(written.read_text()) == {"shown": 1}
+            assert json.loads(written.read_text()) == {"shown": 1, "foreign": "\ud800"}
             await pilot.press("o")
             await until(pilot, lambda: "could not be written" in text_of(shown))
 
