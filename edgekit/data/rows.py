@@ -44,6 +44,10 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises `ConfigError` with every bad row and its line number, and for a file that is missing or has no rows.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe may have no end
+        raise ConfigError(
+            f"{path} is not a file.", "Give a JSONL file, or a folder with train.jsonl and so on."
+        )
     try:
         lines = path.read_text(encoding="utf-8-sig").split(
             "\n"

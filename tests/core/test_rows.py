@@ -1,6 +1,7 @@
 """Rows: three shapes in, every fault with its line, and splits that never move."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,12 @@ def test_a_question_in_two_splits_is_refused(tmp_path: Path) -> None:
         write(tmp_path / f"{split}.jsonl", {"prompt": "q" if split != "test" else "other", "completion": "r"})
     with pytest.raises(ConfigError, match="two splits"):
         load_dataset(str(tmp_path))
+
+
+def test_a_pipe_is_refused_because_it_may_have_no_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(ConfigError, match="not a file"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_a_folder_names_each_missing_split(tmp_path: Path) -> None:
