@@ -43,7 +43,7 @@ SHOTS = (
     Shot("run", "run", wait_s=25.0),
     Shot("results", "results"),
     Shot("samples", "results", ("s",)),
-    Shot("monitor", "monitor", wait_s=8.0),
+    Shot("monitor", "monitor", ("down",), 10.0),
     Shot("incident", "incident", ("enter",)),
     Shot("help", "monitor", ("question_mark",)),
     Shot("monitor-light", "monitor", wait_s=8.0, theme="textual-light"),
@@ -74,7 +74,7 @@ async def draw(shot: Shot, size: tuple[int, int]) -> str:
     """The screen as SVG."""
     with tempfile.TemporaryDirectory() as folder:
         settings = replace(demo.unpack(Path(folder), time.time()), ascii=shot.ascii, window_s=86_400.0)
-        with demo.Replay(settings, speed=20) as replay:
+        with demo.Replay(settings, speed=20, lost_s=5.0) as replay:
             app: Any = EdgekitApp(replay.settings, shot.screen)
             app.theme = shot.theme
             async with app.run_test(size=size) as pilot:
