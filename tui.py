@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -21,6 +20,7 @@ from textual.screen import Screen
 from edgekit.screens.base import NAMES, READ_ONLY, View
 from edgekit.screens.commands import Keys
 from edgekit.screens.dialogs import Confirm
+from edgekit.screens.threads import in_thread
 from edgekit.views.command import Command, Outcome
 from edgekit.views.settings import Settings
 from edgekit.views.symbols import Symbols
@@ -122,7 +122,7 @@ class EdgekitApp(App[None]):
                 done(outcome)
 
         self.notify(f"$ {command.text}", markup=False, timeout=3)
-        self._in_thread(command, told)
+        in_thread(self, command.run, told)
         return True
 
     def ask(self, command: Command, done: Callable[[Outcome], None]) -> None:
@@ -133,7 +133,7 @@ class EdgekitApp(App[None]):
             self._asked.discard(command)
             done(outcome)
 
-        self._in_thread(command, told)
+        in_thread(self, command.run, told)
 
     def action_go(self, name: str) -> None:
         """Show a screen."""
@@ -223,14 +223,6 @@ class EdgekitApp(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, View) and screen.is_mounted:
                 screen.draw_mode()
-
-    def _in_thread(self, command: Command, told: Callable[[Outcome], None]) -> None:
-        def run() -> None:
-            outcome = command.run()
-            with contextlib.suppress(RuntimeError):  # the app has ended meanwhile
-                self.call_from_thread(told, outcome)
-
-        threading.Thread(target=run, name="command", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def text_of(app: EdgekitApp) -> str:
     )
 
 
-async def until(pilot: Any, condition: Callable[[], Any], seconds: float = 10) -> None:
+async def until(pilot: Any, condition: Callable[[], Any], seconds: float = 30) -> None:
     """Wait until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -140,14 +140,20 @@ def promote(
 @app.command("rollback")
 def rollback(
     why: Why = "",
+    release: Annotated[
+        str | None,
+        typer.Option("--release", help="Only if this version is in use: its name, or its first letters."),
+    ] = None,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
     """Go back to the version before, at once; a server that runs follows."""
-    release = _releases(state).rollback(why=why)
-    _tell(release, json, f"{release.name} is in use again")
+    releases = _releases(state)
+    leaving = None if release is None else releases.get(release).name
+    back = releases.rollback(why=why, release=leaving)
+    _tell(back, json, f"{back.name} is in use again")
 
 
 @app.command("gc")

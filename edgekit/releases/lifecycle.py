@@ -267,12 +267,15 @@ class Releases:
 
         With `release` only when that version answers, so that a late rule cannot hit the one after it.
 
-        Raises `ConfigError` when there is none, and `CorruptError` when none of the earlier ones is whole.
+        Raises `ConfigError` when there is none or another answers, and `CorruptError` when none of the earlier ones is whole.
         """
 
         def back(slots: Slots) -> Slots:
             if release is not None and slots.active != release:
-                raise ConfigError(f"{release} is not in use any more; nothing was changed.")
+                raise ConfigError(
+                    f"{release} is not in use any more, but {slots.active or 'none'}; nothing was changed.",
+                    "`edgekit releases log` shows who changed it, and why.",
+                )
             earlier = slots.good if slots.pending else slots.good[:-1]
             if slots.active is None or not earlier:
                 raise ConfigError(

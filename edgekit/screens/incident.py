@@ -9,14 +9,13 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import DataTable, OptionList, Static
-from textual.worker import get_current_worker
 
 from edgekit.errors import EdgekitError
 from edgekit.incidents.words import seconds
@@ -24,6 +23,7 @@ from edgekit.screens import incident_parts as parts
 from edgekit.screens.chart import Chart
 from edgekit.screens.dialogs import Ask
 from edgekit.screens.rollback import RollingBack
+from edgekit.screens.threads import in_thread
 from edgekit.views.command import Outcome
 from edgekit.views.devices import Device
 from edgekit.views.incident import Entry, Source
@@ -86,6 +86,11 @@ class IncidentScreen(RollingBack):
         """Where the incidents are read."""
         return Source(self.edgekit.settings.state, self._device)
 
+    @property
+    def subject(self) -> object:
+        """The incident, or the list, of its device."""
+        return self._number, self._device
+
     def compose_view(self) -> ComposeResult:
         """The list, one incident, and beside it its timeline."""
         with Horizontal():
@@ -115,6 +120,10 @@ class IncidentScreen(RollingBack):
         """Look at once."""
         self._look()
 
+    def on_screen_suspend(self) -> None:
+        """Whoever leaves no longer asks for the way back."""
+        self._roll_back_next = False
+
     def show(
         self, number: int | None = None, device: Device | None = None, rollback: bool = False, **what: Any
     ) -> None:
@@ -128,13 +137,14 @@ class IncidentScreen(RollingBack):
         if self._found is None:
             return None
         if self._found.shown is not None:
-            return dict(self._found.shown.document)
+            return self._found.shown.document
         return {"device": self.source.name, "incidents": [asdict(entry) for entry in self._found.entries]}
 
     def _turn(self, number: int | None, device: Device | None) -> None:
-        if (number, device) == (self._number, self._device):
+        if (number, device) == self.subject:
             return
         self._number, self._device, self._found, self._said = number, device, None, ""
+        self._roll_back_next = False
         if self.is_mounted:
             self.query_one("#one", VerticalScroll).scroll_home(animate=False)
             self._draw()
@@ -145,13 +155,8 @@ class IncidentScreen(RollingBack):
         wanted = Wanted(self.source, self._number, self._everything)
         if self.is_mounted and wanted != self._reading:
             self._reading = wanted
-            self._read(wanted, self.edgekit.now())
-
-    @work(thread=True, group="incident")
-    def _read(self, wanted: Wanted, now: float) -> None:
-        found = self._reader.read(wanted, now)
-        if not get_current_worker().is_cancelled:
-            self.app.call_from_thread(self._have, wanted, found)
+            now = self.edgekit.now()
+            in_thread(self, lambda: self._reader.read(wanted, now), lambda found: self._have(wanted, found))
 
     def _have(self, wanted: Wanted, found: Found) -> None:
         if wanted == self._reading:
@@ -219,7 +224,7 @@ class IncidentScreen(RollingBack):
         line = self.query_one("#state")
         for name in ("critical", "warning", "over"):
             line.set_class(name == ("over" if shown.entry.over else shown.entry.severity), name)
-        self._put("what", parts.what(shown.entry, sign, short=short))
+        self._put("what", parts.what(shown.entry, now, sign, short=short))
         self._put("facts", parts.facts(shown, now, sign, short=short))
         self._put("caption", parts.caption(plot, now, sign))
         chart = self.query_one("#plot", Chart)

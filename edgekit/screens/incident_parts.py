@@ -28,6 +28,7 @@ COLUMNS_WIDTH = (
     sum(width for _, width in COLUMNS) + 2 * (len(COLUMNS) + 1) + 2
 )  # two cells between, a scroll bar
 TICKS = 5
+AGED_S = 120.0
 LONG = 150  # a sentence of more than two lines
 WHAT = "what"
 MARKER = "|"  # of the moment at which it was told
@@ -117,12 +118,14 @@ def state(entry: Entry, now: float, sign: Symbols) -> Text:
     return text("  ".join(words), sign)
 
 
-def what(entry: Entry, sign: Symbols, *, short: bool) -> Text:
-    """What happened; on a `short` terminal the first part of a long sentence, and how many more there are."""
+def what(entry: Entry, now: float, sign: Symbols, *, short: bool) -> Text:
+    """What happened, as of when it was told; on a `short` terminal the first part of a long sentence."""
     first, *more = entry.what.split("; ")
+    words = entry.what
     if short and more and len(entry.what) > LONG:
-        return text(f"{first}; and {len(more)} more, in full below.", sign)
-    return text(entry.what, sign)
+        words = f"{first}; and {len(more)} more, in full below."
+    aged = now - entry.opened > AGED_S  # its figures are those of that time, and not of now
+    return text(f"Told {clock(entry.opened, now)}: {words}" if aged else words, sign)
 
 
 def facts(shown: Shown, now: float, sign: Symbols, *, short: bool) -> Text:
@@ -146,6 +149,8 @@ def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
             sign,
         )
     told = [f"{plot.name}, {plot.unit}" + ("" if plot.step_s == 60 else f", each {span(plot.step_s)}")]
+    if plot.ys:
+        told.append(f"last {plot.ys[-1]:.4g}")
     if plot.line is not None:
         told.append(f"{sign.line}{sign.line} {plot.line_name} {plot.line:.4g}")
     told.append(f"{MARKER} told {clock(plot.opened, now)}")
@@ -206,7 +211,7 @@ def timeline(shown: Shown, now: float, sign: Symbols) -> Text:
         told += text(f"\n {clock(event.time, now)}  {event.what}", sign)
         told += text(f"  {event.who}{f': {event.why}' if event.why else ''}", sign, "dim")
     if measured := figures(shown, "").figures:
-        told += Text.assemble("\n\n", ("Measured while it went on", "bold"))
+        told += Text.assemble("\n\n", ("Measured when it was told", "bold"))
         told += text("".join(f"\n {line}" for line in measured), sign)
     return told
 

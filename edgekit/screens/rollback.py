@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
-from textual.worker import get_current_worker
 
 from edgekit.console import span
 from edgekit.errors import EdgekitError
-from edgekit.screens.base import View
+from edgekit.screens.base import READ_ONLY, View
 from edgekit.screens.dialogs import Ask, Confirm
+from edgekit.screens.threads import in_thread
 from edgekit.views import rollback
 from edgekit.views.bundles import drawn
 from edgekit.views.command import Outcome
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from edgekit.tui import EdgekitApp
 
 BAR = 40
-READ_ONLY = "Read-only: press w to be able to change things."
 
 
 class RollingBack(View):
@@ -37,6 +35,11 @@ class RollingBack(View):
     def source(self) -> Source:
         """The device that is looked at."""
         raise NotImplementedError
+
+    @property
+    def subject(self) -> object:
+        """What is shown: a question that was asked for while this was is not put while another is."""
+        return self.source
 
     def reason(self) -> str:
         """What stands in the question for the reason at first."""
@@ -53,24 +56,26 @@ class RollingBack(View):
     def may(self) -> bool:
         """Whether things can be changed; says so when they cannot."""
         if not self.edgekit.writing:
-            self.notify(READ_ONLY, severity="warning")
+            self.notify(READ_ONLY, markup=False, severity="warning")
         return self.edgekit.writing
 
     def action_roll_back(self) -> None:
         """Read the releases of the device, then ask."""
-        source = self.source
+        source, subject = self.source, self.subject
         if source.by_url:
             self.say("A release is rolled back on the device, or by SSH: name it as NAME=ssh:USER@HOST.")
         elif self.may():
             self.say(f"Reading the releases of {source.name}...")
             self.edgekit.ask(
-                source.command("releases", "list"), lambda outcome: self._planned(source, outcome)
+                source.command("releases", "list"), lambda outcome: self._planned(source, subject, outcome)
             )
 
-    def _planned(self, source: Source, outcome: Outcome) -> None:
-        self.say("")
-        if source != self.source or not self.is_current:
+    def _planned(self, source: Source, subject: object, outcome: Outcome) -> None:
+        if subject != self.subject:
             return  # the person is looking at something else by now
+        self.say("")
+        if not self.is_current:
+            return
         try:
             plan = rollback.plan(outcome, source)
         except EdgekitError as error:
@@ -90,13 +95,16 @@ class RollingBack(View):
         )
 
     def _confirm(self, plan: Plan, source: Source, why: str) -> None:
-        command = rollback.rollback(source, why)
+        command = rollback.rollback(source, plan.leaving, why)
 
         def confirmed(yes: bool | None) -> None:
             if yes:
                 self.edgekit.act(command, lambda outcome: self._rolled(source, outcome))
 
-        text = "\n".join([f"Roll back {source.name}", "", *plan.lines(), "", f"$ {command.text}"])
+        lines = plan.lines()  # the command before what it does: a small terminal shows the first lines
+        text = "\n".join(
+            [f"Roll back {source.name}", "", *lines[:2], "", f"$ {command.text}", "", *lines[2:]]
+        )
         self.app.push_screen(Confirm(drawn(text, self.edgekit.symbols), plan.typed), confirmed)
 
     def _rolled(self, source: Source, outcome: Outcome) -> None:
@@ -154,15 +162,12 @@ class HealthWatch(ModalScreen[str]):
         assert self._watch is not None
         if self._verdict is None and not self._looking:
             self._looking = True
-            self._look(self._watch)
+            self._look(self._watch, self._app.now())
         self._draw()
 
-    @work(thread=True, group="health")
-    def _look(self, watch: Watch) -> None:
-        now = self._app.now()
-        seen = rollback.look(watch.source, watch.release, now - watch.began, now)
-        if not get_current_worker().is_cancelled:
-            self.app.call_from_thread(self._have, seen)
+    def _look(self, watch: Watch, now: float) -> None:
+        elapsed_s = now - watch.began
+        in_thread(self, lambda: rollback.look(watch.source, watch.release, elapsed_s, now), self._have)
 
     def _have(self, seen: Look) -> None:
         self._looking = False

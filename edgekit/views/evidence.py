@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.console import span
 from edgekit.errors import EdgekitError
+from edgekit.events import LARGEST
 from edgekit.incidents.defaults import HEARTBEAT_S
 from edgekit.incidents.readings import expected_confidence, reading_of
 from edgekit.telemetry import reference
 from edgekit.views.incident import Shown, one_line
+from edgekit.views.numbers import finite
 
 if TYPE_CHECKING:
     from edgekit.telemetry.store import Store, Window
@@ -115,7 +117,7 @@ class Series:
         """The points of the incident's release, those of whatever answered before its first, and the seconds of each."""
         entry = shown.entry
         release = None if metric in OF_DEVICE else entry.release
-        since = entry.since - max(BEFORE_S, 2 * (_number(shown.rule.get("window_s")) or 0.0))
+        since = entry.since - max(BEFORE_S, 2 * (finite(shown.rule.get("window_s"), LARGEST) or 0.0))
         until = min(now, entry.since + AFTER_S)
         if entry.resolved is not None:
             until = min(until, entry.resolved + BEFORE_S / 3)
@@ -137,7 +139,8 @@ class Series:
         key = (start, step_s, release)
         if key not in self._known:
             # up to the last second of the step: a window takes in each minute that it touches
-            value = _value(store.window(start, start + step_s - 1, release), metric, start + step_s)
+            window = store.window(start, start + step_s - 1, release)
+            value = finite(_value(window, metric, start + step_s))
             if now - start - step_s <= SETTLED_S:
                 return value
             self._known[key] = value
@@ -148,10 +151,14 @@ def unheard(state: Path, now: float) -> str:
     """Why no incident may mean that nobody looks: how long nothing was heard of the server; empty while it is."""
     from edgekit.telemetry.store import FILE, Store
 
-    last = Store(state / FILE).window(now, now).last_seen
+    told = Store(state / FILE).window(now, now).last_seen
+    last = finite(told, LARGEST)
     if last is not None and now - last <= HEARTBEAT_S:
         return ""
-    heard = "was never heard of" if last is None else f"was last heard of {span(max(0.0, now - last))} ago"
+    if last is not None:
+        heard = f"was last heard of {span(now - last)} ago"
+    else:
+        heard = "was never heard of" if told is None else "was heard of at a time that cannot be read"
     return f"The server {heard}: while it does not run, nobody looks. edgekit serve --state {state}"
 
 
@@ -171,19 +178,23 @@ def plotted(shown: Shown) -> str:
 def metric_name(shown: Shown) -> str:
     """What the rule's metric is called."""
     metric = str(shown.rule.get("metric", ""))
-    return METRICS[metric][0] if metric in METRICS else NAMES.get(metric, metric or "The rule's reading")
+    return (
+        METRICS[metric][0]
+        if metric in METRICS
+        else NAMES.get(metric, one_line(metric) or "The rule's reading")
+    )
 
 
 def rule_words(shown: Shown) -> str:
     """When the rule tells: what is above or below which limit, for how long, over which stretch of time."""
     rule, name = shown.rule, metric_name(shown)
-    above, below = _number(rule.get("above")), _number(rule.get("below"))
+    above, below = finite(rule.get("above")), finite(rule.get("below"))
     limit = below if above is None else above
     if limit is None:
         return name
     _, unit, scale = METRICS.get(str(rule.get("metric", "")), ("", "", 1.0))
     words = f"{name} {'below' if above is None else 'above'} {limit * scale:.4g} {unit}".rstrip()
-    held, window = _number(rule.get("for_s")), _number(rule.get("window_s"))
+    held, window = finite(rule.get("for_s"), LARGEST), finite(rule.get("window_s"), LARGEST)
     return words + (f" for {span(held)}" if held else "") + (f", over {span(window)}" if window else "")
 
 
@@ -197,7 +208,7 @@ def figures(shown: Shown, note: str) -> Plot:
     during, before = _part(shown, "during"), _part(shown, "before")
     told = []
     for field in FIGURES:
-        now, then = _number(during.get(field)), _number(before.get(field))
+        now, then = finite(during.get(field)), finite(before.get(field))
         if now is None:
             continue
         called, its_unit, scale = METRICS.get(field, (field.capitalize(), "", 1.0))
@@ -226,8 +237,8 @@ def _line_of(shown: Shown, metric: str, state: Path) -> tuple[float | None, str]
     """The limit of the rule, or the reference that the build recorded where the limit is in another unit."""
     rule = shown.rule
     if rule.get("metric") == metric:
-        limit = _number(rule.get("above"))
-        limit = _number(rule.get("below")) if limit is None else limit
+        limit = finite(rule.get("above"))
+        limit = finite(rule.get("below")) if limit is None else limit
         return limit, "limit"
     bundle = state / "releases" / "versions" / shown.entry.release
     if metric not in SIGNALS or not shown.entry.release or not bundle.is_dir():
@@ -240,8 +251,8 @@ def _line_of(shown: Shown, metric: str, state: Path) -> tuple[float | None, str]
                 signals = reference.load(bundle, format_)
                 number = signals.numbers.get(metric) if signals else None
                 mean = number.mean if number else None
-            if mean is not None:
-                return mean, "at the build"
+            if (told := finite(mean)) is not None:
+                return told, "at the build"
     return None, ""
 
 
@@ -253,7 +264,3 @@ def _alarms(shown: Shown) -> list[Mapping[str, Any]]:
 def _part(shown: Shown, name: str) -> Mapping[str, Any]:
     part = shown.evidence.get(name)
     return part if isinstance(part, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -6,6 +6,7 @@ commands call, of another one by the commands themselves over SSH.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from edgekit.incidents.words import LABELS, clock
 from edgekit.views.bundles import plain
 from edgekit.views.command import Command
 from edgekit.views.devices import Device
+from edgekit.views.numbers import moment, number
 
 Value = TypeVar("Value")
 ANSWER_S = 30.0  # for a device over SSH
 LIKELY_S = 3600.0  # a switch so soon before is the likely cause, one in the day before a possible one
 AUDIT_BYTES = 16 * 2**20  # an audit log that is larger is checked by its own command
-FOREIGN = (OSError, sqlite3.Error, ValueError, LookupError, TypeError, AttributeError)
+FOREIGN = (
+    OSError, sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
 DONE = {
     "promote": "promoted", "try": "started", "good": "marked good", "rollback": "rolled back", "verdict": "taken out",
     "gc": "old versions removed", "refuse": "refused",
@@ -135,8 +139,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Shown:
-    """One incident whole; `document` is what `edgekit incident show --json` prints of it, `warning` what is wrong with
-    the records themselves."""
+    """One incident whole; `document` is what `edgekit incident show --json` prints of it, with null for numbers that JSON
+    does not know, `warning` what is wrong with the records themselves."""
 
     entry: Entry
     rule: Mapping[str, Any]
@@ -185,7 +189,7 @@ def read_document(document: Any, source: Source, warning: str = "") -> Shown:
             ),
             timeline=_timeline(document, entry),
             evidence=evidence if isinstance(evidence, dict) else {},
-            document=document,
+            document=json.loads(json.dumps(document, default=str), parse_constant=lambda sign: None),
             warning=warning,
         )
 
@@ -210,17 +214,17 @@ def changes(switches: Sequence[Mapping[str, Any]], entry: Entry) -> tuple[Change
     causes = [
         place
         for place, (switch, done) in enumerate(found)
-        if float(switch["time"]) <= entry.since and ENTERS_USE & set(done)
+        if moment(switch, "time") <= entry.since and ENTERS_USE & set(done)
     ]
     cause = causes[-1] if causes and entry.action != "never" else None
     return tuple(
         Change(
-            time=float(switch["time"]),
+            time=moment(switch, "time"),
             release=one_line(switch["release"]),
             what=_done(done),
             who=one_line(switch["who"]),
             why=one_line(switch["why"]),
-            mark=_mark(entry.since - float(switch["time"])) if place == cause else "",
+            mark=_mark(entry.since - moment(switch, "time")) if place == cause else "",
         )
         for place, (switch, done) in enumerate(found)
     )
@@ -247,7 +251,7 @@ def _timeline(document: Mapping[str, Any], entry: Entry) -> tuple[Event, ...]:
         why = one_line(one["why"])
         events.append(
             Event(
-                float(one["time"]),
+                moment(one, "time"),
                 one_line(one["what"]),
                 one_line(one["who"]),
                 "" if why == entry.what else why,
@@ -258,27 +262,27 @@ def _timeline(document: Mapping[str, Any], entry: Entry) -> tuple[Event, ...]:
     ):  # a newer edgekit on the device tells, an older one does not
         if one["what"] in ENTERS_USE:
             what = f"{one_line(one['release'])} {DONE[one['what']]}"
-            events.append(Event(float(one["time"]), what, one_line(one["who"]), one_line(one["why"])))
+            events.append(Event(moment(one, "time"), what, one_line(one["who"]), one_line(one["why"])))
     return tuple(sorted(events, key=lambda event: event.time))
 
 
 def _entry(values: Mapping[str, Any]) -> Entry:
-    def moment(name: str) -> float | None:
-        return None if values.get(name) is None else float(values[name])
+    def if_any(name: str) -> float | None:
+        return None if values.get(name) is None else moment(values, name)
 
     kind = str(values["kind"])
     return Entry(
-        number=int(values["id"]),
+        number=int(number(values, "id")),
         label=LABELS.get(kind, one_line(kind)),
         what=one_line(values["what"]),
         state=one_line(values["state"]),
         severity=one_line(values["severity"]),
         action=one_line(values.get("action", "")),
         release=one_line(values.get("release") or ""),
-        since=float(values["since"]),
-        opened=float(values["opened"]),
-        silenced_until=moment("silenced_until"),
-        resolved=moment("resolved"),
+        since=moment(values, "since"),
+        opened=moment(values, "opened"),
+        silenced_until=if_any("silenced_until"),
+        resolved=if_any("resolved"),
     )
 
 

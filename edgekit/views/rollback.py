@@ -11,6 +11,7 @@ from edgekit.errors import ConfigError, CorruptError, EdgekitError, StageError
 from edgekit.incidents.defaults import HEARTBEAT_S
 from edgekit.views.command import Command, Outcome
 from edgekit.views.incident import FOREIGN, Source, one_line
+from edgekit.views.numbers import moment, number
 
 WATCH_S = 60.0
 ERRORS_MOST = 0.05  # of the requests; the limit of the rule that a device has by default
@@ -75,9 +76,9 @@ def plan(listed: Outcome, source: Source) -> Plan:
     return Plan(leaving, back_to, typed)
 
 
-def rollback(source: Source, why: str) -> Command:
-    """The command that goes back."""
-    return source.command("releases", "rollback", "--why", why)
+def rollback(source: Source, leaving: Version, why: str) -> Command:
+    """The command that goes back from that version, and changes nothing where another one is in use by then."""
+    return source.command("releases", "rollback", "--release", leaving.name, "--why", why)
 
 
 def in_use_now(rolled: Outcome) -> str:
@@ -221,7 +222,7 @@ def look(source: Source, release: str, elapsed_s: float, now: float) -> Look:
         outcome = source.command("monitor", "--once", "--window", f"{max(1, round(elapsed_s))}s").run(ASKED_S)
         if outcome.code != 0:
             return Look(trouble=one_line(outcome.message))
-        return seen(outcome.document["releases"], release, float(outcome.document["time"]))
+        return seen(outcome.document["releases"], release, moment(outcome.document, "time"))
     except EdgekitError as error:
         return Look(trouble=one_line(error.message))
     except FOREIGN as error:
@@ -232,17 +233,19 @@ def seen(rows: Sequence[Mapping[str, Any]], release: str, now: float) -> Look:
     """A look from the rows of `edgekit monitor --once --json` at the device's time `now`."""
     used = next((row for row in rows if row["in_use"]), None)
     mine = next((row for row in rows if row["release"] == release), None)
-    heard = used["last_seen"] if used else None
+    heard = moment(used, "last_seen") if used and used["last_seen"] is not None else None
     return Look(
         in_use=one_line(used["release"]) if used else "",
-        silent_s=None if heard is None else max(0.0, now - float(heard)),
-        requests=int(mine["requests"]) if mine else 0,
-        errors=int(mine["errors"]) if mine else 0,
-        ttft_p95_s=mine["ttft_p95_s"] if mine else None,
-        incidents=tuple((int(one["id"]), one_line(one["what"])) for one in used["incidents"]) if used else (),
+        silent_s=None if heard is None else max(0.0, now - heard),
+        requests=int(number(mine, "requests")) if mine else 0,
+        errors=int(number(mine, "errors")) if mine else 0,
+        ttft_p95_s=number(mine, "ttft_p95_s") if mine and mine["ttft_p95_s"] is not None else None,
+        incidents=tuple((int(number(one, "id")), one_line(one["what"])) for one in used["incidents"])
+        if used
+        else (),
     )
 
 
 def _version(values: Mapping[str, Any]) -> Version:
     model = "-".join(one_line(values[name]) for name in ("model", "target") if values.get(name))
-    return Version(one_line(values["name"]), model, one_line(values["place"]), float(values["size_mib"]))
+    return Version(one_line(values["name"]), model, one_line(values["place"]), number(values, "size_mib"))

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from releases import bundles
+from typer.testing import CliRunner
 
+from edgekit.commands.releases import app
 from edgekit.errors import ConfigError, CorruptError, GateError
 from edgekit.manifest import release_name
 from edgekit.releases import Release, Releases
@@ -133,6 +135,28 @@ def test_rollback_goes_back_one_and_no_further_than_there_is(releases, tmp_path:
     releases.promote(two.name, health=bundles.fit, compare=bundles.same)
     assert releases.get(two.name).why == ""
     assert releases.rollback().name == one.name and releases.pending() is None
+
+
+def test_the_command_leaves_the_named_version_alone_and_no_other(releases, tmp_path: Path) -> None:
+    one, two, three = (used(releases, tmp_path, text) for text in ("one", "two", "three"))
+
+    def rollback(release: str) -> BaseException | None:
+        return (
+            CliRunner()
+            .invoke(app, ["rollback", "--release", release, "--why", "slow", "--state", str(tmp_path)])
+            .exception
+        )
+
+    releases.rollback(why="a rule was first")
+    before = releases.log()
+    for late, said in (
+        (three.name, f"{three.name} is not in use any more, but {two.name}"),
+        ("none", "no release"),
+    ):
+        refused = rollback(late)
+        assert isinstance(refused, ConfigError) and said in refused.message and refused.hint
+    assert releases.current() == two.path and releases.log() == before
+    assert rollback(two.name[:8]) is None and releases.current() == one.path
 
 
 def test_rollback_passes_over_a_damaged_version(releases, tmp_path: Path) -> None:

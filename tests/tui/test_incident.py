@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,13 @@ from tui_incident import answer, flat, opened, screen, write_mode
 from tui_support import run, text_of, until
 
 from edgekit.incidents.incidents import Incidents
+from edgekit.screens.dialogs import Ask
 from edgekit.screens.incident_parts import Listed, Steps
+from edgekit.views.command import Command, Outcome
 from edgekit.views.devices import Device
+from edgekit.views.incident_reader import Found, Reader, Wanted
+
+REASON = "--see [/tmp/x [URGENT] [b]the fan[/b]"
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +99,10 @@ def test_read_only_changes_nothing_and_write_mode_takes_a_reason(tmp_path: Path,
             await until(pilot, lambda: "needs a reason" in flat(shown))
             assert Incidents(state).get(1).state == "OPEN"
             await pilot.press("a")
-            await answer(shown, pilot, "--checking [b]the fan[/b]")
+            await answer(shown, pilot, REASON)
+            await until(pilot, lambda: "see [/tmp/x [URGENT]" in flat(shown))  # the toast
             await until(pilot, lambda: "ACKNOWLEDGED" in text_of(shown), 30)
-            assert Incidents(state).timeline(1)[-1]["why"] == "--checking [b]the fan[/b]"
+            assert Incidents(state).timeline(1)[-1]["why"] == REASON
 
     run(test())
 
@@ -204,5 +212,113 @@ def test_those_that_are_over_are_shown_on_demand(tmp_path: Path, state: Path) ->
             assert [one["state"] for one in document["incidents"]] == ["RESOLVED"] * 3
             await pilot.press("A")
             await until(pilot, lambda: "No incident is under way" in text_of(shown))
+
+    run(test())
+
+
+@pytest.mark.parametrize("value", ["9e999", "1e300"])
+def test_times_that_are_none_are_a_sentence(tmp_path: Path, state: Path, value: str) -> None:
+    with sqlite3.connect(state / "incidents.sqlite") as db:
+        db.execute(f"update incidents set since = {value}, opened = {value} where id = 1")
+    db.close()
+
+    async def test() -> None:
+        shown = opened(tmp_path)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "is no number that can be told" in flat(shown))
+            shown.go("incident", number=1)
+            await until(pilot, lambda: "INCIDENT 1 on this device What" in flat(shown))
+            assert "is no number that can be told" in flat(shown)
+            shown.go("incident", number=2)
+            await until(pilot, lambda: "OPEN since" in flat(shown))
+
+    run(test())
+
+
+class Slow(Reader):
+    """Reads incident 1 no sooner than it is let, or after ten seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let, self.reading = threading.Event(), threading.Event()
+
+    def read(self, wanted: Wanted, now: float) -> Found:
+        if wanted.number == 1:
+            self.reading.set()
+            self.let.wait(10)
+        return super().read(wanted, now)
+
+
+def test_the_end_does_not_wait_for_a_device_and_its_late_answer_harms_nothing(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, raised = Slow(), []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    before = set(threading.enumerate())
+
+    async def test() -> None:
+        shown = opened(tmp_path, 1)
+        async with shown.run_test(size=(80, 24)) as pilot:
+            screen(shown)._reader = slow
+            await until(pilot, slow.reading.is_set)
+
+    began = time.monotonic()
+    run(test())
+    assert time.monotonic() - began < 8
+    slow.let.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert not raised
+
+
+@pytest.mark.parametrize("left", ["escape", "1"])
+def test_the_way_back_is_not_asked_for_on_another_screen_or_incident(
+    tmp_path: Path, state: Path, left: str
+) -> None:
+    slow = Slow()
+
+    async def test() -> None:
+        shown = opened(tmp_path)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "CRITICAL" in text_of(shown))
+            await write_mode(shown, pilot)
+            page = screen(shown)
+            page._reader = slow
+            asked: list[object] = []
+            page.action_roll_back = lambda: asked.append(page.subject)  # type: ignore[method-assign]
+            shown.go("incident", number=1, rollback=True)
+            await until(pilot, slow.reading.is_set)
+            await pilot.press(left)
+            await until(pilot, lambda: page._number is None or shown.screen is not page)
+            slow.let.set()
+            shown.go("incident", number=2 if left == "escape" else 1)
+            await until(pilot, lambda: "OPEN since" in flat(shown))
+            assert not asked
+            shown.go("incident", number=2, rollback=True)
+            await until(pilot, lambda: asked == [(2, None)])
+
+    run(test())
+
+
+def test_a_question_that_comes_late_is_not_put_over_another_incident(tmp_path: Path, state: Path) -> None:
+    async def test() -> None:
+        shown = opened(tmp_path, 1)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "OPEN since" in flat(shown))
+            await write_mode(shown, pilot)
+            later: list[Callable[[Outcome], None]] = []
+            shown.ask = lambda command, done: later.append(done)  # type: ignore[method-assign]
+            await pilot.press("R")
+            await until(pilot, lambda: later)
+            shown.go("incident", number=2)
+            await until(pilot, lambda: "INCIDENT 2" in flat(shown) and "OPEN since" in flat(shown))
+            listed = [{"name": "x", "place": "current", "size_mib": 1.0}]
+            later[0](Outcome(Command(("x",)), 0, listed))
+            await pilot.pause()
+            assert shown.screen is screen(shown)
+            await pilot.press("R")
+            await until(pilot, lambda: len(later) == 2)
+            later[1](Outcome(Command(("x",)), 0, listed))
+            await until(pilot, lambda: isinstance(shown.screen, Ask))
 
     run(test())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from field_state import FAILING, HOT, SLOW, answers, bad_hour
+from field_state import FAILING, HOT, SLOW, answers, bad_hour, versions
 from releases import bundles
 from textual.widgets import Input, Static
 from tui_incident import answer, flat, opened, screen, write_mode
@@ -20,6 +21,7 @@ from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.rollback import HealthWatch
 from edgekit.telemetry.store import Store
 from edgekit.views import rollback
+from edgekit.views.incident import Source
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_nothing_is_rolled_back_by_another_word_or_esc(
             await until(pilot, lambda: isinstance(shown.screen, Confirm))
             words = flat(shown)
             assert f"from {new}" in words and f"to {old}" in words and f"Type {old}" in words
-            assert "$ edgekit releases rollback --why 'incident 1: failing requests'" in words
+            assert f"$ edgekit releases rollback --release {new} --why 'incident" in words
             await answer(shown, pilot, new, Confirm)
             await pilot.pause(0.3)
             assert isinstance(shown.screen, Confirm)
@@ -125,6 +127,57 @@ def test_a_rollback_is_watched_and_ends_with_a_verdict(
 
     run(test())
     store.close()
+
+
+def test_what_another_one_rolled_back_meanwhile_is_not_rolled_back_again(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    one, two, three = versions(state, ["one", "two", "three"], time.time() - 600)
+    releases = Releases(state / "releases")
+
+    async def test() -> None:
+        shown = opened(tmp_path)
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "No incident is under way" in text_of(shown))
+            await write_mode(shown, pilot)
+            await pilot.press("R")
+            await answer(shown, pilot, "it is slow")
+            await until(pilot, lambda: isinstance(shown.screen, Confirm) and f"from {three}" in flat(shown))
+            releases.rollback(why="a rule was first", release=three)
+            await answer(shown, pilot, two, Confirm)
+            await until(pilot, lambda: f"{three} is not in use any more, but {two}" in flat(shown), 30)
+            assert releases.current() == releases.get(two).path and releases.get(one).place == "previous"
+            assert not isinstance(shown.screen, HealthWatch)
+
+    run(test())
+
+
+def test_the_end_does_not_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let, looking = threading.Event(), threading.Event()
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    before = set(threading.enumerate())
+
+    def look(*what: object) -> rollback.Look:
+        looking.set()
+        let.wait(10)
+        return rollback.Look("old", 1.0)
+
+    monkeypatch.setattr(rollback, "look", look)
+
+    async def test() -> None:
+        shown = opened(tmp_path)
+        async with shown.run_test(size=(80, 24)) as pilot:
+            await until(pilot, lambda: "state folder" in flat(shown))
+            shown.push_screen(HealthWatch(Source(tmp_path), "old"))
+            await until(pilot, looking.is_set)
+
+    began = time.monotonic()
+    run(test())
+    assert time.monotonic() - began < 8
+    let.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert not raised
 
 
 def test_without_a_release_before_the_commands_refusal_is_shown(tmp_path: Path) -> None:

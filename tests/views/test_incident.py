@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import sys
@@ -15,13 +16,14 @@ from field_state import FAILING, HOT, SLOW, answers, bad_hour, versions
 
 from edgekit.errors import ConfigError, CorruptError, EdgekitError
 from edgekit.incidents.incidents import Incidents
+from edgekit.telemetry.machine import Machine
 from edgekit.telemetry.store import Store
 from edgekit.views import evidence, incident_reader
 from edgekit.views.command import Command, Outcome
 from edgekit.views.devices import Device
 from edgekit.views.incident import Source, read_document, read_list, read_one
 from edgekit.views.incident_reader import Reader, Wanted
-from edgekit.views.rollback import WATCH_S, Look, Watch, look, plan, seen
+from edgekit.views.rollback import WATCH_S, Look, Watch, look, plan, rollback, seen
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +272,71 @@ def test_what_stays_is_not_read_again_and_a_change_is_seen(
     )  # what was known stays, and is said to be old
 
 
+@pytest.mark.parametrize(
+    "value", [1e300, float("inf"), float("nan"), 1e11, pytest.param(10**400, id="huge"), True, "noon", [1]]
+)
+@pytest.mark.parametrize("name", ["since", "opened", "resolved", "silenced_until", "switch", "event"])
+def test_a_time_that_is_none_is_said_so_and_goes_no_further(
+    hour: tuple[Path, float, str, str], name: str, value: Any
+) -> None:
+    state, _, _, _ = hour
+    document = dict(read_one(Source(state), number_of(state, "errors")).document)
+    line = {"time": value, "who": "anna", "what": "promote", "release": "r", "why": ""}
+    if name == "switch":
+        document["changed_before"] = [line]
+    elif name == "event":
+        document["timeline"] = [line]
+    else:
+        document["incident"] = {**document["incident"], name: value}
+    with pytest.raises(CorruptError, match="not understood"):
+        read_document(document, Source(state))
+
+
+@pytest.mark.parametrize(
+    "value", [1e300, float("inf"), float("nan"), pytest.param(10**400, id="huge"), True, "x"]
+)
+def test_figures_and_limits_that_are_none_are_left_out(
+    hour: tuple[Path, float, str, str], value: Any
+) -> None:
+    state, now, _, _ = hour
+    shown = read_one(Source(state), number_of(state, "latency"))
+    rule = {**shown.rule, "above": value, "for_s": value, "window_s": value}
+    odd = replace(shown, rule=rule, evidence={"during": {"requests": value, "errors": 2}})
+    assert evidence.rule_words(odd) == "Time to first token (p95)"
+    assert evidence.figures(odd, "").figures == ("Errors: 2 (before: not known)",)
+    plot = evidence.Series(state).plot(odd, now)
+    assert plot.line is None and plot.xs and min(plot.xs) > now - 86_400
+
+
+def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_told(
+    hour: tuple[Path, float, str, str], copy: Path
+) -> None:
+    _, now, _, _ = hour
+    shown = read_one(Source(copy), number_of(copy, "temperature"))
+    whole = evidence.Series(copy).plot(shown, now)
+    store = Store(copy / "telemetry.sqlite", every_s=3600)
+    store.sample(Machine(now - 300, 300.0, float("inf"), 0.0, 0.5), shown.entry.release)
+    store.close()
+    with sqlite3.connect(store.path) as db:
+        db.execute("update alive set time = 9e999")
+    db.close()
+    plot = evidence.Series(copy).plot(shown, now)
+    assert len(plot.xs) == len(whole.xs) - 1 and max(plot.ys) < 100
+    assert "a time that cannot be read" in evidence.unheard(copy, now)
+
+
+def test_what_is_exported_is_json_whatever_was_told(hour: tuple[Path, float, str, str]) -> None:
+    state, _, _, _ = hour
+    document = dict(read_one(Source(state), number_of(state, "errors")).document)
+    document["evidence"] = {
+        "during": {"ttft_p95_s": float("nan"), "all": [float("inf"), 1.5, "NaN"]},
+        "raw": b"x",
+    }
+    exported = read_document(document, Source(state)).document
+    assert json.loads(json.dumps(exported, allow_nan=False)) == exported
+    assert exported["evidence"]["during"] == {"ttft_p95_s": None, "all": [None, 1.5, "NaN"]}
+
+
 # Going back
 
 
@@ -297,11 +364,20 @@ def test_the_way_back_is_from_the_trial_to_the_current_one_else_to_the_previous(
     assert plan(listed("current", "previous"), away).typed == "line-3"
     with pytest.raises(ConfigError, match="No release is in use"):
         plan(listed("new"), here)
-    for document in (None, {"a": 1}, [3], [{"place": "current"}]):
+    endless = [{"name": "x", "place": "current", "size_mib": float("inf")}]
+    for document in (None, {"a": 1}, [3], [{"place": "current"}], endless):
         with pytest.raises(CorruptError):
             plan(Outcome(Command(("x",)), 0, document), here)
     with pytest.raises(EdgekitError, match="damaged"):
         plan(Outcome(Command(("x",)), 5, None, "state.json is damaged."), here)
+
+
+def test_the_command_names_the_release_that_it_leaves() -> None:
+    source = Source(Path("/state"), Device("line-3", host="line-3"))
+    found = plan(listed("pending", "current"), source)
+    assert rollback(source, found.leaving, "it's slow").arguments == (
+        "releases", "rollback", "--release", "p" * 12, "--why", "it's slow",
+    )  # fmt: skip
 
 
 WELL = Look("old", 2.0, 30, 0, 0.4)
@@ -344,3 +420,23 @@ def test_looks_at_a_device_that_answers_and_at_one_that_does_not(tmp_path: Path)
     assert "damaged" in look(Source(state), new, 5.0, now).trouble
     store.close()
     assert seen([], "old", now) == Look()
+
+
+@pytest.mark.parametrize("name", ["last_seen", "requests", "errors", "ttft_p95_s", "id"])
+@pytest.mark.parametrize("value", ["0.4", float("nan"), float("inf"), 1e300])
+def test_a_number_that_is_none_is_a_trouble_of_the_look(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incident = {"id": 1, "what": "It is slow."}
+    row = {
+        "release": "old", "in_use": True, "last_seen": 999.0, "requests": 3, "errors": 0, "ttft_p95_s": None,
+        "incidents": [incident],
+    }  # fmt: skip
+    source = Source(Path("/state"), Device("line-3", host="line-3"))
+    told = {"time": 1000.0, "releases": [row]}
+    monkeypatch.setattr(Command, "run", lambda self, timeout_s=None: Outcome(self, 0, told))
+    assert look(source, "old", 5.0, 0.0) == Look("old", 1.0, 3, 0, None, ((1, "It is slow."),))
+    (incident if name == "id" else row)[name] = value  # type: ignore[index]
+    found = look(source, "old", 5.0, 0.0)
+    watch = Watch(source, "old", 0.0).taking(found)
+    assert f"'{name}' is no number" in found.trouble and watch.figures() == (found.trouble,)
