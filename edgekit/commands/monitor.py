@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from edgekit.commands.tui import (
     open_app,
     settings_of,
 )
-from edgekit.errors import CorruptError, EdgekitError
+from edgekit.errors import ConfigError, EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.incidents.overview import Row
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from edgekit.telemetry.store import Store
     from edgekit.views.settings import Settings
 
+WEBHOOK = "EDGEKIT_WEBHOOK"
 MARKS = {"LOST": "?", "CRITICAL": "▲", "WARNING": "!", "OK": " ", "IDLE": " "}
 STYLES = {"LOST": "bold red", "CRITICAL": "bold red", "WARNING": "yellow", "OK": "green", "IDLE": "dim"}
 
@@ -58,9 +61,7 @@ def monitor(
     ] = False,
     webhook: Annotated[
         str | None,
-        typer.Option(
-            "--webhook", envvar="EDGEKIT_WEBHOOK", help="With --watch: the URL that is told of changes."
-        ),
+        typer.Option("--webhook", envvar=WEBHOOK, help="With --watch: the URL that is told of changes."),
     ] = None,
     demo: Demo = False,
     ascii: Ascii = False,
@@ -78,9 +79,21 @@ def monitor(
     from edgekit.telemetry.store import FILE, Store
 
     window_s = seconds(window)
+    typed = webhook is not None and webhook != os.environ.get(WEBHOOK)
+    if (watch or typed) and (device or fleet or demo):
+        raise ConfigError(
+            "--watch and --webhook are for this device alone, not for --device, --fleet or --demo; nothing was started.",
+            "Start `edgekit monitor --watch` on each device that is to be watched.",
+        )
     if is_terminal() and not (once or watch or json or no_tui):
         settings = settings_of(device, fleet, window_s, every, ascii=ascii, state=state)
         open_app(settings, ScreenName.MONITOR, theme=theme, demo=demo)
+        return
+    if demo:
+        from edgekit.views import demo as recorded
+
+        with tempfile.TemporaryDirectory() as folder:
+            monitor(once=True, window=window, state=recorded.unpack(Path(folder)).state, json=json)
         return
     if device or fleet:
         glance(settings_of(device, fleet, window_s, every, state=state), once, json)
@@ -157,11 +170,6 @@ def glance(settings: Settings, once: bool, json: bool) -> None:
 def _show(state: Path, store: Store, now: float, window_s: float, json: bool) -> None:
     from edgekit.incidents.overview import overview
 
-    if fault := store.fault():
-        raise CorruptError(
-            f"{store.path} cannot be read: {fault}. What this device does is not known.",
-            "Move the file away; the server begins a new one.",
-        )
     rows = overview(state, store, now, window_s)
     if json:
         shell.print_json(
@@ -232,11 +240,13 @@ def _print(rows: Sequence[Row], now: float, window_s: float) -> None:
         )  # fmt: skip
     console.print(table)
     for row in rows:
-        if row.state == "LOST" and row.last_seen is not None:
-            ago = span(now - row.last_seen)
-            console.print(
-                f"? {row.release or 'The device'}: last heard of {ago} ago; these are its last numbers."
+        if row.state == "LOST":
+            told = (
+                "never heard: nothing serves it yet."
+                if row.last_seen is None
+                else f"last heard of {span(now - row.last_seen)} ago; these are its last numbers."
             )
+            console.print(f"? {row.release or 'The device'}: {told}")
         for incident in row.incidents:
             mark = MARKS[incident.severity.upper()]
             about = incident.state + (", silenced" if incident.silenced(now) else "")

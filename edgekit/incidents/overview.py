@@ -23,8 +23,9 @@ STATES = ("LOST", "CRITICAL", "WARNING", "OK", "IDLE")
 class Row:
     """A release in a window of time. What nothing is known of is None; times are Unix seconds.
 
-    `state` is LOST when nothing is heard of the device, whose last numbers these are then, CRITICAL or WARNING after its
-    incidents, OK, or IDLE for a release that nothing was asked in the window and that is not in use.
+    `state` is LOST when nothing is heard of the device, whose last numbers these are then, or nothing ever was of what is
+    in use, CRITICAL or WARNING after its incidents, OK, or IDLE for a release that is not in use and was asked nothing in
+    the window, or whose device is lost.
     """
 
     release: str
@@ -55,14 +56,14 @@ def overview(
     """Every release that answered in the window, that is in use, or that has incidents under way, worst first.
 
     When the device is lost, the window is the last one before it was, of the release that was in use then. Raises
-    `CorruptError` and `StageError` when incidents cannot be read.
+    `CorruptError` and `StageError` when telemetry or incidents cannot be read.
     """
     open_ = Incidents(state).find()
-    last_seen = store.window(now - window_s, now).last_seen
-    lost = last_seen is not None and now - last_seen > lost_after_s
+    last_seen = store.window(now - window_s, now, strict=True).last_seen
+    lost = last_seen is None or now - last_seen > lost_after_s
     until = last_seen if lost and last_seen is not None else now
-    seen = store.releases(until - window_s)
-    current = current_release(state, store)
+    seen = store.releases(until - window_s, strict=True)
+    current = current_release(state, store, strict=True)
     names = dict.fromkeys(
         [*([] if current is None else [current]), *seen, *(incident.release for incident in open_)]
     )
@@ -73,7 +74,7 @@ def overview(
             for incident in open_
             if incident.release == release or (incident.subject == DEVICE and release == current)
         ]
-        window = store.window(until - window_s, until, release)
+        window = store.window(until - window_s, until, release, strict=True)
         rows.append(_row(release, window, mine, in_use=release == current, lost=lost, seen=last_seen))
     return sorted(rows, key=lambda row: (STATES.index(row.state), not row.in_use))
 
@@ -90,12 +91,13 @@ def in_use(state: Path) -> tuple[str, Path] | None:
     return None if name is None else (name, root / "versions" / name)
 
 
-def current_release(state: Path, store: Store) -> str | None:
+def current_release(state: Path, store: Store, *, strict: bool = False) -> str | None:
     """The release that answers, or answered last: what is kept in use, unless telemetry heard only of others of late.
 
-    A bundle that is served from another place is in telemetry alone. None when nothing was ever served.
+    A bundle that is served from another place is in telemetry alone. None when nothing was ever served. With `strict`
+    raises `CorruptError` for telemetry that cannot be read.
     """
-    heard = store.latest_releases(RECENT_MINUTES)
+    heard = store.latest_releases(RECENT_MINUTES, strict=strict)
     kept = in_use(state)
     return kept[0] if kept and (kept[0] in heard or not heard) else heard[0] if heard else None
 
@@ -114,7 +116,7 @@ def _row(
     elif incidents:
         state = "CRITICAL" if any(incident.severity == "critical" for incident in incidents) else "WARNING"
     else:
-        state = "OK" if in_use or window.requests else "IDLE"
+        state = "OK" if in_use or (window.requests and not lost) else "IDLE"
     return Row(
         release=release,
         state=state,

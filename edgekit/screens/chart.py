@@ -39,7 +39,7 @@ class Chart(PlotextPlot):
         y_label: str = "",
         hlines: Sequence[float] = (),
     ) -> None:
-        """Draw `series` with horizontal lines such as limits at `hlines`."""
+        """Draw `series` with horizontal lines such as limits at `hlines`; what is not finite is left out."""
         plot = self.plt
         plot.clear_data()
         plot.title(title)
@@ -48,11 +48,13 @@ class Chart(PlotextPlot):
         plain = self._plain
         for number, one in enumerate(series):
             mark = one.mark or (MARKS[number % len(MARKS)] if plain or one.kind == "scatter" else LINE)
-            points = [(x, y) for x, y in zip(one.xs, one.ys, strict=True) if not math.isnan(y)]
+            points = [
+                (x, y) for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(x) and math.isfinite(y)
+            ]
             if points:
                 draw = plot.scatter if one.kind == "scatter" else plot.plot
                 draw([x for x, _ in points], [y for _, y in points], label=one.label or None, marker=mark)
-        for line in hlines:
+        for line in filter(math.isfinite, hlines):
             plot.hline(line)
         self.refresh()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -304,7 +307,7 @@ class MonitorScreen(View):
         device = self._fleet.device(row.device) if self._fleet and row else None
         if device is not None and device.url:
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
-            return f"curl {device.url}{token}"
+            return f"curl {shlex.quote(device.url)}{token}"
         host = device.host if device else ""
         window = ("--window", span_option(self._window_s))
         return Command(("monitor", "--once", *window, *self._state(row)), host=host).text
@@ -361,7 +364,9 @@ class MonitorScreen(View):
 
         def answered(why: str | None) -> None:
             if why:
-                command = Command((*arguments(trouble.number, why), *self._state(row)), host=host)
+                # there it would be the login that ssh uses, and not the person
+                who = ("--who", os.environ.get("EDGEKIT_WHO") or getpass.getuser()) if host else ()
+                command = Command((*arguments(trouble.number, why), *who, *self._state(row)), host=host)
                 self.edgekit.act(command, done, what=f"{row.device} #{trouble.number}: done")
             elif why is not None:
                 self.notify("A reason is needed: it goes into the audit log.", severity="warning")

@@ -57,7 +57,7 @@ class RowCharts(Horizontal):
         self, chart: Chart, title: str, xs: list[float], values: list[float], window: tuple[float, str]
     ) -> None:
         since, unit = window
-        known = [value for value in values if not math.isnan(value)]
+        known = [value for value in values if math.isfinite(value)]
         # unseen points that stretch the axes: over the window, and from zero, so that 1 % more is no wall
         corners = Series("", [-since, 0.0], [0.0, max([1.0, *known]) * 1.1], "scatter", " ")
         chart.plt.xticks([-since, -since / 2, 0], [f"-{since:g} {unit}", f"-{since / 2:g}", "now"])

@@ -15,7 +15,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from edgekit.errors import CorruptError
 from edgekit.telemetry.drift import DriftAlarm
 from edgekit.telemetry.machine import Machine
 from edgekit.telemetry.minutes import SECONDS, Minute, Window, window
@@ -38,7 +40,8 @@ CREATE TABLE IF NOT EXISTS alive (pid INTEGER PRIMARY KEY, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (time REAL NOT NULL, text TEXT NOT NULL);
 """
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-FOREIGN = (ValueError, LookupError, TypeError, AttributeError)  # what a row that is none of ours raises
+# what a row that is none of ours raises
+FOREIGN = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 Alarm = tuple[float, str, str]  # time, release, JSON
 
@@ -47,7 +50,8 @@ class Store:
     """The telemetry of a device in the file `path`, of at most `cap_mib`; opened for reading it writes nothing.
 
     `trouble` says why nothing can be written now, and is empty when all is well; `note` says what was mended. All
-    methods may be called from any thread, and none raises for the disk's sake.
+    methods may be called from any thread, and none raises for the disk's sake, unless a reader asks to be told with
+    `strict`: then `CorruptError` says that the file cannot be read, which else reads as nothing.
     """
 
     def __init__(self, path: Path, cap_mib: float = 16, *, every_s: float = EVERY_S) -> None:
@@ -96,45 +100,48 @@ class Store:
             self._beat = time.time() if at is None else at
         self._begin()
 
-    def window(self, since: float, until: float, release: str | None = None) -> Window:
+    def window(
+        self, since: float, until: float, release: str | None = None, *, strict: bool = False
+    ) -> Window:
         """What happened in the minutes that touch `since` to `until`, Unix seconds; of all releases for None."""
         first, last = int(since // SECONDS), int(until // SECONDS)
         minutes: list[Minute] = []
-        alarms: list[Alarm] = []
+        told: list[dict[str, Any]] = []
         beats: list[float] = []
         with self._writing:  # what is on its way to the disk would be counted twice, or not at all
             with self._lock:
                 waiting = [(key, Minute.from_json(minute.to_json())) for key, minute in self._minutes.items()]
-                alarms += [a for a in self._alarms if since <= a[0] <= until and release in (None, a[1])]
+                kept = [a for a in self._alarms if since <= a[0] <= until and release in (None, a[1])]
                 beats += [self._beat] if self._beat is not None else []
-            with (
-                contextlib.suppress(sqlite3.Error, OSError, *FOREIGN),
-                self._reader() as reader,
-            ):
-                which = "" if release is None else " AND release = :release"
-                given = {"first": first, "last": last, "since": since, "until": until, "release": release}
-                rows = f"SELECT body FROM minutes WHERE minute BETWEEN :first AND :last{which}"
-                minutes += [Minute.from_json(json.loads(body)) for (body,) in reader.execute(rows, given)]
-                rows = f"SELECT time, release, body FROM alarms WHERE time BETWEEN :since AND :until{which}"
-                alarms += reader.execute(rows, given).fetchall()
-                beats += [at for (at,) in reader.execute("SELECT max(time) FROM alive") if at is not None]
+            which = "" if release is None else " AND release = :release"
+            given = {"first": first, "last": last, "since": since, "until": until, "release": release}
+            with self._guard(strict), self._reader() as reader:
+                with self._guard(strict):  # each apart: one bad minute does not hide that the device is alive
+                    rows = f"SELECT body FROM minutes WHERE minute BETWEEN :first AND :last{which}"
+                    minutes += [Minute.from_json(json.loads(body)) for (body,) in reader.execute(rows, given)]
+                with self._guard(strict):
+                    between = f"time BETWEEN :since AND :until{which}"
+                    rows = f"SELECT time, release, body FROM alarms WHERE {between}"
+                    told += [_told(alarm) for alarm in reader.execute(rows, given)]
+                with self._guard(strict):
+                    found = reader.execute("SELECT max(time) FROM alive")
+                    beats += [float(at) for (at,) in found if at is not None]
         minutes += [m for (at, name), m in waiting if first <= at <= last and release in (None, name)]
-        told = [
-            {"time": at, "release": name, **json.loads(body)}
-            for at, name, body in sorted(alarms, key=lambda a: a[0])
-        ]
+        told = sorted([*told, *map(_told, kept)], key=lambda alarm: float(alarm["time"]))
         return window(minutes, since, until, release, told, max(beats, default=None))
 
-    def releases(self, since: float) -> list[str]:
+    def releases(self, since: float, *, strict: bool = False) -> list[str]:
         """The releases in the file since then, Unix seconds."""
-        return self._names("SELECT DISTINCT release FROM minutes WHERE minute >= ?", since // SECONDS)
+        query = "SELECT DISTINCT release FROM minutes WHERE minute >= ?"
+        return self._names(query, since // SECONDS, strict)
 
-    def latest_releases(self, minutes: int) -> list[str]:
+    def latest_releases(self, minutes: int, *, strict: bool = False) -> list[str]:
         """The releases in the file up to so many minutes before its newest one, the newest first."""
         return self._names(
             "SELECT release FROM minutes WHERE minute >= (SELECT max(minute) FROM minutes) - ? GROUP BY release "
             "ORDER BY max(minute) DESC, count(*) DESC",
             minutes,
+            strict,
         )
 
     def series(self, since: float, until: float, release: str) -> list[Window]:
@@ -151,18 +158,6 @@ class Store:
             window([Minute.from_json(json.loads(body))], at * SECONDS, (at + 1) * SECONDS, release, [], None)
             for at, body in found
         ]
-
-    def fault(self) -> str:
-        """Why the file cannot be read; empty when it can be, or when there is none yet."""
-        if not self.path.exists():
-            return ""
-        try:
-            with self._reader() as reader:
-                reader.execute("SELECT body FROM minutes ORDER BY minute DESC LIMIT 1").fetchall()
-                reader.execute("SELECT max(time) FROM alive").fetchall()
-        except (sqlite3.Error, OSError) as error:
-            return str(error)
-        return ""
 
     def flush(self) -> bool:
         """Write what waits; False when it could not be written, and `trouble` says why."""
@@ -338,10 +333,34 @@ class Store:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self.note = f"The telemetry was damaged ({why}); it is now {aside}, and a new one was begun."
 
-    def _names(self, query: str, value: float) -> list[str]:
-        with contextlib.suppress(sqlite3.Error, OSError), self._reader() as reader:
-            return [str(name) for (name,) in reader.execute(query, (value,))]
-        return []
+    def _names(self, query: str, value: float, strict: bool) -> list[str]:
+        found: list[str] = []
+        with self._guard(strict), self._reader() as reader:
+            found += [str(name) for (name,) in reader.execute(query, (value,))]
+        return found
+
+    @contextlib.contextmanager
+    def _guard(self, strict: bool) -> Iterator[None]:
+        """Leave out what cannot be read; when `strict`, raise `CorruptError` for a file that is there."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, *FOREIGN) as error:
+            if strict and self._there():
+                known = isinstance(error, sqlite3.Error | OSError)
+                why = str(error) if known else f"it holds a row that is no telemetry ({type(error).__name__})"
+                raise CorruptError(
+                    f"{self.path} cannot be read: {why}.",
+                    f"Move it away (mv {self.path} {self.path}.damaged) or mend its rights; "
+                    "`edgekit serve` begins a new one.",
+                ) from error
+
+    def _there(self) -> bool:
+        """Whether there is a file, or something that hides it."""
+        try:
+            self.path.stat()
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+        return True
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -357,6 +376,12 @@ class Store:
             yield connection
         finally:
             connection.close()
+
+
+def _told(alarm: Alarm) -> dict[str, Any]:
+    """An alarm as a window has it; raises one of `FOREIGN` for a row that is none."""
+    at, release, body = alarm
+    return {**json.loads(body), "time": float(at), "release": release}
 
 
 def _damaged(error: Exception) -> bool:

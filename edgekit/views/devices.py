@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -29,7 +30,8 @@ EXAMPLES = (
 class Device:
     """A device: `url` where its metrics are, or `host` as ssh takes it, or neither for this one.
 
-    `state` is its state folder, None where it usually is; `token` is sent to `url` as a bearer token.
+    `state` is its state folder, None where it usually is; `token` is sent to `url` as a bearer token, without the white
+    space around it.
     """
 
     name: str
@@ -39,14 +41,16 @@ class Device:
     token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        if told := "; ".join(_wrong(self.name, self.url, self.host)):
+        object.__setattr__(self, "token", self.token.strip())
+        if told := "; ".join(_wrong(self.name, self.url, self.host, self.token)):
             raise ConfigError(f"The device {self.name!r} cannot be looked at: {told}.", f"Try {EXAMPLES}.")
 
 
 def parse_device(text: str) -> Device:
     """A device as it is typed: `NAME=http://HOST:PORT/metrics`, `NAME=ssh:HOST` or `NAME=ssh:HOST:STATE`.
 
-    The bearer token of URLs is that of the environment's EDGEKIT_TOKEN. Raises `ConfigError` for anything else.
+    The bearer token of URLs that are `private` is that of the environment's EDGEKIT_TOKEN. Raises `ConfigError` for
+    anything else.
     """
     name, equals, rest = text.strip().partition("=")
     if not equals or not rest:
@@ -56,7 +60,18 @@ def parse_device(text: str) -> Device:
         if not host:
             raise ConfigError(f"{text!r} names no host; nothing was started.", f"Try {EXAMPLES}.")
         return Device(name, host=host, state=Path(folder) if folder else None)
-    return Device(name, url=_whole(rest), token=os.environ.get(TOKEN, ""))
+    url = _whole(rest)
+    return Device(name, url=url, token=os.environ.get(TOKEN, "") if private(url) else "")
+
+
+def private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent to `url`: it is https, or an address of this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        return parts.scheme == "https" or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_fleet(path: Path) -> tuple[Device, ...]:
@@ -92,8 +107,8 @@ def check_names(devices: Sequence[Device]) -> None:
         raise ConfigError(f"Two devices have the same name: {', '.join(twice)}.", "Rename one of them.")
 
 
-def _wrong(name: str, url: str, host: str) -> list[str]:
-    """What is wrong with a device, in words."""
+def _wrong(name: str, url: str, host: str, token: str) -> list[str]:
+    """What is wrong with a device, in words that never hold its token."""
     faults = []
     if not NAME.fullmatch(name):
         faults.append("its name has to be letters, digits, dots, dashes and underscores, at most 64")
@@ -103,6 +118,8 @@ def _wrong(name: str, url: str, host: str) -> list[str]:
         faults += _wrong_url(url)
     if host and not HOST.fullmatch(host):
         faults.append(f"{host!r} is no host name that ssh takes")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        faults.append("its token holds white space, a control character or what is not ASCII")
     return faults
 
 
@@ -124,7 +141,7 @@ def _whole(url: str) -> str:
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: str
     url: str = ""
@@ -135,27 +152,30 @@ class _Entry(BaseModel):
 
     @model_validator(mode="after")
     def _one_way(self) -> _Entry:
-        faults = _wrong(self.name, _whole(self.url), self.host)
+        faults = _wrong(self.name, _whole(self.url), self.host, self.bearer)
         if not (self.url or self.host):
             faults.append("give url or host")
         if self.state and not self.host:
             faults.append("state goes with host")
         if (self.token or self.token_env) and not self.url:
             faults.append("a token goes with url")
-        if self.token_env and not os.environ.get(self.token_env):
+        if self.token_env and not self.bearer:
             faults.append(f"{self.token_env} is not set in the environment")
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
+    @property
+    def bearer(self) -> str:
+        return (os.environ.get(self.token_env, "") if self.token_env else self.token).strip()
+
     def device(self) -> Device:
-        token = os.environ.get(self.token_env, "") if self.token_env else self.token
         state = Path(self.state) if self.state else None
-        return Device(self.name, _whole(self.url), self.host, state, token)
+        return Device(self.name, _whole(self.url), self.host, state, self.bearer)
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     device: Annotated[list[_Entry], Field(min_length=1)]
 

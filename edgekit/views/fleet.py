@@ -29,6 +29,7 @@ MOST_WORKERS = 64
 SHARE = 20  # a look takes at most one part in so many of a core
 GRACE_S = 0.5
 PULSE_S = 0.25
+GONE = "its records are gone", "see whether its state folder was moved, or its disk unmounted"
 LATE = "see whether it is switched on, and reachable from here"
 SPARK = 24  # values of a sparkline
 SPARK_S = 30.0  # they are counted anew at least so often
@@ -262,9 +263,9 @@ class Fleet:
             except Unheard as error:
                 self._failed(watched, error)
             except Exception as error:  # noqa: BLE001 - whatever it was, the row says so and the others go on
-                self._failed(
-                    watched, Unheard(f"its answer could not be read: {type(error).__name__}: {error}")
-                )
+                # not its text, which may hold a token
+                why = f"its answer could not be read ({type(error).__name__})"
+                self._failed(watched, Unheard(why, "see whether edgekit is as new there as here"))
             else:
                 with self._lock:
                     watched.rows, watched.unheard, watched.asked = rows, None, True
@@ -281,10 +282,10 @@ class Fleet:
 
     def _failed(self, watched: _Watched, error: Unheard) -> None:
         with self._lock:
+            if error.nothing and watched.rows:
+                error = Unheard(*GONE)
             if not (watched.late and watched.unheard):  # then this is only how giving it up ended
                 watched.unheard, watched.asked = error, True
-            if error.nothing:
-                watched.rows = []
 
 
 def _shown(watched: _Watched, now: float) -> list[Row]:

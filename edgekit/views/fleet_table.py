@@ -134,6 +134,8 @@ def _text(row: Row, column: Column, sparks: dict[str, Values], symbols: Symbols,
                 kept = max(1, column.width - len(row.release[:7]) - 1 - len(symbols.ellipsis))
                 name = f"{row.model[:kept]}{symbols.ellipsis}@{row.release[:7]}"
             return name or (UNKNOWN if row.heard is None else "(model file)")
+        case "state" if row.heard is None and row.state == "IDLE":
+            return f"{symbols.lost} ASKING"
         case "state":
             return f"{symbols.of(row.state)} {row.state}"
         case "spark":

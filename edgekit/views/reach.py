@@ -22,6 +22,7 @@ from edgekit.telemetry.store import FILE, FOREIGN, Store
 from edgekit.views.command import OUT_OF_TIME, Command
 from edgekit.views.devices import Device
 from edgekit.views.history import Point
+from edgekit.views.numbers import finite
 from edgekit.views.reach_url import Metrics
 from edgekit.views.rows import Row, Unheard, clean, row_of
 
@@ -143,12 +144,6 @@ class Here:
         try:
             if not self._state.is_dir():
                 raise Unheard("nothing is recorded yet", "`edgekit serve BUNDLE` records.", nothing=True)
-            if fault := self._store.fault():
-                raise Unheard(
-                    f"{self._store.path} cannot be read: {fault}",
-                    f"move it away (mv {self._store.path} {self._store.path}.damaged) or mend its rights; "
-                    "`edgekit serve` begins a new one",
-                )
             seen = overview(self._state, self._store, now, window_s)
         except EdgekitError as error:
             raise Unheard(error.message.rstrip("."), error.hint) from error
@@ -177,10 +172,10 @@ class Here:
             found[row.key] = [
                 Point(
                     one.until,
-                    one.tokens_per_s,
-                    one.ttft_p95_s,
-                    one.rss_mib,
-                    one.confidence,
+                    finite(one.tokens_per_s),
+                    finite(one.ttft_p95_s),
+                    finite(one.rss_mib),
+                    finite(one.confidence),
                     one.errors / one.requests if one.requests else None,
                 )
                 for one in windows

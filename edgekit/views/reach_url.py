@@ -16,7 +16,7 @@ from edgekit.errors import CorruptError
 from edgekit.incidents.defaults import default_rules
 from edgekit.incidents.words import LABELS, clock
 from edgekit.telemetry.metrics import UnderWay
-from edgekit.views.devices import Device
+from edgekit.views.devices import TOKEN, Device, private
 from edgekit.views.history import THIN_EVERY, Point, thinned
 from edgekit.views.rows import Row, Trouble, Unheard, clean
 from edgekit.views.scrape import Key, Totals, added, read_page
@@ -26,6 +26,7 @@ LARGEST = 4 * 2**20
 SMOOTH_S = 15.0  # what a point of the history of counters is taken over
 PER_WINDOW = 60
 SEE = "see it on the device, or name the device as ssh:HOST: edgekit incident list"
+UNREADABLE = "Its incidents cannot be read, so whether any is under way is not known."
 CRITICAL = frozenset(rule.kind for rule in default_rules() if rule.severity == "critical")
 
 
@@ -49,6 +50,7 @@ class Metrics:
         self._asked = 0
         self._connection: http.client.HTTPConnection | None = None
         self._point: Point | None = None
+        self._blind: float | None = None  # since when its incidents cannot be read
 
     def ask(self, now: float, window_s: float) -> list[Row]:
         """Read the page once."""
@@ -56,6 +58,9 @@ class Metrics:
             page = read_page(self._page())
         except CorruptError as error:
             raise Unheard(clean(error.message).rstrip("."), error.hint) from error
+        except ValueError:  # of a request that cannot be made: its text may hold the token
+            self._close()
+            raise Unheard("it cannot be asked at this address", "check the address and the token") from None
         totals = self._totals.add(page)
         self._looks.append(_Look(now, totals))
         self._asked += 1
@@ -79,6 +84,10 @@ class Metrics:
                 )
                 for kind, count in window.alarms.items()
             ]
+        blind = page.incidents is None and bool(page.release)  # which are told together
+        self._blind = (self._blind or now) if blind else None
+        if self._blind is not None:
+            troubles.append(Trouble("store", "warning", UNREADABLE, self._blind, next_step=SEE))
         troubles.sort(key=lambda one: (one.severity != "critical", one.since))
         row = Row(
             device=self._device.name,
@@ -151,7 +160,7 @@ class Metrics:
         answer = connection.getresponse()
         if answer.status != 200:
             self._close()
-            raise Unheard(*_status(answer.status))
+            raise Unheard(*_status(answer.status, self._device))
         body = bytearray()
         while part := answer.read1(65_536):
             body += part
@@ -182,13 +191,22 @@ def _label(kind: str) -> str:
     return LABELS.get(kind, clean(kind) or "An alarm")
 
 
-def _status(status: int) -> tuple[str, str]:
+def _status(status: int, device: Device) -> tuple[str, str]:
     told: dict[int, tuple[str, str]] = {
-        401: ("401: the token is missing or wrong", "set EDGEKIT_TOKEN to that of its `edgekit serve`"),
+        401: _refused(device),
         403: ("403: it answers only requests to its own address", "give its `edgekit serve` a token"),
         404: ("404: there is no such page", "ask for /metrics, the page of `edgekit serve`"),
     }
     return told.get(status, (f"it answers with HTTP {status}", "check the address"))
+
+
+def _refused(device: Device) -> tuple[str, str]:
+    if device.token:
+        return "401: the token is wrong", "give that of its `edgekit serve`"
+    given = f'in the --fleet file: token_env = "{TOKEN}"'
+    if private(device.url):
+        return "401: a token is needed", f"set {TOKEN} to that of its `edgekit serve`, or name it {given}"
+    return "401: a token is needed", f"{TOKEN} is not sent by plain http: take https://, or name it {given}"
 
 
 REASONS: tuple[tuple[type[Exception], str, str], ...] = (
@@ -215,5 +233,5 @@ def _words(error: Exception) -> tuple[str, str]:
     for kind, why, hint in REASONS:
         if isinstance(error, kind):
             return why, hint
-    reason = getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "strerror", None) or type(error).__name__  # not its text: it may hold the token
     return f"it cannot be reached: {clean(reason).lower()}", "check the network"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgekit.events import LARGEST
 from edgekit.incidents.overview import STATES
 from edgekit.incidents.overview import Row as Seen
+from edgekit.views.numbers import MOST, finite
 
 LONGEST = 500  # characters of a text from elsewhere
 
@@ -76,23 +78,31 @@ def clean(text: object) -> str:
     return "".join(sign for sign in whole if sign.isprintable())[:LONGEST]
 
 
+def count_of(value: int) -> int:
+    """A count from elsewhere, within what one can be."""
+    return min(max(0, value), int(MOST))
+
+
 def row_of(device: str, seen: Seen, now: float, steps: dict[int, str], model: str = "") -> Row:
     """A row of an overview, of this device or another."""
     troubles = tuple(
         Trouble(
-            clean(one.kind), clean(one.severity), clean(one.what), one.since, one.id,
-            one.state == "ACKNOWLEDGED", one.silenced_until or 0.0, clean(steps.get(one.id, "")),
+            clean(one.kind), clean(one.severity), clean(one.what), finite(one.since, LARGEST) or now, one.id,
+            one.state == "ACKNOWLEDGED", finite(one.silenced_until, LARGEST) or 0.0, clean(steps.get(one.id, "")),
         )
         for one in sorted(seen.incidents, key=lambda one: (one.silenced(now), one.severity != "critical", -one.opened))
     )  # fmt: skip
     state, since, why, hint = seen.state, None, "", ""
+    last_seen = finite(seen.last_seen, LARGEST)
     if state not in STATES:
         state, why = "LOST", f"it tells a state that is not known here: {clean(state)}"
-    elif seen.in_use and seen.last_seen is None:
+    elif seen.last_seen is not None and last_seen is None:
+        state, why, hint = "LOST", "it tells a time that is none", "see whether its clock is right"
+    elif seen.in_use and last_seen is None:
         state, why, hint = "LOST", "never heard: nothing serves it yet", "serve it: edgekit serve"
     elif state == "LOST":
         since, why, hint = (
-            seen.last_seen,
+            last_seen,
             "its heartbeat stopped: nothing serves there",
             "start `edgekit serve` there",
         )
@@ -105,14 +115,14 @@ def row_of(device: str, seen: Seen, now: float, steps: dict[int, str], model: st
         model=clean(model),
         state=state,
         in_use=seen.in_use,
-        heard=seen.last_seen if state == "LOST" else now,
-        requests=seen.requests,
-        errors=seen.errors,
-        tokens_per_s=seen.tokens_per_s,
-        ttft_p95_s=seen.ttft_p95_s,
-        rss_mib=seen.rss_mib,
-        temperature_c=seen.temperature_c,
-        confidence=seen.confidence,
+        heard=last_seen if state == "LOST" else now,
+        requests=count_of(seen.requests),
+        errors=count_of(seen.errors),
+        tokens_per_s=finite(seen.tokens_per_s),
+        ttft_p95_s=finite(seen.ttft_p95_s),
+        rss_mib=finite(seen.rss_mib),
+        temperature_c=finite(seen.temperature_c),
+        confidence=finite(seen.confidence),
         drift=len(seen.alarms),
         since=since,
         why=why,

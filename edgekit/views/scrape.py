@@ -14,8 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from edgekit.errors import CorruptError
+from edgekit.events import LARGEST
 from edgekit.telemetry.metrics import UnderWay
 from edgekit.telemetry.sketch import Sketch
+from edgekit.views.numbers import MOST, finite
 
 ANSWERS, ALARMS = "edgekit_answers_total", "edgekit_alarms_total"
 FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds_bucket"
@@ -60,7 +62,9 @@ def read_page(body: bytes) -> Page:
         text = body.decode("utf-8")
         lines = [line for line in text.splitlines() if line.startswith(READ)]
         if len(lines) > MOST_LINES:
-            raise ValueError(f"{len(lines):,} lines of one process")
+            raise CorruptError(
+                f"The page is not Prometheus' text of one process: it has {len(lines):,} lines."
+            )
         samples = [
             sample
             for family in text_string_to_metric_families("\n".join(lines) + "\n")
@@ -68,7 +72,7 @@ def read_page(body: bytes) -> Page:
         ]
         page = _page(samples)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CorruptError(f"The page is not Prometheus' text: {error}.") from error
+        raise CorruptError(f"The page is not Prometheus' text ({type(error).__name__}).") from error
     if not samples:
         what = "holds no metrics of `edgekit serve`" if "# TYPE " in text else "is not Prometheus' text"
         raise CorruptError(f"The page {what}.", "give the address of /metrics of `edgekit serve`")
@@ -85,8 +89,8 @@ def _page(samples: Iterable[Sample]) -> Page:
         name, labels, value = sample.name, sample.labels, float(sample.value)
         if name == RELEASE:
             release, model = labels.get("release", ""), labels.get("model", "") or model
-        if not math.isfinite(value):
-            continue  # a gauge without a sensor
+        if finite(value, LARGEST if name == SINCE else MOST) is None:
+            continue  # such as a gauge without a sensor
         model = model or labels.get(MODEL, "")
         if name in COUNTERS:
             part = labels.get("finish") or labels.get("kind") or labels.get("le") or ""
@@ -164,8 +168,8 @@ def added(before: dict[Key, float], now: dict[Key, float]) -> Added:
         ttft_p95_s=_quantile(
             {part: more.get((name, part), 0.0) for name, part in now if name == FIRST_TOKEN}
         ),
-        tokens_per_s=tokens / seconds if seconds > 0 else None,
-        confidence=sure / told if told else None,
+        tokens_per_s=finite(tokens / seconds) if seconds > 0 else None,
+        confidence=finite(sure / told) if told else None,
         alarms={part: round(count) for (name, part), count in more.items() if name == ALARMS},
     )
 
@@ -183,4 +187,4 @@ def _quantile(counts: dict[str, float], share: float = 0.95) -> float | None:
         sketch.counts[min(place, len(bounds))] += here
         if here:
             sketch.highest = min(end, bounds[-1])  # nothing is known beyond the last end
-    return sketch.quantile(share)
+    return finite(sketch.quantile(share))

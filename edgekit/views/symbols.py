@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 EIGHTHS = "▁▂▃▄▅▆▇█"
@@ -51,16 +52,20 @@ class Symbols:
         return self._full * full + self._empty * (width - full)
 
     def spark(self, values: Sequence[float | None], width: int) -> str:
-        """The newest `width` values as heights between their least and greatest, the newest right; gaps are blank."""
+        """The newest `width` values as heights between their least and greatest, the newest right.
+
+        Gaps are blank, and so is what is not finite.
+        """
         shown = list(values)[-width:] if width > 0 else []
-        known = [value for value in shown if value is not None]
+        known = [value for value in shown if value is not None and math.isfinite(value)]
         low, high = min(known, default=0.0), max(known, default=0.0)
         levels = LEVELS if self.ascii else EIGHTHS
 
         def height(value: float | None) -> str:
-            if value is None:
+            if value is None or not math.isfinite(value):
                 return " "
-            share = (value - low) / (high - low) if high > low else 0.0
+            # of halves, whose difference cannot overflow
+            share = (value / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.0
             return levels[min(len(levels) - 1, int(share * len(levels)))]
 
         return "".join(map(height, shown)).rjust(width)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -118,3 +121,55 @@ def test_a_damaged_store_is_no_device_that_is_well(shell: Any, tmp_path: Path) -
     (tmp_path / "telemetry.sqlite").write_bytes(b"no database" * 500)
     done = shell("monitor", "--once", "--json", "--state", tmp_path)
     assert done.returncode == 5 and "cannot be read" in json.loads(done.stdout)["message"]
+
+
+def test_a_store_with_a_hole_is_no_device_that_is_well(shell: Any, tmp_path: Path) -> None:
+    device(tmp_path)
+    path, now = tmp_path / "telemetry.sqlite", time.time()
+    store = Store(path, every_s=3600)
+    for minute in range(10, 110):  # so that the newest minute is on another page than the damaged one
+        store.add(Observation(now - 60 * minute, "old", "gguf", "chat", 20, 8, 0.0, 0.2, 0.4))
+    store.close()
+    query = "SELECT pageno FROM dbstat WHERE name = 'minutes' AND pagetype = 'leaf' ORDER BY path LIMIT 1 OFFSET 3"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute(query).fetchone()
+    whole = bytearray(path.read_bytes())
+    whole[4096 * (page - 1) : 4096 * page] = b"\xa5" * 4096
+    path.write_bytes(whole)
+    done = shell("monitor", "--once", "--json", "--window", "6h", "--state", tmp_path)
+    assert done.returncode == 5 and "telemetry.sqlite cannot be read" in json.loads(done.stdout)["message"]
+
+
+def test_what_is_in_use_and_was_never_heard_of_is_not_fine(shell: Any, tmp_path: Path) -> None:
+    device(tmp_path)
+    with sqlite3.connect(tmp_path / "telemetry.sqlite") as connection:
+        connection.execute("DELETE FROM alive")
+    (tmp_path / "incidents.sqlite").unlink()
+    shown = json.loads(shell("monitor", "--once", "--json", "--state", tmp_path).stdout)
+    assert shown["state"] == "LOST" and shown["releases"][0]["last_seen"] is None
+    plain = shell("monitor", "--once", "--state", tmp_path).stdout
+    assert "? aaa: never heard: nothing serves it yet" in plain
+
+
+@pytest.mark.parametrize("other", [["--device", "x=ssh:host"], ["--fleet", "fleet.toml"], ["--demo"]])
+@pytest.mark.parametrize("watch", [["--watch"], ["--webhook", "http://127.0.0.1:9/"]])
+def test_a_watchdog_is_for_this_device_alone(
+    shell: Any, tmp_path: Path, other: list[str], watch: list[str]
+) -> None:
+    done = shell("monitor", "--once", "--state", tmp_path, *watch, *other)
+    assert done.returncode == 2 and "for this device alone" in done.stderr
+    assert "edgekit monitor --watch" in done.stderr
+
+
+def test_a_webhook_of_the_environment_hinders_no_look_at_others(shell: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, "EDGEKIT_WEBHOOK": "http://127.0.0.1:9/"}
+    where = "x=http://127.0.0.1:9/metrics"
+    done = shell("monitor", "--once", "--json", "--state", tmp_path, "--device", where, env=environment)
+    assert done.returncode == 0 and json.loads(done.stdout)["rows"][0]["device"] == "x"
+
+
+def test_the_demo_without_a_terminal_is_the_recorded_one(shell: Any, tmp_path: Path) -> None:
+    done = shell("monitor", "--demo", "--json", "--state", tmp_path, timeout=120)
+    shown = json.loads(done.stdout)
+    assert done.returncode == 0 and shown["schema"] == "edgekit.monitor/1"
+    assert any(row["requests"] for row in shown["releases"]) and not list(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from edgekit.serving.deployment import Deployment
 from edgekit.serving.engine import Engine
 from edgekit.telemetry.collector import release_of
 from edgekit.telemetry.metrics import Metrics
+from edgekit.views.scrape import read_page
 
 QUESTION = "close job 4512, thanks"
 
@@ -129,6 +130,8 @@ def test_the_metrics_tell_the_release_and_the_incidents_under_way(tiny_build: An
     assert 'edgekit_incident_since_seconds{kind="errors",severity="critical"} 60.0' in page()
     deployment.watcher.incidents.path.write_bytes(b"no database")
     until(lambda: "edgekit_incidents" not in page())  # not known is not the same as none
+    found = read_page(page().encode())
+    assert found.incidents is None and found.release  # by which a reader knows it
 
 
 def test_a_state_folder_is_all_that_an_app_gives(tiny_build: Any, tmp_path: Path) -> None:

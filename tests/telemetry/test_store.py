@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from telemetry.made import ALARM, SEEN, T0
 
+from edgekit.errors import CorruptError
 from edgekit.telemetry.machine import Machine
 from edgekit.telemetry.observation import Observation
 from edgekit.telemetry.store import KEPT_MINUTES, Store
@@ -172,6 +173,57 @@ def test_a_damaged_file_is_moved_aside_and_a_new_one_begun(tmp_path: Path, damag
     assert store.window(T0, T0 + 60 * 200).requests == 1, "what waited in memory is in the new file"
     assert path.with_name("telemetry.sqlite.damaged").is_file()
     store.close()
+
+
+@pytest.mark.parametrize(
+    "damage", ["a hole", "a foreign row", "a huge number", "a foreign alarm", "no rights"]
+)
+def test_a_reader_that_asks_is_told_what_cannot_be_read(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "telemetry.sqlite"
+    last = T0 + 60 * 199
+    store = Store(path, every_s=3600)
+    for minute in range(200):
+        store.add(seen(time=T0 + 60 * minute))
+        if minute % 100 == 99:
+            store.flush()
+    store.alarm(ALARM, "abc")
+    store.heartbeat(last)
+    store.close()
+    reader = Store(path)
+    assert reader.window(T0, last, strict=True).requests == 200 and reader.releases(T0, strict=True) == [
+        "abc"
+    ]
+    with sqlite3.connect(path) as connection:
+        if damage == "a foreign row":
+            connection.execute("UPDATE minutes SET body = '[1]' WHERE minute = ?", (int(T0 // 60) + 90,))
+        elif damage == "a huge number":
+            body = '{"counts": {"requests": 1e999}}'
+            connection.execute("UPDATE minutes SET body = ? WHERE minute = ?", (body, int(T0 // 60) + 90))
+        elif damage == "a foreign alarm":
+            connection.execute("UPDATE alarms SET body = '[1'")
+        pages = connection.execute("SELECT pageno FROM dbstat WHERE name = 'minutes' AND pagetype = 'leaf'")
+        inner = [number for (number,) in pages][1:-1] if damage == "a hole" else []
+    connection.close()
+    whole = bytearray(path.read_bytes())
+    for number in inner:
+        whole[4096 * (number - 1) : 4096 * number] = b"\xa5" * 4096
+    assert bool(inner) == (damage == "a hole")
+    path.write_bytes(whole)
+    if damage == "no rights":
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(CorruptError, match=r"telemetry.sqlite cannot be read") as told:
+        reader.window(T0, last, strict=True)
+    assert f"mv {path}" in told.value.hint
+    window = reader.window(T0, last)  # who does not ask is told what is left
+    assert damage == "no rights" or window.last_seen == last
+    assert reader.window(last, last).requests == (0 if damage == "no rights" else 1)
+
+
+def test_no_file_is_nothing_and_no_fault(tmp_path: Path) -> None:
+    store = Store(tmp_path / "none" / "telemetry.sqlite")
+    assert store.window(0, 1e12, strict=True).requests == 0
+    assert store.releases(0, strict=True) == store.latest_releases(2, strict=True) == []
 
 
 def test_over_the_cap_the_oldest_minutes_go(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shlex
 import shutil
 import threading
 import time
@@ -17,7 +20,9 @@ from tui_support import app, run, text_of, until
 
 from edgekit.config import Rule
 from edgekit.incidents.incidents import Incidents
+from edgekit.incidents.overview import Row
 from edgekit.incidents.rules import Change
+from edgekit.screens.chart import Chart, Series
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.monitor import MonitorScreen
 from edgekit.telemetry.metrics import Metrics, UnderWay
@@ -327,6 +332,71 @@ def test_a_state_folder_that_goes_away_is_no_crash(tmp_path: Path, state: Path) 
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "#1" in text_of(shown))
             shutil.rmtree(state)
-            await until(pilot, lambda: "Nothing is recorded yet" in text_of(shown))
+            await until(pilot, lambda: "its records are gone" in text_of(shown))
+            assert "1 LOST" in text_of(shown) and "all well" not in text_of(shown)
+
+    run(test())
+
+
+def test_the_shells_line_of_an_address_is_quoted(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:9/metrics?a=1&b=$(id);`id`"
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor", devices=(Device("line-1", url),))
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "LOST" in text_of(shown))
+            await until(pilot, lambda: screen(shown).twin.startswith("curl"))
+            assert shlex.split(screen(shown).twin) == ["curl", url] and "'" in screen(shown).twin
+
+    run(test())
+
+
+def test_a_change_by_ssh_says_who_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    incident = {
+        "id": 7, "rule": "r", "subject": "aaa", "kind": "errors", "severity": "critical", "action": "suggest",
+        "release": "aaa", "what": "see [/tmp/x", "since": 1.0, "opened": 1.0, "state": "OPEN", "silenced_until": None,
+        "resolved": None, "acted": False,
+    }  # fmt: skip
+    now = time.time()
+    row = Row(
+        "aaa", "CRITICAL", True, now - 900, now, 40, 8, 0, 0.4, 21.0, 300.0, None, 0.8, [], now
+    ).to_dict()
+    told = {"schema": "edgekit.monitor/1", "releases": [{**row, "incidents": [incident]}]}
+    (tmp_path / "answer").write_text(json.dumps(told))
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "ssh"
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/sent; cat {tmp_path}/answer\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("EDGEKIT_WHO", "anna")
+
+    async def test() -> None:
+        shown = app(tmp_path, "monitor", devices=(Device("roof", host="roof"),))
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "see [/tmp/x" in text_of(shown))
+            await write_mode(shown, pilot)
+            await pilot.press("a")
+            await until(pilot, lambda: isinstance(shown.screen, Ask))
+            await pilot.press(*"known", "enter")
+            await until(pilot, lambda: "incident ack 7" in (tmp_path / "sent").read_text(), 30)
+            sent = (tmp_path / "sent").read_text()
+            assert "edgekit incident ack 7 --why known --who anna --json" in sent
+
+    run(test())
+
+
+def test_a_chart_of_what_is_no_number_is_drawn(tmp_path: Path, state: Path) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(160, 50), notifications=True) as pilot:
+            await until(pilot, lambda: "#1" in text_of(shown))
+            chart = screen(shown).query(Chart).first()
+            bad = [math.inf, -math.inf, math.nan, 1.0]
+            for kind in ("line", "scatter"):
+                chart.draw([Series("", bad, [1.0] * 4, kind), Series("", [1.0] * 4, bad, kind)], hlines=bad)  # type: ignore[arg-type]
+                await pilot.pause()
+                assert str(chart.render())
+            chart.draw([Series("", bad[:3], bad[:3])], title="nothing of it")
+            await until(pilot, lambda: "nothing of it" in str(chart.render()))
 
     run(test())

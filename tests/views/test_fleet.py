@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import stat
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +28,7 @@ from edgekit.telemetry.store import Store
 from edgekit.views import fleet_table as table
 from edgekit.views.fleet import Device, Fleet, Glance, Row, parse_device, read_fleet
 from edgekit.views.history import KEPT_S, History, Point
+from edgekit.views.reach_url import Metrics as Metered
 from edgekit.views.symbols import Symbols
 
 NOW = 1_800_000_000.0
@@ -140,12 +143,93 @@ def state(folder: Path, now: float, *, minutes: int = 5, incident: bool = False)
 
 def test_devices_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKIT_TOKEN", "secret")
-    device = parse_device("line-3=http://10.0.0.3:8080/metrics")
-    assert (device.name, device.url, device.token) == ("line-3", "http://10.0.0.3:8080/metrics", "secret")
+    device = parse_device("line-3=https://10.0.0.3:8080/metrics")
+    assert (device.name, device.url, device.token) == ("line-3", "https://10.0.0.3:8080/metrics", "secret")
     assert "secret" not in repr(device)
     assert parse_device("a=http://10.0.0.3:8080").url == "http://10.0.0.3:8080/metrics"
     assert parse_device("line-4=ssh:user@host") == Device("line-4", host="user@host")
     assert parse_device("line-4=ssh:host:/var/lib/edgekit").state == Path("/var/lib/edgekit")
+
+
+@pytest.mark.parametrize(
+    ("where", "sent"),
+    [
+        ("https://line-3/metrics", True), ("http://localhost:8080", True), ("http://127.0.0.1:8080", True),
+        ("http://[::1]:8080", True), ("http://10.0.0.3:8080", False), ("http://127.0.0.1.example.org", False),
+        ("http://line-3:8080/https://", False),
+    ],
+)  # fmt: skip
+def test_the_environments_token_goes_nowhere_that_others_can_read_it(
+    monkeypatch: pytest.MonkeyPatch, where: str, sent: bool
+) -> None:
+    monkeypatch.setenv("EDGEKIT_TOKEN", "secret")
+    assert parse_device(f"x={where}").token == ("secret" if sent else "")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("http://10.0.0.3:8080/metrics", "not sent by plain http"), ("https://10.0.0.3/metrics", "set EDGEKIT_TOKEN")],
+)  # fmt: skip
+def test_a_token_that_is_needed_is_told_with_how_to_give_it(
+    fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, address: str, words: str
+) -> None:
+    from http.client import HTTPConnection
+
+    from edgekit.views import reach_url
+
+    port = fake.server.server_address[1]
+    for kind in ("HTTPConnection", "HTTPSConnection"):  # whatever the address, the answer is that of the fake
+        monkeypatch.setattr(
+            reach_url.http.client, kind, lambda *where, **more: HTTPConnection("127.0.0.1", port)
+        )
+    fake.page = lambda path: (401, b"")
+    row = make(parse_device(f"line-3={address}")).settled().rows[0]
+    assert "a token is needed" in row.why and words in row.hint and "token_env" in row.hint
+    assert set(fake.tokens) == {None}
+
+
+# a token is told to nobody but the device
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_white_space_around_a_token_is_no_part_of_it(
+    fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str
+) -> None:
+    monkeypatch.setenv("EDGEKIT_TOKEN", f"secret{end}")
+    path = tmp_path / "fleet.toml"
+    path.write_text(f'[[device]]\nname = "b"\nurl = "{fake.url}"\ntoken_env = "EDGEKIT_TOKEN"\n')
+    fake.page = lambda path: (200, metrics().render())
+    glance = make(parse_device(f"a={fake.url}"), *read_fleet(path)).settled()
+    assert [row.state for row in glance.rows] == ["OK", "OK"] and set(fake.tokens) == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("token", ["zq7\rkx9", "zq7\nkx9", "zq7 kx9", "zq7\u00e9kx9", "zq7\x00kx9"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f'[[device]]\nname = "a"\nurl = "http://h"\ntoken = {json.dumps(token)}\n')
+    with pytest.raises(ConfigError, match="token") as told:
+        Device("a", "http://h/metrics", token=token)
+    with pytest.raises(ConfigError) as listed:
+        read_fleet(path)
+    for error in (told.value, listed.value):
+        whole = "".join(traceback.format_exception(error)) + repr(vars(error))
+        assert "zq7" not in whole and "kx9" not in whole
+
+
+def test_what_nobody_foresaw_tells_no_token(fake: Fake, make: Callable[..., Fleet]) -> None:
+    device = Device("line-1", fake.url, token="secret")
+    object.__setattr__(device, "token", "secret\r\n more")  # http.client's error holds the header
+
+    class Broken(Metered):
+        def ask(self, now: float, window_s: float) -> list[Row]:
+            raise RuntimeError("Bearer secret")
+
+    for options in ({}, {"way": lambda device, state: Broken(device)}):
+        glance = make(device, **options).settled()
+        row = next(row for row in glance.rows if row.device == "line-1")
+        assert row.state == "LOST" and row.hint and "secret" not in json.dumps(glance.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -227,6 +311,18 @@ def test_incidents_of_a_url_device_are_told_at_the_first_look(fake: Fake, make: 
     assert row.silenced == 1 and len(row.troubles) == 2
 
 
+def test_incidents_that_cannot_be_read_are_not_none(fake: Fake, make: Callable[..., Fleet]) -> None:
+    made = metrics()
+    made.stand("7f3a", None)  # as a server does whose incidents.sqlite is damaged
+    fake.page = lambda path: (200, made.render())
+    fleet = make(Device("line-1", fake.url))
+    glance = fleet.settled()
+    assert glance.rows[0].state == "WARNING" and "incidents cannot be read" in glance.alert
+    assert "edgekit incident list" in glance.rows[0].hint and glance.rows[0].since is not None
+    made.stand("7f3a", [])
+    until(fleet, lambda seen: seen.rows[0].state == "OK")
+
+
 def test_alarms_of_an_older_server_are_counted_within_the_window(
     fake: Fake, make: Callable[..., Fleet]
 ) -> None:
@@ -264,7 +360,7 @@ def test_a_device_that_stops_answering_is_lost_with_its_last_numbers(
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (401, b"", "401: the token is missing or wrong"),
+        (401, b"", "401: a token is needed"),
         (404, b"", "404: there is no such page"),
         (302, b"", "HTTP 302"),
         (200, b"<html>", "not Prometheus' text"),
@@ -380,6 +476,43 @@ def test_ssh_that_fails_says_why(
     assert row.state == "LOST" and words in row.why and row.why.startswith("never heard: ")
 
 
+HUGE: list[dict[str, Any]] = [
+    {"last_seen": 1e300}, {"last_seen": -1e300}, {"last_seen": 1e300, "state": "LOST"}, {"ttft_p95_s": 1e999},
+    {"tokens_per_s": math.nan}, {"rss_mib": 1e308, "temperature_c": -1e999, "confidence": 1e999},
+    {"requests": 10**4000, "errors": -(10**4000)}, {"since": 1e300}, {"silenced_until": 1e300, "opened": 1e999},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", HUGE)
+def test_numbers_that_none_can_show_end_nothing(
+    tmp_path: Path, make: Callable[..., Fleet], ssh: Callable[[str], None], changes: dict[str, Any]
+) -> None:
+    told = json.loads(document())
+    row = told["releases"][0]
+    row.update({key: value for key, value in changes.items() if key in row})
+    row["incidents"][0].update({key: changes[key] for key in changes if key in row["incidents"][0]})
+    (tmp_path / "answer").write_text(json.dumps(told))
+    ssh(f"cat {tmp_path}/answer")
+    fleet = make(Device("roof", host="roof"))
+    seen = fleet.settled().rows[0]
+    glance = fleet.glance(seen.key)
+    shown = table.columns(200)
+    for symbols in (Symbols(), Symbols(ascii=True)):
+        texts = table.cells(seen, shown, glance.sparks[seen.key], symbols, glance.time)
+        assert "roof" in texts[0] and "inf" not in " ".join(texts) and "nan" not in " ".join(texts)
+    assert seen.state == ("LOST" if "last_seen" in changes else "CRITICAL")
+    for number in (seen.ttft_p95_s, seen.tokens_per_s, seen.rss_mib, seen.confidence, seen.since):
+        assert number is None or math.isfinite(number)
+    assert "Infinity" not in json.dumps(glance.to_dict()) and "NaN" not in json.dumps(glance.to_dict())
+
+
+def test_a_spark_of_what_is_no_number() -> None:
+    for symbols in (Symbols(), Symbols(ascii=True)):
+        line = symbols.spark([1.0, math.inf, -math.inf, math.nan, None, 2.0], 6)
+        assert len(line) == 6 and line[1:5] == "    " and line[0] != line[5]
+        assert len(symbols.spark([-1.7e308, 1.7e308, 0.0], 3)) == 3
+
+
 # this device
 
 
@@ -419,6 +552,38 @@ def test_a_corrupt_store_is_lost_and_not_fine(tmp_path: Path, make: Callable[...
     (tmp_path / name).write_bytes(b"no database at all" * 500)
     row = make(state=tmp_path).settled().rows[0]
     assert row.state == "LOST" and name in row.why and "mv" in row.hint
+
+
+def test_a_store_with_a_hole_is_lost_and_not_fine(tmp_path: Path, make: Callable[..., Fleet]) -> None:
+    fleet = make(state=state(tmp_path, time.time()))
+    assert fleet.settled().rows[0].state == "OK"
+    path = tmp_path / "telemetry.sqlite"
+    path.write_bytes(path.read_bytes()[:4096] + b"\xa5" * (path.stat().st_size - 4096))
+    row = until(fleet, lambda seen: seen.rows[0].state == "LOST").rows[0]
+    assert "telemetry.sqlite cannot be read" in row.why and "mv" in row.hint and row.requests == 5
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_device_whose_records_go_away_stays_and_is_lost(
+    tmp_path: Path, make: Callable[..., Fleet], fake: Fake, left: bool
+) -> None:
+    fake.page = lambda path: (200, metrics().render())
+    place = state(tmp_path / "state", time.time())
+    fleet = make(Device("other", fake.url), state=place)
+    until(fleet, lambda seen: seen.count("OK") == 2)
+    place.rename(tmp_path / "moved")
+    if left:
+        place.mkdir()  # as where a disk was mounted
+    glance = until(fleet, lambda seen: seen.count("LOST"))
+    assert (
+        len(glance.rows) == 2
+        and "its records are gone" in glance.alert
+        and "Next: see whether" in glance.alert
+    )
+    assert "all well" not in str(table.strip(glance, Symbols())) and glance.rows[0].requests == 5
+    shutil.rmtree(place, ignore_errors=True)
+    (tmp_path / "moved").rename(place)
+    until(fleet, lambda seen: seen.count("OK") == 2)
 
 
 def test_releases_without_a_heartbeat_are_not_fine() -> None:
@@ -494,3 +659,17 @@ def test_columns_fit_every_width(width: int) -> None:
         from rich.cells import cell_len
 
         assert cell_len(text) <= column.width
+
+
+def test_a_release_out_of_use_on_a_lost_device_is_not_fine(tmp_path: Path) -> None:
+    from edgekit.incidents.overview import overview
+
+    store = Store(tmp_path / "telemetry.sqlite")
+    for release, at in (("old", 1000.0), ("new", 1060.0)):
+        store.add(Observation(at, release, "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98))
+    store.heartbeat(1070.0)
+    store.close()
+    rows = overview(tmp_path, Store(tmp_path / "telemetry.sqlite"), 1080.0, 600.0)
+    assert {row.release: row.state for row in rows} == {"new": "OK", "old": "OK"}
+    rows = overview(tmp_path, Store(tmp_path / "telemetry.sqlite"), 2000.0, 600.0)
+    assert {row.release: row.state for row in rows} == {"new": "LOST", "old": "IDLE"}

@@ -89,6 +89,25 @@ def test_what_is_no_such_page_is_said_in_words(body: bytes, words: str) -> None:
         read_page(body)
 
 
+def test_what_is_reckoned_from_huge_numbers_is_a_number_or_nothing() -> None:
+    page = b"""
+edgekit_answers_total{finish="stop"} 1e308
+edgekit_answers_total{finish="error"} 1e308
+edgekit_resident_memory_bytes 1e300
+edgekit_incidents_silenced 1e300
+edgekit_incidents{severity="critical"} 1
+edgekit_incident_since_seconds{kind="errors"} 1e300
+gen_ai_server_time_per_output_token_seconds_sum 5e-324
+gen_ai_server_time_per_output_token_seconds_count 9e17
+gen_ai_server_time_to_first_token_seconds_bucket{le="1e308"} 5
+"""
+    found = read_page(page)
+    window = added({}, Totals().add(found))
+    assert window.tokens_per_s is None and window.requests == 0 and found.rss_mib is None
+    assert window.ttft_p95_s is None and found.silenced == 0 and found.under_way == ()
+    assert found.incidents == {"critical": 1}  # which is under way all the same
+
+
 def test_values_that_are_no_numbers_are_left_out() -> None:
     page = read_page(b"edgekit_temperature_celsius NaN\nedgekit_resident_memory_bytes +Inf\n")
     assert page.temperature_c is None and page.rss_mib is None
