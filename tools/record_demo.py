@@ -23,7 +23,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=Path(".edgekit/demo-day"), help="where the day goes")
     parser.add_argument("--out", type=Path, default=Path("edgekit/demo"))
     parser.add_argument("--pack-only", action="store_true", help="pack the day that is in --state again")
+    parser.add_argument("--parts", nargs="*", default=["build", "bundle", "day"], help="what is packed")
     arguments = parser.parse_args()
     if not (arguments.bundle / "signals.json").is_file():
         sys.exit(f"{arguments.bundle} is not a bundle with signals.json: run `make demo` first.")
@@ -73,12 +74,14 @@ def main() -> int:
 
     samples = chosen_samples(arguments.bundle)
     texts = {name: (arguments.bundle / name).read_text(encoding="utf-8") for name in FILES}
-    for name, document in (
-        ("build", build_of(arguments.cache_dir, arguments.bundle)),
-        ("bundle", {"schema": SCHEMA, "name": arguments.bundle.name, "files": {**texts, **samples}}),
-        ("day", day_of(arguments.state)),
-    ):
-        packed = gzip.compress(json.dumps(document, separators=(",", ":")).encode(), mtime=0)
+    bundle = {"schema": SCHEMA, "name": arguments.bundle.name, "files": {**texts, **samples}}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "build": lambda: build_of(arguments.cache_dir, arguments.bundle),  # of a run that was not all kept
+        "bundle": lambda: bundle,
+        "day": lambda: day_of(arguments.state),
+    }
+    for name in arguments.parts:
+        packed = gzip.compress(json.dumps(parts[name](), separators=(",", ":")).encode(), mtime=0)
         (arguments.out / f"{name}.json.gz").write_bytes(packed)
         print(f"{name}: {len(packed) / 1024:.0f} KB")
     return 0
