@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -23,6 +24,7 @@ FEATURES = (
     "bf16",
 )
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_CPU = "/sys/fs/cgroup/cpu.max"
 MIB = 2**20
 
 
@@ -41,8 +43,28 @@ def fingerprint() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use, within its container's limit on their time."""
+    quota = _quota()
+    return _allowed() if quota is None else max(1, min(_allowed(), math.ceil(quota)))
+
+
+def is_throttled() -> bool:
+    """Whether a container's limit holds this process to less time than its cores have."""
+    quota = _quota()
+    return quota is not None and quota < _allowed()
+
+
+def _allowed() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota() -> float | None:
+    """Seconds of processor time a second that the container gives."""
+    try:
+        quota, period = map(int, Path(CGROUP_CPU).read_text().split())
+        return quota / period
+    except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or "max"
+        return None
 
 
 def total_memory_mib() -> int:

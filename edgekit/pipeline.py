@@ -73,6 +73,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
     )
     planned.check()
+    record.begin()
     record.expect(planned.minutes_expected * 60)
     log = request.cache_dir / runs.EVENTS
     cache = Cache(request.cache_dir, fan_out(emit, jsonl_writer(log)))

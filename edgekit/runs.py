@@ -3,7 +3,8 @@
     <cache>/run.json        who builds what since when, the stages to come, and how it ended
     <cache>/events.jsonl    what it says meanwhile (`edgekit.events`)
 
-A process is known by its id and its start, so that another one with the same id is not taken for it.
+A process is known by its machine, that machine's start, its id and its own start, so that no other is taken for it.
+Record and events of the build before are put aside, and come back when the new one is refused before it made anything.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
 
 SCHEMA = "edgekit.run/1"
 FILE, EVENTS, LOCK = "run.json", "events.jsonl", ".run.lock"
+ASIDE = {FILE: ".run.json.before", EVENTS: ".events.jsonl.before"}
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 LONGEST = 1 << 20  # bytes of a record that is read
 SAME_START_S = 1.5  # the system's own time of its start is rounded to seconds and may shift by one
 KEPT = "Finished stages are kept: run the same command again to go on."
 
-State = Literal["RUNNING", "PASSED", "FAILED", "STOPPED"]
+State = Literal["RUNNING", "PASSED", "FAILED", "STOPPED", "UNKNOWN"]
 Outcome = Literal["pass", "fail", "error", "interrupted"]
 STATES: dict[str, State] = {"pass": "PASSED", "fail": "FAILED", "error": "STOPPED", "interrupted": "STOPPED"}
 
@@ -44,13 +48,16 @@ STATES: dict[str, State] = {"pass": "PASSED", "fail": "FAILED", "error": "STOPPE
 class Run:
     """A build, under way or ended; times are Unix seconds.
 
-    `process_start` is in seconds since the machine's own start, which a change of its clock does not touch. `seconds` is
-    how long each stage takes, from earlier builds of the same model and data and from this one.
+    `process_start` is in seconds since the machine's own start, which a change of its clock does not touch; `boot` names
+    that start where the system does. `seconds` is how long each stage takes, from earlier builds of the same model and
+    data and from this one.
     """
 
     cache_dir: Path
     pid: int = 0
     process_start: float = 0.0
+    host: str = ""
+    boot: str = ""
     started: float = 0.0
     model: str = ""
     target: str = ""
@@ -68,10 +75,17 @@ class Run:
 
     @property
     def state(self) -> State:
-        """RUNNING, PASSED, FAILED by a gate, or STOPPED before its end."""
+        """RUNNING, PASSED, FAILED by a gate, STOPPED before its end, or UNKNOWN when another machine builds it."""
         if self.outcome is not None:
             return STATES[self.outcome]
-        return "RUNNING" if self.alive else "STOPPED"
+        if self.alive:
+            return "RUNNING"
+        return "UNKNOWN" if self.elsewhere else "STOPPED"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is of another machine, whose processes cannot be seen from here."""
+        return self.host not in ("", platform.node())
 
     @property
     def ending(self) -> str:
@@ -83,6 +97,8 @@ class Run:
                 return "Every gate held."
             case "FAILED":
                 return self.message
+            case "UNKNOWN":
+                return f"It runs on {self.host}, if it still does: only there can that be told, and only there it is stopped."
         if self.outcome is None and not self.message:
             return f"Process {self.pid} is gone without a word: killed, or out of memory. {KEPT}"
         return f"{self.message} {self.hint}".strip()
@@ -120,7 +136,12 @@ def is_ours(run: Run) -> bool:
 
 def interrupt(run: Run) -> None:
     """Stop a run as ctrl-c does: finished stages are kept. Raises `StageError` when that is not possible."""
-    if _process(run) is None:
+    latest = read(run.cache_dir)  # it may have ended since `run` was read, while its process is still there
+    if latest is None or (latest.pid, latest.started) != (run.pid, run.started) or latest.outcome is not None:
+        raise StageError("That build has ended already; nothing was stopped.", "Look at how it ended.")
+    if latest.elsewhere:
+        raise StageError(f"It runs on {latest.host}; nothing was stopped.", "Stop it there.")
+    if _process(latest) is None:
         raise StageError(f"Process {run.pid} is gone already; nothing was stopped.", KEPT)
     try:
         os.kill(run.pid, signal.SIGINT)
@@ -146,6 +167,13 @@ class Recorder:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self._begun = False
+
+    def begin(self) -> None:
+        """Say that it makes something from here on: what is left of the build before goes."""
+        self._begun = True
+        for name in ASIDE.values():
+            remove(self.run.cache_dir / name)
 
     def emit(self, event: Event) -> None:
         """Remember how long a stage took."""
@@ -170,7 +198,9 @@ class Recorder:
             )
 
     def end(self, outcome: Outcome, message: str = "", hint: str = "") -> None:
-        """Write how it ended, once."""
+        """Write how it ended, once; one that made nothing leaves the record of the build before in its place."""
+        if not self._begun and STATES[outcome] == "STOPPED" and _put_back(self.run.cache_dir):
+            return
         if self.run.outcome is None:
             self._write(ended=time.time(), outcome=outcome, message=message, hint=hint)
 
@@ -219,30 +249,72 @@ def _begin(request: Request, stages: Sequence[str]) -> Run:
                     f"{before.target} since {clock(before.started)}. Nothing was started.",
                     "`edgekit tui run` shows it. To build beside it, give another --cache-dir.",
                 )
-            run = Run(
-                cache_dir=cache_dir,
-                pid=os.getpid(),
-                process_start=_start(psutil.Process()),
+            if before is not None and before.state == "UNKNOWN":
+                raise ConfigError(
+                    f"A build of {before.model} for {before.target} began in {request.cache_dir} at "
+                    f"{clock(before.started)} on another machine, {before.host}. Nothing was started.",
+                    f"To build beside it, give another --cache-dir. If it has ended, remove {request.cache_dir / FILE}.",
+                )
+            run = replace(
+                of_this_process(cache_dir),
                 started=time.time(),
                 model=request.source.name,
                 target=request.target.name,
                 data=request.data.name,
                 out=request.out.absolute(),
                 stages=tuple(stages),
-                alive=True,
             )
             if before is not None and (before.model, before.data) == (run.model, run.data):
                 run.seconds.update(before.seconds)
-            remove(
-                cache_dir / EVENTS
-            )  # before the record: who sees the new one must not read the events of the old
-            write_json(cache_dir / FILE, _document(run))
+            _put_aside(cache_dir)
+            try:
+                write_json(cache_dir / FILE, _document(run))
+            except OSError:
+                _put_back(cache_dir, locked_already=True)
+                raise
             return run
     except OSError as error:
         raise ConfigError(
             f"Nothing can be written in {request.cache_dir}: {error.strerror or error}. Nothing was started.",
             "Give another --cache-dir.",
         ) from error
+
+
+def of_this_process(cache_dir: Path) -> Run:
+    """A run without a plan yet, of this very process."""
+    return Run(
+        cache_dir,
+        pid=os.getpid(),
+        process_start=_start(psutil.Process()),
+        host=platform.node(),
+        boot=_boot(),
+        alive=True,
+    )
+
+
+def _put_aside(cache_dir: Path) -> None:
+    """Put the build before aside: its events first, as who sees the new record must not read the events of the old.
+
+    What is aside already stays: it is of the last build that made something.
+    """
+    if not (cache_dir / ASIDE[FILE]).exists():
+        for name in (EVENTS, FILE):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(cache_dir / name, cache_dir / ASIDE[name])
+    remove(cache_dir / EVENTS)
+
+
+def _put_back(cache_dir: Path, *, locked_already: bool = False) -> bool:
+    """Put the build before back in its place; whether there was one."""
+    with (
+        contextlib.suppress(OSError),
+        contextlib.nullcontext() if locked_already else locked(cache_dir / LOCK),
+    ):
+        os.replace(cache_dir / ASIDE[FILE], cache_dir / FILE)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(cache_dir / ASIDE[EVENTS], cache_dir / EVENTS)
+        return True
+    return False
 
 
 def _document(run: Run) -> dict[str, Any]:
@@ -261,6 +333,8 @@ def _parse(document: Any, cache_dir: Path) -> Run:
         cache_dir=cache_dir,
         pid=int(document["pid"]),
         process_start=_finite(document["process_start"]),
+        host=str(document.get("host", "")),
+        boot=str(document.get("boot", "")),
         started=_finite(document["started"]),
         model=str(document["model"]),
         target=str(document["target"]),
@@ -284,6 +358,8 @@ def _finite(value: Any) -> float:
 
 def _process(run: Run) -> psutil.Process | None:
     """The process of the run, if it is there still."""
+    if run.elsewhere or run.boot not in ("", _boot()):
+        return None
     try:
         process = psutil.Process(run.pid) if run.pid > 0 else None
         if process is None or process.status() == psutil.STATUS_ZOMBIE:
@@ -295,3 +371,11 @@ def _process(run: Run) -> psutil.Process | None:
 
 def _start(process: psutil.Process) -> float:
     return round(float(process.create_time()) - float(psutil.boot_time()), 2)
+
+
+def _boot() -> str:
+    """The name of this start of the machine; empty where the system gives none."""
+    try:
+        return BOOT.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""

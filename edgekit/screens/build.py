@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -23,14 +22,16 @@ from edgekit.model import BUILT_IN
 from edgekit.screens.base import View
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.inputs import LIMIT_COLUMNS, TARGET_COLUMNS, Choices, Line, Paths
-from edgekit.screens.pages import hand_over, show_plan, show_target
+from edgekit.screens.pages import show_plan, show_target
 from edgekit.screens.start import Starter
+from edgekit.screens.threads import in_thread
 from edgekit.views import wizard, wizard_page
 from edgekit.views.checks import Checks
 from edgekit.views.command import Command, Outcome
 from edgekit.views.places import Place, look_at_place
 from edgekit.views.wizard import HELP, QUESTIONS, STEPS, Choice, Finding
 
+TYPING = "you are typing: esc leaves the line, then ? and q work"
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
 
@@ -127,7 +128,7 @@ class BuildScreen(View):
     def on_screen_resume(self) -> None:
         """Look again at what may have been mended meanwhile."""
         if self._machine is not None:
-            self.checks.forget()
+            self._anew()
             self._look()
             self._look_at_place(self.choice)
             self.draw()
@@ -139,9 +140,12 @@ class BuildScreen(View):
         self.step = step
         name = STEPS[step]
         self.query_one("#answers", ContentSwitcher).current = f"on-{name}"
-        focus = {"model": "#model", "target": "#targets", "data": "#data", "budget": "#limits"}
+        lines = (
+            {} if self.edgekit.settings.demo else {"model": "#model", "data": "#data"}
+        )  # a look types nothing
+        focus = {**lines, "target": "#targets", "budget": "#limits"}
         self.query_one(focus.get(name, "#findings")).focus()
-        self.checks.forget()
+        self._anew()
         self._look()
         self.query_one("#findings", VerticalScroll).scroll_home(animate=False)
         self.draw()
@@ -207,6 +211,12 @@ class BuildScreen(View):
     @on(DescendantBlur)
     def _focus_moved(self) -> None:
         self.refresh_bindings()
+        self.draw()
+
+    def _anew(self, failed: bool = True) -> None:
+        """Forget what was found, or only what has failed; whether the model is here is looked at again too."""
+        self.checks.forget(failed)
+        self.choice = replace(self.choice)
 
     # what the checks say
 
@@ -230,9 +240,8 @@ class BuildScreen(View):
             if self._starts and not self._unready():
                 self.action_build()
 
-    @work(thread=True, exclusive=True, group="place")
     def _look_at_place(self, choice: Choice) -> None:
-        hand_over(self, self._place_found, choice, look_at_place(choice))
+        in_thread(self, partial(look_at_place, choice), partial(self._place_found, choice))
 
     def _place_found(self, choice: Choice, place: Place) -> None:
         if choice == self.choice:
@@ -241,15 +250,17 @@ class BuildScreen(View):
             if self._starts and not self._unready():
                 self.action_build()
 
-    @work(thread=True, group="here")
     def _look_here(self) -> None:
-        machine = wizard.Machine.here()
-        hand_over(self, self._here_found, machine, wizard.shipped(machine))
+        def look() -> tuple[wizard.Machine, list[wizard.Shipped]]:
+            machine = wizard.Machine.here()
+            return machine, wizard.shipped(machine)
 
-    def _here_found(self, machine: wizard.Machine, shipped: list[wizard.Shipped]) -> None:
-        self._machine, self._shipped = machine, shipped
+        in_thread(self, look, self._here_found)
+
+    def _here_found(self, found: tuple[wizard.Machine, list[wizard.Shipped]]) -> None:
+        self._machine, self._shipped = found
         self._draw_targets()
-        names = [one.name for one in shipped]
+        names = [one.name for one in self._shipped]
         if self.choice.target in names:
             self.query_one("#targets", Choices).move_cursor(row=names.index(self.choice.target))
         self.draw()
@@ -295,7 +306,8 @@ class BuildScreen(View):
             self.query_one("#found", Static).update(page)
         except NoMatches:  # the screen is being taken down
             return
-        self.title_text = f"build {signs.line} {self.step + 1}/{len(STEPS)} {name}"
+        typing = f"   {TYPING}" if isinstance(self.focused, Input) else ""
+        self.title_text = f"build {signs.line} {self.step + 1}/{len(STEPS)} {name}{typing}"
         self.twin = self.choice.build.text
         self.refresh_bindings()
 
@@ -334,7 +346,7 @@ class BuildScreen(View):
             return name == "review"
         if action == "other":
             return name == "review" and bool(self.place and self.place.other)
-        return name in ("target", "budget") if action == "edit" else True
+        return name != "review" if action == "edit" else True
 
     def action_next(self) -> None:
         """The next step; the review is the last."""
@@ -357,12 +369,13 @@ class BuildScreen(View):
         self.open(step)
 
     def action_edit(self) -> None:
-        """Write in the line below the list."""
-        self.query_one("#target" if STEPS[self.step] == "target" else "#limit", Input).focus()
+        """Write in the line of this step."""
+        name = STEPS[self.step]
+        self.query_one("#limit" if name == "budget" else f"#{name}", Input).focus()
 
     def action_again(self) -> None:
         """Check everything again."""
-        self.checks.forget(failed=False)
+        self._anew(failed=False)
         self.place = None
         self._look()
         self.draw()
@@ -397,7 +410,7 @@ class BuildScreen(View):
 
     def _ask_plan(self) -> None:
         command = self.choice.plan
-        self.notify(escape(f"$ {command.text}"), timeout=3)
+        self.notify(f"$ {command.text}", timeout=3, markup=False)
         self.edgekit.ask(command, lambda outcome: show_plan(self, outcome))
 
     def action_build(self) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rich.markup import escape
 from rich.text import Text
-from textual import work
 from textual.widgets import Static
 
-from edgekit.screens.base import View
+from edgekit.screens.base import READ_ONLY, View
 from edgekit.screens.dialogs import Ask, Confirm
+from edgekit.screens.threads import in_thread, tell
 from edgekit.views import deploy
 from edgekit.views.bundles import drawn, plain
 from edgekit.views.command import Command, Outcome
 from edgekit.views.results import Results
-
-READ_ONLY = "Read-only: press w to be able to change things."
 
 
 class Deploying(View):
@@ -34,11 +29,6 @@ class Deploying(View):
     def draw_twin(self) -> None:
         """Show the command that fits the focus, or the pending one."""
         raise NotImplementedError
-
-    def tell(self, draw: Callable[..., object], *found: object) -> None:
-        """From a thread: hand what was found to the app's thread; nobody hears it once the app has ended."""
-        with contextlib.suppress(RuntimeError):
-            self.app.call_from_thread(draw, *found)
 
     def draw_progress(self) -> None:
         """Show how the promotion goes; nothing before one began."""
@@ -57,9 +47,8 @@ class Deploying(View):
         """Ask why, have the name typed, then import and promote."""
         found, state = self.results, self.edgekit.settings.state
         if said := deploy.refusal(found):
-            self.notify(
-                escape(drawn(said, self.edgekit.symbols)), title="Refused", severity="error", timeout=15
-            )
+            said = drawn(said, self.edgekit.symbols)
+            self.notify(said, title="Refused", severity="error", timeout=15, markup=False)
             return
         if not self.edgekit.writing:
             self.notify(READ_ONLY, severity="warning")
@@ -139,45 +128,42 @@ class Deploying(View):
         def ported(typed: str | None) -> None:
             port = deploy.port_of(typed or "") if typed is not None else None
             if typed is not None and port is None:
-                self.notify(escape(f"'{typed}' is no port: give a number from 1 to 65535."), severity="error")
+                said = f"'{typed}' is no port: give a number from 1 to 65535."
+                self.notify(said, severity="error", markup=False)
             elif port is not None:
                 self.pend(deploy.serve_command(self.edgekit.settings.state, port))
                 self._serve(port)
 
         self.app.push_screen(Ask("Port to serve the release in use on (this machine only):", "8080"), ported)
 
-    @work(thread=True, exclusive=True, group="serve")
     def _serve(self, port: int) -> None:
-        tell, state = self.tell, self.edgekit.settings.state
-        if there := deploy.answering(port):
-            said = f"Port {port} is taken: {there} answers on {deploy.address_of(port)} already. Nothing was started."
-            tell(self._served, said, False, there == deploy.OURS)
-            return
+        app, state = self.app, self.edgekit.settings.state
         command, log = deploy.serve_command(state, port), state / "serve.log"
-        try:
-            pid = command.start(log)
-        except OSError as error:
-            tell(
-                self._served, f"{command.text} could not be started: {error.strerror or error}.", False, False
-            )
-            return
-        tell(
-            self._served,
-            f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}.",
-            True,
-            True,
-        )
-        started = deploy.wait_until_ready(pid, port, log, gone=lambda: not self.app.is_running)
-        tell(self._served, started.words, started.ready, False)
+
+        def serve() -> tuple[str, bool, bool]:
+            if there := deploy.answering(port):
+                said = f"Port {port} is taken: {there} answers on {deploy.address_of(port)} already. Nothing was started."
+                return said, False, there == deploy.OURS
+            try:
+                pid = command.start(log)
+            except OSError as error:
+                return f"{command.text} could not be started: {error.strerror or error}.", False, False
+            said = f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}."
+            tell(self, self._served, said, True, True)
+            started = deploy.wait_until_ready(pid, port, log, gone=lambda: not app.is_running)
+            return started.words, started.ready, False
+
+        in_thread(self, serve, lambda found: self._served(*found))
 
     def _served(self, said: str, good: bool, watch: bool) -> None:
         """Tell how it stands; go to the monitor when there is a server to watch."""
         self.pend(None)
         self.app.notify(
-            escape(said),
+            said,
+            markup=False,
             title="Serve",
             severity="information" if good else "warning",
             timeout=10 if good else 20,
         )
-        if watch and self.is_current:
+        if watch and self.is_active:
             self.edgekit.go("monitor")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
-from rich.markup import escape
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgekit.screens.base import View
+from edgekit.screens.threads import in_thread
 from edgekit.views import wizard, wizard_page
 from edgekit.views.command import Outcome
 
@@ -36,14 +35,10 @@ class Sheet(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """The page."""
         with VerticalScroll() as page:
-            page.border_title, page.border_subtitle = escape(self._title), "esc close"
+            # as it is: a `str` would be read as markup
+            page.border_title = Text(self._title)
+            page.border_subtitle = "esc close"
             yield Static(Text(self._text))
-
-
-def hand_over(screen: View, callback: Callable[..., object], *values: Any) -> None:
-    """Call back on the app's thread from another one; nobody listens any more when the app has ended."""
-    with contextlib.suppress(RuntimeError):
-        screen.app.call_from_thread(callback, *values)
 
 
 def show_failure(screen: View, outcome: Outcome) -> None:
@@ -68,8 +63,7 @@ def show_plan(screen: View, outcome: Outcome) -> None:
         show_failure(screen, outcome)
         return
 
-    def draw() -> None:
-        text = wizard_page.plan_text(outcome, screen.edgekit.settings.ascii)
-        hand_over(screen, screen.app.push_screen, Sheet(outcome.command.text, text))
+    def drawn(text: str) -> None:
+        screen.app.push_screen(Sheet(outcome.command.text, text))
 
-    screen.run_worker(draw, thread=True, exclusive=True, group="plan")
+    in_thread(screen, partial(wizard_page.plan_text, outcome, screen.edgekit.settings.ascii), drawn)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.markup import escape
 from rich.text import Text
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical, VerticalScroll
@@ -19,6 +19,7 @@ from edgekit.screens.bundles import Beside, Bundles
 from edgekit.screens.deploy import Deploying
 from edgekit.screens.pictures import PicturesPane, styled
 from edgekit.screens.samples import SamplesPane
+from edgekit.screens.threads import in_thread
 from edgekit.views import bundles, differences, results
 from edgekit.views import samples as samples_view
 from edgekit.views.bundles import REPORT, Found, drawn
@@ -72,6 +73,7 @@ class ResultsScreen(Deploying):
         self._stamp: tuple[int, ...] = ()
         self._marked: list[str] = []
         self._columns: list[str] = []
+        self._looking = False
 
     def compose_view(self) -> ComposeResult:
         """A table beside a picture, or samples, or why there is neither."""
@@ -100,29 +102,40 @@ class ResultsScreen(Deploying):
             self._bundle, self._stamp, self._marked, self.progress = Path(bundle), (), [], ()
         self._look()
 
-    @work(thread=True, exclusive=True, group="results")
     def _look(self) -> None:
-        """Read the bundle when there is another, or when its report is not the one that is shown."""
-        folder = self.edgekit.settings.bundles
-        bundle, before = self._bundle or bundles.newest(folder), self._stamp
+        """Look in a thread, once at a time."""
+        if self._looking:
+            return
+        self._looking, asked = True, self._bundle
+
+        def looked(draw: Callable[[], None] | None) -> None:
+            self._looking = False
+            if draw is not None:
+                draw()
+            if self._bundle is not None and self._bundle != asked:  # another one was asked for meanwhile
+                self._look()
+
+        in_thread(self, partial(self._read, self.edgekit.settings.bundles, asked, self._stamp), looked)
+
+    def _read(self, folder: Path, asked: Path | None, before: tuple[int, ...]) -> Callable[[], None] | None:
+        """In a thread: read the bundle when there is another, or when its report is not the one that is shown."""
+        bundle = asked or bundles.newest(folder)
         if bundle is None:
             fault = f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  edgekit build --model smollm2-135m --data demo --target cpu-int4"
-            self.tell(self._failed, None, fault, (0,))
-            return
+            return partial(self._failed, None, fault, (0,))
         try:
             found = (bundle / REPORT).stat()
             stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size, found.st_ino)
         except OSError:
             stamp = (1,)
-        if stamp == before and bundle == self._bundle:
-            return
+        if stamp == before and bundle == asked:
+            return None
         try:
             loaded, samples = results.load(bundle), samples_view.read(bundle).counted()
         except CorruptError as error:
             said = f"{error.message}\n\nNext: {error.hint}\nAnother bundle: press b"
-            self.tell(self._failed, bundle, said, stamp)
-        else:
-            self.tell(self._loaded, loaded, samples, stamp)
+            return partial(self._failed, bundle, said, stamp)
+        return partial(self._loaded, loaded, samples, stamp)
 
     def _failed(self, bundle: Path | None, said: str, stamp: tuple[int, ...]) -> None:
         if self._bundle not in (None, bundle):
@@ -336,22 +349,18 @@ class ResultsScreen(Deploying):
             said = (
                 str(page) if page.is_file() else f"{page} is not there: this bundle was written without one."
             )
-            self.notify(escape(drawn(said, self.edgekit.symbols)), title="Report for a browser", timeout=15)
+            said = drawn(said, self.edgekit.symbols)
+            self.notify(said, title="Report for a browser", timeout=15, markup=False)
 
     def action_bundles(self) -> None:
         """Choose another bundle."""
-        self._find_bundles()
-
-    @work(thread=True, exclusive=True, group="bundles")
-    def _find_bundles(self) -> None:
-        self.tell(self._choose, bundles.bundles_in(self.edgekit.settings.bundles))
+        in_thread(self, partial(bundles.bundles_in, self.edgekit.settings.bundles), self._choose)
 
     def _choose(self, found: list[Found]) -> None:
         folder = self.edgekit.settings.bundles
         if not found:
-            self.notify(
-                escape(f"There is no bundle in {folder} yet; press 1 to build one."), severity="warning"
-            )
+            said = f"There is no bundle in {folder} yet; press 1 to build one."
+            self.notify(said, severity="warning", markup=False)
             return
 
         def chosen(paths: tuple[Path, ...] | None) -> None:
@@ -360,14 +369,21 @@ class ResultsScreen(Deploying):
             elif paths:
                 self.show(bundle=paths[0])
 
-        self.app.push_screen(Bundles(found, folder, self.edgekit.symbols, self.edgekit.now()), chosen)
+        if self.is_active:  # else the person has gone on to something else
+            self.app.push_screen(Bundles(found, folder, self.edgekit.symbols, self.edgekit.now()), chosen)
 
-    @work(thread=True, exclusive=True, group="bundles")
     def _compare_bundles(self, first: Path, second: Path) -> None:
-        try:
-            a, b = results.load(first), results.load(second)
-        except CorruptError as error:
-            self.tell(self.complain, error)
-            return
-        beside = Beside((a.name, b.name), differences.between(a, b), self.edgekit.symbols)
-        self.tell(self.app.push_screen, beside)
+        def compare() -> Beside | CorruptError:
+            try:
+                a, b = results.load(first), results.load(second)
+            except CorruptError as error:
+                return error
+            return Beside((a.name, b.name), differences.between(a, b), self.edgekit.symbols)
+
+        def compared(found: Beside | CorruptError) -> None:
+            if isinstance(found, CorruptError):
+                self.complain(found)
+            elif self.is_active:
+                self.app.push_screen(found)
+
+        in_thread(self, compare, compared)

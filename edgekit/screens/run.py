@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import threading
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.text import Text
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.events import Resize
-from textual.message import Message
 from textual.widgets import Static
 
 from edgekit import runs
@@ -23,6 +21,7 @@ from edgekit.screens.chart import Chart, Series
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.run_log import LogPane
 from edgekit.screens.run_parts import Parts
+from edgekit.screens.threads import in_thread
 from edgekit.views.run import Watch
 from edgekit.views.run_fold import RunView, matching
 
@@ -58,18 +57,11 @@ class RunScreen(View):
         Binding("slash", "filter", "Filter", id="run-filter", key_display="/", tooltip="Only lines that hold a text"),
     ]  # fmt: skip
 
-    class Looked(Message):
-        """A look is done."""
-
-        def __init__(self, view: RunView) -> None:
-            super().__init__()
-            self.view = view
-
     def __init__(self) -> None:
         super().__init__()
         self._view = RunView()
         self._watch: Watch | None = None
-        self._looking = threading.Lock()
+        self._looking = False
         self._asked: dict[int, float] = {}  # when each process was asked to stop
         self._filter = ""
         self._held = 0
@@ -105,17 +97,13 @@ class RunScreen(View):
         """The run as JSON."""
         return None if self._view.state == "NONE" else self._view.document()
 
-    @work(thread=True, exclusive=True, group="run")
     def _look(self) -> None:
-        if self._watch is not None and self._looking.acquire(blocking=False):
-            try:
-                self.post_message(self.Looked(self._watch.look(self.edgekit.now())))
-            finally:
-                self._looking.release()
+        if self._watch is not None and not self._looking:
+            self._looking = True
+            in_thread(self, partial(self._watch.look, self.edgekit.now()), self._looked)
 
-    def on_run_screen_looked(self, message: Looked) -> None:
-        """Draw what was found."""
-        self._view = message.view
+    def _looked(self, view: RunView) -> None:
+        self._looking, self._view = False, view
         self._draw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -145,14 +133,21 @@ class RunScreen(View):
 
         self.edgekit.push_screen(Confirm(text), answered)
 
-    @work(thread=True, group="run-stop")
     def _stop(self, run: runs.Run) -> None:
-        try:
-            runs.interrupt(run)
-        except EdgekitError as error:
-            self.edgekit.call_from_thread(self.complain, error)
-        else:
-            self._asked[run.pid] = self.edgekit.now()
+        def stop() -> EdgekitError | None:
+            try:
+                runs.interrupt(run)
+            except EdgekitError as error:
+                return error
+            return None
+
+        def stopped(error: EdgekitError | None) -> None:
+            if error is None:
+                self._asked[run.pid] = self.edgekit.now()
+            else:
+                self.complain(error)
+
+        in_thread(self, stop, stopped)
 
     def action_results(self) -> None:
         """What it built."""

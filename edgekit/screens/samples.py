@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -18,6 +17,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from edgekit.screens.dialogs import Ask
+from edgekit.screens.threads import in_thread
 from edgekit.views import samples as view
 from edgekit.views.bundles import drawn
 from edgekit.views.samples import BEFORE, SIGNS, Sample, Samples
@@ -82,11 +82,14 @@ class SamplesPane(Vertical):
         else:
             self._found(self.samples.shown(all_=self.all), here)
 
-    @work(thread=True, exclusive=True, group="samples")
     def _search(self, here: str) -> None:
-        shown = self.samples.shown(all_=self.all, filter_=self.filter)
-        with contextlib.suppress(RuntimeError):  # the app has ended meanwhile
-            self.app.call_from_thread(self._found, shown, here)
+        samples, asked = self.samples, (self.all, self.filter)
+
+        def found(shown: list[Sample]) -> None:
+            if samples is self.samples and asked == (self.all, self.filter):
+                self._found(shown, here)
+
+        in_thread(self, partial(samples.shown, all_=self.all, filter_=self.filter), found)
 
     def _found(self, shown: list[Sample], here: str) -> None:
         self.shown = shown

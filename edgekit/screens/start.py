@@ -8,11 +8,14 @@ from functools import partial
 from edgekit import runs
 from edgekit.screens.base import View
 from edgekit.screens.dialogs import Confirm
-from edgekit.screens.pages import Sheet, hand_over
+from edgekit.screens.pages import Sheet
+from edgekit.screens.threads import in_thread
 from edgekit.views import wizard
 from edgekit.views.command import Outcome
 from edgekit.views.launch import launch
 from edgekit.views.wizard import Choice
+
+NOT_STARTED = "The build did not start"
 
 
 class Starter:
@@ -24,14 +27,12 @@ class Starter:
 
     def ask(self, choice: Choice, plan: Outcome | None) -> None:
         """Ask whether to build `choice`, or to watch the build that runs in its cache already."""
-
-        def look() -> None:
-            hand_over(self._screen, self._ask, choice, plan, runs.read(choice.cache_dir))
-
-        self._in_thread(look)
+        in_thread(self._screen, partial(runs.read, choice.cache_dir), partial(self._ask, choice, plan))
 
     def _ask(self, choice: Choice, plan: Outcome | None, run: runs.Run | None) -> None:
         app = self._screen.edgekit
+        if not self._screen.is_active:
+            return  # the person has gone on to something else, or is asked already
         if run is not None and run.state == "RUNNING":
             text = f"A build of {run.model} for {run.target} runs here already. Watch it?"
             app.push_screen(Confirm(text), lambda yes: app.go("run") if yes else None)
@@ -48,18 +49,20 @@ class Starter:
         self.busy = True
         self._changed()
 
-        def start() -> None:
-            hand_over(self._screen, self._started, launch(choice.build, choice.cache_dir))
-
-        self._in_thread(start)
+        app = self._screen.app
+        start = partial(launch, choice.build, choice.cache_dir, gone=lambda: not app.is_running)
+        in_thread(self._screen, start, self._started)
 
     def _started(self, why: str) -> None:
         self.busy = False
         self._changed()
-        if why:
-            self._screen.app.push_screen(Sheet("The build did not start", why))
+        app = self._screen.edgekit
+        here = self._screen.is_active  # else a question is open, or another screen
+        if why and here:
+            app.push_screen(Sheet(NOT_STARTED, why))
+        elif why:
+            app.notify(why, title=NOT_STARTED, severity="error", timeout=20, markup=False)
+        elif here:
+            app.go("run")
         else:
-            self._screen.edgekit.go("run")
-
-    def _in_thread(self, work: Callable[[], None]) -> None:
-        self._screen.run_worker(work, thread=True, exclusive=True, group="start")
+            app.notify("The build runs: press 2.")

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import selectors
 import shlex
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ConfigError
 
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o",
+       "ServerAliveCountMax=3")  # fmt: skip
 NOT_HOSTS = "-"  # what ssh would take for an option
-OUT_OF_TIME = 124
+HOST_S = 120.0  # for a command on another machine, where none is given
+MOST_MIB = 16  # of what a command prints
+DRAIN_S = 1.0  # for what is left in the pipes of one that has ended: others may hold them open
+LOOK_S = 0.1
+OUT_OF_TIME, OUT_OF_ROOM = 124, 125
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Command:
 
     arguments: tuple[str, ...]
     host: str = ""
-    _process: list[subprocess.Popen[str]] = field(default_factory=list, compare=False, repr=False)
+    _process: list[subprocess.Popen[bytes]] = field(default_factory=list, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.host.startswith(NOT_HOSTS):
@@ -50,39 +60,37 @@ class Command:
 
     def run(self, timeout_s: float | None = None) -> Outcome:
         """Run it with `--json` and wait for its end. Raises nothing: what fails is in the outcome."""
+        limit_s = HOST_S if timeout_s is None and self.host else timeout_s
         try:
             process = subprocess.Popen(
                 self._argv(("--json",)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
                 start_new_session=True,  # a ctrl-c in the app is not one for its command
             )
         except OSError as error:
             return Outcome(self, 127, None, f"{self.text} could not be started: {error.strerror or error}.")
         self._process.append(process)
         try:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = _read(process, limit_s)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return Outcome(
-                self,
-                OUT_OF_TIME,
-                None,
-                f"No answer within {timeout_s:g} s.",
-                "Type it in a shell to see what it waits for.",
-            )
+            hint = "Type it in a shell to see what it waits for."
+            return Outcome(self, OUT_OF_TIME, None, f"No answer within {limit_s:g} s.", hint)
+        except BufferError:
+            message = f"It printed more than {MOST_MIB} MiB and was stopped."
+            return Outcome(self, OUT_OF_ROOM, None, message, "Type it in a shell to see what it prints.")
         finally:
+            _kill(process)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(DRAIN_S)
             self._process.remove(process)
         return self._outcome(process.returncode, out, err)
 
     def stop(self) -> None:
         """Kill what `run` waits for, if it does: its answer is no longer wanted."""
         for process in list(self._process):
-            process.kill()
+            _kill(process)
 
     def start(self, log: Path) -> int:
         """Start it in a session of its own, so that it outlives the app and its terminal; its output goes to `log`.
@@ -122,6 +130,47 @@ class Command:
             str(envelope.get("hint", "")),
             tuple(map(str, envelope.get("faults") or ())),
         )
+
+
+def _read(process: subprocess.Popen[bytes], limit_s: float | None) -> tuple[str, str]:
+    """What a process prints until its end, to both pipes, which are closed then.
+
+    Raises `TimeoutExpired` when it is not at its end in time, and `BufferError` when it prints too much.
+    """
+    assert process.stdout is not None and process.stderr is not None
+    end = float("inf") if limit_s is None else time.monotonic() + limit_s
+    ended, found = False, {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    with process.stdout, process.stderr, selectors.DefaultSelector() as open_pipes:
+        for pipe in found:
+            open_pipes.register(pipe, selectors.EVENT_READ)
+        while open_pipes.get_map() or not ended:
+            if (left := end - time.monotonic()) <= 0:
+                if ended:
+                    break
+                raise subprocess.TimeoutExpired(process.args, limit_s or 0.0)
+            if not ended and process.poll() is not None:
+                ended, end = True, time.monotonic() + DRAIN_S
+                continue
+            if not open_pipes.get_map():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left, LOOK_S))
+                continue
+            for key, _ in open_pipes.select(min(left, LOOK_S)):
+                if piece := os.read(key.fd, 1 << 16):
+                    found[key.fd] += piece
+                else:
+                    open_pipes.unregister(key.fd)
+            if sum(map(len, found.values())) > MOST_MIB << 20:
+                raise BufferError
+    out, err = (bytes(each).decode(errors="replace") for each in found.values())
+    return out, err
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it started, if it has not ended."""
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_document(text: str) -> Any:

@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 from edgekit import demo, runs
 from edgekit.artifacts import remove, write_json
 from edgekit.events import Alert, StageFinished, StageStarted, from_json, jsonl_writer, to_json
@@ -216,11 +214,8 @@ class _Build:
         self._events = [(line["time"], from_json(json.dumps(line))) for line in recorded["events"]]
         self._report: dict[str, Any] = json.loads(files["files"]["report.json"])
         self.model = str(self._report["model"])
-        process = psutil.Process()
-        self._run = runs.Run(
-            cache_dir=settings.cache_dir.absolute(),
-            pid=process.pid,
-            process_start=round(process.create_time() - psutil.boot_time(), 2),
+        self._run = replace(
+            runs.of_this_process(settings.cache_dir.absolute()),
             model=self.model,
             target=self._report["target"],
             data=str(json.loads(files["files"][MANIFEST])["data"]["name"]),

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.views.bundles import plain
 from edgekit.views.command import Command
+from edgekit.views.launch import last_words
 from edgekit.views.report import text
 from edgekit.views.results import Results
 
-TAIL_BYTES = 4096
 READY_S = 120.0
 OURS = "a server of edgekit"
 
@@ -109,20 +108,8 @@ def wait_until_ready(
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            return Started(False, f"The server ended: {last_words(log)} Its log is {log}.")
+            return Started(False, f"The server ended. {last_words(log)} Its log is {log}.")
         except PermissionError:
             pass
         time.sleep(0.25)
     return Started(False, f"It does not answer on {address_of(port)} yet; its log is {log}.")
-
-
-def last_words(log: Path) -> str:
-    """The last lines of a log, as a sentence."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-            lines = file.read(TAIL_BYTES).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        return f"{log} cannot be read: {error.strerror}."
-    said = [plain(line).removeprefix("edgekit: ").strip() for line in lines if line.strip()]
-    return " ".join(said[-2:]) or "it said nothing."

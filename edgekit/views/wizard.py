@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,11 @@ class Choice:
         """The target's values."""
         return Command(("targets", "show", at_home(self.target)))
 
-    @property
+    @cached_property
     def fetched(self) -> bool:
-        """Whether the model is a hub id: it is not fetched before the build."""
-        here = self.model in BUILT_IN or os.path.lexists(at_home(self.model))
-        return not here and HUB_ID.match(self.model) is not None
+        """Whether the model is a hub id: it is not fetched before the build. Looked at once, as each key press asks."""
+        named = HUB_ID.match(self.model) is not None and self.model not in BUILT_IN
+        return named and not os.path.lexists(at_home(self.model))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from edgekit import hardware
+from edgekit import hardware, plan
 
 
 def test_the_fingerprint_is_json_and_stable() -> None:
@@ -81,3 +81,36 @@ def test_what_a_container_has_taken_is_not_free(container: Path) -> None:
 def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     free = hardware.free_disk_mib(tmp_path / "not" / "there" / "yet")
     assert free == pytest.approx(psutil.disk_usage(str(tmp_path)).free // 2**20, abs=512)
+
+
+@pytest.mark.parametrize(
+    ("text", "cores", "throttled"),
+    [("200000 100000\n", 2, True), ("150000 100000\n", 2, True), ("5000 100000\n", 1, True), ("max 100000\n", 8, False),
+     ("900000 100000\n", 8, False), ("", 8, False), ("x 0\n", 8, False), ("1 0\n", 8, False)],
+)  # fmt: skip
+def test_a_container_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cores: int, throttled: bool
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(hardware, "CGROUP_CPU", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(hardware, "_allowed", lambda: 8)
+    assert (hardware.cores(), hardware.is_throttled()) == (cores, throttled)
+
+
+@pytest.mark.parametrize("throttled", [False, True])
+def test_the_speed_is_that_of_the_products_that_were_left_alone(
+    monkeypatch: pytest.MonkeyPatch, throttled: bool
+) -> None:
+    """Every second product is held up; on a clock of its own, a product takes 2 ms."""
+    clock, products = [0.0], [0]
+
+    class Matrix:
+        def __matmul__(self, other: object) -> None:
+            products[0] += 1
+            clock[0] += 0.002 if products[0] % 2 else 0.018
+
+    monkeypatch.setattr("numpy.ones", lambda *_, **__: Matrix())
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: clock[0], sleep=lambda s: None))
+    monkeypatch.setattr(hardware, "is_throttled", lambda: throttled)
+    seconds = 2 * plan.FLOPS_SIZE**3 / plan._flops()
+    assert seconds == pytest.approx(0.01 if throttled else 0.002, rel=0.15)

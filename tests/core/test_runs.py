@@ -155,6 +155,107 @@ def test_a_second_build_in_the_cache_is_refused_before_it_touches_anything(
         assert read(tmp_path).pid == os.getpid()
 
 
+def change(cache: Path, **changed: Any) -> None:
+    path = cache / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def test_the_same_number_after_the_machine_started_anew_is_not_the_build(
+    tmp_path: Path, live: subprocess.Popen[str]
+) -> None:
+    assert read(tmp_path).state == "RUNNING" and (read(tmp_path).boot or not runs.BOOT.exists())
+    change(tmp_path, boot="00000000-0000-0000-0000-000000000000")
+    run = read(tmp_path)
+    assert run.state == "STOPPED" and runs.rss_mib(run) is None
+    with pytest.raises(StageError, match="gone already"):
+        runs.interrupt(run)
+    assert live.poll() is None
+    with runs.recorded(request(tmp_path), []):
+        assert read(tmp_path).pid == os.getpid()
+
+
+def test_a_build_of_another_machine_is_left_alone(tmp_path: Path, live: subprocess.Popen[str]) -> None:
+    change(tmp_path, host="far-away")
+    run = read(tmp_path)
+    assert run.state == "UNKNOWN" and "runs on far-away" in run.ending and not runs.is_ours(run)
+    with pytest.raises(StageError, match="far-away; nothing was stopped"):
+        runs.interrupt(run)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match="far-away") as caught, runs.recorded(request(tmp_path), []):
+        pass
+    assert "--cache-dir" in caught.value.hint and "run.json" in caught.value.hint
+    assert (tmp_path / "run.json").read_bytes() == before and live.poll() is None
+    change(tmp_path, outcome="error", ended=1.0, message="No room.")
+    assert read(tmp_path).ending == "No room."
+
+
+def test_a_build_that_has_ended_meanwhile_gets_no_signal(tmp_path: Path, live: subprocess.Popen[str]) -> None:
+    seen = read(tmp_path)
+    assert seen.state == "RUNNING"
+    change(tmp_path, outcome="pass", ended=time.time())
+    with pytest.raises(StageError, match="ended already"):
+        runs.interrupt(seen)
+    change(tmp_path, outcome=None, started=seen.started + 5)  # another build of that process
+    with pytest.raises(StageError, match="ended already"):
+        runs.interrupt(seen)
+    time.sleep(0.2)
+    assert live.poll() is None
+
+
+def stopped_before(cache: Path) -> tuple[bytes, bytes]:
+    """A build in the cache that stopped on the way."""
+    with pytest.raises(StageError), runs.recorded(request(cache), ["tune"]) as recorder:
+        recorder.begin()
+        (cache / "events.jsonl").write_text("why it stopped\n")
+        raise StageError("It ran out of memory.", "Free some.")
+    assert read(cache).ending.startswith("It ran out of memory.")
+    return (cache / "run.json").read_bytes(), (cache / "events.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("error", [ConfigError("Not enough room.", "Free some."), KeyboardInterrupt()])
+def test_a_build_that_is_refused_leaves_what_tells_of_the_one_before(
+    tmp_path: Path, error: BaseException
+) -> None:
+    before = stopped_before(tmp_path)
+    for _ in range(2):
+        with pytest.raises(type(error)), runs.recorded(request(tmp_path), []):
+            assert read(tmp_path).state == "RUNNING" and not (tmp_path / "events.jsonl").exists()
+            raise error
+        assert ((tmp_path / "run.json").read_bytes(), (tmp_path / "events.jsonl").read_bytes()) == before
+    with runs.recorded(request(tmp_path), []) as recorder:  # and once it makes something that is gone
+        recorder.begin()
+        assert not (tmp_path / "events.jsonl").exists()
+    assert read(tmp_path).message == "It ended without a verdict."
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".before")]
+
+
+def test_one_that_was_killed_before_it_made_anything_loses_nothing_either(tmp_path: Path) -> None:
+    before = stopped_before(tmp_path)
+    code = HOLD.replace("time.sleep(60)", "import os; os.kill(os.getpid(), 9)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True)
+    assert "gone without a word" in read(tmp_path).ending
+    with pytest.raises(ConfigError), runs.recorded(request(tmp_path), []):
+        raise ConfigError("Not enough room.", "")
+    assert ((tmp_path / "run.json").read_bytes(), (tmp_path / "events.jsonl").read_bytes()) == before
+
+
+def test_a_build_without_room_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stopped_before(tmp_path)
+
+    def refuse() -> None:
+        raise ConfigError("Not enough room.", "Free some.")
+
+    monkeypatch.setattr("edgekit.model.fetch", lambda source: source)
+    monkeypatch.setattr("edgekit.bundle.check_free", lambda request: None)
+    monkeypatch.setattr(pipeline, "plan", lambda *_, **__: SimpleNamespace(check=refuse))
+    monkeypatch.setattr(pipeline, "replace", lambda request, **_: request)
+    with pytest.raises(ConfigError, match="Not enough room"):
+        pipeline.build(request(tmp_path), lambda event: None)
+    assert ((tmp_path / "run.json").read_bytes(), (tmp_path / "events.jsonl").read_bytes()) == before
+
+
 def test_memory_of_a_run_is_that_of_its_processes(tmp_path: Path, live: subprocess.Popen[str]) -> None:
     found = runs.rss_mib(read(tmp_path))
     assert found is not None and 5 < found < 2000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from edgekit import runs, tui
 from edgekit.screens import start
 from edgekit.screens.base import View
 from edgekit.screens.build import BuildScreen
-from edgekit.screens.dialogs import Confirm
+from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.inputs import Choices
 from edgekit.screens.pages import Sheet
 from edgekit.views.command import Command, Outcome
@@ -67,8 +68,10 @@ class Shell:
             "problems": [],
         }  # fmt: skip
 
-    def launch(self, command: Command, cache_dir: Path) -> str:
+    def launch(self, command: Command, cache_dir: Path, gone: Callable[[], bool]) -> str:
         self.started.append(command.text)
+        while not self.held.wait(0.05) and not gone():
+            pass
         return self.why
 
 
@@ -176,9 +179,8 @@ def test_faults_are_shown_as_they_are_typed_and_block_the_start(shell: Shell, tm
         screen.open(2)
         await write(pilot, screen, "data", "bad 1wq?")  # every letter is text there
         await until(pilot, lambda: state(screen, "data") == "FAILED")
-        await until(pilot, lambda: "✗ failed" in text_of(pilot.app))
-        text = text_of(pilot.app)
-        assert "21 rows cannot be used." in text and "rows.jsonl:1: not JSON" in text
+        for words in ("✗ failed", "21 rows cannot be used.", "rows.jsonl:1: not JSON"):
+            await until(pilot, lambda words=words: words in text_of(pilot.app))
         assert state(screen, "model") == "OK" and screen.is_current
         await pilot.press("enter", "enter")
         await until(pilot, lambda: "look at data" in text_of(pilot.app))
@@ -300,6 +302,78 @@ def test_a_build_that_does_not_start_says_why(shell: Shell, tmp_path: Path) -> N
     wizard(tmp_path, (80, 24), test)
 
 
+async def build_held(pilot: Any, screen: BuildScreen, shell: Shell) -> None:
+    """A build that is being started, and takes its time."""
+    screen.open(4)
+    await until(pilot, lambda: settled(screen))
+    shell.held.clear()
+    await pilot.press("b")
+    await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
+    await pilot.press("enter")
+    await until(pilot, lambda: shell.started and pilot.app.screen is screen)
+
+
+@pytest.mark.parametrize("why", ["", "It is [/full of odd words"])
+def test_a_build_that_has_started_takes_nobody_away_from_a_question(
+    shell: Shell, tmp_path: Path, why: str
+) -> None:
+    shell.why = why
+
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        await build_held(pilot, screen, shell)
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(pilot.app.screen, Ask))
+        shell.held.set()
+        told = why or "The build runs: press 2."
+        await until(pilot, lambda: [note.message for note in pilot.app._notifications] == [told])
+        assert isinstance(pilot.app.screen, Ask)
+
+    wizard(tmp_path, (80, 24), test)
+
+
+def test_leaving_the_app_waits_for_no_build_to_start(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked, ends = threading.Event(), []
+    monkeypatch.setattr(start, "launch", lambda *_, **__: str(blocked.wait(10)))
+
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        screen.open(4)
+        await until(pilot, lambda: settled(screen))
+        await pilot.press("b")
+        await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
+        await pilot.press("enter")
+        await until(pilot, lambda: screen._starter.busy)
+        ends.append(time.monotonic())
+
+    wizard(tmp_path, (80, 24), test)
+    assert time.monotonic() - ends[0] < 5
+    blocked.set()
+
+
+def test_the_model_is_looked_for_once_a_change(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    real = os.path.lexists
+
+    def lexists(path: Any) -> bool:
+        looks.append(str(path))
+        return real(path)
+
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        await until(pilot, lambda: settled(screen))
+        monkeypatch.setattr(os.path, "lexists", lexists)
+        await write(pilot, screen, "model", "org/name")
+        await until(pilot, lambda: state(screen, "model") == "WARNING" and settled(screen))
+        assert looks.count("org/name") == 1
+        (tmp_path / "org" / "name").mkdir(parents=True)
+        screen.action_again()
+        assert not screen.choice.fetched
+
+    wizard(tmp_path, (80, 24), test)
+
+
 def test_a_build_that_runs_already_is_watched_instead(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +404,14 @@ def test_plan_and_target_are_shown_on_a_page_and_back(shell: Shell, tmp_path: Pa
             await until(pilot, lambda: pilot.app.screen is screen)
         await pilot.press("escape")
         assert STEPS[screen.step] == "budget"
+
+    wizard(tmp_path, (80, 24), test)
+
+
+def test_a_page_may_be_called_by_anything(shell: Shell, tmp_path: Path) -> None:
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        pilot.app.push_screen(Sheet("edgekit plan [/tmp/x", "see [/tmp/y"))
+        await until(pilot, lambda: "[/tmp/x" in text_of(pilot.app) and "[/tmp/y" in text_of(pilot.app))
 
     wizard(tmp_path, (80, 24), test)
 

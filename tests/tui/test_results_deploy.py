@@ -141,8 +141,8 @@ def test_nothing_starts_while_read_only_or_on_a_port_that_is_taken(
             assert len(found.screen_stack) == 2 and ran == []
             await writing(pilot)
             await pilot.press("S")
-            await typed(pilot, "x")
-            await until(pilot, lambda: "is no port" in told(found))
+            await typed(pilot, "x [/tmp/y")
+            await until(pilot, lambda: "'x [/tmp/y' is no port" in told(found))
             await pilot.press("S")
             await typed(pilot, "9000")
             await until(pilot, lambda: "Nothing was started" in told(found))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from edgekit.screens.base import View
 from edgekit.screens.chart import Chart
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.run_log import LogPane
+from edgekit.views.run import Watch
 
 STAGES = (
     "model", "tune", "merge", "export.gguf", "quantize.gguf", "export.onnx", "reference", "drift.model", "verify.gguf",
@@ -48,7 +50,8 @@ from edgekit import runs
 from edgekit.events import StageFinished, StageStarted, jsonl_writer
 cache = Path(sys.argv[1])
 request = S(cache_dir=cache, source=S(name="m"), target=S(name="t"), data=S(name="d"), out=cache / "out")
-with runs.recorded(request, {STAGES!r}):
+with runs.recorded(request, {STAGES!r}) as recorder:
+    recorder.begin()
     emit = jsonl_writer(cache / "events.jsonl")
     emit(StageFinished("model", 2.0))
     emit(StageStarted("tune"))
@@ -93,7 +96,8 @@ def record(cache: Path, **changed: Any) -> None:
         target=name(name="cpu-int4"),
         out=cache / "out",
     )
-    with runs.recorded(request, STAGES):
+    with runs.recorded(request, STAGES) as recorder:
+        recorder.begin()
         document = json.loads((cache / "run.json").read_text())
     write_json(cache / "run.json", {**document, **changed})
 
@@ -258,8 +262,9 @@ def test_cancel_of_a_foreign_build_needs_write_mode_and_asks(
             await until(pilot, lambda: isinstance(shown.screen, Confirm))
             await pilot.press("enter")
             await until(pilot, lambda: "STOPPED  Interrupted. Finished stages are kept" in text_of(shown))
-            assert "tune           STOPPED" in text_of(shown) and "model          DONE" in text_of(shown)
-            assert "c Cancel" not in text_of(shown)
+            for words in ("tune           STOPPED", "model          DONE"):
+                await until(pilot, lambda words=words: words in text_of(shown))
+            await until(pilot, lambda: "c Cancel" not in text_of(shown))
 
     run(test())
     assert foreign.wait(10) != 0
@@ -276,6 +281,61 @@ def test_cancel_of_a_build_that_this_app_started_only_asks(
             await until(pilot, lambda: isinstance(shown.screen, Confirm))
             await pilot.press("enter")
             await until(pilot, lambda: "STOPPED  Interrupted" in text_of(shown))
+
+    run(test())
+
+
+def test_a_build_that_ended_before_the_answer_is_not_stopped_and_that_is_said(
+    tmp_path: Path, cache: Path, live: subprocess.Popen[str]
+) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "run")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "tune           RUNNING" in text_of(shown))
+            await pilot.press("c")
+            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            document = json.loads((cache / "run.json").read_text())
+            write_json(cache / "run.json", {**document, "outcome": "pass", "ended": time.time()})
+            await pilot.press("enter")
+            said = "That build has ended already; nothing was stopped."
+            await until(pilot, lambda: any(said in note.message for note in shown._notifications))
+
+    run(test())
+    assert live.poll() is None
+
+
+def test_leaving_the_app_waits_for_no_look(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a disk of the network that does not answer."""
+    looking, blocked, ends = threading.Event(), threading.Event(), []
+
+    def look(self: Watch, now: float) -> Any:
+        looking.set()
+        blocked.wait(10)
+
+    monkeypatch.setattr(Watch, "look", look)
+
+    async def test() -> None:
+        shown = app(tmp_path, "run")
+        async with shown.run_test(size=(80, 24)) as pilot:
+            await until(pilot, looking.is_set)
+            ends.append(time.monotonic())
+
+    run(test())
+    assert time.monotonic() - ends[0] < 5
+    blocked.set()
+
+
+def test_a_build_of_another_machine_is_told_and_cannot_be_stopped(tmp_path: Path, cache: Path) -> None:
+    record(cache, host="far-away")
+    append(cache, *tuning())
+
+    async def test() -> None:
+        shown = app(tmp_path, "run")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "UNKNOWN  It runs on far-away" in text_of(shown))
+            assert "c Cancel" not in text_of(shown) and "kill" not in text_of(shown)
 
     run(test())
 

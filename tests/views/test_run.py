@@ -218,7 +218,8 @@ def record(cache: Path, **changed: Any) -> None:
         target=SimpleNamespace(name="t"),
         out=Path("out"),
     )
-    with runs.recorded(request, STAGES):
+    with runs.recorded(request, STAGES) as recorder:
+        recorder.begin()
         document = json.loads((cache / "run.json").read_text())
     write_json(cache / "run.json", {**document, **changed})
 

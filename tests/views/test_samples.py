@@ -118,7 +118,7 @@ def test_answers_cannot_drive_the_terminal_and_values_of_other_kinds_are_texts(t
     sample = next(each for each in samples.read(bundle).samples if each.id == "7")
     answer = sample.answers["gguf"]
     assert "\x1b" not in sample.asked + answer.text and "\x07" not in answer.text
-    assert answer.correct is False and answer.confidence is None
+    assert answer.correct is False
 
 
 def test_the_document_counts_and_names_what_is_shown(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,13 @@ def test_a_build_that_ends_at_once_says_why(tmp_path: Path) -> None:
     code = "import sys; sys.exit('noise\\nedgekit: No such thing.\\n  a: fault\\n  → Type another.')"
     assert launch(Script((), code=code), tmp_path) == "No such thing. a: fault Type another."
     assert "without a word" in launch(Script((), code="pass"), tmp_path)
+
+
+def test_a_start_is_waited_for_only_while_somebody_does(tmp_path: Path) -> None:
+    looks = iter([False, False, True])
+    start = time.monotonic()
+    assert launch(Script((), code="import time; time.sleep(20)"), tmp_path, lambda: next(looks)) == ""
+    assert time.monotonic() - start < 5
 
 
 RECORD = """
