@@ -21,7 +21,8 @@ from edgekit.errors import ConfigError, EdgekitError, StageError
 from edgekit.events import StageFinished, from_json
 
 HOLD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without
 from pathlib import Path
 from types import SimpleNamespace as S
 from edgekit import runs

@@ -73,7 +73,7 @@ def test_a_rollback_is_watched_and_ends_with_a_verdict(
     tmp_path: Path, state: Path, hour: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
     _, old, _ = hour
-    monkeypatch.setattr(rollback, "WATCH_S", 2.0)
+    monkeypatch.setattr(rollback, "WATCH_S", 5.0)
     incidents = Incidents(state)
     for incident in incidents.find() if alive else ():
         incidents.close(incident.id, who="watcher", why="it is no longer in use")
@@ -107,15 +107,18 @@ def test_a_rollback_is_watched_and_ends_with_a_verdict(
             await answer(shown, pilot, old, Confirm)
             await until(pilot, lambda: isinstance(shown.screen, HealthWatch), 30)
             assert Releases(state / "releases").current().name == old  # type: ignore[union-attr]
-            await until(
-                pilot, lambda: f"HEALTH WATCH of {old}" in text_of(shown) and "s left" in text_of(shown)
-            )
+
+            def watched() -> bool:
+                serve()
+                return f"HEALTH WATCH of {old}" in text_of(shown) and "s left" in text_of(shown)
+
+            await until(pilot, watched)
 
             def ended() -> bool:
                 serve()
                 return "HEALTHY:" in text_of(shown) or "STILL BAD:" in text_of(shown)
 
-            await until(pilot, ended, 15)
+            await until(pilot, ended)
             said = str(shown.screen.query_one("#verdict", Static).render())
             if alive:
                 assert f"HEALTHY: {old} answered" in said

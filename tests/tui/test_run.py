@@ -43,7 +43,8 @@ STAGES = (
     "signals.onnx", "profile.gguf", "profile.onnx",
 )  # fmt: skip
 BUILD = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without
 from pathlib import Path
 from types import SimpleNamespace as S
 from edgekit import runs
