@@ -26,7 +26,7 @@ from edgekit.views.rows import Row, Trouble, Unheard
 __all__ = ["Device", "Fleet", "Glance", "Row", "Trouble", "parse_device", "read_fleet"]
 
 MOST_WORKERS = 64
-SHARE = 20  # a look takes at most one part in so many of a core
+SHARE = 100  # a look takes at most one part in so many of a core
 GRACE_S = 0.5
 PULSE_S = 0.25
 GONE = "its records are gone", "see whether its state folder was moved, or its disk unmounted"
