@@ -202,7 +202,7 @@ def tell(story: Story, terminal: Terminal, folder: Path) -> None:
     story.shows("OPEN")
     terminal.keep("incident")
     terminal.press("a")
-    story.shows("why", "Why")
+    story.shows("Acknowledge incident")
     terminal.type("looking into it")
     story.shows("ACKNOWLEDGED")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -195,12 +196,14 @@ class Load:
         self._told: Counter[int] = Counter()
         self._over = threading.Event()
         self._clients = [
-            threading.Thread(target=self._ask, args=(base, questions[n:])) for n in range(CLIENTS)
+            # each question once in a round: four clients that ask the same would be a drift themselves
+            threading.Thread(target=self._ask, args=(base, itertools.cycle(questions[n::CLIENTS])))
+            for n in range(CLIENTS)
         ]
         for client in self._clients:
             client.start()
 
-    def _ask(self, base: str, questions: Sequence[str]) -> None:
+    def _ask(self, base: str, questions: Iterable[str]) -> None:
         for question in questions:
             if self._over.is_set():
                 return
