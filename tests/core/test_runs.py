@@ -136,7 +136,7 @@ def test_another_process_with_the_same_number_is_not_taken_for_it(tmp_path: Path
 
 def test_a_build_is_interrupted_as_by_ctrl_c(tmp_path: Path, live: subprocess.Popen[str]) -> None:
     runs.interrupt(read(tmp_path))
-    live.communicate(timeout=10)
+    live.communicate(timeout=60)
     assert read(tmp_path).outcome == "interrupted" and live.returncode != 0
 
 

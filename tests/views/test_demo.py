@@ -217,7 +217,7 @@ def test_this_device_goes_on_living(tmp_path: Path) -> None:
 
 
 def page(url: str) -> Page:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return read_page(answer.read())
 
 
