@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,8 +72,11 @@ def main() -> int:
 
 async def draw(shot: Shot, size: tuple[int, int]) -> str:
     """The screen as SVG."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = replace(demo.unpack(Path(folder), time.time()), ascii=shot.ascii, window_s=86_400.0)
+    folder = Path(".edgekit/screens")  # a path that stands on the pictures
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        settings = replace(demo.unpack(folder, time.time()), ascii=shot.ascii, window_s=86_400.0)
         with demo.Replay(settings, speed=20, lost_s=5.0) as replay:
             app: Any = EdgekitApp(replay.settings, shot.screen)
             app.theme = shot.theme
@@ -84,6 +87,8 @@ async def draw(shot: Shot, size: tuple[int, int]) -> str:
                     await pilot.pause(0.7)
                 await pilot.pause(shot.wait_s)
                 return FONTS.sub("", app.export_screenshot(title=f"edgekit {shot.screen}"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
