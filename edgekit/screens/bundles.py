@@ -18,9 +18,10 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgekit.incidents.words import clock
-from edgekit.views.bundles import Found, drawn
+from edgekit.views.bundles import Found
 from edgekit.views.differences import Difference
 from edgekit.views.symbols import Symbols
+from edgekit.views.texts import drawn
 
 BOX = """
     {0} {{ align: center middle; }}

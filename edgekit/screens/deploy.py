@@ -12,9 +12,9 @@ from edgekit.screens.base import READ_ONLY, View
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.threads import in_thread, tell
 from edgekit.views import deploy
-from edgekit.views.bundles import drawn, plain
 from edgekit.views.command import Command, Outcome
 from edgekit.views.results import Results
+from edgekit.views.texts import drawn, plain
 
 
 class Deploying(View):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -24,7 +22,7 @@ from edgekit.screens.chart import Chart
 from edgekit.screens.dialogs import Ask
 from edgekit.screens.rollback import RollingBack
 from edgekit.screens.threads import in_thread
-from edgekit.views.command import Outcome
+from edgekit.views.command import Outcome, who
 from edgekit.views.devices import Device
 from edgekit.views.incident import Entry, Source
 from edgekit.views.incident_reader import Found, Reader, Wanted
@@ -382,8 +380,9 @@ class IncidentScreen(RollingBack):
         self.app.push_screen(Ask(text, "the reason, for the audit log"), answered)
 
     def _change(self, verb: str, entry: Entry, why: str, *more: str) -> None:
-        who = ("--who", os.environ.get("EDGEKIT_WHO") or getpass.getuser()) if self.source.host else ()
-        command = self.source.command("incident", verb, str(entry.number), "--why", why, *more, *who)
+        command = self.source.command(
+            "incident", verb, str(entry.number), "--why", why, *more, *who(self.source.host)
+        )
         self.edgekit.act(command, self.changed)
 
     def reason(self) -> str:

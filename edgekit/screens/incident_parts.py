@@ -16,11 +16,11 @@ from edgekit.console import span
 from edgekit.incidents.words import clock
 from edgekit.screens.chart import Chart
 from edgekit.screens.chart import Series as Line
-from edgekit.views.bundles import drawn
 from edgekit.views.evidence import Plot, figures, rule_words
 from edgekit.views.incident import Entry, Shown, Source, Step
 from edgekit.views.incident_reader import Found
 from edgekit.views.symbols import Symbols
+from edgekit.views.texts import drawn
 
 COLUMNS = (("#", 4), ("severity", 10), ("state", 12), ("for", 11))
 COLUMN_NAMES = tuple(name for name, _ in COLUMNS)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import Resize
-from textual.message import Message
 from textual.timer import Timer
 from textual.widgets import DataTable, Static
 
@@ -25,8 +23,9 @@ from edgekit.screens.base import View
 from edgekit.screens.dialogs import Ask
 from edgekit.screens.monitor_charts import RowCharts
 from edgekit.screens.monitor_table import FleetTable, state_style
+from edgekit.screens.threads import in_thread
 from edgekit.views import fleet_table as view
-from edgekit.views.command import Command, Outcome
+from edgekit.views.command import Command, Outcome, who
 from edgekit.views.fleet import Fleet, Glance
 from edgekit.views.fleet_table import SORTS, Column
 from edgekit.views.reach import span_option
@@ -38,10 +37,11 @@ UNSEEN_S = 5.0  # between two looks while another screen is shown, at least
 SILENCE = "1h"
 
 
-@dataclass
-class Drawn(Message):
-    """A glance made ready in a worker: the rows in their order and the text of each cell."""
+@dataclass(frozen=True)
+class Drawn:
+    """A glance made ready in a thread: the rows in their order and the text of each cell."""
 
+    number: int  # of the look: an earlier one is not drawn over a later one
     glance: Glance
     rows: tuple[Row, ...]
     cells: tuple[tuple[str, ...], ...]
@@ -78,6 +78,7 @@ class MonitorScreen(View):
         self._every_s, self._window_s = 1.0, 900.0
         self._sort, self._filter = SORTS[0], ""
         self._drawn: Drawn | None = None
+        self._looks = 0
         self._picked = ""  # the row that the person went to; until then the first one stays chosen
 
     def compose_view(self) -> ComposeResult:
@@ -233,10 +234,13 @@ class MonitorScreen(View):
 
     def _look(self) -> None:
         if self._fleet is not None and self.is_mounted:
-            self._glance(self._fleet, self._key(), self._columns(), self._sort, self._filter)
+            self._looks += 1
+            asked = (self._looks, self._fleet, self._key(), self._columns(), self._sort, self._filter)
+            in_thread(self, partial(self._glance, *asked), self._draw)
 
-    @work(thread=True, exclusive=True, group="glance")
-    def _glance(self, fleet: Fleet, key: str, columns: tuple[Column, ...], sort: str, words: str) -> None:
+    def _glance(
+        self, number: int, fleet: Fleet, key: str, columns: tuple[Column, ...], sort: str, words: str
+    ) -> Drawn:
         """Make ready what is drawn; only the drawing is left to the app's thread."""
         glance = fleet.glance(key)
         rows = tuple(view.ordered(view.matching(glance.rows, words), sort))
@@ -245,10 +249,11 @@ class MonitorScreen(View):
             tuple(view.cells(row, columns, glance.sparks.get(row.key, {}), symbols, glance.time))
             for row in rows
         )
-        self.post_message(Drawn(glance, rows, cells, columns))
+        return Drawn(number, glance, rows, cells, columns)
 
-    @on(Drawn)
     def _draw(self, drawn: Drawn) -> None:
+        if not self.is_mounted or (self._drawn is not None and drawn.number < self._drawn.number):
+            return
         self._drawn = drawn
         self._picked = self.query_one(FleetTable).show(drawn.rows, drawn.cells, drawn.columns, self._picked)
         self._draw_strip(drawn.glance)
@@ -364,9 +369,7 @@ class MonitorScreen(View):
 
         def answered(why: str | None) -> None:
             if why:
-                # there it would be the login that ssh uses, and not the person
-                who = ("--who", os.environ.get("EDGEKIT_WHO") or getpass.getuser()) if host else ()
-                command = Command((*arguments(trouble.number, why), *who, *self._state(row)), host=host)
+                command = Command((*arguments(trouble.number, why), *who(host), *self._state(row)), host=host)
                 self.edgekit.act(command, done, what=f"{row.device} #{trouble.number}: done")
             elif why is not None:
                 self.notify("A reason is needed: it goes into the audit log.", severity="warning")

@@ -14,9 +14,9 @@ from textual.widgets import Static
 from edgekit.proof.calibration import Bin
 from edgekit.screens.chart import Chart, Series
 from edgekit.views import pictures as view
-from edgekit.views.bundles import drawn
 from edgekit.views.results import Line, Results
 from edgekit.views.symbols import Symbols
+from edgekit.views.texts import drawn
 
 NAMES = ("Pareto", "drift", "reliability")
 ROOM_FOR_TWO = 40  # rows from which the drift stands below the Pareto plot

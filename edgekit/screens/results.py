@@ -22,10 +22,11 @@ from edgekit.screens.samples import SamplesPane
 from edgekit.screens.threads import in_thread
 from edgekit.views import bundles, differences, results
 from edgekit.views import samples as samples_view
-from edgekit.views.bundles import REPORT, Found, drawn
+from edgekit.views.bundles import REPORT, Found
 from edgekit.views.command import Command
 from edgekit.views.results import Results, Row
 from edgekit.views.samples import Samples
+from edgekit.views.texts import drawn, plain
 
 LONGEST_NAME = 24
 OVERVIEW = {"picture", "axis", "up", "diff", "mark", "bundles", "samples"}
@@ -147,9 +148,7 @@ class ResultsScreen(Deploying):
         mark = f"{sign.warning} " if bundle else ""
         self.query_one("#nothing", Static).update(drawn(f"{mark}{said}", sign))
         self.query_one("#pages", ContentSwitcher).current = "nothing"
-        self.title_text = (
-            f"{bundles.plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
-        )
+        self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
         self.refresh_bindings()
         self.draw_twin()
 

@@ -17,10 +17,10 @@ from edgekit.screens.base import READ_ONLY, View
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.threads import in_thread
 from edgekit.views import rollback
-from edgekit.views.bundles import drawn
 from edgekit.views.command import Outcome
 from edgekit.views.incident import Source
 from edgekit.views.rollback import Look, Plan, Verdict, Watch
+from edgekit.views.texts import drawn
 
 if TYPE_CHECKING:
     from edgekit.tui import EdgekitApp

@@ -19,9 +19,9 @@ from textual.widgets import Static
 from edgekit.screens.dialogs import Ask
 from edgekit.screens.threads import in_thread
 from edgekit.views import samples as view
-from edgekit.views.bundles import drawn
 from edgekit.views.samples import BEFORE, SIGNS, Sample, Samples
 from edgekit.views.symbols import Symbols
+from edgekit.views.texts import drawn
 
 STYLES = {"same": "", "gone": "bold red", "new": "bold green"}
 ROOM_FOR_SEVERAL = 30  # rows from which the next samples stand below the one that is stepped to

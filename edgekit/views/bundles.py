@@ -12,7 +12,7 @@ from typing import Any
 
 from edgekit.errors import CorruptError
 from edgekit.manifest import MANIFEST
-from edgekit.views.symbols import Symbols
+from edgekit.views.texts import plain
 
 MOST_BYTES = 16 * 2**20
 MOST_BUNDLES = 500
@@ -29,18 +29,6 @@ class Found:
     written: float
     """Unix seconds."""
     fault: str = ""
-
-
-def plain(value: Any) -> str:
-    """Text that cannot move the cursor or change colours: control signs are shown as `\N{REPLACEMENT CHARACTER}`."""
-    return "".join(sign if sign.isprintable() or sign in "\n\u00a0" else "\ufffd" for sign in str(value))
-
-
-def drawn(value: str, symbols: Symbols) -> str:
-    """A text as the terminal can show it: in ASCII alone where that is asked for."""
-    if not symbols.ascii:
-        return value
-    return value.replace("–", "-").replace("\u00a0", " ").encode("ascii", "replace").decode()
 
 
 def read_bounded(path: Path, verify: Path) -> str:

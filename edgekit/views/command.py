@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import selectors
@@ -130,6 +131,11 @@ class Command:
             str(envelope.get("hint", "")),
             tuple(map(str, envelope.get("faults") or ())),
         )
+
+
+def who(host: str) -> tuple[str, ...]:
+    """The option that names the person here to machine `host`, which knows only the login that ssh uses."""
+    return ("--who", os.environ.get("EDGEKIT_WHO") or getpass.getuser()) if host else ()
 
 
 def _read(process: subprocess.Popen[bytes], limit_s: float | None) -> tuple[str, str]:

@@ -15,8 +15,9 @@ from edgekit.events import LARGEST
 from edgekit.incidents.defaults import HEARTBEAT_S
 from edgekit.incidents.readings import expected_confidence, reading_of
 from edgekit.telemetry import reference
-from edgekit.views.incident import Shown, one_line
+from edgekit.views.incident import Shown
 from edgekit.views.numbers import finite
+from edgekit.views.texts import one_line
 
 if TYPE_CHECKING:
     from edgekit.telemetry.store import Store, Window

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from edgekit.console import span
 from edgekit.errors import ConfigError, CorruptError, EdgekitError, StageError
 from edgekit.incidents.words import LABELS, clock
-from edgekit.views.bundles import plain
 from edgekit.views.command import Command
 from edgekit.views.devices import Device
 from edgekit.views.numbers import moment, number
+from edgekit.views.texts import one_line, plain
 
 Value = TypeVar("Value")
 ANSWER_S = 30.0  # for a device over SSH
@@ -284,11 +284,6 @@ def _entry(values: Mapping[str, Any]) -> Entry:
         silenced_until=if_any("silenced_until"),
         resolved=if_any("resolved"),
     )
-
-
-def one_line(value: Any) -> str:
-    """A text of a store on one line, without signs that would do something to a terminal."""
-    return " ".join(plain(value).split())
 
 
 def _listed(state: Path, everything: bool) -> dict[str, Any]:

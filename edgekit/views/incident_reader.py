@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from edgekit.errors import EdgekitError
 from edgekit.views.evidence import Plot, Series, figures, unheard
-from edgekit.views.incident import Entry, Shown, Source, one_line, read_list, read_one
+from edgekit.views.incident import Entry, Shown, Source, read_list, read_one
 from edgekit.views.reach_url import Metrics
 from edgekit.views.rows import Unheard
+from edgekit.views.texts import one_line
 
 FRESH_S = 10.0  # what stayed as it was is read anew after so long, a device over SSH not before
 FILES = (

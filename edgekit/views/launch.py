@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from edgekit import runs
-from edgekit.views.bundles import plain
 from edgekit.views.command import Command
+from edgekit.views.texts import plain
 
 LOG = "build.log"  # in the cache: what the process prints
 PATIENCE_S = 60.0  # a slow disk may take this long to load the program

@@ -24,7 +24,8 @@ from edgekit.views.devices import Device
 from edgekit.views.history import Point
 from edgekit.views.numbers import finite
 from edgekit.views.reach_url import Metrics
-from edgekit.views.rows import Row, Unheard, clean, row_of
+from edgekit.views.rows import Row, Unheard, row_of
+from edgekit.views.texts import one_line
 
 SSH_S = 15.0  # for one answer
 SSH_EVERY_S = 10.0  # a login and a Python start are no small thing on a device
@@ -91,7 +92,7 @@ class Ssh:
         if outcome.code == 127:
             raise Unheard("edgekit is not found there", "install it there, on the PATH of ssh's shell")
         if outcome.code:
-            raise Unheard(clean(outcome.message).rstrip("."), clean(outcome.hint))
+            raise Unheard(one_line(outcome.message).rstrip("."), one_line(outcome.hint))
         return self._rows(outcome.document, now)
 
     def points(self, rows: Sequence[Row], now: float) -> dict[str, list[Point]]:

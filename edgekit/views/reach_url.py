@@ -18,8 +18,9 @@ from edgekit.incidents.words import LABELS, clock
 from edgekit.telemetry.metrics import UnderWay
 from edgekit.views.devices import TOKEN, Device, private
 from edgekit.views.history import THIN_EVERY, Point, thinned
-from edgekit.views.rows import Row, Trouble, Unheard, clean
+from edgekit.views.rows import Row, Trouble, Unheard
 from edgekit.views.scrape import Key, Totals, added, read_page
+from edgekit.views.texts import one_line
 
 URL_S = 3.0  # for one answer
 LARGEST = 4 * 2**20
@@ -57,7 +58,7 @@ class Metrics:
         try:
             page = read_page(self._page())
         except CorruptError as error:
-            raise Unheard(clean(error.message).rstrip("."), error.hint) from error
+            raise Unheard(one_line(error.message).rstrip("."), error.hint) from error
         except ValueError:  # of a request that cannot be made: its text may hold the token
             self._close()
             raise Unheard("it cannot be asked at this address", "check the address and the token") from None
@@ -70,13 +71,13 @@ class Metrics:
             )
         window, short = (added(self._since(now - back).totals, totals) for back in (window_s, SMOOTH_S))
         troubles = [
-            Trouble(clean(one.kind), clean(one.severity), _what(one), one.since, next_step=SEE)
+            Trouble(one_line(one.kind), one_line(one.severity), _what(one), one.since, next_step=SEE)
             for one in page.under_way
         ]
         if page.incidents is None:  # an older edgekit tells only that an alarm went off
             troubles = [
                 Trouble(
-                    clean(kind),
+                    one_line(kind),
                     "critical" if kind in CRITICAL else "warning",
                     f"{_label(kind)}: {count} alarm{'s' if count > 1 else ''} in the last {span(window_s)}.",
                     self._since(now - window_s).time,
@@ -92,8 +93,8 @@ class Metrics:
         row = Row(
             device=self._device.name,
             key=self._device.name,
-            release=clean(page.release),
-            model=clean(page.model),
+            release=one_line(page.release),
+            model=one_line(page.model),
             state=_state(troubles, page.incidents or {}),
             heard=now,
             requests=window.requests,
@@ -184,11 +185,11 @@ def _state(troubles: Sequence[Trouble], incidents: dict[str, int]) -> str:
 
 
 def _what(one: UnderWay) -> str:
-    return f"{_label(one.kind)} ({clean(one.severity)}), since {clock(one.since)}."
+    return f"{_label(one.kind)} ({one_line(one.severity)}), since {clock(one.since)}."
 
 
 def _label(kind: str) -> str:
-    return LABELS.get(kind, clean(kind) or "An alarm")
+    return LABELS.get(kind, one_line(kind) or "An alarm")
 
 
 def _status(status: int, device: Device) -> tuple[str, str]:
@@ -234,4 +235,4 @@ def _words(error: Exception) -> tuple[str, str]:
         if isinstance(error, kind):
             return why, hint
     reason = getattr(error, "strerror", None) or type(error).__name__  # not its text: it may hold the token
-    return f"it cannot be reached: {clean(reason).lower()}", "check the network"
+    return f"it cannot be reached: {one_line(reason).lower()}", "check the network"

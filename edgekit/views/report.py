@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekit.views.bundles import plain
+from edgekit.views.numbers import finite
+from edgekit.views.texts import one_line
 
-LONGEST = 2000  # signs of one text
 MOST_ROWS = 2000  # of one list
 
 
@@ -30,7 +29,7 @@ def cleaned(report: Mapping[str, Any]) -> dict[str, Any]:
             for row in _rows(report.get("stages"), "name")
         ],
         "evaluation": {
-            text(name): {"accuracy": number(scores.get("accuracy")), "n": _count(scores.get("n"))}
+            text(name): {"accuracy": finite(scores.get("accuracy")), "n": _count(scores.get("n"))}
             for name, scores in (evaluation.items() if isinstance(evaluation, dict) else ())
             if isinstance(scores, dict)
         },
@@ -54,18 +53,11 @@ def cleaned(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def text(value: Any) -> str:
     """A text that can be shown on one line; empty when it is none."""
-    return " ".join(plain(value[:LONGEST]).split("\n")) if isinstance(value, str) else ""
-
-
-def number(value: Any) -> float | None:
-    """A finite number; None when it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e18:
-        return None
-    return value if math.isfinite(value) else None
+    return one_line(value) if isinstance(value, str) else ""
 
 
 def _count(value: Any) -> int | None:
-    found = number(value)
+    found = finite(value)
     return None if found is None or found < 0 else int(found)
 
 
@@ -76,13 +68,13 @@ def _rows(value: Any, *named: str) -> list[dict[str, Any]]:
 
 
 def _entry(row: Mapping[str, Any], texts: Sequence[str], numbers: Sequence[str]) -> dict[str, Any]:
-    return {name: text(row.get(name)) for name in texts} | {name: number(row.get(name)) for name in numbers}
+    return {name: text(row.get(name)) for name in texts} | {name: finite(row.get(name)) for name in numbers}
 
 
 def _numbers(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         return {}
-    return {text(key): known for key, each in value.items() if (known := number(each)) is not None}
+    return {text(key): known for key, each in value.items() if (known := finite(each)) is not None}
 
 
 def _spread(value: Any) -> dict[str, float]:
@@ -95,5 +87,5 @@ def _drift(value: Any) -> dict[str, Any] | None:
     if found.get("mean_kld_nats", -1.0) < 0:
         return None
     interval = value.get("mean_kld_95")
-    known = [number(edge) for edge in interval] if isinstance(interval, list) else []
+    known = [finite(edge) for edge in interval] if isinstance(interval, list) else []
     return {**found, "mean_kld_95": known if len(known) == 2 and None not in known else None}

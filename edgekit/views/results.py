@@ -11,9 +11,10 @@ from edgekit.errors import CorruptError
 from edgekit.manifest import MANIFEST
 from edgekit.report import summary
 from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
-from edgekit.views.bundles import REPORT, plain, read_json
+from edgekit.views.bundles import REPORT, read_json
 from edgekit.views.report import cleaned
 from edgekit.views.symbols import Symbols
+from edgekit.views.texts import plain
 
 SCHEMA = "edgekit.report/1"
 STAGES_OF = {

@@ -10,8 +10,9 @@ from edgekit.console import span
 from edgekit.errors import ConfigError, CorruptError, EdgekitError, StageError
 from edgekit.incidents.defaults import HEARTBEAT_S
 from edgekit.views.command import Command, Outcome
-from edgekit.views.incident import FOREIGN, Source, one_line
+from edgekit.views.incident import FOREIGN, Source
 from edgekit.views.numbers import moment, number
+from edgekit.views.texts import one_line
 
 WATCH_S = 60.0
 ERRORS_MOST = 0.05  # of the requests; the limit of the rule that a device has by default

@@ -8,8 +8,7 @@ from edgekit.events import LARGEST
 from edgekit.incidents.overview import STATES
 from edgekit.incidents.overview import Row as Seen
 from edgekit.views.numbers import MOST, finite
-
-LONGEST = 500  # characters of a text from elsewhere
+from edgekit.views.texts import one_line
 
 
 class Unheard(Exception):
@@ -72,12 +71,6 @@ class Row:
         return self.errors / self.requests if self.requests else None
 
 
-def clean(text: object) -> str:
-    """A text from elsewhere as one line without control characters."""
-    whole = " ".join(str(text)[: 4 * LONGEST].split())
-    return "".join(sign for sign in whole if sign.isprintable())[:LONGEST]
-
-
 def count_of(value: int) -> int:
     """A count from elsewhere, within what one can be."""
     return min(max(0, value), int(MOST))
@@ -87,15 +80,15 @@ def row_of(device: str, seen: Seen, now: float, steps: dict[int, str], model: st
     """A row of an overview, of this device or another."""
     troubles = tuple(
         Trouble(
-            clean(one.kind), clean(one.severity), clean(one.what), finite(one.since, LARGEST) or now, one.id,
-            one.state == "ACKNOWLEDGED", finite(one.silenced_until, LARGEST) or 0.0, clean(steps.get(one.id, "")),
+            one_line(one.kind), one_line(one.severity), one_line(one.what), finite(one.since, LARGEST) or now, one.id,
+            one.state == "ACKNOWLEDGED", finite(one.silenced_until, LARGEST) or 0.0, one_line(steps.get(one.id, "")),
         )
         for one in sorted(seen.incidents, key=lambda one: (one.silenced(now), one.severity != "critical", -one.opened))
     )  # fmt: skip
     state, since, why, hint = seen.state, None, "", ""
     last_seen = finite(seen.last_seen, LARGEST)
     if state not in STATES:
-        state, why = "LOST", f"it tells a state that is not known here: {clean(state)}"
+        state, why = "LOST", f"it tells a state that is not known here: {one_line(state)}"
     elif seen.last_seen is not None and last_seen is None:
         state, why, hint = "LOST", "it tells a time that is none", "see whether its clock is right"
     elif seen.in_use and last_seen is None:
@@ -110,9 +103,9 @@ def row_of(device: str, seen: Seen, now: float, steps: dict[int, str], model: st
         since, why, hint = troubles[0].since, troubles[0].what, troubles[0].next_step
     return Row(
         device=device,
-        key=f"{device} {clean(seen.release)}",
-        release=clean(seen.release),
-        model=clean(model),
+        key=f"{device} {one_line(seen.release)}",
+        release=one_line(seen.release),
+        model=one_line(model),
         state=state,
         in_use=seen.in_use,
         heard=last_seen if state == "LOST" else now,

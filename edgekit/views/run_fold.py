@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from edgekit.console import PLAIN_INTERVAL_S, span
 from edgekit.events import (
@@ -23,12 +23,15 @@ from edgekit.incidents.words import clock
 from edgekit.runs import Run
 from edgekit.views.curve import NO_POINTS, Curve, Points
 from edgekit.views.tail import MIB
+from edgekit.views.texts import one_line
 
 LOG_LINES = 2000
+LOG_TEXT = 400  # signs of one line
 MOST = 200  # names of stages or gates: a build has some 60
-LONGEST_TEXT = 400
 STALE_S = 1.0  # a fact that is older than its run comes from a stage that was kept
 DRIFT_METRIC = "mean_kld_nats"
+
+Told = TypeVar("Told", Event, Run)
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Fold:
 
     def add(self, event: Event) -> None:
         """Add one event."""
+        event = _cleaned(event)
         self._newest = max(self._newest, event.time)
         match event:
             case StageStarted(stage=stage, detail=detail):
@@ -171,7 +175,7 @@ class Fold:
             case GateResult():
                 self._gate(event)
             case Alert(level=level, message=message, hint=hint):
-                self._alerts.append(replace(event, message=clean(message), hint=clean(hint)))
+                self._alerts.append(event)
                 self._say(event, level.upper(), "", f"{message} {hint}")
 
     def _live(self, stage: str) -> _Live:
@@ -219,16 +223,18 @@ class Fold:
             self._say(event, "PASSED", event.stage, text)
             return
         if len(self._failed) < MOST:
-            self._failed[event.name] = replace(event, detail=clean(event.detail))
+            self._failed[event.name] = event
         if event.stage and len(self._live(event.stage).failed) < MOST:
             self._live(event.stage).failed.append(event.name)
         self._say(event, "FAILED", event.stage, text)
 
     def _say(self, event: Event, word: str, stage: str, text: str) -> None:
-        self._log.append(LogLine(event.time, word, clean(stage), clean(text)))
+        self._log.append(LogLine(event.time, word, stage, one_line(text, LOG_TEXT)))
 
     def view(self, run: Run | None, now: float) -> RunView:
         """All of it, at a moment, of the run whose record is `run`."""
+        if run is not None:
+            run = replace(_cleaned(run), stages=tuple(map(one_line, run.stages)))
         seen = bool(self._stages)
         state = run.state if run is not None else "UNKNOWN" if seen else "NONE"
         until = now if state == "RUNNING" else (run.ended if run else None) or self._newest
@@ -243,9 +249,7 @@ class Fold:
         spent = max(0.0, until - started) if started else 0.0
         return RunView(
             state=state,
-            sentence=clean(run.ending)
-            if run
-            else "A log without a record of its run: another program wrote it.",
+            sentence=run.ending if run else "A log without a record of its run: another program wrote it.",
             run=run,
             stages=stages,
             spent_s=spent,
@@ -265,27 +269,27 @@ class Fold:
         return live is not None and (live.started is not None or live.finished_s is not None)
 
     def _stage(self, name: str, run: Run | None, state: str, until: float, *, passed_by: bool) -> Stage:
-        live, shown = self._stages.get(name, _Live()), clean(name)
+        live = self._stages.get(name, _Live())
         failed = tuple(live.failed)
         if live.finished_s is not None:
             word = "FAILED" if failed else "KEPT" if live.cached else "DONE"
-            return Stage(shown, word, live.finished_s, 1.0, failed=failed)
+            return Stage(name, word, live.finished_s, 1.0, failed=failed)
         if live.started is None and live.progress is None:
-            return Stage(shown, "FAILED" if failed else "DONE" if passed_by else "WAITING", failed=failed)
+            return Stage(name, "FAILED" if failed else "DONE" if passed_by else "WAITING", failed=failed)
         word = "RUNNING"
         if state != "RUNNING":
             word = "DONE" if passed_by else "FAILED" if run and run.outcome == "error" else "STOPPED"
         begun = live.started if live.started is not None else live.first[0]
         seconds, at = max(0.0, until - begun), live.progress
         if at is None or not at.total > 0:
-            return Stage(shown, word, seconds, failed=failed)
+            return Stage(name, word, seconds, failed=failed)
         first_time, first_done = live.first
         left = None
         if word == "RUNNING" and at.done > first_done:
             pace = (at.time - first_time) / (at.done - first_done)
             left = max(0.0, pace * (at.total - at.done) - max(0.0, until - at.time))
         fraction = min(1.0, max(0.0, at.done / at.total))
-        return Stage(shown, word, seconds, fraction, _counted(at), clean(at.note), left, failed)
+        return Stage(name, word, seconds, fraction, _counted(at), at.note, left, failed)
 
     def _notices(self) -> list[str]:
         found = []
@@ -316,10 +320,13 @@ def _total(stages: Sequence[Stage], run: Run, spent: float) -> float | None:
 
 def _counted(event: Progress) -> str:
     done, total = (f"{n:.0f}" if n == round(n) else f"{n:.1f}" for n in (event.done, event.total))
-    return f"{done}/{total} {clean(event.unit)}".rstrip()
+    return f"{done}/{total} {event.unit}".rstrip()
 
 
-def clean(text: str) -> str:
-    """Text from a file, without what could steer a terminal, and not endless."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text[: LONGEST_TEXT + 1]).strip()
-    return shown if len(text) <= LONGEST_TEXT else shown[:LONGEST_TEXT] + "…"
+def _cleaned(record: Told) -> Told:
+    """An event or a run with each of its texts on one line."""
+    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    texts: dict[str, Any] = {
+        name: one_line(value) for name, value in values.items() if isinstance(value, str)
+    }
+    return replace(record, **texts)

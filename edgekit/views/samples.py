@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from edgekit.errors import CorruptError
 from edgekit.evaluate import mcnemar
-from edgekit.views.bundles import plain, read_bounded
+from edgekit.views.bundles import read_bounded
 from edgekit.views.command import Command
 from edgekit.views.differences import Difference
+from edgekit.views.texts import plain
 
 BEFORE = "tuned"  # what the files are held against
 UNHELD = ("base", BEFORE)

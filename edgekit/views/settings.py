@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgekit.views.devices import Device
 
-FASTEST_S = 0.5
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from field_state import FAILING, HOT, SLOW, bad_hour
 from tui_incident import answer, flat, opened, screen, write_mode
 from tui_support import run, text_of, until
 
@@ -22,18 +21,6 @@ from edgekit.views.devices import Device
 from edgekit.views.incident_reader import Found, Reader, Wanted
 
 REASON = "--see [/tmp/x [URGENT] [b]the fan[/b]"
-
-
-@pytest.fixture(scope="module")
-def hour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A state folder after a bad hour, and the releases before and after the switch. Only for copying."""
-    state = tmp_path_factory.mktemp("hour") / "state"
-    return (state, *bad_hour(state, rules=(SLOW, FAILING, HOT), hot=True))
-
-
-@pytest.fixture
-def state(hour: tuple[Path, str, str], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(hour[0], tmp_path / "state"))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 50)])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from field_state import FAILING, HOT, SLOW, answers, bad_hour, versions
+from field_state import answers, versions
 from releases import bundles
 from textual.widgets import Input, Static
 from tui_incident import answer, flat, opened, screen, write_mode
@@ -22,18 +21,6 @@ from edgekit.screens.rollback import HealthWatch
 from edgekit.telemetry.store import Store
 from edgekit.views import rollback
 from edgekit.views.incident import Source
-
-
-@pytest.fixture(scope="module")
-def hour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A state folder after a bad hour, and the releases before and after the switch. Only for copying."""
-    state = tmp_path_factory.mktemp("hour") / "state"
-    return (state, *bad_hour(state, rules=(SLOW, FAILING, HOT), hot=True))
-
-
-@pytest.fixture
-def state(hour: tuple[Path, str, str], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(hour[0], tmp_path / "state"))
 
 
 def test_nothing_is_rolled_back_by_another_word_or_esc(

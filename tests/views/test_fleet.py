@@ -404,7 +404,7 @@ def test_texts_of_strangers_hold_no_control_characters(fake: Fake, make: Callabl
     made.stand("\u202e7f3a\x07", [])
     fake.page = lambda path: (200, made.render())
     row = make(Device("line-1", fake.url)).settled().rows[0]
-    assert row.model == "smol[31m[bold]" and row.release == "7f3a"
+    assert row.model == "smol\ufffd[31m[bold]" and row.release == "\ufffd7f3a\ufffd"
 
 
 def test_two_devices_of_one_name_are_refused(tmp_path: Path) -> None:
