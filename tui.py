@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -33,6 +34,8 @@ SCREENS = {
     "incident": "edgekit.screens.incident:IncidentScreen",
 }
 WRITE_S = 600.0
+SETTLED_S = 5.0
+OLDEST = 50  # looks at younger objects to one at the oldest
 
 
 class EdgekitApp(App[None]):
@@ -70,6 +73,12 @@ class EdgekitApp(App[None]):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.exit)  # not on every system
         self.go(self._first, **self._what)
         self.set_interval(1.0, self._end_write)
+        self.set_timer(SETTLED_S, self._settled)
+
+    def _settled(self) -> None:
+        """Look for garbage less often, and not in what was loaded: all of it stops every key for a tenth of a second."""
+        gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], OLDEST)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Of Textual's own commands those that are of use beside ours."""

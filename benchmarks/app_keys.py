@@ -2,9 +2,9 @@
 
     python benchmarks/app_keys.py [--presses 200] [--devices 50] [--idle 30] [--beside-build]
 
-`edgekit tui monitor` runs in a pseudo-terminal of 160x50 and draws as it would over SSH. Each press types a letter that
-stands nowhere else on the screen into the filter, and the time until that letter is drawn is taken. Three sittings: this
-device alone, with a day of history; the same with many devices by /metrics at 2 Hz; and that beside a process on every
+`edgekit tui monitor` runs in a pseudo-terminal of 160x50 and draws as it would over SSH. A press types a letter that
+stands nowhere else on the screen into the filter, and the time until that letter is drawn is taken; or it goes to the next
+row, and the time until that row's address is drawn is taken. Three sittings: this device alone, with a day of history; the same with many devices by /metrics at 2 Hz; and that beside a process on every
 core, as a build is (`--beside-build` takes a real build of the sample model, of which the first minutes are enough).
 """
 
@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import fcntl
 import math
+import multiprocessing
 import os
 import pty
+import random
+import re
 import select
 import signal
 import statistics
@@ -25,11 +28,12 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -40,6 +44,8 @@ from edgekit.views import demo
 
 TUI = [sys.executable, "-m", "edgekit.cli", "tui", "monitor"]
 LETTERS = [chr(code) for code in (*range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA), *range(0x430, 0x450))]
+ADDRESS = re.compile(rb"/(\d+)/metrics")
+DOWN, UP = "\x1b[B", "\x1b[A"
 BURN = [sys.executable, "-c", "import numpy as np\nx = np.ones((900, 900), np.float32)\nwhile True: x @ x"]
 
 
@@ -54,12 +60,14 @@ def main() -> None:
     parser.add_argument("--beside-build", action="store_true")
     arguments = parser.parse_args()
     print(f"{hardware.fingerprint()['cpu']}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}\n")
-    print("| sitting | key to echo, median ms | p99 ms | max ms | CPU while idle | memory MiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| sitting | letter: median, p99, max ms | arrow: median, p99, max ms | CPU while idle | memory MiB |"
+    )
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_:
         settings = demo.unpack(Path(folder), time.time())
         local = [*TUI, "--state", str(settings.state)]
-        sit("this device, a day of history", [*local, "--window", "1d"], arguments)
+        sit("this device, a day of history", [*local, "--window", "1d"], arguments, several=False)
         fleet = open_.enter_context(devices(arguments.devices, Path(folder)))
         many = [*local, "--window", "1d", "--every", "0.5", "--fleet", str(fleet)]
         sit(f"and {arguments.devices} devices at 2 Hz", many, arguments)
@@ -68,7 +76,7 @@ def main() -> None:
         sit(f"the same beside {beside}", many, arguments)
 
 
-def sit(name: str, command: list[str], arguments: argparse.Namespace) -> None:
+def sit(name: str, command: list[str], arguments: argparse.Namespace, *, several: bool = True) -> None:
     """Run the app in a terminal of its own, press keys, wait, and print the row."""
     with Terminal(command) as terminal:
         terminal.wait_for("MONITOR", "device", seconds=60)
@@ -78,25 +86,34 @@ def sit(name: str, command: list[str], arguments: argparse.Namespace) -> None:
         terminal.drain(arguments.idle)
         after = process.cpu_times()
         idle = (after.user + after.system - before.user - before.system) / (time.monotonic() - start)
+        arrows = (
+            [terminal.go(UP if n and (n - 1) // 30 % 2 else DOWN) for n in range(arguments.presses)]
+            if several
+            else []
+        )
         terminal.write("/")
         terminal.drain(1.5)
-        took = []
-        for number in range(arguments.presses):
-            letter = LETTERS[number % len(LETTERS)]
-            took.append(terminal.echo(letter) * 1000)
-            terminal.drain(0.1 + 0.037 * (number % 7))  # no step with the timers
-            terminal.write("\x7f")
-            terminal.drain(0.6)  # Textual may take a letter before a backspace that came just before it
-        p99 = sorted(took)[min(len(took) - 1, math.ceil(0.99 * len(took)) - 1)]
+        letters = [
+            terminal.type(LETTERS[n % len(LETTERS)], 0.1 + 0.037 * (n % 7)) for n in range(arguments.presses)
+        ]
         rss = process.memory_info().rss / 2**20
         print(
-            f"| {name} | {statistics.median(took):.0f} | {p99:.0f} | {max(took):.0f} | {100 * idle:.1f} % | {rss:.0f} |",
-            flush=True,
+            f"| {name} | {_words(letters)} | {_words(arrows)} | {100 * idle:.1f} % | {rss:.0f} |", flush=True
         )
+
+
+def _words(seconds: list[float]) -> str:
+    took = sorted(1000 * each for each in seconds)
+    if not took:
+        return "one row"
+    p99 = took[min(len(took) - 1, math.ceil(0.99 * len(took)) - 1)]
+    return f"{statistics.median(took):.0f}, {p99:.0f}, {took[-1]:.0f}"
 
 
 class Terminal:
     """A program in a pseudo-terminal of 160x50."""
+
+    _row = b""
 
     def __init__(self, command: list[str]) -> None:
         self.pid, self._fd = pty.fork()
@@ -137,23 +154,53 @@ class Terminal:
                 sys.exit(f"The app did not show {words}; it drew: {seen[-2000:]!r}")
             seen += self.read(1)
 
-    def echo(self, letter: str) -> float:
-        """Seconds from pressing `letter` until it is drawn."""
+    def type(self, letter: str, pause: float) -> float:
+        """Seconds from pressing `letter` until it is drawn; `pause` seconds later it is taken back."""
+        took = self._until(letter, lambda seen: letter.encode() in seen)
+        self.drain(pause)  # no step with the timers
+        self.write("\x7f")
+        self.drain(0.6)  # Textual may take a letter before a backspace that came just before it
+        return took
+
+    def go(self, arrow: str) -> float:
+        """Seconds from pressing an arrow until the address of another row is drawn."""
+        took = self._until(arrow, lambda seen: set(ADDRESS.findall(seen)) - {self._row})
+        self.drain(0.3 + 0.037 * (random.randrange(7)))
+        return took
+
+    def _until(self, key: str, drawn: Callable[[bytes], Any]) -> float:
         start = time.monotonic()
-        self.write(letter)
+        self.write(key)
         seen = b""
-        while letter.encode() not in seen:
+        while not drawn(seen):
             seen += self.read(10)
             if time.monotonic() - start > 10:
-                sys.exit(f"{letter} was never drawn")
+                sys.exit(f"Nothing was drawn for {key!r}: {seen[-2000:]!r}")
+        self._row = (ADDRESS.findall(seen) or [self._row])[-1]
         return time.monotonic() - start
 
 
 @contextmanager
 def devices(count: int, folder: Path) -> Iterator[Path]:
-    """`count` /metrics addresses whose counters grow, and the file that names them."""
+    """`count` /metrics addresses whose counters grow, in a process of their own, and the file that names them."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    fleet, address = folder / "fleet.toml", f"http://127.0.0.1:{ours.recv()}"
+    fleet.write_text(
+        "".join(f'[[device]]\nname = "line-{n}"\nurl = "{address}/{n}/metrics"\n' for n in range(count))
+    )
+    try:
+        yield fleet
+    finally:
+        process.kill()
+        process.join()
+
+
+def serve(port: Connection) -> None:
+    """Serve metrics of a device that answers five times a second, and tell the port."""
     metrics = Metrics("smollm2-135m")
-    stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -166,25 +213,15 @@ def devices(count: int, folder: Path) -> Iterator[Path]:
         def log_message(self, *_: object) -> None:
             pass
 
-    def answers() -> None:
-        while not stop.wait(0.2):
-            metrics.observe(
-                Observation(time.time(), "7f3a", "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98)
-            )
-
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    for work in (server.serve_forever, answers):
-        threading.Thread(target=work, daemon=True).start()
-    fleet = folder / "fleet.toml"
-    address = f"http://127.0.0.1:{server.server_port}"
-    fleet.write_text(
-        "".join(f'[[device]]\nname = "line-{n}"\nurl = "{address}/{n}/metrics"\n' for n in range(count))
-    )
-    try:
-        yield fleet
-    finally:
-        stop.set()
-        server.shutdown()
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked has ended
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port.send(server.server_port)
+    while True:
+        time.sleep(0.2)
+        metrics.observe(
+            Observation(time.time(), "7f3a", "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98)
+        )
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from edgekit.views.rows import Row, Trouble
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
 PACES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 UNSEEN_S = 5.0  # between two looks while another screen is shown, at least
+BENEATH = 4  # ticks to one look while a question is open
 SILENCE = "1h"
 
 
@@ -78,7 +79,7 @@ class MonitorScreen(View):
         self._every_s, self._window_s = 1.0, 900.0
         self._sort, self._filter = SORTS[0], ""
         self._drawn: Drawn | None = None
-        self._looks = 0
+        self._looks = self._ticks = 0
         self._picked = ""  # the row that the person went to; until then the first one stays chosen
 
     def compose_view(self) -> ComposeResult:
@@ -226,7 +227,9 @@ class MonitorScreen(View):
         self.call_after_refresh(self._look)
 
     def _tick(self) -> None:
-        if self.is_current:
+        self._ticks += 1
+        beneath = self.app.screen is not self  # a question: each row beneath it is drawn twice
+        if self.is_current and (not beneath or self._ticks % BENEATH == 0):
             self._look()
 
     def _columns(self) -> tuple[Column, ...]:

@@ -7,6 +7,7 @@ import http.client
 import socket
 import ssl
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -33,8 +34,15 @@ CRITICAL = frozenset(rule.kind for rule in default_rules() if rule.severity == "
 
 @dataclass(frozen=True)
 class _Look:
+    """Totals at a time, in little memory: hundreds are kept of each device, and all looks share their `keys`."""
+
     time: float
-    totals: dict[Key, float]
+    keys: tuple[Key, ...]
+    values: array[float]
+
+    @property
+    def totals(self) -> dict[Key, float]:
+        return dict(zip(self.keys, self.values, strict=True))
 
 
 class Metrics:
@@ -63,7 +71,9 @@ class Metrics:
             self._close()
             raise Unheard("it cannot be asked at this address", "check the address and the token") from None
         totals = self._totals.add(page)
-        self._looks.append(_Look(now, totals))
+        keys = self._looks[-1].keys if self._looks else ()
+        keys = keys if keys == tuple(totals) else tuple(totals)
+        self._looks.append(_Look(now, keys, array("d", totals.values())))
         self._asked += 1
         if self._asked % THIN_EVERY == 0:
             self._looks[:-1] = thinned(
