@@ -11,7 +11,6 @@ from typing import Any
 from edgekit.tui import EdgekitApp
 from edgekit.views.settings import Settings
 
-
 SETTLES = 20  # looks, at most, until two in a row are the same
 
 

@@ -14,6 +14,8 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from edgekit.errors import EdgekitError
+from edgekit.incidents.runbook import DEFAULT_STATE
+from edgekit.views.command import Command
 
 if TYPE_CHECKING:
     from edgekit.tui import EdgekitApp
@@ -131,12 +133,25 @@ class View(Screen[None]):
         """A terminal too small for any screen gets a sentence."""
         width, height = event.size.width, event.size.height
         self.set_class(width < SMALLEST[0] or height < SMALLEST[1], "-tiny")
+        self.refresh_bindings()
         self.draw_mode()
+        state = self.edgekit.settings.state
+        place = () if state == DEFAULT_STATE else ("--state", str(state))
+        command = Command(
+            (*(("incident", "list") if self.NAME == "incident" else ("monitor", "--once")), *place)
+        )
         self.query_one("#tiny", Static).update(
             f"This terminal is {width}x{height}; edgekit needs {SMALLEST[0]}x{SMALLEST[1]}. "
-            f"Make it larger, or type: edgekit {self.NAME if self.NAME in ('monitor', 'incident') else 'monitor'} "
-            f"{'list' if self.NAME == 'incident' else '--once'}"
+            f"Make it larger, or type: {command.text}"
         )
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys that are there: none while only a sentence can be seen."""
+        return not self.has_class("-tiny") and self.offers(action)
+
+    def offers(self, action: str) -> bool:
+        """Whether the key of an action does something now."""
+        return True
 
     def complain(self, error: EdgekitError) -> None:
         """Tell an error in words: what failed, and what to do next."""

@@ -269,13 +269,14 @@ class BuildScreen(View):
         """What is known of each step."""
         choice, checks = self.choice, self.checks
         shown, plan = checks.answer(choice.shown), checks.plan(choice)
-        return {
+        found = {
             "model": wizard.model_finding(choice, plan),
             "target": wizard.target_finding(choice, shown, plan, self._machine),
             "data": wizard.data_finding(choice, checks.answer(choice.audit)),
             "budget": wizard.budget_finding(choice, shown, plan),
-            "review": wizard.review_finding(choice, plan, self.place.finding if self.place else None),
         }
+        place = self.place.finding if self.place else None
+        return {**found, "review": wizard.review_finding(choice, plan, place, found.values())}
 
     def _unready(self) -> dict[str, Finding]:
         return {
@@ -287,12 +288,15 @@ class BuildScreen(View):
     def draw(self) -> None:
         """Show the choice and what is known of it."""
         try:
-            name, plan, found = STEPS[self.step], self.checks.plan(self.choice), self.findings()
+            name, found = STEPS[self.step], self.findings()
+            # where a step failed, the plan is of the default in its place
+            failed = found["review"].state == "WAITING"
+            plan = None if failed else self.checks.plan(self.choice)
             signs = self.edgekit.symbols
             width = self.query_one("#left").content_size.width or 25
             steps = wizard_page.steps_text(self.choice, found, self.step, signs, width)
             self.query_one("#steps", Static).update(steps)
-            self.query_one("#estimate", Static).update(self._estimate(plan))
+            self.query_one("#estimate", Static).update(self._estimate(plan, failed))
             self.query_one("#question", Static).update(Text(QUESTIONS[name]))
             self.query_one("#help", Static).update(Text(HELP[name]))
             if name == "target":
@@ -322,14 +326,14 @@ class BuildScreen(View):
         table.fill([limit.key for limit in found], [wizard_page.limit_cells(limit) for limit in found])
         self.query_one("#words", Static).update(Text(found[max(0, table.cursor_row)].words))
 
-    def _estimate(self, plan: Outcome | None) -> Text:
-        waits = plan is None and not self.choice.fetched and bool(self.choice.model.strip())
+    def _estimate(self, plan: Outcome | None, failed: bool) -> Text:
+        waits = plan is None and not failed and not self.choice.fetched and bool(self.choice.model.strip())
         self._last_plan = self._last_plan if waits else plan
         return wizard_page.estimate_text(self._last_plan, waits, self.edgekit.symbols)
 
     # what the keys do
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+    def offers(self, action: str) -> bool:
         """Single letters are text while a line is written; `b` and the folder belong to the review."""
         if isinstance(self.focused, Input) and action in (
             "build",

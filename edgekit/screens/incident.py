@@ -204,7 +204,7 @@ class IncidentScreen(RollingBack):
             self._drawn["mode"] = mode
             self.refresh_bindings()
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+    def offers(self, action: str) -> bool:
         """Keys are there where they do something."""
         one = self._number is not None
         subject = self._found is not None and (self._found.shown is not None or bool(self._found.entries))

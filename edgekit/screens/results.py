@@ -265,7 +265,7 @@ class ResultsScreen(Deploying):
     def _in_samples(self) -> bool:
         return self.is_mounted and self.query_one("#pages", ContentSwitcher).current == "samples"
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+    def offers(self, action: str) -> bool:
         """Hide what does nothing here."""
         if action in OVERVIEW - {"bundles"}:
             return self.results is not None and not self._in_samples

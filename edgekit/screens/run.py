@@ -106,7 +106,7 @@ class RunScreen(View):
         self._looking, self._view = False, view
         self._draw()
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+    def offers(self, action: str) -> bool:
         """Keys that mean something now."""
         if action == "cancel":
             return self._view.state == "RUNNING" and not self.edgekit.settings.demo

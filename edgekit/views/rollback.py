@@ -35,19 +35,14 @@ class Version:
 
 @dataclass(frozen=True)
 class Plan:
-    """From which release to which; `typed` is the word that confirms it. `back_to` is None where none is known."""
+    """From which release to which; `typed` is the word that confirms it."""
 
     leaving: Version
-    back_to: Version | None
+    back_to: Version
     typed: str
 
     def lines(self) -> tuple[str, ...]:
         """What is left, what answers then, and what happens."""
-        if self.back_to is None:
-            return (
-                f"from  {self.leaving.words()}",
-                "to    no earlier release is kept here: the command will say so, and change nothing",
-            )
         what = (
             f"The files of {self.back_to.name} are checked first; if they do not hold, nothing changes. Then it answers "
             f"again at once, a server that runs follows, and {self.leaving.name} is marked bad. A health watch of "
@@ -57,7 +52,7 @@ class Plan:
 
 
 def plan(listed: Outcome, source: Source) -> Plan:
-    """The way back that `edgekit releases list` shows. Raises `EdgekitError` where there is nothing to leave."""
+    """The way back that `edgekit releases list` shows. Raises `EdgekitError` where there is none."""
     if listed.code != 0:
         raise StageError(one_line(listed.message), one_line(listed.hint))
     try:
@@ -73,8 +68,12 @@ def plan(listed: Outcome, source: Source) -> Plan:
             source.command("releases", "list").text,
         )
     back_to = versions.get("current" if "pending" in versions else "previous")
-    typed = source.name if source.host else (back_to or leaving).name
-    return Plan(leaving, back_to, typed)
+    if back_to is None:
+        raise ConfigError(
+            f"No earlier release than {leaving.name} is kept on {source.name} to go back to; nothing changed.",
+            "Build and promote another: edgekit releases promote BUNDLE",
+        )
+    return Plan(leaving, back_to, source.name if source.host else back_to.name)
 
 
 def rollback(source: Source, leaving: Version, why: str) -> Command:

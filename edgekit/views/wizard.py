@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +105,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check says of a step: CHECKING, OK, WARNING or FAILED, and why in words."""
+    """What a check says of a step: CHECKING, OK, WARNING, FAILED, or WAITING for another; and why in words."""
 
     state: str = "CHECKING"
     lines: tuple[str, ...] = ()
@@ -299,8 +299,12 @@ def budget_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None) 
     return Finding("OK", (f"{changed} of {len(found)} limits changed" if changed else "the target's limits",))
 
 
-def review_finding(choice: Choice, plan: Outcome | None, place: Finding | None) -> Finding:
-    """Whether there is room for the build and for its output."""
+def review_finding(
+    choice: Choice, plan: Outcome | None, place: Finding | None, others: Iterable[Finding]
+) -> Finding:
+    """Whether there is room for the build and for its output, once no other step stands in the way."""
+    if any(other.state == "FAILED" for other in others):
+        return Finding("WAITING")
     if place is None or (plan is None and not choice.fetched):
         return Finding()
     found = planned(plan) or {}

@@ -14,7 +14,7 @@ from edgekit.views.places import Place
 from edgekit.views.symbols import Symbols
 from edgekit.views.wizard import STEPS, Choice, Finding, Limit, Shipped, minutes, planned
 
-STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim"}
+STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim", "WAITING": "dim"}
 MIB = 1024  # in a GiB
 
 

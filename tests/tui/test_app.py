@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 from tui_support import app, run, text_of, until
 
@@ -18,9 +19,12 @@ from edgekit.screens.chart import Chart, Series
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.views.command import Command
 
+pressed: list[str] = []
+
 
 class Plain(View):
     NAME = "monitor"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("x", "press", "Press")]
 
     def compose_view(self) -> ComposeResult:
         yield Static("a body")
@@ -28,6 +32,9 @@ class Plain(View):
 
     def on_mount(self) -> None:
         self.twin, self.title_text = "edgekit monitor --once", "what is shown"
+
+    def action_press(self) -> None:
+        pressed.append("x")
 
     def document(self) -> Any:
         return {"shown": 1, "foreign": "\ud800"}
@@ -60,14 +67,21 @@ def test_title_twin_and_keys_are_shown(tmp_path: Path, size: tuple[int, int]) ->
     run(test())
 
 
-def test_a_terminal_of_40x10_gets_a_sentence(tmp_path: Path) -> None:
+def test_a_terminal_of_40x10_gets_a_sentence_and_takes_no_keys(tmp_path: Path) -> None:
+    pressed.clear()
+
     async def test() -> None:
         shown = app(tmp_path, "monitor")
         async with shown.run_test(size=(40, 10), notifications=True) as pilot:
             await until(pilot, lambda: "40x10" in text_of(shown))
             assert "edgekit needs" in text_of(shown) and "a body" not in text_of(shown)
+            assert "--state" in text_of(shown)
+            await pilot.press("x")
+            assert not pressed
             await pilot.resize_terminal(80, 24)
             await until(pilot, lambda: "a body" in text_of(shown))
+            await pilot.press("x")
+            assert pressed == ["x"]
 
     run(test())
 

@@ -299,7 +299,7 @@ def test_a_question_that_comes_late_is_not_put_over_another_incident(tmp_path: P
             await until(pilot, lambda: later)
             shown.go("incident", number=2)
             await until(pilot, lambda: "INCIDENT 2" in flat(shown) and "OPEN since" in flat(shown))
-            listed = [{"name": "x", "place": "current", "size_mib": 1.0}]
+            listed = [{"name": place, "place": place, "size_mib": 1.0} for place in ("current", "previous")]
             later[0](Outcome(Command(("x",)), 0, listed))
             await pilot.pause()
             assert shown.screen is screen(shown)

@@ -165,11 +165,12 @@ def test_a_file_expected_beyond_its_limit_is_told_before_the_build() -> None:
 
 def test_the_review_waits_for_all_and_tells_of_too_little_room() -> None:
     new = Finding("OK", ("o is new.",))
-    assert wizard.review_finding(Choice(), None, new).state == "CHECKING"
-    assert wizard.review_finding(Choice(), plan(), None).state == "CHECKING"
-    assert wizard.review_finding(Choice(), plan(), new) == new
-    assert wizard.review_finding(Choice("org/name"), None, new) == new
-    short = wizard.review_finding(Choice(), plan(problems=["disk: 9 of 3 MiB"]), new)
+    assert wizard.review_finding(Choice(), None, new, ()).state == "CHECKING"
+    assert wizard.review_finding(Choice(), plan(), None, ()).state == "CHECKING"
+    assert wizard.review_finding(Choice(), plan(), new, ()) == new
+    assert wizard.review_finding(Choice("org/name"), None, new, ()) == new
+    assert wizard.review_finding(Choice(), plan(), new, (Finding("FAILED"),)).state == "WAITING"
+    short = wizard.review_finding(Choice(), plan(problems=["disk: 9 of 3 MiB"]), new, ())
     assert short.state == "FAILED" and short.faults == ("disk: 9 of 3 MiB",)
 
 
