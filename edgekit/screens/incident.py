@@ -234,7 +234,7 @@ class IncidentScreen(RollingBack):
         steps = self.query_one(parts.Steps)
         if steps.fill(shown.steps, sign, wide=self.has_class("-wide")):
             self._lay_out(steps)
-        timeline = parts.timeline(shown, now, sign)
+        timeline = parts.timeline(shown, plot, now, sign)
         self._put("timeline", timeline)
         self._put("beside", timeline)
 

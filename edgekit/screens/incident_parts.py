@@ -204,13 +204,14 @@ def changes(shown: Shown, now: float, sign: Symbols) -> Text:
     return told
 
 
-def timeline(shown: Shown, now: float, sign: Symbols) -> Text:
-    """Who did what, when and why."""
+def timeline(shown: Shown, plot: Plot | None, now: float, sign: Symbols) -> Text:
+    """Who did what, when and why, and what was measured, where that does not stand in place of a plot."""
     told = Text.assemble(("So far", "bold"))
     for event in shown.timeline:
         told += text(f"\n {clock(event.time, now)}  {event.what}", sign)
         told += text(f"  {event.who}{f': {event.why}' if event.why else ''}", sign, "dim")
-    if measured := figures(shown, "").figures:
+    told_already = plot is not None and plot.figures
+    if not told_already and (measured := figures(shown, "").figures):
         told += Text.assemble("\n\n", ("Measured when it was told", "bold"))
         told += text("".join(f"\n {line}" for line in measured), sign)
     return told

@@ -15,10 +15,13 @@ from tui_support import run, text_of, until
 
 from edgekit.incidents.incidents import Incidents
 from edgekit.screens.dialogs import Ask
-from edgekit.screens.incident_parts import Listed, Steps
+from edgekit.screens.incident_parts import Listed, Steps, caption, timeline
 from edgekit.views.command import Command, Outcome
 from edgekit.views.devices import Device
+from edgekit.views.evidence import figures
+from edgekit.views.incident import Source, read_one
 from edgekit.views.incident_reader import Found, Reader, Wanted
+from edgekit.views.symbols import Symbols
 
 REASON = "--see [/tmp/x [URGENT] [b]the fan[/b]"
 
@@ -309,3 +312,11 @@ def test_a_question_that_comes_late_is_not_put_over_another_incident(tmp_path: P
             await until(pilot, lambda: isinstance(shown.screen, Ask))
 
     run(test())
+
+
+def test_what_was_measured_is_told_once(state: Path) -> None:
+    shown, sign = read_one(Source(state), 1), Symbols(ascii=True)
+    words = figures(shown, "not here")
+    assert words.figures and "Measured when it was told" in timeline(shown, None, time.time(), sign).plain
+    assert "Measured" not in timeline(shown, words, time.time(), sign).plain
+    assert all(figure in caption(words, time.time(), sign).plain for figure in words.figures)
