@@ -7,6 +7,7 @@ from typing import Any
 from edgekit.views.symbols import Symbols
 
 LONGEST = 1000  # signs of a text on one line
+IN_ASCII = str.maketrans({"–": "-", "\u00a0": " ", "°": "", "…": "..."})
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -29,4 +30,4 @@ def drawn(value: str, symbols: Symbols) -> str:
     """A text as the terminal can show it: in ASCII alone where that is asked for."""
     if not symbols.ascii:
         return value
-    return value.replace("–", "-").replace("\u00a0", " ").encode("ascii", "replace").decode()
+    return value.translate(IN_ASCII).encode("ascii", "replace").decode()

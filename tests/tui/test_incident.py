@@ -315,8 +315,11 @@ def test_a_question_that_comes_late_is_not_put_over_another_incident(tmp_path: P
 
 
 def test_what_was_measured_is_told_once(state: Path) -> None:
-    shown, sign = read_one(Source(state), 1), Symbols(ascii=True)
+    shown, sign = read_one(Source(state), 1), Symbols()
     words = figures(shown, "not here")
     assert words.figures and "Measured when it was told" in timeline(shown, None, time.time(), sign).plain
     assert "Measured" not in timeline(shown, words, time.time(), sign).plain
     assert all(figure in caption(words, time.time(), sign).plain for figure in words.figures)
+    hot = figures(read_one(Source(state), 2), "not here")
+    assert "85 °C" in caption(hot, time.time(), sign).plain
+    assert "85 C" in caption(hot, time.time(), Symbols(ascii=True)).plain
