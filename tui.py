@@ -9,15 +9,17 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
+from edgekit.screens.ascii import Ascii
 from edgekit.screens.base import NAMES, READ_ONLY, View
 from edgekit.screens.commands import Keys
 from edgekit.screens.dialogs import Confirm
@@ -45,6 +47,7 @@ class EdgekitApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     COMMANDS = App.COMMANDS | {Keys}
 
+    CSS = "Toast { padding: 0 1; margin-top: 0; width: 64; max-width: 80%; }"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own form)
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"go('{name}')", name, id=f"go-{name}", show=False) for n, name in enumerate(NAMES, 1)),
@@ -74,6 +77,10 @@ class EdgekitApp(App[None]):
         self.go(self._first, **self._what)
         self.set_interval(1.0, self._end_write)
         self.set_timer(SETTLED_S, self._settled)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """In ASCII alone where that is asked for, whatever drew it."""
+        return [*super().get_line_filters(), *([Ascii()] if self.settings.ascii else [])]
 
     def _settled(self) -> None:
         """Look for garbage less often, and not in what was loaded: all of it stops every key for a tenth of a second."""

@@ -118,9 +118,6 @@ class BuildScreen(View):
 
     def on_mount(self) -> None:
         """Begin with the first question."""
-        if self.edgekit.settings.ascii:
-            left = self.query_one("#left").styles
-            left.border_right = ("ascii", left.border_right[1])
         self._look_here()
         self.open(0)
         self._look()

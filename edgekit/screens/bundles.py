@@ -21,7 +21,6 @@ from edgekit.incidents.words import clock
 from edgekit.views.bundles import Found
 from edgekit.views.differences import Difference
 from edgekit.views.symbols import Symbols
-from edgekit.views.texts import drawn
 
 BOX = """
     {0} {{ align: center middle; }}
@@ -88,7 +87,7 @@ class Bundles(ModalScreen[tuple[Path, ...]]):
         word = "PASS" if found.verdict == "pass" else "FAIL" if found.verdict == "fail" else "UNKNOWN"
         more = f"  {found.fault.rpartition('/')[2]}" if found.fault else ""
         said = f"{mark} {sign.of(word)} {word:<7} {clock(found.written, self._now):<16} {found.name}{more}"
-        line = Text(drawn(said, sign), no_wrap=True)
+        line = Text(said, no_wrap=True)
         line.truncate(max(20, min(100, self.app.size.width) - 8), overflow="ellipsis")
         return line
 
@@ -122,7 +121,7 @@ class Beside(ModalScreen[None]):
             table = Table(box=None, padding=(0, 1), pad_edge=False, expand=True, header_style="bold")
             for at, head in enumerate((name, *self._names, "second from first")):
                 table.add_column(
-                    Text(drawn(head, self._symbols)),
+                    Text(head),
                     overflow="fold",
                     ratio=1 if at == 3 else None,
                     min_width=14,
@@ -130,6 +129,6 @@ class Beside(ModalScreen[None]):
                 )
             for row in rows:
                 cells = (row.name, row.first, row.second, row.change)
-                table.add_row(*(Text(drawn(cell, self._symbols)) for cell in cells))
+                table.add_row(*(Text(cell) for cell in cells))
             parts += [table, ""]
         return Group(*parts[:-1])

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.text import Text
-from textual.app import RenderResult
 from textual_plotext import PlotextPlot
 
-BOX = str.maketrans("│┃┤├─━┬┴┼┌┐└┘▄▀█▌▐", "||||--+++++++#####")
 MARKS = ("*", "o", "x", "+")
 LINE = "braille"
 
@@ -62,10 +59,3 @@ class Chart(PlotextPlot):
     def _plain(self) -> bool:
         settings = getattr(self.app, "settings", None)
         return bool(settings and settings.ascii)
-
-    def render(self) -> RenderResult:
-        """The plot as text; in ASCII its frame too."""
-        found = super().render()
-        if self._plain and isinstance(found, Text):
-            return Text(found.plain.translate(BOX).encode("ascii", "replace").decode(), no_wrap=True)
-        return found

@@ -14,7 +14,7 @@ from edgekit.screens.threads import in_thread, tell
 from edgekit.views import deploy
 from edgekit.views.command import Command, Outcome
 from edgekit.views.results import Results
-from edgekit.views.texts import drawn, plain
+from edgekit.views.texts import plain
 
 
 class Deploying(View):
@@ -36,7 +36,7 @@ class Deploying(View):
         line.display = bool(self.progress)
         text = Text("\n").join(
             Text(
-                drawn(f"{symbols.of(state)} {state} {said}", symbols),
+                f"{symbols.of(state)} {state} {said}",
                 "bold red" if state == "FAILED" else "bold",
             )
             for state, said in self.progress
@@ -47,7 +47,6 @@ class Deploying(View):
         """Ask why, have the name typed, then import and promote."""
         found, state = self.results, self.edgekit.settings.state
         if said := deploy.refusal(found):
-            said = drawn(said, self.edgekit.symbols)
             self.notify(said, title="Refused", severity="error", timeout=15, markup=False)
             return
         if not self.edgekit.writing:

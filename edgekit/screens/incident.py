@@ -184,7 +184,7 @@ class IncidentScreen(RollingBack):
         self.twin = "" if source.by_url else parts.twin(source, number, self._everything)
         self.title_text = parts.title(source, number, shown, self._everything)
         words = parts.said(found, self._said)
-        self._put("said", parts.text(words, sign))
+        self._put("said", Text(words))
         self.query_one("#said").display = bool(words)
         listed = number is None and found is not None and bool(found.entries)
         self.query_one("#one").display = shown is not None
@@ -194,7 +194,7 @@ class IncidentScreen(RollingBack):
         self.query_one("#list").display = listed
         empty = parts.empty(found, source, self._everything) if shown is None and not listed else ""
         self.query_one("#empty").display = bool(empty)
-        self._put("empty", parts.text(empty, sign))
+        self._put("empty", Text(empty))
         if shown is not None and found is not None:
             self._draw_one(found, now, sign)
         elif listed and found is not None:
@@ -222,19 +222,19 @@ class IncidentScreen(RollingBack):
         line = self.query_one("#state")
         for name in ("critical", "warning", "over"):
             line.set_class(name == ("over" if shown.entry.over else shown.entry.severity), name)
-        self._put("what", parts.what(shown.entry, now, sign, short=short))
-        self._put("facts", parts.facts(shown, now, sign, short=short))
+        self._put("what", parts.what(shown.entry, now, short=short))
+        self._put("facts", parts.facts(shown, now, short=short))
         self._put("caption", parts.caption(plot, now, sign))
         chart = self.query_one("#plot", Chart)
         chart.display = bool(plot and (plot.xs or plot.earlier))
         if chart.display and plot is not None and self._drawn.get("plot") != (plot, sign.ascii):
             self._drawn["plot"] = (plot, sign.ascii)
             parts.draw(chart, plot, now, sign)
-        self._put("changes", parts.changes(shown, now, sign))
+        self._put("changes", parts.changes(shown, now))
         steps = self.query_one(parts.Steps)
-        if steps.fill(shown.steps, sign, wide=self.has_class("-wide")):
+        if steps.fill(shown.steps, wide=self.has_class("-wide")):
             self._lay_out(steps)
-        timeline = parts.timeline(shown, plot, now, sign)
+        timeline = parts.timeline(shown, plot, now)
         self._put("timeline", timeline)
         self._put("beside", timeline)
 

@@ -20,7 +20,6 @@ from edgekit.views.evidence import Plot, figures, rule_words
 from edgekit.views.incident import Entry, Shown, Source, Step
 from edgekit.views.incident_reader import Found
 from edgekit.views.symbols import Symbols
-from edgekit.views.texts import drawn
 
 COLUMNS = (("#", 4), ("severity", 10), ("state", 12), ("for", 11))
 COLUMN_NAMES = tuple(name for name, _ in COLUMNS)
@@ -41,11 +40,6 @@ class Row:
     key: str
     cells: tuple[Text, ...]
     height: int
-
-
-def text(words: str, sign: Symbols, style: str = "") -> Text:
-    """Words that are drawn as they are; without what is not ASCII where that is asked for."""
-    return Text(drawn(words, sign), style)
 
 
 def twin(source: Source, number: int | None, everything: bool) -> str:
@@ -93,12 +87,12 @@ def empty(found: Found | None, source: Source, everything: bool) -> str:
 def row(entry: Entry, now: float, sign: Symbols, width: int) -> Row:
     """A line of the list."""
     words = entry.words(now)
-    what = text(entry.what, sign)
-    label = text(f"{entry.label}: ", sign, "bold")
+    what = Text(entry.what)
+    label = Text(f"{entry.label}: ", "bold")
     cells = (
         Text(str(entry.number), justify="right"),
         Text(f"{_mark(entry, sign)} {entry.severity.upper()}"),
-        text(words, sign),
+        Text(words),
         Text(entry.length(now)),
         label + what,
     )
@@ -115,26 +109,26 @@ def state(entry: Entry, now: float, sign: Symbols) -> Text:
         entry.duration(now),
         f"release {entry.release}" if entry.release else "a model file without a manifest",
     )
-    return text("  ".join(words), sign)
+    return Text("  ".join(words))
 
 
-def what(entry: Entry, now: float, sign: Symbols, *, short: bool) -> Text:
+def what(entry: Entry, now: float, *, short: bool) -> Text:
     """What happened, as of when it was told; on a `short` terminal the first part of a long sentence."""
     first, *more = entry.what.split("; ")
     words = entry.what
     if short and more and len(entry.what) > LONG:
         words = f"{first}; and {len(more)} more, in full below."
     aged = now - entry.opened > AGED_S  # its figures are those of that time, and not of now
-    return text(f"Told {clock(entry.opened, now)}: {words}" if aged else words, sign)
+    return Text(f"Told {clock(entry.opened, now)}: {words}" if aged else words)
 
 
-def facts(shown: Shown, now: float, sign: Symbols, *, short: bool) -> Text:
+def facts(shown: Shown, now: float, *, short: bool) -> Text:
     """The whole sentence where it was shortened, the rule, when it was told, and what it means."""
     told = Text()
     if short and len(shown.entry.what) > LONG:
-        told += text(f"{shown.entry.what}\n", sign)
-    told += text(f"Rule: {rule_words(shown)}; told {clock(shown.entry.opened, now)}.\n", sign)
-    return told + text(shown.meaning, sign)
+        told += Text(f"{shown.entry.what}\n")
+    told += Text(f"Rule: {rule_words(shown)}; told {clock(shown.entry.opened, now)}.\n")
+    return told + Text(shown.meaning)
 
 
 def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
@@ -142,11 +136,10 @@ def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
     if plot is None:
         return Text("")
     if not plot.xs and not plot.earlier:
-        return text(
+        return Text(
             "\n".join(
                 ["Evidence", *(f"  {line}" for line in plot.figures), *([plot.note] if plot.note else [])]
-            ),
-            sign,
+            )
         )
     told = [f"{plot.name}, {plot.unit}" + ("" if plot.step_s == 60 else f", each {span(plot.step_s)}")]
     if plot.ys:
@@ -156,7 +149,7 @@ def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
     told.append(f"{MARKER} told {clock(plot.opened, now)}")
     if plot.earlier:
         told.append("o release before")
-    return text("   ".join(told), sign)
+    return Text("   ".join(told))
 
 
 def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
@@ -189,31 +182,29 @@ def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
     chart.refresh()
 
 
-def changes(shown: Shown, now: float, sign: Symbols) -> Text:
+def changes(shown: Shown, now: float) -> Text:
     """The switches of releases in the day before, the newest last, the likely cause said in words."""
     told = Text.assemble(("Changed in the day before", "bold"))
     for change in shown.changes:
-        told += text(f"\n {clock(change.time, now)}  {change.release} {change.what}", sign)
-        told += text(f"  {change.who}: {change.why}".rstrip(": "), sign, "dim")
+        told += Text(f"\n {clock(change.time, now)}  {change.release} {change.what}")
+        told += Text(f"  {change.who}: {change.why}".rstrip(": "), "dim")
         if change.mark:
-            told += text(f"  <- {change.mark}", sign, "bold")
+            told += Text(f"  <- {change.mark}", "bold")
     if not shown.changes:
-        told += text(
-            "\n No switch of releases: look for another cause, such as what is asked, load or heat.", sign
-        )
+        told += Text("\n No switch of releases: look for another cause, such as what is asked, load or heat.")
     return told
 
 
-def timeline(shown: Shown, plot: Plot | None, now: float, sign: Symbols) -> Text:
+def timeline(shown: Shown, plot: Plot | None, now: float) -> Text:
     """Who did what, when and why, and what was measured, where that does not stand in place of a plot."""
     told = Text.assemble(("So far", "bold"))
     for event in shown.timeline:
-        told += text(f"\n {clock(event.time, now)}  {event.what}", sign)
-        told += text(f"  {event.who}{f': {event.why}' if event.why else ''}", sign, "dim")
+        told += Text(f"\n {clock(event.time, now)}  {event.what}")
+        told += Text(f"  {event.who}{f': {event.why}' if event.why else ''}", "dim")
     told_already = plot is not None and plot.figures
     if not told_already and (measured := figures(shown, "").figures):
         told += Text.assemble("\n\n", ("Measured when it was told", "bold"))
-        told += text("".join(f"\n {line}" for line in measured), sign)
+        told += Text("".join(f"\n {line}" for line in measured))
     return told
 
 
@@ -266,13 +257,13 @@ class Steps(OptionList):
         super().__init__(id=id, markup=False)
         self._filled: tuple[object, ...] = ()
 
-    def fill(self, steps: Sequence[Step], sign: Symbols, *, wide: bool) -> bool:
+    def fill(self, steps: Sequence[Step], *, wide: bool) -> bool:
         """Show `steps`, with their commands where there is room; whether anything changed by it."""
-        if self._filled == (steps, sign.ascii, wide):
+        if self._filled == (steps, wide):
             return False
         here = self.highlighted
-        self._filled = (steps, sign.ascii, wide)
-        self.set_options([_step(number, step, sign, wide) for number, step in enumerate(steps, 1)])
+        self._filled = (steps, wide)
+        self.set_options([_step(number, step, wide) for number, step in enumerate(steps, 1)])
         if here is not None and here < len(steps):
             self.highlighted = here
         return True
@@ -284,10 +275,10 @@ class Steps(OptionList):
             self.action_select()
 
 
-def _step(number: int, step: Step, sign: Symbols, wide: bool) -> Text:
-    told = text(f"{number}  {step.text}", sign)
+def _step(number: int, step: Step, wide: bool) -> Text:
+    told = Text(f"{number}  {step.text}")
     if wide and step.command:
-        told += text(f"\n   $ {step.command}", sign, "dim")
+        told += Text(f"\n   $ {step.command}", "dim")
     return told
 
 

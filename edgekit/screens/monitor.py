@@ -64,7 +64,7 @@ class MonitorScreen(View):
         Binding("slash", "filter", "Filter", id="monitor-filter", key_display="/", tooltip="Leave in the rows that hold some words"),
         Binding("S", "sort", "Sort", id="monitor-sort", key_display="S", tooltip="Sort by the next column"),
         Binding("t", "window", "Window", id="monitor-window", tooltip="Look at 5m, 15m, 1h, 6h or a day"),
-        Binding("enter", "open", "Open", id="monitor-open", tooltip="The worst incident of the row", priority=True),
+        Binding("enter", "open", "Open", id="monitor-open", key_display="enter", tooltip="The worst incident of the row", priority=True),
         Binding("a", "ack", "Ack", id="monitor-ack", tooltip="Say that you have seen the row's worst incident"),
         Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Tell nobody of the row's worst incident for an hour"),
         Binding("R", "rollback", "Roll back", id="monitor-rollback", key_display="R", tooltip="Go back to the release before"),

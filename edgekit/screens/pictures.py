@@ -16,7 +16,6 @@ from edgekit.screens.chart import Chart, Series
 from edgekit.views import pictures as view
 from edgekit.views.results import Line, Results
 from edgekit.views.symbols import Symbols
-from edgekit.views.texts import drawn
 
 NAMES = ("Pareto", "drift", "reliability")
 ROOM_FOR_TWO = 40  # rows from which the drift stands below the Pareto plot
@@ -24,11 +23,11 @@ ASIDE = 0.03  # of the plot's width, from a point to its name
 STYLES = {"head": "bold", "failed": "bold red", "more": "dim", "fact": ""}
 
 
-def styled(lines: Sequence[Line], symbols: Symbols) -> Text:
+def styled(lines: Sequence[Line]) -> Text:
     """Lines with their kinds as styles; each kind is told by a sign or a word too."""
     said = Text()
     for kind, line in lines:
-        said.append(drawn(f"{'  ' if kind == 'more' else ''}{line}\n", symbols), STYLES[kind])
+        said.append(f"{'  ' if kind == 'more' else ''}{line}\n", STYLES[kind])
     said.rstrip()
     return said
 
@@ -104,14 +103,14 @@ class PicturesPane(Vertical):
             lines = [("fact", line) for line in view.pareto_lines(found, self._symbols)]
             if self.size.height >= ROOM_FOR_TWO:
                 lines += [("fact", ""), *self._waterfall()]
-            told.update(styled(lines, self._symbols))
+            told.update(styled(lines))
         elif self.picture == 1:
             self.query_one("#chart").display = False
-            told.update(styled(self._waterfall(), self._symbols))
+            told.update(styled(self._waterfall()))
         else:
             sure = view.reliability(self._results)
             self._plot_reliability(sure)
-            told.update(drawn("\n".join(view.reliability_lines(sure)), self._symbols))
+            told.update("\n".join(view.reliability_lines(sure)))
 
     def _waterfall(self) -> list[Line]:
         room = max(30, self.size.width - 4)

@@ -26,7 +26,7 @@ from edgekit.views.bundles import REPORT, Found
 from edgekit.views.command import Command
 from edgekit.views.results import Results, Row
 from edgekit.views.samples import Samples
-from edgekit.views.texts import drawn, plain
+from edgekit.views.texts import plain
 
 LONGEST_NAME = 24
 OVERVIEW = {"picture", "axis", "up", "diff", "mark", "bundles", "samples"}
@@ -146,7 +146,7 @@ class ResultsScreen(Deploying):
         self._bundle, self._stamp, self.results, self.samples = bundle, stamp, None, Samples()
         sign = self.edgekit.symbols
         mark = f"{sign.warning} " if bundle else ""
-        self.query_one("#nothing", Static).update(drawn(f"{mark}{said}", sign))
+        self.query_one("#nothing", Static).update(f"{mark}{said}")
         self.query_one("#pages", ContentSwitcher).current = "nothing"
         self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
         self.refresh_bindings()
@@ -169,7 +169,7 @@ class ResultsScreen(Deploying):
     def _draw(self) -> None:
         if self.results is None:
             return
-        self.title_text = drawn(results.title(self.results, self.edgekit.symbols), self.edgekit.symbols)
+        self.title_text = results.title(self.results, self.edgekit.symbols)
         self.query_one(PicturesPane).put(self.results)
         self._draw_table(self.results)
         self._draw_detail()
@@ -196,9 +196,9 @@ class ResultsScreen(Deploying):
             name = row.variant.name
             signs = ("*" if name in self._marked else " ") + (symbols.dot if name in front else " ")
             style = "bold red" if row.failed else ""
-            cells = [Text(drawn(column.cell(row), symbols), justify="right") for column in columns]
-            word = Text(drawn(results.gate_word(row, symbols, 22), symbols), style)
-            table.add_row(Text(drawn(f"{signs} {name}", symbols)), *cells, word, key=name)
+            cells = [Text(column.cell(row), justify="right") for column in columns]
+            word = Text(results.gate_word(row, symbols, 22), style)
+            table.add_row(Text(f"{signs} {name}"), *cells, word, key=name)
         rows = [row.variant.name for row in found.rows]
         if cursor not in rows:
             cursor = next(
@@ -230,7 +230,7 @@ class ResultsScreen(Deploying):
     def _draw_detail(self) -> None:
         if self.results is not None:
             lines = results.detail(self.results, self._row(), self.edgekit.symbols)
-            self.query_one("#detail", Static).update(styled(lines, self.edgekit.symbols))
+            self.query_one("#detail", Static).update(styled(lines))
 
     def draw_twin(self) -> None:
         """The pending command, or the one that tells the same as what is shown."""
@@ -348,7 +348,6 @@ class ResultsScreen(Deploying):
             said = (
                 str(page) if page.is_file() else f"{page} is not there: this bundle was written without one."
             )
-            said = drawn(said, self.edgekit.symbols)
             self.notify(said, title="Report for a browser", timeout=15, markup=False)
 
     def action_bundles(self) -> None:

@@ -20,7 +20,6 @@ from edgekit.views import rollback
 from edgekit.views.command import Outcome
 from edgekit.views.incident import Source
 from edgekit.views.rollback import Look, Plan, Verdict, Watch
-from edgekit.views.texts import drawn
 
 if TYPE_CHECKING:
     from edgekit.tui import EdgekitApp
@@ -105,7 +104,7 @@ class RollingBack(View):
         text = "\n".join(
             [f"Roll back {source.name}", "", *lines[:2], "", f"$ {command.text}", "", *lines[2:]]
         )
-        self.app.push_screen(Confirm(drawn(text, self.edgekit.symbols), plan.typed), confirmed)
+        self.app.push_screen(Confirm(text, plan.typed), confirmed)
 
     def _rolled(self, source: Source, outcome: Outcome) -> None:
         self.changed(outcome)
@@ -186,17 +185,17 @@ class HealthWatch(ModalScreen[str]):
         self.query_one("#count", Static).update(
             f"HEALTH WATCH of {watch.release or 'the release before'} on {watch.source.name}\n{sign.bar(done, BAR)}  {end}"
         )
-        self.query_one("#figures", Static).update(Text(drawn("\n".join(watch.figures()), sign)))
+        self.query_one("#figures", Static).update(Text("\n".join(watch.figures())))
         line = self.query_one("#verdict", Static)
         if self._verdict is not None:
             mark = {"HEALTHY": sign.ok, "NOT PROVEN": sign.lost}.get(self._verdict.word, sign.failed)
             line.set_class(self._verdict.word == "HEALTHY", "well").set_class(
                 self._verdict.word == "STILL BAD", "bad"
             )
-            line.update(Text(drawn(f"{mark} {self._verdict.words}", sign)))
+            line.update(Text(f"{mark} {self._verdict.words}"))
         else:
             so_far = watch.trouble()
-            line.update(Text(drawn(f"So far: {so_far.why if so_far else 'nothing is wrong'}", sign)))
+            line.update(Text(f"So far: {so_far.why if so_far else 'nothing is wrong'}"))
         self.query_one("#keys", Static).update(
             "enter or esc closes this"
             if self._verdict

@@ -51,7 +51,7 @@ class RunScreen(View):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "cancel", "Cancel", id="run-cancel", tooltip="Stop the build; finished stages are kept"),
-        Binding("enter", "results", "Results", id="run-results", tooltip="What the run built, and how good it is"),
+        Binding("enter", "results", "Results", id="run-results", key_display="enter", tooltip="What the run built, and how good it is"),
         Binding("v", "plot", "Plot", id="run-plot", tooltip="Loss, or drift by stage"),
         Binding("f", "follow", "Follow", id="run-follow", tooltip="Keep the newest line of the log in view"),
         Binding("slash", "filter", "Filter", id="run-filter", key_display="/", tooltip="Only lines that hold a text"),

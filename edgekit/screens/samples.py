@@ -21,7 +21,6 @@ from edgekit.screens.threads import in_thread
 from edgekit.views import samples as view
 from edgekit.views.samples import BEFORE, SIGNS, Sample, Samples
 from edgekit.views.symbols import Symbols
-from edgekit.views.texts import drawn
 
 STYLES = {"same": "", "gone": "bold red", "new": "bold green"}
 ROOM_FOR_SEVERAL = 30  # rows from which the next samples stand below the one that is stepped to
@@ -156,19 +155,17 @@ class SamplesPane(Vertical):
             self.draw()
 
     def _counts(self, shown: list[Sample]) -> Text:
-        lines = [
-            Text(self._ascii(f"{self._symbols.warning} {fault}"), "bold") for fault in self.samples.faults
-        ]
+        lines = [Text(f"{self._symbols.warning} {fault}", "bold") for fault in self.samples.faults]
         for name in self.samples.held:
             counts = self.samples.counts(name)
             said = "  ".join(f"{count} {kind}" for kind, count in counts.items())
-            lines.append(Text(self._ascii(f"{name:<8} {said}  against {BEFORE}")))
+            lines.append(Text(f"{name:<8} {said}  against {BEFORE}"))
         what = "" if self.all else " that differ"
         if self.filter:
             what += f" with '{self.filter}'"
         at = f"{self.index + 1} of {len(shown)}" if shown else "none"
         others = "a shows those that differ" if self.all else f"a shows all {len(self.samples.samples)}"
-        lines.append(Text(self._ascii(f"{self._symbols.here} sample {at}{what}; {others}"), "bold"))
+        lines.append(Text(f"{self._symbols.here} sample {at}{what}; {others}", "bold"))
         return Text("\n").join(lines)
 
     def _nothing(self) -> Text:
@@ -185,20 +182,20 @@ class SamplesPane(Vertical):
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1, overflow="fold")
-        head = Text(self._ascii("  ".join(filter(None, [sample.id, sample.label]))), "bold")
+        head = Text("  ".join(filter(None, [sample.id, sample.label])), "bold")
         grid.add_row(Text("sample", "dim"), head)
-        grid.add_row(Text("asked", "dim"), Text(self._ascii(sample.asked)))
-        grid.add_row(Text("expected", "dim"), Text(self._ascii(sample.expected)))
+        grid.add_row(Text("asked", "dim"), Text(sample.asked))
+        grid.add_row(Text("expected", "dim"), Text(sample.expected))
         names = list(sample.answers)
         if self.size.width < SIDE_BY_SIDE:
             for name in names:
                 grid.add_row("", "")
-                grid.add_row(Text(self._ascii(name), "bold"), self._verdict(sample, name))
+                grid.add_row(Text(name, "bold"), self._verdict(sample, name))
                 grid.add_row("", self._answer(sample, name))
             return grid
         beside = Table(box=None, padding=(0, 1), expand=True, pad_edge=False)
         for name in names:
-            title = Text.assemble((self._ascii(name), "bold"), "  ", self._verdict(sample, name))
+            title = Text.assemble((name, "bold"), "  ", self._verdict(sample, name))
             beside.add_column(title, ratio=1, overflow="fold")
         beside.add_row(*(self._answer(sample, name) for name in names))
         whole = Table.grid(expand=True)
@@ -216,13 +213,10 @@ class SamplesPane(Vertical):
         """An answer, with signs around what changed where it is held against the tuned model's."""
         text = sample.answers[name].text
         if name not in sample.kinds:
-            return Text(self._ascii(text) or "(empty)")
+            return Text(text or "(empty)")
         if sample.kinds[name] == "same":
-            return Text(self._ascii(f"as {BEFORE}: {text}" if text else f"as {BEFORE}: (empty)"), "dim")
+            return Text(f"as {BEFORE}: {text}" if text else f"as {BEFORE}: (empty)", "dim")
         found = Text()
         for kind, piece in view.pieces(sample.answers[BEFORE].text, text):
-            found.append(self._ascii(piece).join(SIGNS[kind]), STYLES[kind])
+            found.append(piece.join(SIGNS[kind]), STYLES[kind])
         return found
-
-    def _ascii(self, text: str) -> str:
-        return drawn(text, self._symbols)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.views.symbols import Symbols
-
 LONGEST = 1000  # signs of a text on one line
-IN_ASCII = str.maketrans({"–": "-", "\u00a0": " ", "°": "", "…": "..."})
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -24,10 +21,3 @@ def one_line(value: Any, most: int = LONGEST) -> str:
     text = str(value)
     shown = plain(" ".join(text[: 4 * most].split()))
     return shown if len(shown) <= most and len(text) <= 4 * most else shown[: most - 1] + "…"
-
-
-def drawn(value: str, symbols: Symbols) -> str:
-    """A text as the terminal can show it: in ASCII alone where that is asked for."""
-    if not symbols.ascii:
-        return value
-    return value.translate(IN_ASCII).encode("ascii", "replace").decode()

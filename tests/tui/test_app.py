@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 from tui_support import app, run, text_of, until
 
 from edgekit import tui
+from edgekit.screens.ascii import in_ascii
 from edgekit.screens.base import View
 from edgekit.screens.chart import Chart, Series
 from edgekit.screens.dialogs import Ask, Confirm
@@ -221,14 +225,22 @@ def test_a_view_is_exported_and_never_over_another_file(
 
 
 @pytest.mark.parametrize("ascii", [False, True])
-def test_a_chart_keeps_to_the_signs_that_were_asked_for(tmp_path: Path, ascii: bool) -> None:
+def test_all_keeps_to_the_signs_that_were_asked_for(tmp_path: Path, ascii: bool) -> None:
     async def test() -> None:
         shown = app(tmp_path, "monitor", ascii=ascii)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             chart = shown.screen.query_one(Chart)
             chart.draw([Series("loss", [1, 2, 3], [3.0, float("nan"), 1.0])], title="loss", hlines=[2.0])
             await until(pilot, lambda: "loss" in text_of(shown))
-            chart_lines = text_of(shown).splitlines()[3:-2]
-            assert all(line.isascii() for line in chart_lines) == ascii
+            assert text_of(shown).isascii() == ascii
+            shown.notify("\u2713 a note – 日本")
+            shown.push_screen(Ask("Why… ?", "why", "weil ä"))
+            await until(pilot, lambda: "a note" in text_of(shown) and "weil" in text_of(shown))
+            assert text_of(shown).isascii() == ascii and ("weil ?" in text_of(shown)) == ascii
 
     run(test())
+
+
+@given(st.text())
+def test_what_is_drawn_in_ascii_is_as_wide_as_before(text: str) -> None:
+    assert in_ascii(text).isascii() and cell_len(in_ascii(text)) == cell_len(text)
