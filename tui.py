@@ -67,6 +67,8 @@ class EdgekitApp(App[None]):
         self._path: list[str] = []
         self._write_until = 0.0
         self._asked: set[Command] = set()
+        self._thresholds: tuple[int, ...] = ()
+        self._filters_of_ours = [Ascii()] if self.settings.ascii else []
         if "SSH_CONNECTION" in os.environ:
             self.animation_level = "none"
 
@@ -80,12 +82,14 @@ class EdgekitApp(App[None]):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """In ASCII alone where that is asked for, whatever drew it."""
-        return [*super().get_line_filters(), *([Ascii()] if self.settings.ascii else [])]
+        return [*super().get_line_filters(), *self._filters_of_ours]
 
     def _settled(self) -> None:
         """Look for garbage less often, and not in what was loaded: all of it stops every key for a tenth of a second."""
+        self._thresholds = gc.get_threshold()
+        gc.collect()
         gc.freeze()
-        gc.set_threshold(*gc.get_threshold()[:2], OLDEST)
+        gc.set_threshold(*self._thresholds[:2], OLDEST)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Of Textual's own commands those that are of use beside ours."""
@@ -217,9 +221,12 @@ class EdgekitApp(App[None]):
         self.push_screen(Confirm(text), lambda yes: self.exit() if yes else None)
 
     def on_unmount(self) -> None:
-        """Nobody waits for the answers of commands that change nothing."""
+        """Nobody waits for the answers of commands that change nothing; garbage is looked for as before."""
         for command in self._asked:
             command.stop()
+        if self._thresholds:
+            gc.unfreeze()
+            gc.set_threshold(*self._thresholds)
 
     def _screen(self, name: str) -> View:
         if not self.is_screen_installed(name):

@@ -4,8 +4,9 @@
 
 `edgekit tui monitor` runs in a pseudo-terminal of 160x50 and draws as it would over SSH. A press types a letter that
 stands nowhere else on the screen into the filter, and the time until that letter is drawn is taken; or it goes to the next
-row, and the time until that row's address is drawn is taken. Three sittings: this device alone, with a day of history; the same with many devices by /metrics at 2 Hz; and that beside a process on every
-core, as a build is (`--beside-build` takes a real build of the sample model, of which the first minutes are enough).
+row, and the time until that row's address is drawn is taken. Three sittings: this device alone, with a day of history; the
+same with many devices by /metrics at 2 Hz; and that beside a process on every core, as a build is (`--beside-build` takes a
+real build of the sample model, of which the first minutes are enough).
 """
 
 from __future__ import annotations
@@ -86,11 +87,9 @@ def sit(name: str, command: list[str], arguments: argparse.Namespace, *, several
         terminal.drain(arguments.idle)
         after = process.cpu_times()
         idle = (after.user + after.system - before.user - before.system) / (time.monotonic() - start)
-        arrows = (
-            [terminal.go(UP if n and (n - 1) // 30 % 2 else DOWN) for n in range(arguments.presses)]
-            if several
-            else []
-        )
+        turn = max(1, min(30, arguments.devices - 2))  # the first row has no address
+        ways = [UP if n and (n - 1) // turn % 2 else DOWN for n in range(arguments.presses if several else 0)]
+        arrows = [terminal.go(way) for way in ways]
         terminal.write("/")
         terminal.drain(1.5)
         letters = [

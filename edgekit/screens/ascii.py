@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rich.cells import cell_len
+from rich.cells import split_graphemes
 from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
 
 ALIKE = str.maketrans(
-    "│┃▊▋▌▍▎▏▐▕─━▔▁·•–—…→←✓°\u00a0",
-    "||||||||||---_..--.><v' ",
+    "│┃▊▋▌▍▎▏▐▕─━▔▁·•–—…→←✓✗°\u00a0",
+    "||||||||||---_..--~><+x' ",
 )
 BOXES, BLOCKS = range(0x2500, 0x2580), range(0x2580, 0x25A0)
 
@@ -29,10 +29,13 @@ def in_ascii(text: str) -> str:
     """`text` in as many cells; what looks like no ASCII sign is `?`."""
     if text.isascii():
         return text
-    return "".join(sign if sign.isascii() else _of(sign) for sign in text.translate(ALIKE))
+    text = text.translate(ALIKE)
+    return "".join(_sign(text[start:end], width) for start, end, width in split_graphemes(text)[0])
 
 
-def _of(sign: str) -> str:
-    if ord(sign) in BOXES:
+def _sign(grapheme: str, width: int) -> str:
+    if grapheme.isascii():
+        return grapheme
+    if len(grapheme) == 1 and ord(grapheme) in BOXES:
         return "+"
-    return "#" if ord(sign) in BLOCKS else "?" * cell_len(sign)
+    return ("#" if len(grapheme) == 1 and ord(grapheme) in BLOCKS else "?") * width

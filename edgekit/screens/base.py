@@ -11,6 +11,7 @@ from textual.containers import Container
 from textual.events import Resize
 from textual.reactive import reactive
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from edgekit.errors import EdgekitError
@@ -47,6 +48,7 @@ class View(Screen[None]):
 
     twin: reactive[str] = reactive("")
     title_text: reactive[str] = reactive("")
+    _focus_before: Widget | None = None
 
     def compose(self) -> ComposeResult:
         """Title, body, twin and key hints."""
@@ -132,8 +134,7 @@ class View(Screen[None]):
     def on_resize(self, event: Resize) -> None:
         """A terminal too small for any screen gets a sentence."""
         width, height = event.size.width, event.size.height
-        self.set_class(width < SMALLEST[0] or height < SMALLEST[1], "-tiny")
-        self.refresh_bindings()
+        self._hide(width < SMALLEST[0] or height < SMALLEST[1])
         self.draw_mode()
         state = self.edgekit.settings.state
         place = () if state == DEFAULT_STATE else ("--state", str(state))
@@ -144,6 +145,18 @@ class View(Screen[None]):
             f"This terminal is {width}x{height}; edgekit needs {SMALLEST[0]}x{SMALLEST[1]}. "
             f"Make it larger, or type: {command.text}"
         )
+
+    def _hide(self, tiny: bool) -> None:
+        """Hide all but the sentence, also from keys; what had them has them again after it."""
+        if tiny == self.has_class("-tiny"):
+            return
+        body, before = self.query_one("#body"), self._focus_before
+        self._focus_before = self.focused if tiny else None
+        self.set_class(tiny, "-tiny")
+        body.disabled = tiny
+        if not tiny and self.focused is None:
+            self.set_focus(before) if before is not None else self.focus_next("#body *")
+        self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys that are there: none while only a sentence can be seen."""

@@ -286,8 +286,12 @@ class BuildScreen(View):
         """Show the choice and what is known of it."""
         try:
             name, found = STEPS[self.step], self.findings()
-            # where a step failed, the plan is of the default in its place
-            failed = found["review"].state == "WAITING"
+            sound = self.checks.sound(self.choice)
+            # where a step failed by itself, the plan is of the default in its place
+            failed = sound is not None and (sound.target, sound.data) != (
+                self.choice.target,
+                self.choice.data,
+            )
             plan = None if failed else self.checks.plan(self.choice)
             signs = self.edgekit.symbols
             width = self.query_one("#left").content_size.width or 25

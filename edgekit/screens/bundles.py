@@ -98,11 +98,9 @@ class Beside(ModalScreen[None]):
     DEFAULT_CSS = BOX.format("Beside")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,d,q", "leave", "Close")]
 
-    def __init__(
-        self, names: tuple[str, str], tables: Sequence[tuple[str, Sequence[Difference]]], symbols: Symbols
-    ) -> None:
+    def __init__(self, names: tuple[str, str], tables: Sequence[tuple[str, Sequence[Difference]]]) -> None:
         super().__init__()
-        self._names, self._tables, self._symbols = names, tables, symbols
+        self._names, self._tables = names, tables
 
     def compose(self) -> ComposeResult:
         """The tables, one below the other."""

@@ -227,8 +227,8 @@ class IncidentScreen(RollingBack):
         self._put("caption", parts.caption(plot, now, sign))
         chart = self.query_one("#plot", Chart)
         chart.display = bool(plot and (plot.xs or plot.earlier))
-        if chart.display and plot is not None and self._drawn.get("plot") != (plot, sign.ascii):
-            self._drawn["plot"] = (plot, sign.ascii)
+        if chart.display and plot is not None and self._drawn.get("plot") != plot:
+            self._drawn["plot"] = plot
             parts.draw(chart, plot, now, sign)
         self._put("changes", parts.changes(shown, now))
         steps = self.query_one(parts.Steps)

@@ -34,7 +34,7 @@ from edgekit.views.rows import Row, Trouble
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
 PACES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 UNSEEN_S = 5.0  # between two looks while another screen is shown, at least
-BENEATH = 4  # ticks to one look while a question is open
+BENEATH_S = 2.0  # between two looks while a question is open, at least
 SILENCE = "1h"
 
 
@@ -229,7 +229,7 @@ class MonitorScreen(View):
     def _tick(self) -> None:
         self._ticks += 1
         beneath = self.app.screen is not self  # a question: each row beneath it is drawn twice
-        if self.is_current and (not beneath or self._ticks % BENEATH == 0):
+        if self.is_current and (not beneath or self._ticks % max(1, round(BENEATH_S / self._every_s)) == 0):
             self._look()
 
     def _columns(self) -> tuple[Column, ...]:

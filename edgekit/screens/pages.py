@@ -66,4 +66,4 @@ def show_plan(screen: View, outcome: Outcome) -> None:
     def drawn(text: str) -> None:
         screen.app.push_screen(Sheet(outcome.command.text, text))
 
-    in_thread(screen, partial(wizard_page.plan_text, outcome, screen.edgekit.settings.ascii), drawn)
+    in_thread(screen, partial(wizard_page.plan_text, outcome), drawn)

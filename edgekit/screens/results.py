@@ -321,7 +321,7 @@ class ResultsScreen(Deploying):
             b := second.variant.name
         ) in self.samples.variants:
             tables.append(("answers", samples_view.differences(self.samples, a, b)))
-        self.app.push_screen(Beside((first.variant.name, second.variant.name), tables, self.edgekit.symbols))
+        self.app.push_screen(Beside((first.variant.name, second.variant.name), tables))
 
     def action_samples(self) -> None:
         """The answers side by side."""
@@ -376,7 +376,7 @@ class ResultsScreen(Deploying):
                 a, b = results.load(first), results.load(second)
             except CorruptError as error:
                 return error
-            return Beside((a.name, b.name), differences.between(a, b), self.edgekit.symbols)
+            return Beside((a.name, b.name), differences.between(a, b))
 
         def compared(found: Beside | CorruptError) -> None:
             if isinstance(found, CorruptError):

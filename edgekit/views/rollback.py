@@ -67,11 +67,12 @@ def plan(listed: Outcome, source: Source) -> Plan:
             f"No release is in use on {source.name}, so there is none to go back from; nothing changed.",
             source.command("releases", "list").text,
         )
-    back_to = versions.get("current" if "pending" in versions else "previous")
+    places = (*(("current",) if "pending" in versions else ()), "previous", "good")
+    back_to = next((versions[place] for place in places if place in versions), None)
     if back_to is None:
         raise ConfigError(
             f"No earlier release than {leaving.name} is kept on {source.name} to go back to; nothing changed.",
-            "Build and promote another: edgekit releases promote BUNDLE",
+            f"{source.command('releases', 'import', 'BUNDLE').text} brings one, `releases promote` puts it to use.",
         )
     return Plan(leaving, back_to, source.name if source.host else back_to.name)
 

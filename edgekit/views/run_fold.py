@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from edgekit.console import PLAIN_INTERVAL_S, span
 from edgekit.events import (
@@ -30,8 +30,6 @@ LOG_TEXT = 400  # signs of one line
 MOST = 200  # names of stages or gates: a build has some 60
 STALE_S = 1.0  # a fact that is older than its run comes from a stage that was kept
 DRIFT_METRIC = "mean_kld_nats"
-
-Told = TypeVar("Told", Event, Run)
 
 
 @dataclass(frozen=True)
@@ -234,7 +232,14 @@ class Fold:
     def view(self, run: Run | None, now: float) -> RunView:
         """All of it, at a moment, of the run whose record is `run`."""
         if run is not None:
-            run = replace(_cleaned(run), stages=tuple(map(one_line, run.stages)))
+            run = replace(
+                run,
+                model=one_line(run.model),
+                target=one_line(run.target),
+                message=one_line(run.message),
+                hint=one_line(run.hint),
+                stages=tuple(map(one_line, run.stages)),
+            )
         seen = bool(self._stages)
         state = run.state if run is not None else "UNKNOWN" if seen else "NONE"
         until = now if state == "RUNNING" else (run.ended if run else None) or self._newest
@@ -323,10 +328,10 @@ def _counted(event: Progress) -> str:
     return f"{done}/{total} {event.unit}".rstrip()
 
 
-def _cleaned(record: Told) -> Told:
-    """An event or a run with each of its texts on one line."""
-    values = {each.name: getattr(record, each.name) for each in fields(record)}
+def _cleaned(event: Event) -> Event:
+    """An event with each of its texts on one line."""
+    values = {each.name: getattr(event, each.name) for each in fields(event)}
     texts: dict[str, Any] = {
         name: one_line(value) for name, value in values.items() if isinstance(value, str)
     }
-    return replace(record, **texts)
+    return replace(event, **texts)

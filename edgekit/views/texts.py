@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LONGEST = 1000  # signs of a text on one line
+LONGEST = 4000  # signs of a text on one line
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 

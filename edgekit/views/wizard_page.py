@@ -127,7 +127,7 @@ def limit_cells(limit: Limit) -> list[Text]:
     return [Text(limit.key), Text(limit.value), state, words]
 
 
-def plan_text(outcome: Outcome, ascii: bool = False) -> str:
+def plan_text(outcome: Outcome) -> str:
     """The table of `edgekit plan` as plain text of at most 72 columns, with every problem."""
     from rich.console import Console
 
@@ -139,8 +139,7 @@ def plan_text(outcome: Outcome, ascii: bool = False) -> str:
     console = Console(file=io.StringIO(), width=72, color_system=None)
     with console.capture() as captured:
         console.print(plan_table(plan))
-    text = captured.get()
-    return text.replace("✓", "+").replace("✗", "x") if ascii else text
+    return captured.get()
 
 
 def _state(finding: Finding, signs: Symbols) -> Text:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from textual.app import ComposeResult
@@ -77,15 +77,25 @@ def test_a_terminal_of_40x10_gets_a_sentence_and_takes_no_keys(tmp_path: Path) -
     async def test() -> None:
         shown = app(tmp_path, "monitor")
         async with shown.run_test(size=(40, 10), notifications=True) as pilot:
+            await shown.screen.query_one("#body").mount(Input())
             await until(pilot, lambda: "40x10" in text_of(shown))
             assert "edgekit needs" in text_of(shown) and "a body" not in text_of(shown)
             assert "--state" in text_of(shown)
-            await pilot.press("x")
-            assert not pressed
+            await pilot.press("x", "enter", "tab", "y")
+            assert not pressed and not shown.screen.query_one(Input).value and shown.focused is None
             await pilot.resize_terminal(80, 24)
             await until(pilot, lambda: "a body" in text_of(shown))
+            shown.set_focus(None)
             await pilot.press("x")
             assert pressed == ["x"]
+            shown.screen.query_one(Input).focus()
+            await pilot.resize_terminal(40, 10)
+            await until(pilot, lambda: "40x10" in text_of(shown))
+            await pilot.press("z")
+            await pilot.resize_terminal(80, 24)
+            await until(pilot, lambda: isinstance(shown.focused, Input))
+            await pilot.press("a")
+            assert shown.screen.query_one(Input).value == "a"
 
     run(test())
 
@@ -242,5 +252,7 @@ def test_all_keeps_to_the_signs_that_were_asked_for(tmp_path: Path, ascii: bool)
 
 
 @given(st.text())
+@example("❤️ ⚠️")
+@example("👩\u200d👧 日本 ✗ …")
 def test_what_is_drawn_in_ascii_is_as_wide_as_before(text: str) -> None:
     assert in_ascii(text).isascii() and cell_len(in_ascii(text)) == cell_len(text)

@@ -354,6 +354,8 @@ def test_the_way_back_is_from_the_trial_to_the_current_one_else_to_the_previous(
     assert (found.leaving.name, found.back_to.name, found.typed) == ("c" * 12, "p" * 12, "p" * 12)
     trial = plan(listed("pending", "current", "previous"), here)
     assert trial.leaving.place == "pending" and trial.back_to.name == "c" * 12
+    assert plan(listed("current", "good", "bad"), here).back_to.name == "g" * 12  # the one between was lost
+    assert plan(listed("pending", "previous"), here).back_to.name == "p" * 12
     with pytest.raises(ConfigError, match="No earlier release than cccccccccccc is kept"):
         plan(listed("current", "bad"), here)
     away = Source(Path("/state"), Device("line-3", host="line-3"))
