@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.events import Resize
 from textual.filter import LineFilter
 from textual.screen import Screen
 
@@ -37,6 +38,7 @@ SCREENS = {
 }
 WRITE_S = 600.0
 SETTLED_S = 5.0
+RESIZED_S = 0.2
 OLDEST = 50  # looks at younger objects to one at the oldest
 
 
@@ -90,6 +92,14 @@ class EdgekitApp(App[None]):
         gc.collect()
         gc.freeze()
         gc.set_threshold(*self._thresholds[:2], OLDEST)
+
+    def on_resize(self, event: Resize) -> None:
+        """See that the screen gets its new size: Textual's timer for it does not fire when it begins 8 ms late."""
+        self.set_timer(RESIZED_S, self._resized)
+
+    def _resized(self) -> None:
+        if self.screen.outer_size != self.size:
+            self.screen.post_message(Resize(self.size, self.size))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Of Textual's own commands those that are of use beside ours."""
@@ -160,7 +170,8 @@ class EdgekitApp(App[None]):
         self.go(name)
 
     async def action_back(self) -> None:
-        """The screen before, of those that were gone to."""
+        """The screen before, of those that were gone to; notes are taken away."""
+        self.clear_notifications()
         if len(self._path) > 1:
             self._path.pop()
             self.go(self._path[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
 PACES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 UNSEEN_S = 5.0  # between two looks while another screen is shown, at least
 BENEATH_S = 2.0  # between two looks while a question is open, at least
+ALERT_LINES = 3
 SILENCE = "1h"
 
 
@@ -277,8 +279,7 @@ class MonitorScreen(View):
         worst = glance.worst
         words = f"{self.edgekit.symbols.of(worst.state)} {worst.state}  " if worst else ""
         told = f"{words}{glance.alert}"
-        if len(told) > 3 * (self.size.width - 8):  # half a command is of no use
-            told = f"{told.partition(': edgekit ')[0]}. Press enter for the command."
+        told = _fitted(told, self.size.width - 2, self.edgekit.symbols.ellipsis)
         alert = Text(told, style=state_style(self.app, worst.state) if worst else "")
         self._update("#alert", alert)
 
@@ -383,6 +384,17 @@ class MonitorScreen(View):
         self.app.push_screen(
             Ask(f"{row.device} #{trouble.number}: {trouble.what}\n\nWhy do you {what}?"), answered
         )
+
+
+def _fitted(told: str, width: int, ellipsis: str) -> str:
+    """A sentence in the lines that there are; half a command is of no use, and what is left out is seen to be."""
+    lines = textwrap.wrap(told, width)
+    if len(lines) > ALERT_LINES and ": edgekit " in told:
+        lines = textwrap.wrap(f"{told.partition(': edgekit ')[0]}. Press enter.", width)
+    if len(lines) > ALERT_LINES:
+        rest = textwrap.shorten(" ".join(lines[ALERT_LINES - 1 :]), width, placeholder=f" {ellipsis}")
+        lines = [*lines[: ALERT_LINES - 1], rest]
+    return "\n".join(lines)
 
 
 def _about(row: Row, *, told: bool) -> str:

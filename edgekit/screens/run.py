@@ -24,6 +24,7 @@ from edgekit.screens.run_parts import Parts
 from edgekit.screens.threads import in_thread
 from edgekit.views.run import Watch
 from edgekit.views.run_fold import RunView, matching
+from edgekit.views.wizard import Choice
 
 PLOTS = ("loss", "drift")
 
@@ -223,13 +224,13 @@ class RunScreen(View):
                 line.display = bool(text)
 
     def _twin(self) -> str:
-        view = self._view
-        if self.edgekit.settings.demo:
-            return "edgekit build"
+        view, settings = self._view, self.edgekit.settings
+        build = (Choice() if settings.demo else Choice(cache_dir=settings.cache_dir)).build.text
+        if settings.demo:
+            return build
         if view.run is not None and view.state == "RUNNING":
             return f"kill -INT {view.run.pid}"
-        place = shlex.quote(str(self.edgekit.settings.cache_dir / runs.FILE))
-        return f"cat {place}" if view.run is not None else "edgekit build"
+        return f"cat {shlex.quote(str(settings.cache_dir / runs.FILE))}" if view.run is not None else build
 
     def _draw_loss(self) -> None:
         view, chart = self._view, self.query_one(Chart)

@@ -88,7 +88,7 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The devices in {path} cannot be read: {error}.", "Check the path.") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.", [f"{path}: {error}"]) from error
+        raise ConfigError(f"{path} is not TOML.", "Mend that line.", [f"{path}: {error}"]) from error
     try:
         entries = _File.model_validate(values).device
         devices = tuple(entry.device() for entry in entries)

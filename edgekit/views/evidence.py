@@ -149,10 +149,13 @@ class Series:
 
 
 def unheard(state: Path, now: float) -> str:
-    """Why no incident may mean that nobody looks: how long nothing was heard of the server; empty while it is."""
+    """Why no incident may mean that nobody looks: nothing was heard of the server, or nothing can be; else empty."""
     from edgekit.telemetry.store import FILE, Store
 
-    told = Store(state / FILE).window(now, now).last_seen
+    try:
+        told = Store(state / FILE).window(now, now, strict=True).last_seen
+    except EdgekitError as error:
+        return f"Whether anything looks for them is not known: {error.message} {error.hint}"
     last = finite(told, LARGEST)
     if last is not None and now - last <= HEARTBEAT_S:
         return ""

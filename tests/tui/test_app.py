@@ -100,6 +100,24 @@ def test_a_terminal_of_40x10_gets_a_sentence_and_takes_no_keys(tmp_path: Path) -
     run(test())
 
 
+def test_a_resize_is_not_lost_when_the_timer_for_it_is(tmp_path: Path) -> None:
+    async def test() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test(size=(80, 24), notifications=True) as pilot:
+            await until(pilot, lambda: "a body" in text_of(shown))
+            whole, short = shown.set_timer, []
+
+            def set_timer(delay: float, callback: Any = None, **more: Any) -> Any:
+                return short.append(callback) if delay < 0.02 else whole(delay, callback, **more)
+
+            shown.set_timer = set_timer  # type: ignore[method-assign]
+            await pilot.resize_terminal(40, 10)
+            await until(pilot, lambda: "40x10" in text_of(shown))
+            assert short
+
+    run(test())
+
+
 def test_nothing_changes_before_w_and_what_fails_is_a_sentence(tmp_path: Path) -> None:
     command = Command(("incident", "ack", "7", "--why", "seen", "--state", str(tmp_path)))
     ended: list[Any] = []

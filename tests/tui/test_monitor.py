@@ -24,7 +24,7 @@ from edgekit.incidents.overview import Row
 from edgekit.incidents.rules import Change
 from edgekit.screens.chart import Chart, Series
 from edgekit.screens.dialogs import Ask, Confirm
-from edgekit.screens.monitor import MonitorScreen
+from edgekit.screens.monitor import MonitorScreen, _fitted
 from edgekit.telemetry.metrics import Metrics, UnderWay
 from edgekit.telemetry.observation import Observation
 from edgekit.telemetry.store import Store
@@ -299,6 +299,19 @@ def test_a_corrupt_store_is_a_sentence(tmp_path: Path, state: Path, name: str) -
             assert " OK " not in text_of(shown) and "Traceback" not in text_of(shown)
 
     run(test())
+
+
+def test_a_sentence_that_does_not_fit_is_seen_to_be_cut() -> None:
+    command = (
+        "line-1 #2: slow since 08:25. Next: go back: edgekit releases rollback --state demo/state --why 'x' "
+        * 2
+    )
+    assert _fitted(command, 40, "…").endswith("Press enter.")
+    long = _fitted("a word and another " * 20, 40, "…")
+    assert (
+        long.endswith(" …") and all(len(line) <= 40 for line in long.splitlines()) and long.count("\n") == 2
+    )
+    assert _fitted("all of it", 40, "…") == "all of it"
 
 
 def test_markup_of_strangers_is_shown_as_it_is(tmp_path: Path, line: Line) -> None:

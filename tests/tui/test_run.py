@@ -180,7 +180,8 @@ def test_nothing_there_says_what_to_press_and_a_build_in_the_shell_appears(
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "No build has run" in text_of(shown))
             await until(pilot, lambda: "Press 1 to build" in text_of(shown))
-            assert "$ edgekit build" in text_of(shown)
+            assert "$ edgekit build --model" in text_of(shown)
+            assert f"--cache-dir {cache}" in shown.screen.twin
             record(cache)
             append(cache, StageStarted("model"))
             await until(pilot, lambda: "model          RUNNING" in text_of(shown))

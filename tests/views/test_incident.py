@@ -323,6 +323,10 @@ def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_
     plot = evidence.Series(copy).plot(shown, now)
     assert len(plot.xs) == len(whole.xs) - 1 and max(plot.ys) < 100
     assert "a time that cannot be read" in evidence.unheard(copy, now)
+    (copy / "telemetry.sqlite").write_bytes(b"no database" * 500)
+    for side in copy.glob("telemetry.sqlite-*"):
+        side.unlink()
+    assert "not known" in evidence.unheard(copy, now) and "cannot be read" in evidence.unheard(copy, now)
 
 
 def test_what_is_exported_is_json_whatever_was_told(hour: tuple[Path, float, str, str]) -> None:
