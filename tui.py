@@ -98,7 +98,7 @@ class EdgekitApp(App[None]):
         self.set_timer(RESIZED_S, self._resized)
 
     def _resized(self) -> None:
-        if self.screen.outer_size != self.size:
+        if self.screen_stack and self.screen.outer_size != self.size:
             self.screen.post_message(Resize(self.size, self.size))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:

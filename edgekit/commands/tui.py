@@ -115,6 +115,8 @@ def open_app(settings: Settings, screen: str, *, theme: Theme = Theme.DARK, demo
     """Run the app until the person leaves; with `demo` on recorded data in a temporary folder."""
     if theme is Theme.MONO:
         os.environ["NO_COLOR"] = "1"  # before Textual is imported
+    for name in ("COLUMNS", "LINES"):  # where they are exported, the app would never see its terminal resized
+        os.environ.pop(name, None)
     from edgekit import registry
 
     app_class: Any = registry.load("apps", "tui")

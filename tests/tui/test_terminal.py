@@ -65,7 +65,7 @@ class Pane:
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-S", self._socket, "-f", os.devnull, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "TERM": "xterm-256color"}).stdout  # fmt: skip
+        return subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}).stdout  # fmt: skip
 
 
 @pytest.fixture
