@@ -15,8 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from edgekit.errors import EdgekitError
-from edgekit.incidents.runbook import DEFAULT_STATE
-from edgekit.views.command import Command
+from edgekit.views.command import Command, state_option
 
 if TYPE_CHECKING:
     from edgekit.tui import EdgekitApp
@@ -136,11 +135,8 @@ class View(Screen[None]):
         width, height = event.size.width, event.size.height
         self._hide(width < SMALLEST[0] or height < SMALLEST[1])
         self.draw_mode()
-        state = self.edgekit.settings.state
-        place = () if state == DEFAULT_STATE else ("--state", str(state))
-        command = Command(
-            (*(("incident", "list") if self.NAME == "incident" else ("monitor", "--once")), *place)
-        )
+        verb = ("incident", "list") if self.NAME == "incident" else ("monitor", "--once")
+        command = Command((*verb, *state_option(self.edgekit.settings.state)))
         self.query_one("#tiny", Static).update(
             f"This terminal is {width}x{height}; edgekit needs {SMALLEST[0]}x{SMALLEST[1]}. "
             f"Make it larger, or type: {command.text}"

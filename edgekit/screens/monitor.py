@@ -19,14 +19,13 @@ from textual.widgets import DataTable, Static
 
 from edgekit.console import span
 from edgekit.errors import EdgekitError
-from edgekit.incidents.runbook import DEFAULT_STATE
 from edgekit.screens.base import View
 from edgekit.screens.dialogs import Ask
 from edgekit.screens.monitor_charts import RowCharts
 from edgekit.screens.monitor_table import FleetTable, state_style
 from edgekit.screens.threads import in_thread
 from edgekit.views import fleet_table as view
-from edgekit.views.command import Command, Outcome, who
+from edgekit.views.command import Command, Outcome, state_option, who
 from edgekit.views.fleet import Fleet, Glance
 from edgekit.views.fleet_table import SORTS, Column
 from edgekit.views.reach import span_option
@@ -327,7 +326,7 @@ class MonitorScreen(View):
         if device is not None and device.host:
             return ("--state", str(device.state)) if device.state else ()
         place = device.state if device is not None and device.state else self.edgekit.settings.state
-        return () if place == DEFAULT_STATE else ("--state", str(place))
+        return state_option(place)
 
     def _incident(self, what: str) -> tuple[Row, Trouble] | None:
         """The worst incident of the chosen row that has a number; a word why there is none."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ConfigError
+from edgekit.incidents.runbook import DEFAULT_STATE
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o",
        "ServerAliveCountMax=3")  # fmt: skip
@@ -131,6 +132,11 @@ class Command:
             str(envelope.get("hint", "")),
             tuple(map(str, envelope.get("faults") or ())),
         )
+
+
+def state_option(state: Path) -> tuple[str, ...]:
+    """The option that names a state folder, where it is not the usual one."""
+    return () if state == DEFAULT_STATE else ("--state", str(state))
 
 
 def who(host: str) -> tuple[str, ...]:

@@ -285,15 +285,20 @@ def test_a_hub_model_is_said_to_be_fetched_and_not_fetched(shell: Shell, tmp_pat
     wizard(tmp_path, (80, 24), test)
 
 
+async def build_it(pilot: Any, screen: BuildScreen) -> None:
+    """Go to the review, press b, and say yes."""
+    screen.open(4)
+    await until(pilot, lambda: settled(screen))
+    await pilot.press("b")
+    await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
+    await pilot.press("enter")
+
+
 def test_a_build_that_does_not_start_says_why(shell: Shell, tmp_path: Path) -> None:
     shell.why = "The disk is full. Free some room."
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(4)
-        await until(pilot, lambda: settled(screen))
-        await pilot.press("b")
-        await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
-        await pilot.press("enter")
+        await build_it(pilot, screen)
         await until(pilot, lambda: isinstance(pilot.app.screen, Sheet))
         assert shell.why in text_of(pilot.app)
         await pilot.press("escape")
@@ -338,11 +343,7 @@ def test_leaving_the_app_waits_for_no_build_to_start(
     monkeypatch.setattr(start, "launch", lambda *_, **__: str(blocked.wait(10)))
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(4)
-        await until(pilot, lambda: settled(screen))
-        await pilot.press("b")
-        await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
-        await pilot.press("enter")
+        await build_it(pilot, screen)
         await until(pilot, lambda: screen._starter.busy)
         ends.append(time.monotonic())
 

@@ -35,6 +35,7 @@ from edgekit.screens.base import View
 from edgekit.screens.chart import Chart
 from edgekit.screens.dialogs import Ask, Confirm
 from edgekit.screens.run_log import LogPane
+from edgekit.tui import EdgekitApp
 from edgekit.views.run import Watch
 
 STAGES = (
@@ -240,6 +241,13 @@ def test_the_log_is_filtered_and_follows_until_one_scrolls_up(tmp_path: Path, ca
     run(test())
 
 
+async def asked_to_stop(shown: EdgekitApp, pilot: Any) -> None:
+    """Press the key that cancels, once the build is seen to run."""
+    await until(pilot, lambda: "tune           RUNNING" in text_of(shown))
+    await pilot.press("c")
+    await until(pilot, lambda: isinstance(shown.screen, Confirm))
+
+
 def test_cancel_of_a_foreign_build_needs_write_mode_and_asks(
     tmp_path: Path, cache: Path, foreign: subprocess.Popen[str]
 ) -> None:
@@ -278,9 +286,7 @@ def test_cancel_of_a_build_that_this_app_started_only_asks(
     async def test() -> None:
         shown = app(tmp_path, "run")
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "tune           RUNNING" in text_of(shown))
-            await pilot.press("c")
-            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            await asked_to_stop(shown, pilot)
             await pilot.press("enter")
             await until(pilot, lambda: "STOPPED  Interrupted" in text_of(shown))
 
@@ -293,9 +299,7 @@ def test_a_build_that_ended_before_the_answer_is_not_stopped_and_that_is_said(
     async def test() -> None:
         shown = app(tmp_path, "run")
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "tune           RUNNING" in text_of(shown))
-            await pilot.press("c")
-            await until(pilot, lambda: isinstance(shown.screen, Confirm))
+            await asked_to_stop(shown, pilot)
             document = json.loads((cache / "run.json").read_text())
             write_json(cache / "run.json", {**document, "outcome": "pass", "ended": time.time()})
             await pilot.press("enter")
