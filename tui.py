@@ -20,21 +20,21 @@ from textual.events import Resize
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from edgekit.screens.ascii import Ascii
-from edgekit.screens.base import NAMES, READ_ONLY, View
-from edgekit.screens.commands import Keys
-from edgekit.screens.dialogs import Confirm
-from edgekit.screens.threads import in_thread
-from edgekit.views.command import Command, Outcome
-from edgekit.views.settings import Settings
-from edgekit.views.symbols import Symbols
+from edgekit.app.screens.ascii import Ascii
+from edgekit.app.screens.base import NAMES, READ_ONLY, View
+from edgekit.app.screens.commands import Keys
+from edgekit.app.screens.dialogs import Confirm
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views.command import Command, Outcome
+from edgekit.app.views.settings import Settings
+from edgekit.app.views.symbols import Symbols
 
 SCREENS = {
-    "build": "edgekit.screens.build:BuildScreen",
-    "run": "edgekit.screens.run:RunScreen",
-    "results": "edgekit.screens.results:ResultsScreen",
-    "monitor": "edgekit.screens.monitor:MonitorScreen",
-    "incident": "edgekit.screens.incident:IncidentScreen",
+    "build": "edgekit.app.screens.build:BuildScreen",
+    "run": "edgekit.app.screens.run:RunScreen",
+    "results": "edgekit.app.screens.results:ResultsScreen",
+    "monitor": "edgekit.app.screens.monitor:MonitorScreen",
+    "incident": "edgekit.app.screens.incident:IncidentScreen",
 }
 WRITE_S = 600.0
 SETTLED_S = 5.0
@@ -222,7 +222,7 @@ class EdgekitApp(App[None]):
 
     def action_leave(self) -> None:
         """Quit; while a build runs, say first that it goes on."""
-        from edgekit import runs
+        from edgekit.build import runs
 
         run = None if self.settings.demo else runs.read(self.settings.cache_dir)
         if run is None or run.state != "RUNNING":

@@ -38,10 +38,10 @@ from typing import Any, Self
 
 import psutil
 
-from edgekit import hardware
-from edgekit.telemetry.metrics import Metrics
-from edgekit.telemetry.observation import Observation
-from edgekit.views import demo
+from edgekit.app.views import demo
+from edgekit.base import hardware
+from edgekit.field.telemetry.metrics import Metrics
+from edgekit.field.telemetry.observation import Observation
 
 TUI = [sys.executable, "-m", "edgekit.cli", "tui", "monitor"]
 LETTERS = [chr(code) for code in (*range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA), *range(0x430, 0x450))]

@@ -20,10 +20,11 @@ from pydoc_data.topics import topics
 import numpy as np
 from common import MIB, Cost, watched
 
-from edgekit import hardware, model
-from edgekit.events import ignore
-from edgekit.export import gguf
-from edgekit.export.quantize import quantize
+from edgekit.base import hardware
+from edgekit.base.events import ignore
+from edgekit.export.gguf import write as gguf
+from edgekit.export.gguf.quantize import quantize
+from edgekit.models import source as model
 from edgekit.proof.drift import kl_divergence
 from edgekit.registry import load
 

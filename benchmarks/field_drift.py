@@ -28,12 +28,12 @@ import psutil
 from common import MIB
 
 import edgekit
-from edgekit.artifacts import write_json
+from edgekit.base.artifacts import write_json
 from edgekit.data.dataset import load_dataset
 from edgekit.data.rows import Row
-from edgekit.telemetry import reference
+from edgekit.field.telemetry import reference
 
-SCORES = Path(__file__).parent.parent / "tests" / "telemetry" / "scores.json"
+SCORES = Path(__file__).parent.parent / "tests" / "field" / "telemetry" / "scores.json"
 TYPO_SHARE = 0.2
 
 
@@ -134,7 +134,7 @@ def report(seeds: int) -> None:
     sys.path.insert(0, str(SCORES.parent.parent))
     from telemetry.field import TURNS, alarms, answers, signals
 
-    from edgekit.telemetry.drift import METHODS, DriftDetector
+    from edgekit.field.telemetry.drift import METHODS, DriftDetector
 
     steady, after, known = 10_000, 1000, signals()
     false: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * seeds)
@@ -186,8 +186,8 @@ def cost(bundle: Path, threads: int, rounds: int) -> None:
 
         cpu_s(None)
         before = process.memory_info().rss
-        from edgekit.telemetry.collector import Telemetry
-        from edgekit.telemetry.store import Store
+        from edgekit.field.telemetry.collector import Telemetry
+        from edgekit.field.telemetry.store import Store
 
         signals = reference.load(file, "gguf")
         telemetry = Telemetry(Store(Path(folder) / "state" / "telemetry.sqlite"), "", "gguf", signals)

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 from common import newest_merge
 
-from edgekit import hardware
+from edgekit.base import hardware
 from edgekit.data.dataset import load_dataset
-from edgekit.export import gguf, imatrix, quantize
+from edgekit.export.gguf import imatrix, quantize
+from edgekit.export.gguf import write as gguf
+from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof.drift import capture, score
 from edgekit.registry import load
-from edgekit.tokenizer import ModelTokenizer
 
 ROWS, CONVERSATIONS = 128, 48
 DOWN, KEYS, ATTENTION = (

@@ -20,14 +20,15 @@ from typing import Any
 
 from common import newest_merge
 
-from edgekit import hardware
-from edgekit.config import OnnxExport
+from edgekit.base import hardware
+from edgekit.base.events import ignore
 from edgekit.data.dataset import load_dataset
-from edgekit.events import ignore
-from edgekit.export import onnx, onnx_build
+from edgekit.export.onnx import build as onnx_build
+from edgekit.export.onnx import export as onnx
+from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof.drift import Drift, capture, score
 from edgekit.registry import ExportContext, load
-from edgekit.tokenizer import ModelTokenizer
+from edgekit.targets.target import OnnxExport
 
 MIXED = [{"match": {"preset": name}, "type": "int8"} for name in ("last_matmul", "mixed_layers")]
 BUILDER: dict[str, dict[str, Any]] = {

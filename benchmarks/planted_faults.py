@@ -19,16 +19,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from faults import plant
 
-from edgekit import hardware, model
-from edgekit.cache import Cache
+from edgekit.base import hardware
+from edgekit.base.cache import Cache
+from edgekit.base.errors import EdgekitError
+from edgekit.base.events import ignore
 from edgekit.commands.verify import GENERAL
-from edgekit.errors import EdgekitError
-from edgekit.events import ignore
-from edgekit.export import gguf
-from edgekit.export.quantize import quantize
+from edgekit.export.gguf import write as gguf
+from edgekit.export.gguf.quantize import quantize
+from edgekit.models import source as model
 from edgekit.proof.texts import TEXTS
+from edgekit.proof.verify import verify_file
 from edgekit.registry import load
-from edgekit.verify import verify_file
 
 FAULTS = {
     "template that trims": plant.plant_wrong_template,

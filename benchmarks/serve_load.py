@@ -36,7 +36,7 @@ import psutil
 from common import DEMO_BUNDLE, MIB
 
 import edgekit
-from edgekit import hardware
+from edgekit.base import hardware
 from edgekit.registry import Sampling
 
 PROMPT = "The history of the steam engine begins in the first century, when Hero of Alexandria described"

@@ -26,20 +26,20 @@ import gguf
 import torch
 from common import MIB, watched
 
-from edgekit import hardware
-from edgekit.export.safetensors_io import Weights, copy_companions, write_weights
-from edgekit.model import bring_in, resolve
+from edgekit.base import hardware
+from edgekit.export.weights.safetensors_io import Weights, copy_companions, write_weights
+from edgekit.models.source import bring_in, resolve
 
 TYPE, THREADS = "Q4_K_M", 2
 STREAM = """
 import sys; from pathlib import Path
-from edgekit.config import GgufExport
-from edgekit.export.stream import stream
+from edgekit.targets.target import GgufExport
+from edgekit.export.gguf.stream import stream
 stream(Path(sys.argv[1]), Path(sys.argv[2]), GgufExport(format="gguf", type=sys.argv[3]), threads=int(sys.argv[4]))
 """
 FLOATS = """
 import sys; from pathlib import Path
-from edgekit.export.gguf import write
+from edgekit.export.gguf.write import write
 write(Path(sys.argv[1]), Path(sys.argv[2]), lambda event: None)
 """
 QUANTIZE = """

@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 __all__ = ["LoadedModel", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from edgekit.loaded import LoadedModel, load
+    from edgekit.device.loaded import LoadedModel, load
 
 
 def __getattr__(name: str) -> Any:
     if name in ("load", "LoadedModel"):
-        from edgekit import loaded
+        from edgekit.device import loaded
 
         return getattr(loaded, name)
     raise AttributeError(f"module 'edgekit' has no attribute '{name}'")

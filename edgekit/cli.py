@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from edgekit import __version__, errors
+from edgekit import __version__
+from edgekit.base import errors
 from edgekit.commands import (
     build,
     data,

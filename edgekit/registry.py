@@ -13,19 +13,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from edgekit.errors import ConfigError, MissingPartError
+from edgekit.base.errors import ConfigError, MissingPartError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekit.chat import ChatTemplate
-    from edgekit.events import Emit
+    from edgekit.base.events import Emit
+    from edgekit.models.chat import ChatTemplate
 
 BUILT_IN = {
     "exporters": {
-        "gguf": "edgekit.export.gguf:exporter",
-        "onnx": "edgekit.export.onnx:exporter",
+        "gguf": "edgekit.export.gguf.write:exporter",
+        "onnx": "edgekit.export.onnx.export:exporter",
     },
     "runtimes": {
         "llama.cpp": "edgekit.runtimes.llamacpp:open_model",
@@ -33,20 +33,20 @@ BUILT_IN = {
         "torch": "edgekit.runtimes.torch:open_model",
     },
     "stages": {
-        "merge": "edgekit.export.merge:merge",
-        "merge-proof": "edgekit.export.merge_check:merge_proof",
-        "prune": "edgekit.export.prune:prune",
-        "quantize": "edgekit.export.quantize:quantize",
-        "stream": "edgekit.export.stream:stream",
-        "stream-memory": "edgekit.export.stream:peak_memory",
+        "merge": "edgekit.export.weights.merge:merge",
+        "merge-proof": "edgekit.export.weights.merge_check:merge_proof",
+        "prune": "edgekit.export.weights.prune:prune",
+        "quantize": "edgekit.export.gguf.quantize:quantize",
+        "stream": "edgekit.export.gguf.stream:stream",
+        "stream-memory": "edgekit.export.gguf.stream:peak_memory",
         "adapter-gguf": "edgekit.export.adapter:to_gguf",
         "adapter-onnx": "edgekit.export.adapter:to_onnx",
-        "adapter-onnx-base": "edgekit.export.onnx_slots:open_slots",
+        "adapter-onnx-base": "edgekit.export.onnx.slots:open_slots",
         "adapter-proof": "edgekit.export.adapter_check:adapter_proof",
     },
     "proofs": {
-        "gguf": "edgekit.export.gguf_proof:prove",
-        "onnx": "edgekit.export.onnx_proof:prove",
+        "gguf": "edgekit.export.gguf.proof:prove",
+        "onnx": "edgekit.export.onnx.proof:prove",
     },
     "profiles": {
         "targets": "edgekit.profiles.targets",

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.errors import ConfigError, UnsupportedError
-from edgekit.events import Emit, Progress, ignore
-from edgekit.export import merge
-from edgekit.export.safetensors_io import Weights, read_json
-from edgekit.model import BASE_DIGEST, MERGED, PROVENANCE, read_config
+from edgekit.base.errors import ConfigError, UnsupportedError
+from edgekit.base.events import Emit, Progress, ignore
+from edgekit.export.weights import merge
+from edgekit.export.weights.safetensors_io import Weights, read_json
+from edgekit.models.source import BASE_DIGEST, MERGED, PROVENANCE, read_config
 
 STAGE = "export.adapter"
 
@@ -99,7 +99,7 @@ def to_gguf(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
     """
     import gguf
 
-    from edgekit.export import gguf_families as families
+    from edgekit.export.gguf import families
 
     raw = read_config(base)
     if fault := next(families.faults(raw), ""):

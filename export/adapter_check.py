@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import registry
-from edgekit.config import Budget
-from edgekit.errors import ConfigError
-from edgekit.events import Emit, GateResult, Progress, ignore
+from edgekit.base.errors import ConfigError
+from edgekit.base.events import Emit, GateResult, Progress, ignore
 from edgekit.proof.drift import kl_divergence
+from edgekit.targets.target import Budget
 
 STAGE = "export.adapter"
 MAX_MEAN_KLD_NATS = Budget().mean_kld_nats

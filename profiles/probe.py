@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
-from edgekit.memory import own_peak_mib
+from edgekit.base.memory import own_peak_mib
 
 
 def main() -> None:

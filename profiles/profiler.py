@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.config import Profile
-from edgekit.errors import StageError
-from edgekit.events import Alert, Emit, Measured, Progress, ignore
-from edgekit.hardware import fingerprint
+from edgekit.base.errors import StageError
+from edgekit.base.events import Alert, Emit, Measured, Progress, ignore
+from edgekit.base.hardware import fingerprint
+from edgekit.targets.target import Profile
 
 METRICS = ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
 

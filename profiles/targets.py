@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from edgekit.config import GgufExport, OnnxExport, Target
-from edgekit.errors import ConfigError
+from edgekit.base.errors import ConfigError
+from edgekit.targets.target import GgufExport, OnnxExport, Target
 
 Path_ = tuple[str | int, ...]
 EXPORTS: dict[str, type[BaseModel]] = {"gguf": GgufExport, "onnx": OnnxExport}

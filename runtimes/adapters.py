@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.containers.gguf import read_gguf
 from edgekit.containers.reader import HINT, Reader, shown
-from edgekit.errors import ConfigError, CorruptError, UnsupportedError
-from edgekit.model import BASE_DIGEST, MERGED
+from edgekit.models.source import BASE_DIGEST, MERGED
 
 ALPHA = "adapter.lora.alpha"
 GGUF_TYPES = {

@@ -18,10 +18,10 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
-from edgekit.chat import ChatTemplate
+from edgekit.base.errors import ConfigError, CorruptError, StageError, UnsupportedError
 from edgekit.containers.gguf import read_gguf
-from edgekit.errors import ConfigError, CorruptError, StageError, UnsupportedError
-from edgekit.model import MERGED
+from edgekit.models.chat import ChatTemplate
+from edgekit.models.source import MERGED
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
 

@@ -15,9 +15,9 @@ import numpy as np
 import onnxruntime_genai as og
 from numpy.typing import NDArray
 
-from edgekit.chat import ChatTemplate
+from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.containers.onnx import check_onnx
-from edgekit.errors import ConfigError, CorruptError
+from edgekit.models.chat import ChatTemplate
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from edgekit.chat import ChatTemplate
-from edgekit.errors import CorruptError
+from edgekit.base.errors import CorruptError
+from edgekit.models.chat import ChatTemplate
+from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
-from edgekit.tokenizer import ModelTokenizer
 
 BATCH = 32  # answers computed together
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import StageError
+from edgekit.base.errors import StageError
 from edgekit.registry import Sampling
 
 

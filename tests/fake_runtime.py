@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.chat import ChatTemplate
+from edgekit.models.chat import ChatTemplate
 from edgekit.registry import Sampling
 
 CHATML = (

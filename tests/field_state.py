@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from releases import bundles
+from field.releases import bundles
 
-from edgekit.config import Rule
-from edgekit.incidents.watcher import Watcher
-from edgekit.releases import Releases
-from edgekit.telemetry.machine import Machine
-from edgekit.telemetry.observation import Observation
-from edgekit.telemetry.store import Store
+from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.releases import Releases
+from edgekit.field.telemetry.machine import Machine
+from edgekit.field.telemetry.observation import Observation
+from edgekit.field.telemetry.store import Store
+from edgekit.targets.target import Rule
 
 SLOW = Rule(kind="latency", above=5.0, clear=4.0, for_s=30.0, min_requests=3)
 FAILING = Rule(kind="errors", above=0.05, for_s=0.0, min_requests=3, severity="critical")

@@ -8,7 +8,7 @@ from typing import Any
 from textual.widgets import Input, Static
 from tui_support import app, text_of, until
 
-from edgekit.screens.results import ResultsScreen
+from edgekit.app.screens.results import ResultsScreen
 from edgekit.tui import EdgekitApp
 
 

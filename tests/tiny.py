@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from edgekit import gguf_source
+from edgekit.models import gguf_source
 
 SAMPLE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPE = {

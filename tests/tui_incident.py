@@ -8,8 +8,8 @@ from typing import Any
 from textual.widgets import Input
 from tui_support import app, text_of, until
 
-from edgekit.screens.dialogs import Ask, Confirm
-from edgekit.screens.incident import IncidentScreen
+from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.incident import IncidentScreen
 from edgekit.tui import EdgekitApp
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from edgekit.app.views.settings import Settings
 from edgekit.tui import EdgekitApp
-from edgekit.views.settings import Settings
 
 SETTLES = 20  # looks, at most, until two in a row are the same
 

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
-from edgekit.export import gguf_vocab
+from edgekit.export.gguf import vocab as gguf_vocab
 
 TEXT = [
     "The pump in hall 12 shows 3.5 bar; it's 1999 or 2024, we'll see. They'RE loud, DON'T touch.",

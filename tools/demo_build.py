@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekit.demo import SCHEMA
-from edgekit.events import Progress, StageFinished, StageStarted
+from edgekit.app.demo import SCHEMA
+from edgekit.base.events import Progress, StageFinished, StageStarted
 
 TICKS = 40  # of a stage whose own were not recorded
 APART_S = 0.5  # between two recorded ticks that are kept

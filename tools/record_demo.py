@@ -1,6 +1,6 @@
 """Make what `edgekit tui --demo` shows anew: `python tools/record_demo.py` (some 12 minutes, once a bundle is built).
 
-Two recordings go to `edgekit/demo/`, with the reports of the bundle and without its model:
+Two recordings go to `edgekit/app/demo/`, with the reports of the bundle and without its model:
 - A real build, from the log and the samples of a finished one. What each stage took, and every measurement and gate, is as
   it was recorded. A stage that came from the cache has no ticks in that log: tune's are made of its recorded losses, and
   all others are laid out evenly over the stage's recorded seconds, with no reading that was not recorded.
@@ -29,16 +29,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from edgekit.app.demo import SCHEMA
 from edgekit.data.dataset import load_dataset
-from edgekit.demo import SCHEMA
-from edgekit.incidents.audit import Audit
-from edgekit.loaded import load
-from edgekit.releases import Releases
-from edgekit.releases.lifecycle import check_golden
-from edgekit.serving.deployment import Deployment
-from edgekit.telemetry.collector import Telemetry
-from edgekit.telemetry.machine import MachineWatch
-from edgekit.telemetry.observation import Observation
+from edgekit.device.loaded import load
+from edgekit.field.incidents.audit import Audit
+from edgekit.field.releases import Releases
+from edgekit.field.releases.lifecycle import check_golden
+from edgekit.field.serving.deployment import Deployment
+from edgekit.field.telemetry.collector import Telemetry
+from edgekit.field.telemetry.machine import MachineWatch
+from edgekit.field.telemetry.observation import Observation
 
 HOUR_S, MINUTE_S = 3600.0, 60.0
 RATES = (22, *[8] * 6, 24, 24, *[36] * 3, 26, *[34] * 11)  # requests in each hour of the day
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, default=Path("bundles/smollm2-135m-cpu-int4"))
     parser.add_argument("--cache-dir", type=Path, default=Path(".edgekit/cache"))
     parser.add_argument("--state", type=Path, default=Path(".edgekit/demo-day"), help="where the day goes")
-    parser.add_argument("--out", type=Path, default=Path("edgekit/demo"))
+    parser.add_argument("--out", type=Path, default=Path("edgekit/app/demo"))
     parser.add_argument("--pack-only", action="store_true", help="pack the day that is in --state again")
     parser.add_argument("--parts", nargs="*", default=["build", "bundle", "day"], help="what is packed")
     arguments = parser.parse_args()
@@ -250,7 +250,7 @@ def chosen_samples(bundle: Path) -> dict[str, str]:
 
 def day_of(state: Path) -> dict[str, Any]:
     """What the stores hold after the recorded day, as JSON; times are Unix seconds of that day."""
-    from edgekit.incidents.incidents import COLUMNS
+    from edgekit.field.incidents.incidents import COLUMNS
 
     recorded = json.loads((state / "answers.json").read_text(encoding="utf-8"))
     with contextlib.closing(sqlite3.connect(state / "incidents.sqlite")) as db:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.app.views import demo
 from edgekit.tui import EdgekitApp
-from edgekit.views import demo
 
 SIZES = ((80, 24), (160, 50))
 FONTS = re.compile(

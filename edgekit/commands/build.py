@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.base.errors import GateError
 from edgekit.commands import shell
-from edgekit.errors import GateError
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def build(
         plan(target, model, data, out, set_, llama_cpp, cache_dir, threads, offline, json, quiet, verbose)
         return
     request = make_request(target, model, data, out, set_, llama_cpp, cache_dir, threads, force, offline)
-    from edgekit import pipeline
+    from edgekit.build import pipeline
 
     with shell.working() as emit:
         report = pipeline.build(request, emit)
@@ -83,7 +83,7 @@ def plan(
     verbose: shell.Verbose = False,
 ) -> None:
     """Say what a build would do and need, before anything is trained (the same as `build --dry-run`)."""
-    from edgekit.plan import plan as make_plan
+    from edgekit.build.plan import plan as make_plan
 
     request = make_request(target, model, data, out, set_, llama_cpp, cache_dir, threads, False, offline)
     with shell.working():
@@ -117,9 +117,9 @@ def make_request(
 ) -> Any:
     """The typed request for what was typed; raises `ConfigError` for everything wrong with it."""
     from edgekit import registry
+    from edgekit.build.pipeline import Request
     from edgekit.data.dataset import load_dataset
-    from edgekit.model import resolve
-    from edgekit.pipeline import Request
+    from edgekit.models.source import resolve
 
     chosen = registry.load("profiles", "targets").load(target, set_ or [])
     if llama_cpp is not None:

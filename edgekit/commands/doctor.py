@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json: shell.Json = False) -> None:
     """Show what is installed and what each missing part would be for."""
-    from edgekit.hardware import fingerprint
+    from edgekit.base.hardware import fingerprint
 
     parts = []
     for purpose, (distribution, module, install) in PARTS.items():

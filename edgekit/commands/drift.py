@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
-from edgekit.errors import ConfigError
 
 app = typer.Typer(
     help="Next-token distributions of a model on a text: store them, and score other files against them.",
@@ -49,7 +49,7 @@ def capture(
     As in llama-perplexity the first half of each window only gives context. The store holds for each position the 256
     most likely tokens, 256 drawn from the rest, and the mass of the rest: 1/24 of 16-bit logits of 49,152 tokens.
     """
-    from edgekit.artifacts import written_whole
+    from edgekit.base.artifacts import written_whole
     from edgekit.proof import drift
 
     skip = context // 2 if skip is None else skip
@@ -127,7 +127,7 @@ def score(
 
 def _open(path: Path, threads: int, context: int) -> Any:
     from edgekit import registry
-    from edgekit.verify import subject_of
+    from edgekit.proof.verify import subject_of
 
     runtime = registry.load("runtimes", subject_of(path).runtime)
     return runtime(path, threads=shell.cores(threads), context=context)

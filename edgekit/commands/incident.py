@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgekit.base.errors import CorruptError
 from edgekit.commands import shell
-from edgekit.errors import CorruptError
 
 if TYPE_CHECKING:
-    from edgekit.incidents.incidents import Incident, Incidents
+    from edgekit.field.incidents.incidents import Incident, Incidents
 
 app = typer.Typer(help="What went wrong on this device, since when, and what to do.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def list_(
     verbose: shell.Verbose = False,
 ) -> None:
     """The incidents under way, worst first."""
-    from edgekit.incidents.incidents import Incidents
+    from edgekit.field.incidents.incidents import Incidents
 
     found = Incidents(state).find(everything=everything)
     if json:
@@ -57,14 +57,14 @@ def show(
     verbose: shell.Verbose = False,
 ) -> None:
     """What happened, since when, what changed before it, what to do next, and who did what so far."""
-    from edgekit.incidents import evidence
-    from edgekit.incidents.account import account
+    from edgekit.field.incidents import evidence
+    from edgekit.field.incidents.account import account
 
     told = account(state, number)
     if json:
         shell.print_json(told.to_dict())
         return
-    from edgekit.incidents.words import LABELS, clock
+    from edgekit.field.incidents.words import LABELS, clock
 
     incident, book, path = told.incident, told.book, evidence.path_of(state, number)
 
@@ -101,7 +101,7 @@ def _by_hand(name: str, text: str, change: Callable[[Incidents], Callable[..., I
         json: shell.Json = False,
         verbose: shell.Verbose = False,
     ) -> None:
-        from edgekit.incidents.incidents import Incidents
+        from edgekit.field.incidents.incidents import Incidents
 
         _told(change(Incidents(state))(number, who=who or getpass.getuser(), why=why), json)
 
@@ -120,8 +120,8 @@ def silence(
     verbose: shell.Verbose = False,
 ) -> None:
     """Tell nobody of an incident for a time, and do nothing by itself; it is told again when the time is over."""
-    from edgekit.incidents.incidents import Incidents
-    from edgekit.incidents.words import seconds
+    from edgekit.field.incidents.incidents import Incidents
+    from edgekit.field.incidents.words import seconds
 
     until = time.time() + seconds(for_)
     _told(Incidents(state).silence(number, until=until, who=who or getpass.getuser(), why=why), json)
@@ -139,8 +139,8 @@ def audit(
     state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False, verbose: shell.Verbose = False
 ) -> None:
     """Every change with who and why, and whether a line of the log was changed or taken out."""
-    from edgekit.incidents.audit import Audit
-    from edgekit.incidents.words import clock
+    from edgekit.field.incidents.audit import Audit
+    from edgekit.field.incidents.words import clock
 
     log = Audit(state)
     faults, entries = log.check(), log.entries()
@@ -167,7 +167,7 @@ def _told(incident: Incident, json: bool) -> None:
 
 
 def _status(incident: Incident) -> str:
-    from edgekit.incidents.words import clock
+    from edgekit.field.incidents.words import clock
 
     words = [incident.state, incident.severity]
     if incident.state != "RESOLVED" and incident.silenced(time.time()):

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from edgekit import registry
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
-from edgekit.errors import ConfigError
 
 Artifact = Annotated[
     Path, typer.Argument(help="A .gguf file, an onnxruntime-genai folder or a Hugging Face folder.")
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def runtime_of(artifact: Path) -> str:
     """The name of the runtime that opens `artifact`, told by its files."""
-    from edgekit.verify import subject_of
+    from edgekit.proof.verify import subject_of
 
     return "llama.cpp" if artifact.is_file() else subject_of(artifact).runtime
 
@@ -46,9 +46,9 @@ def evaluate(
     verbose: shell.Verbose = False,
 ) -> None:
     """Exact-match accuracy on the rows of a split, greedy, with every sample logged."""
-    from edgekit import evaluate as evaluation
-    from edgekit.artifacts import written_whole
+    from edgekit.base.artifacts import written_whole
     from edgekit.data.dataset import SPLITS, load_dataset
+    from edgekit.evaluation import accuracy as evaluation
 
     if split not in SPLITS:
         raise ConfigError(f"There is no split '{split}'.", f"Known: {', '.join(SPLITS)}.")
@@ -80,7 +80,7 @@ def profile(
     verbose: shell.Verbose = False,
 ) -> None:
     """Time to first token, tokens per second and peak memory of a fresh process."""
-    from edgekit.config import Profile
+    from edgekit.targets.target import Profile
 
     options = Profile(
         threads=threads or [shell.cores(0)],
@@ -111,7 +111,7 @@ def compare(
     verbose: shell.Verbose = False,
 ) -> None:
     """Which answers changed from right to wrong and back between two sample logs, with McNemar's exact test."""
-    from edgekit import evaluate as evaluation
+    from edgekit.evaluation import accuracy as evaluation
 
     result = evaluation.compare(first, second)
     if json:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.base.errors import ConfigError, EdgekitError
 from edgekit.commands import shell
 from edgekit.commands.tui import (
     Ascii,
@@ -27,13 +28,12 @@ from edgekit.commands.tui import (
     open_app,
     settings_of,
 )
-from edgekit.errors import ConfigError, EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.incidents.overview import Row
-    from edgekit.incidents.watcher import Watcher
-    from edgekit.telemetry.store import Store
-    from edgekit.views.settings import Settings
+    from edgekit.app.views.settings import Settings
+    from edgekit.field.incidents.overview import Row
+    from edgekit.field.incidents.watcher import Watcher
+    from edgekit.field.telemetry.store import Store
 
 WEBHOOK = "EDGEKIT_WEBHOOK"
 MARKS = {"LOST": "?", "CRITICAL": "▲", "WARNING": "!", "OK": " ", "IDLE": " "}
@@ -75,8 +75,8 @@ def monitor(
 
     In a terminal this is the app's fourth screen (`edgekit tui monitor`); ctrl-c ends the plain form.
     """
-    from edgekit.incidents.words import seconds
-    from edgekit.telemetry.store import FILE, Store
+    from edgekit.field.incidents.words import seconds
+    from edgekit.field.telemetry.store import FILE, Store
 
     window_s = seconds(window)
     typed = webhook is not None and webhook != os.environ.get(WEBHOOK)
@@ -90,7 +90,7 @@ def monitor(
         open_app(settings, ScreenName.MONITOR, theme=theme, demo=demo)
         return
     if demo:
-        from edgekit.views import demo as recorded
+        from edgekit.app.views import demo as recorded
 
         with tempfile.TemporaryDirectory() as folder:
             monitor(once=True, window=window, state=recorded.unpack(Path(folder)).state, json=json)
@@ -121,10 +121,10 @@ def monitor(
 
 def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
     """A watcher beside the program that serves, which acts on nothing: going back is for those who serve."""
-    from edgekit.incidents.defaults import rules_of
-    from edgekit.incidents.overview import current_release, in_use
-    from edgekit.incidents.watcher import Watcher
-    from edgekit.incidents.webhook import Webhook
+    from edgekit.field.incidents.defaults import rules_of
+    from edgekit.field.incidents.overview import current_release, in_use
+    from edgekit.field.incidents.watcher import Watcher
+    from edgekit.field.incidents.webhook import Webhook
 
     kept = in_use(state)
     return Watcher(
@@ -140,9 +140,9 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
 
 def glance(settings: Settings, once: bool, json: bool) -> None:
     """This device and others, as the app's fourth screen shows them."""
-    from edgekit.views.fleet import Fleet
-    from edgekit.views.fleet_table import cells, columns
-    from edgekit.views.symbols import Symbols
+    from edgekit.app.views.fleet import Fleet
+    from edgekit.app.views.fleet_table import cells, columns
+    from edgekit.app.views.symbols import Symbols
 
     fleet = Fleet(settings.state, settings.devices, every_s=settings.every_s, window_s=settings.window_s)
     fleet.start()
@@ -168,7 +168,7 @@ def glance(settings: Settings, once: bool, json: bool) -> None:
 
 
 def _show(state: Path, store: Store, now: float, window_s: float, json: bool) -> None:
-    from edgekit.incidents.overview import overview
+    from edgekit.field.incidents.overview import overview
 
     rows = overview(state, store, now, window_s)
     if json:
@@ -187,7 +187,7 @@ def _show(state: Path, store: Store, now: float, window_s: float, json: bool) ->
 
 
 def _document(row: Row, state: Path) -> dict[str, Any]:
-    from edgekit.incidents.runbook import runbook
+    from edgekit.field.incidents.runbook import runbook
 
     found = row.to_dict()
     for incident, entry in zip(row.incidents, found["incidents"], strict=True):
@@ -199,8 +199,8 @@ def _print(rows: Sequence[Row], now: float, window_s: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from edgekit.console import span
-    from edgekit.incidents.words import clock
+    from edgekit.base.console import span
+    from edgekit.field.incidents.words import clock
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"{socket.gethostname()}  {clock(now, now)}  window {span(window_s)}")

@@ -14,8 +14,8 @@ import typer
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
-    from edgekit.releases import Release, Releases
-    from edgekit.releases.health import Health
+    from edgekit.field.releases import Release, Releases
+    from edgekit.field.releases.health import Health
 
 app = typer.Typer(
     help="Versions of a bundle on this device: bring in, put to use, go back.", no_args_is_help=True
@@ -34,7 +34,7 @@ def register(parent: typer.Typer) -> None:
 
 
 def _releases(state: Path) -> Releases:
-    from edgekit.releases import Releases
+    from edgekit.field.releases import Releases
 
     return Releases(state / "releases")
 
@@ -103,7 +103,7 @@ def promote(
 ) -> None:
     """Put a version on trial, once it is healthy and answers as well as the one in use."""
     from edgekit.data.rows import read_rows
-    from edgekit.releases.compare import Comparison, compare
+    from edgekit.field.releases.compare import Comparison, compare
 
     releases = _releases(state)
     rows = read_rows(data) if data else []
@@ -113,7 +113,7 @@ def promote(
     compared: list[Comparison] = []
 
     def hold(candidate: Path, current: Path) -> Comparison:
-        from edgekit.events import StageFinished, StageStarted
+        from edgekit.base.events import StageFinished, StageStarted
 
         start = time.perf_counter()
         emit(StageStarted("compare", f"{candidate.name} with {current.name}"))
@@ -188,8 +188,8 @@ def log(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -
 
 
 def _checked(folder: Path, emit: Any, format: str | None, *, speed: bool = True, threads: int = 0) -> Health:
-    from edgekit.events import StageFinished, StageStarted
-    from edgekit.releases import health
+    from edgekit.base.events import StageFinished, StageStarted
+    from edgekit.field.releases import health
 
     emit(StageStarted("health", "in a process of its own"))
     found = health.check(folder, format=format, speed=speed, threads=threads)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import edgekit
-from edgekit.chat import Message
 from edgekit.commands import shell
+from edgekit.models.chat import Message
 
 
 def register(app: typer.Typer) -> None:

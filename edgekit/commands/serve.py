@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
-from edgekit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgekit.releases.shadow import Shadow
-    from edgekit.serving.deployment import Deployment
+    from edgekit.field.releases.shadow import Shadow
+    from edgekit.field.serving.deployment import Deployment
 
 
 def register(app: typer.Typer) -> None:
@@ -83,8 +83,8 @@ def serve(
 
     Without BUNDLE the release in use is served, and another one takes its place when it is promoted or rolled back to.
     """
-    from edgekit.serving import server as serving
-    from edgekit.serving.guard import is_loopback
+    from edgekit.field.serving import server as serving
+    from edgekit.field.serving.guard import is_loopback
 
     if token == "":
         raise ConfigError("The token is empty.", "Give --token a value, or leave it out.")
@@ -114,7 +114,7 @@ def _shadow(
     bundle: Path | None, format: str | None, threads: int, stack: contextlib.ExitStack
 ) -> Shadow | None:
     import edgekit
-    from edgekit.releases.shadow import Shadow
+    from edgekit.field.releases.shadow import Shadow
 
     if bundle is None:
         return None
@@ -126,8 +126,8 @@ def _shadow(
 def _deployment(
     state: Path, bundle: Path | None, shadow: Shadow | None, webhook: str | None, options: Mapping[str, Any]
 ) -> Deployment:
-    from edgekit.incidents.webhook import Webhook
-    from edgekit.serving.deployment import Deployment
+    from edgekit.field.incidents.webhook import Webhook
+    from edgekit.field.serving.deployment import Deployment
 
     told = Webhook(webhook) if webhook else None
     return Deployment(state, bundle, webhook=told, shadow=shadow, say=_remark, **options)
@@ -147,10 +147,10 @@ def _serve(
     limits: Mapping[str, Any],
     shadow: Callable[[], Mapping[str, Any]] | None,
 ) -> None:
-    from edgekit.serving import api
-    from edgekit.serving import server as serving
-    from edgekit.serving.engine import Engine
-    from edgekit.telemetry.metrics import Metrics
+    from edgekit.field.serving import api
+    from edgekit.field.serving import server as serving
+    from edgekit.field.serving.engine import Engine
+    from edgekit.field.telemetry.metrics import Metrics
 
     opened = deployment.opened
     name = _name(opened.bundle)
@@ -187,7 +187,7 @@ def _serve(
 
 def _name(bundle: Path) -> str:
     """What askers call the model: the bundle's own name, else the file's."""
-    from edgekit.manifest import MANIFEST, read_manifest
+    from edgekit.device.manifest import MANIFEST, read_manifest
 
     if (bundle / MANIFEST).is_file():
         return str(read_manifest(bundle)["name"])

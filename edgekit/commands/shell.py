@@ -78,7 +78,7 @@ def narrator() -> Any:
     """The narrator for this command's stderr."""
     from rich.console import Console
 
-    from edgekit.console import Narrator
+    from edgekit.base.console import Narrator
 
     return Narrator(Console(stderr=True), quiet=state.quiet)
 
@@ -108,6 +108,6 @@ def say(text: str) -> None:
 
 def cores(threads: int) -> int:
     """The number of threads meant: those given, or every core this process may use."""
-    from edgekit import hardware
+    from edgekit.base import hardware
 
     return threads or hardware.cores()

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from edgekit.artifacts import written_whole
+from edgekit.base.artifacts import written_whole
+from edgekit.base.errors import ConfigError, UnsupportedError
 from edgekit.commands import shell
-from edgekit.errors import ConfigError, UnsupportedError
 
 Folder = Annotated[Path, typer.Argument(help="A Hugging Face model folder.")]
 NewPath = Annotated[Path, typer.Option("--out", "-o", help="Where to write; must be new.")]
@@ -46,10 +46,10 @@ def tune(
     verbose: shell.Verbose = False,
 ) -> None:
     """Tune a LoRA adapter on the answers of the training rows."""
-    from edgekit import pipeline, stages
-    from edgekit.cache import Cache
+    from edgekit.base.cache import Cache
+    from edgekit.build import pipeline, stages
+    from edgekit.build.plan import missing_parts, missing_parts_error
     from edgekit.commands.build import make_request
-    from edgekit.plan import missing_parts, missing_parts_error
 
     request: pipeline.Request = make_request(
         target, model, data, out, set_, None, cache_dir, threads, force, offline
@@ -60,7 +60,7 @@ def tune(
         cache = Cache(cache_dir, emit)
         base = stages.bring_in(cache, request.source)
         if show_mask:
-            from edgekit.tokenizer import ModelTokenizer
+            from edgekit.models.tokenizer import ModelTokenizer
             from edgekit.tuning.encode import encode_rows
             from edgekit.tuning.encode import show_mask as mask_lines
 
@@ -74,7 +74,7 @@ def tune(
             lines = mask_lines(encoded, tokenizer, show_mask)
         else:
             with written_whole(out, force=force) as staging:
-                from edgekit.bundle import copy
+                from edgekit.build.bundle import copy
 
                 adapter = stages.tune(cache, request, base)
                 copy(adapter.path, staging)
@@ -121,9 +121,9 @@ def prune(
 ) -> None:
     """Remove a model's least influential decoder layers."""
     from edgekit import registry
-    from edgekit.config import Prune
     from edgekit.data.dataset import load_dataset
-    from edgekit.tokenizer import ModelTokenizer
+    from edgekit.models.tokenizer import ModelTokenizer
+    from edgekit.targets.target import Prune
 
     _need_folder(model, "config.json")
     rows = load_dataset(data).train[:64]
@@ -162,7 +162,7 @@ def quantize(
     From a folder, memory does not grow with the number of layers, and the only disk it takes is the new file's.
     """
     from edgekit import registry
-    from edgekit.config import GGUF_TYPES
+    from edgekit.targets.target import GGUF_TYPES
 
     if type.upper() not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Known: {', '.join(GGUF_TYPES)}.")
@@ -189,8 +189,8 @@ def _stream(
     source: Path, out: Path, type: str, adapter: Path | None, max_ram: int | None, threads: int, force: bool
 ) -> None:
     from edgekit import registry
-    from edgekit.config import GgufExport
-    from edgekit.model import read_config
+    from edgekit.models.source import read_config
+    from edgekit.targets.target import GgufExport
 
     _need_folder(source, "config.json")
     if adapter:
@@ -235,13 +235,14 @@ def export(
     With --adapter the folder is the adapter's base: each format's base is written with the adapter beside it in
     adapters/, and the two together are proven equal to their merge.
     """
-    from edgekit import adapters, checks, pipeline, registry, stages
-    from edgekit.bundle import copy
-    from edgekit.cache import Cache
+    from edgekit import registry
+    from edgekit.base.cache import Cache
+    from edgekit.base.errors import GateError
+    from edgekit.build import adapters, checks, pipeline, stages
+    from edgekit.build.bundle import copy
     from edgekit.commands.build import make_request
     from edgekit.commands.verify import GENERAL
-    from edgekit.errors import GateError
-    from edgekit.model import read_config
+    from edgekit.models.source import read_config
 
     _need_folder(model, "config.json")
     if adapter:

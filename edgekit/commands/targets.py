@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from edgekit import registry
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
-from edgekit.errors import ConfigError
 
 app = typer.Typer(
     help="Device classes: what they are, and whether a file for one is right.", no_args_is_help=True

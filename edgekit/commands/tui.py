@@ -15,7 +15,7 @@ import typer
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
-    from edgekit.views.settings import Settings
+    from edgekit.app.views.settings import Settings
 
 
 class ScreenName(StrEnum):
@@ -78,7 +78,7 @@ def tui(
     verbose: shell.Verbose = False,
 ) -> None:
     """Build, watch, compare and operate in the terminal, led by screens."""
-    from edgekit.incidents.words import seconds
+    from edgekit.field.incidents.words import seconds
 
     settings = settings_of(
         device, fleet, seconds(window), every, ascii=ascii, cache_dir=cache_dir, bundles=bundles, state=state
@@ -86,7 +86,7 @@ def tui(
     if not (no_tui or not is_terminal()):
         open_app(settings, screen, theme=theme, demo=demo)
     elif demo:
-        from edgekit.views import demo as recorded
+        from edgekit.app.views import demo as recorded
 
         with tempfile.TemporaryDirectory() as folder:
             plain(screen, recorded.unpack(Path(folder)))
@@ -98,8 +98,8 @@ def settings_of(
     devices: list[str] | None, fleet: Path | None, window_s: float, every_s: float, **more: Any
 ) -> Settings:
     """What was typed, as settings, with `more` of their fields; raises `ConfigError` for devices that are none."""
-    from edgekit.views.devices import check_names, parse_device, read_fleet
-    from edgekit.views.settings import Settings
+    from edgekit.app.views.devices import check_names, parse_device, read_fleet
+    from edgekit.app.views.settings import Settings
 
     known = (*(read_fleet(fleet) if fleet else ()), *map(parse_device, devices or ()))
     check_names(known)
@@ -127,7 +127,7 @@ def open_app(settings: Settings, screen: str, *, theme: Theme = Theme.DARK, demo
         return
     from dataclasses import replace
 
-    from edgekit.views import demo as recorded
+    from edgekit.app.views import demo as recorded
 
     with tempfile.TemporaryDirectory(prefix="edgekit-demo-") as folder:
         found = recorded.unpack(Path(folder))
@@ -160,8 +160,8 @@ def plain(screen: ScreenName, settings: Settings) -> None:
 def _plain_results(settings: Settings) -> None:
     from rich.console import Console
 
+    from edgekit.app.views import bundles
     from edgekit.report.table import result_table
-    from edgekit.views import bundles
 
     found = bundles.newest(settings.bundles)
     if found is None:
@@ -173,8 +173,8 @@ def _plain_results(settings: Settings) -> None:
 
 
 def _plain_run(settings: Settings) -> None:
-    from edgekit.console import span
-    from edgekit.views.run import Watch
+    from edgekit.app.views.run import Watch
+    from edgekit.base.console import span
 
     view = Watch(settings.cache_dir).look(time.time())
     shell.say(f"{view.state}  {view.sentence}".rstrip())

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.base.errors import ConfigError, GateError
 from edgekit.commands import shell
-from edgekit.errors import ConfigError, GateError
-from edgekit.manifest import MANIFEST
+from edgekit.device.manifest import MANIFEST
 
 # Without a target the model is asked anything, where it is less sure of its words than a model tuned for one task:
 # llama.cpp's rounding of activations alone changes one likeliest token in thirty, and an answer of 48 tokens parts after
@@ -85,7 +85,7 @@ def verify(
 
 
 def _bundle(path: Path, threads: int) -> dict[str, Any]:
-    from edgekit.manifest import check_files, read_manifest
+    from edgekit.device.manifest import check_files, read_manifest
     from edgekit.proof.golden import replay
 
     manifest = read_manifest(path)
@@ -107,10 +107,10 @@ def _file(
     offline: bool,
 ) -> dict[str, Any]:
     from edgekit import registry
-    from edgekit.cache import Cache
+    from edgekit.base.cache import Cache
     from edgekit.data.dataset import load_dataset
-    from edgekit.model import resolve
-    from edgekit.verify import subject_of, verify_file
+    from edgekit.models.source import resolve
+    from edgekit.proof.verify import subject_of, verify_file
 
     subject_of(path)
     source = resolve(reference, offline=offline)

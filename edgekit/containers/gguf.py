@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.base.errors import CorruptError
 from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.containers.reader import HINT, Reader, shown
-from edgekit.errors import CorruptError
 
 # Vocabularies of 262,144 tokens with merges take 20 MiB; 40 MiB of short strings become 450 MB of Python objects.
 HEADER_LIMIT = 40 << 20

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.base.errors import CorruptError
 from edgekit.containers.reader import HINT, Reader, shown
 from edgekit.containers.wire import LENGTH, VARINT, Wire
-from edgekit.errors import CorruptError
 
 MODEL_LIMIT = (1 << 31) - 1  # bytes of one protobuf message
 GRAPH_LIMIT = 32 << 20  # bytes entered, without weights and what is skipped

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from edgekit.errors import ConfigError, CorruptError
+from edgekit.base.errors import ConfigError, CorruptError
 
 WINDOW = 16 * 1024  # bytes read ahead
 HINT = "Fetch, copy or export the file again."

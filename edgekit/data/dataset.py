@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.artifacts import digest_of
+from edgekit.base.artifacts import digest_of
+from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Row, read_rows, split_by_id
-from edgekit.errors import ConfigError
 
 DEMO = "demo"
 CARD_KEYS = ("owner", "source", "licence", "collected", "pii")

@@ -19,8 +19,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from edgekit.artifacts import write_json, written_whole
-from edgekit.errors import ConfigError
+from edgekit.base.artifacts import write_json, written_whole
+from edgekit.base.errors import ConfigError
 
 SYSTEM = "Answer with one JSON command."
 OUT_OF_SCOPE = "out_of_scope"

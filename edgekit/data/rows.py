@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.chat import Message
-from edgekit.errors import ConfigError
+from edgekit.base.errors import ConfigError
+from edgekit.models.chat import Message
 
 SHAPES = "'messages', 'prompt' and 'completion', or 'instruction' and 'output'"
 MAX_FAULTS_SHOWN = 20

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifacts import written_whole
-from edgekit.errors import ConfigError, CorruptError, StageError
-from edgekit.events import Emit, Progress, ignore
+from edgekit.base.artifacts import written_whole
+from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.base.events import Emit, Progress, ignore
 from edgekit.registry import Runtime
 
 Floats = NDArray[np.float64]

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.chat import ChatTemplate, Message
-from edgekit.config import Budget
-from edgekit.errors import ConfigError
-from edgekit.events import GateResult
+from edgekit.base.errors import ConfigError
+from edgekit.base.events import GateResult
+from edgekit.models.chat import ChatTemplate, Message
 from edgekit.proof import template_scan
 from edgekit.proof.battery import battery, random_sequences, special_strings
 from edgekit.proof.drift import Drift, Scored
 from edgekit.registry import Runtime
+from edgekit.targets.target import Budget
 
 
 class ReferenceTokenizer(Protocol):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
-from edgekit.chat import Message
-from edgekit.errors import ConfigError, CorruptError
-from edgekit.events import Emit, GateResult, Progress, ignore
+from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.events import Emit, GateResult, Progress, ignore
+from edgekit.models.chat import Message
 from edgekit.proof.battery import battery
 from edgekit.registry import Runtime
 

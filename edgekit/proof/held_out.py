@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.artifacts import written_whole
-from edgekit.chat import ChatTemplate, Message
-from edgekit.errors import CorruptError
-from edgekit.events import Emit, Progress, ignore
+from edgekit.base.artifacts import written_whole
+from edgekit.base.errors import CorruptError
+from edgekit.base.events import Emit, Progress, ignore
+from edgekit.models.chat import ChatTemplate, Message
 from edgekit.proof.drift import Reference, Scored, capture
 from edgekit.registry import Runtime
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
-from edgekit.config import Budget, GgufExport, OnnxExport
-from edgekit.errors import UnsupportedError
-from edgekit.events import Alert, Emit, GateResult
-from edgekit.model import read_config
+from edgekit.base.errors import UnsupportedError
+from edgekit.base.events import Alert, Emit, GateResult
+from edgekit.models.source import read_config
 from edgekit.proof import gates
 from edgekit.proof.drift import Scored, score
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut
 from edgekit.registry import Runtime
+from edgekit.targets.target import Budget, GgufExport, OnnxExport
 
 OPTIONS = {"gguf": GgufExport(format="gguf"), "onnx": OnnxExport(format="onnx")}
 DRIFT_GATES = ("mean_kld_nats", "p99_kld_nats", "top1_agreement", "text_mean_kld_nats", "greedy_agreement")

@@ -18,8 +18,8 @@ from typing import Literal
 
 from jinja2 import TemplateSyntaxError, nodes
 
-from edgekit.chat import parse
-from edgekit.errors import ConfigError
+from edgekit.base.errors import ConfigError
+from edgekit.models.chat import parse
 
 Kind = Literal["", "list", "message", "text"]
 ORDER: tuple[Kind, ...] = ("", "list", "message", "text")

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from edgekit import model
-from edgekit.artifacts import sha256_tree, size_of
-from edgekit.cache import Cache, StageOutput
-from edgekit.events import Measured
-from edgekit.hardware import fingerprint
+from edgekit.base.artifacts import sha256_tree, size_of
+from edgekit.base.cache import Cache, StageOutput
+from edgekit.base.events import Measured
+from edgekit.base.hardware import fingerprint
+from edgekit.models import source as model
 from edgekit.proof.calibration import binned
 from edgekit.proof.drift import Drift
 
 if TYPE_CHECKING:
-    from edgekit.checks import Proof
-    from edgekit.pipeline import Request
-    from edgekit.stages import Artifact
+    from edgekit.build.checks import Proof
+    from edgekit.build.pipeline import Request
+    from edgekit.build.stages import Artifact
 
 SCHEMA = "edgekit.report/1"
 

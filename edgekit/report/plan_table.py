@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.plan import Plan
+from edgekit.build.plan import Plan
 
 
 def plan_table(plan: Plan) -> RenderableType:

@@ -22,7 +22,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from edgekit.artifacts import remove, write_json, written_whole
+from edgekit.base.artifacts import remove, write_json, written_whole
 
 Weights = dict[str, Tensor]
 

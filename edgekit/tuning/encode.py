@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from edgekit.chat import ChatTemplate
+from edgekit.base.errors import ConfigError, StageError
 from edgekit.data.rows import Row
-from edgekit.errors import ConfigError, StageError
-from edgekit.tokenizer import ModelTokenizer
+from edgekit.models.chat import ChatTemplate
+from edgekit.models.tokenizer import ModelTokenizer
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's ignore_index
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from edgekit.errors import StageError
+from edgekit.base.errors import StageError
 from edgekit.tuning.encode import IGNORED, EncodedRow
 
 POOL = 32  # batches whose rows are sorted by length together

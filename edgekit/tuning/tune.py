@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
-from edgekit.artifacts import digest_of, sha256_file, written_whole
-from edgekit.config import Tune
+from edgekit.base.artifacts import digest_of, sha256_file, written_whole
+from edgekit.base.errors import ConfigError, MissingPartError, StageError
+from edgekit.base.events import Alert, Emit, ignore
+from edgekit.base.hardware import cpu_has_bf16
 from edgekit.data.rows import Row
-from edgekit.errors import ConfigError, MissingPartError, StageError
-from edgekit.events import Alert, Emit, ignore
-from edgekit.hardware import cpu_has_bf16
-from edgekit.tokenizer import ModelTokenizer
+from edgekit.models.tokenizer import ModelTokenizer
+from edgekit.targets.target import Tune
 from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows
 
 # On a CPU the fused attention's backward pass takes two to four times as long as plain matrix products up to

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from edgekit.config import Tune
-from edgekit.events import Emit, Measured, Progress
+from edgekit.base.events import Emit, Measured, Progress
+from edgekit.targets.target import Tune
 from edgekit.tuning import checkpoint
 from edgekit.tuning.checkpoint import Run, Weights
 from edgekit.tuning.encode import EncodedRow

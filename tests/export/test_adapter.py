@@ -15,16 +15,20 @@ import torch
 import vocabularies
 from numpy.typing import NDArray
 
-from edgekit import loaded, registry
-from edgekit.artifacts import sha256_file
-from edgekit.errors import ConfigError, CorruptError, UnsupportedError
-from edgekit.events import GateResult, ignore
-from edgekit.export import adapter, gguf, gguf_families, onnx_build
+from edgekit import registry
+from edgekit.base.artifacts import sha256_file
+from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.base.events import GateResult, ignore
+from edgekit.device import loaded
+from edgekit.export import adapter
 from edgekit.export.adapter import read_adapter, to_gguf, to_onnx
 from edgekit.export.adapter_check import adapter_proof
-from edgekit.export.merge import merge
-from edgekit.export.onnx_slots import open_slots
-from edgekit.export.quantize import quantize
+from edgekit.export.gguf import families as gguf_families
+from edgekit.export.gguf import write as gguf
+from edgekit.export.gguf.quantize import quantize
+from edgekit.export.onnx import build as onnx_build
+from edgekit.export.onnx.slots import open_slots
+from edgekit.export.weights.merge import merge
 from edgekit.runtimes import llamacpp, onnxruntime
 
 IDS = [1, *range(100, 140), 9, 9, 17]

@@ -14,16 +14,16 @@ import pytest
 import tiny
 from faults import plant
 
-from edgekit.cache import Cache
-from edgekit.config import Budget, OnnxExport
-from edgekit.errors import CorruptError
-from edgekit.events import GateResult, ignore
-from edgekit.export import gguf as gguf_export
-from edgekit.export import onnx as onnx_export
-from edgekit.export.quantize import quantize
-from edgekit.model import resolve
+from edgekit.base.cache import Cache
+from edgekit.base.errors import CorruptError
+from edgekit.base.events import GateResult, ignore
+from edgekit.export.gguf import write as gguf_export
+from edgekit.export.gguf.quantize import quantize
+from edgekit.export.onnx import export as onnx_export
+from edgekit.models.source import resolve
+from edgekit.proof.verify import verify_file
 from edgekit.registry import ExportContext
-from edgekit.verify import verify_file
+from edgekit.targets.target import Budget, OnnxExport
 
 BUDGET = Budget(
     text_mean_kld_nats=0.05,

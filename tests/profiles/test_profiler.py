@@ -11,10 +11,10 @@ import pytest
 import tiny
 
 from edgekit import registry
-from edgekit.config import Profile
-from edgekit.errors import StageError
-from edgekit.events import Alert, Event
+from edgekit.base.errors import StageError
+from edgekit.base.events import Alert, Event
 from edgekit.profiles import probe, profiler
+from edgekit.targets.target import Profile
 
 QUICK = Profile(threads=[1], prompt_tokens=16, generate_tokens=4, warmup=1, repeats=3)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.errors import ConfigError
+from edgekit.base.errors import ConfigError
 from edgekit.profiles import targets
 
 SMALLEST = 'name = "mine"\n[[export]]\nformat = "gguf"\n'

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.errors import ConfigError, CorruptError, EdgekitError, UnsupportedError
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, UnsupportedError
 from edgekit.runtimes.adapters import Origin, check_gguf, check_onnx, file_key, read_origin
 
 BASE = "a" * 64

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit import registry
-from edgekit.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
+from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.registry import Sampling
 from edgekit.runtimes.llamacpp import open_model
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from edgekit.config import OnnxExport
-from edgekit.errors import ConfigError, CorruptError
-from edgekit.events import ignore
-from edgekit.export import onnx
+from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.events import ignore
+from edgekit.export.onnx import export as onnx
+from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof import gates
 from edgekit.proof.battery import battery
 from edgekit.registry import ExportContext, Runtime, Sampling
 from edgekit.runtimes.onnxruntime import open_model
-from edgekit.tokenizer import ModelTokenizer
+from edgekit.targets.target import OnnxExport
 
 END = 2  # <|im_end|>: the stop id, and the pad id that the builder writes
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from edgekit.config import OnnxExport
-from edgekit.events import ignore
-from edgekit.export import gguf, onnx
+from edgekit.base.events import ignore
+from edgekit.export.gguf import write as gguf
+from edgekit.export.onnx import export as onnx
 from edgekit.registry import ExportContext, Sampling, load
+from edgekit.targets.target import OnnxExport
 
 PROMPT = [1, *range(100, 120)]
 

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from edgekit import registry
-from edgekit.errors import EdgekitError
+from edgekit.base.errors import EdgekitError
 from edgekit.registry import Sampling
 from edgekit.runtimes.torch import open_model
 

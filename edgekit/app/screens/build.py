@@ -1,0 +1,442 @@
+"""Screen 1, the build wizard: five steps, each checked as it is typed, and the command that they come to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from rich.console import RenderableType
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.css.query import NoMatches
+from textual.events import DescendantBlur, DescendantFocus
+from textual.timer import Timer
+from textual.widgets import ContentSwitcher, Input, Static
+
+from edgekit.app.screens.base import View
+from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.inputs import LIMIT_COLUMNS, TARGET_COLUMNS, Choices, Line, Paths
+from edgekit.app.screens.pages import show_plan, show_target
+from edgekit.app.screens.start import Starter
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views import wizard, wizard_page
+from edgekit.app.views.checks import Checks
+from edgekit.app.views.command import Command, Outcome
+from edgekit.app.views.places import Place, look_at_place
+from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, Choice, Finding
+from edgekit.models.source import BUILT_IN
+from edgekit.targets.target import Budget
+
+TYPING = "you are typing: esc leaves the line, then ? and q work"
+TYPED_S = 0.4  # of quiet before what was typed is checked
+
+
+class BuildScreen(View):
+    """What to build, from which model and rows, for which device; then the command that builds it."""
+
+    NAME = "build"
+    DEFAULT_CSS = """
+    BuildScreen #left { width: 28; padding: 0 1; border-right: solid $panel; }
+    BuildScreen.-wide #left { width: 44; }
+    BuildScreen #steps { link-style: none; link-color: $foreground; link-background: transparent; }
+    BuildScreen #estimate { margin-top: 1; }
+    BuildScreen #right { width: 1fr; padding: 0 1; }
+    BuildScreen #question { text-style: bold; }
+    BuildScreen #help { color: $text-muted; margin-bottom: 1; }
+    BuildScreen #answers, BuildScreen #answers > Vertical { height: auto; }
+    BuildScreen #answers Input { background: $panel; }
+    BuildScreen #targets { height: auto; max-height: 8; margin-bottom: 1; }
+    BuildScreen #limits { height: auto; max-height: 9; }
+    BuildScreen Choices { overflow-x: hidden; }
+    BuildScreen.-wide #limits, BuildScreen.-wide #targets { max-height: 16; }
+    BuildScreen #words { color: $text-muted; height: auto; }
+    BuildScreen #findings { height: 1fr; margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "next", "Next", id="build-next", key_display="enter", tooltip="The next step"),
+        Binding("escape", "before", "Back", id="build-before", tooltip="The step before"),
+        Binding("b", "build", "Build", id="build-start", tooltip="Start the build, after a question"),
+        Binding("n", "other", "Rename", id="build-other", tooltip="Take the free folder name proposed"),
+        Binding("f", "folder", "Folder", id="build-folder", tooltip="Choose the folder that is written"),
+        Binding("space", "edit", "Change", id="build-edit", tooltip="Type another value for this"),
+        Binding("p", "plan", "Plan", id="build-plan", tooltip="What the build would do and need (dry run)"),
+        Binding("e", "target", "Target", id="build-target", tooltip="Every value of the target"),
+        Binding("r", "again", "Recheck", id="build-again", tooltip="Check everything again"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+        self.choice = Choice()
+        self.checks = Checks()
+        self.place: Place | None = None
+        self._machine: wizard.Machine | None = None
+        self._shipped: list[wizard.Shipped] = []
+        self._timer: Timer | None = None
+        self._last_plan: Outcome | None = None
+        self._starts = False  # as soon as the checks are done
+        self._starter = Starter(self, self.draw)
+
+    def compose_view(self) -> ComposeResult:
+        """Steps and estimate on the left; one question, its answer and what the checks say on the right."""
+        settings = self.edgekit.settings
+        if not settings.demo:  # which shows the command as it is typed elsewhere
+            self.choice = Choice(cache_dir=settings.cache_dir, bundles=settings.bundles)
+        names, here = tuple(BUILT_IN), self.edgekit.symbols.here
+        with Horizontal():
+            with Vertical(id="left"):
+                yield Static(id="steps")
+                yield Static(id="estimate")
+            with Vertical(id="right"):
+                yield Static(id="question")
+                yield Static(id="help")
+                with ContentSwitcher(initial="on-model", id="answers"):
+                    with Vertical(id="on-model"):
+                        yield Line(
+                            self.choice.model, id="model", compact=True, suggester=Paths(names, ".gguf")
+                        )
+                    with Vertical(id="on-target"):
+                        yield Choices(TARGET_COLUMNS, here, id="targets")
+                        yield Line(
+                            self.choice.target, id="target", compact=True, suggester=Paths((), ".toml")
+                        )
+                    with Vertical(id="on-data"):
+                        yield Line(
+                            self.choice.data, id="data", compact=True, suggester=Paths(("demo",), ".jsonl")
+                        )
+                    with Vertical(id="on-budget"):
+                        yield Choices(LIMIT_COLUMNS, here, id="limits")
+                        yield Static(id="words")
+                        yield Line(id="limit", compact=True, placeholder="another limit")
+                    yield Vertical(id="on-review")
+                with VerticalScroll(id="findings"):
+                    yield Static(id="found")
+
+    def on_mount(self) -> None:
+        """Begin with the first question."""
+        self._look_here()
+        self.open(0)
+        self._look()
+
+    def on_screen_resume(self) -> None:
+        """Look again at what may have been mended meanwhile."""
+        if self._machine is not None:
+            self._anew()
+            self._look()
+            self._look_at_place(self.choice)
+            self.draw()
+
+    # what was chosen
+
+    def open(self, step: int) -> None:
+        """Show one step."""
+        self.step = step
+        name = STEPS[step]
+        self.query_one("#answers", ContentSwitcher).current = f"on-{name}"
+        lines = (
+            {} if self.edgekit.settings.demo else {"model": "#model", "data": "#data"}
+        )  # a look types nothing
+        focus = {**lines, "target": "#targets", "budget": "#limits"}
+        self.query_one(focus.get(name, "#findings")).focus()
+        self._anew()
+        self._look()
+        self.query_one("#findings", VerticalScroll).scroll_home(animate=False)
+        self.draw()
+
+    def change(self, **values: Any) -> None:
+        """Take what was chosen or typed; it is checked after a moment of quiet."""
+        before, self.choice = self.choice, replace(self.choice, **values)
+        if self.choice == before:
+            return
+        self._starts = False
+        self.place = None
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(TYPED_S, self._look)
+        self.draw()
+
+    def show(self, **what: Any) -> None:
+        """Begin from another model, target or data."""
+        known = {name: str(value) for name, value in what.items() if name in ("model", "target", "data")}
+        for name, value in known.items():
+            self.query_one(f"#{name}", Input).value = value
+
+    @on(Input.Changed)
+    def _typed(self, event: Input.Changed) -> None:
+        name, value = event.input.id, event.value
+        if name in ("model", "target", "data"):
+            self.change(**{name: value})
+        elif name == "limit" and event.input.has_focus:
+            self._set_limit(value.strip())
+
+    def _set_limit(self, value: str) -> None:
+        key = self._limit_key()
+        kept = [(name, old) for name, old in self.choice.limits if name != key]
+        self.change(limits=tuple(kept + ([(key, value)] if value else [])))
+
+    def _limit_key(self) -> str:
+        table = self.query_one("#limits", Choices)
+        return list(Budget.model_fields)[max(0, table.cursor_row)]
+
+    @on(Choices.RowHighlighted, "#targets")
+    def _chosen(self, event: Choices.RowHighlighted) -> None:
+        if self.step == STEPS.index("target") and event.row_key.value:
+            self.query_one("#target", Input).value = event.row_key.value
+            self.draw()
+
+    @on(Choices.RowHighlighted, "#limits")
+    def _limit_chosen(self) -> None:
+        self.query_one("#limit", Input).value = dict(self.choice.limits).get(self._limit_key(), "")
+        self.draw()
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        if event.input.id == "limit":
+            self.query_one("#limits").focus()
+        else:
+            self.action_next()
+
+    @on(Choices.RowSelected)
+    def _selected(self) -> None:
+        self.action_next()
+
+    @on(DescendantFocus)
+    @on(DescendantBlur)
+    def _focus_moved(self) -> None:
+        self.refresh_bindings()
+        self.draw()
+
+    def _anew(self, failed: bool = True) -> None:
+        """Forget what was found, or only what has failed; whether the model is here is looked at again too."""
+        self.checks.forget(failed)
+        self.choice = replace(self.choice)
+
+    # what the checks say
+
+    def _look(self) -> None:
+        """Ask what is not known yet of the choice; answers to older questions are dropped, their processes ended."""
+        for command in self.checks.wanted(self.choice, self._others()):
+            self.edgekit.ask(command, partial(self._answered, command))
+        if self.place is None:
+            self._look_at_place(self.choice)
+
+    def _others(self) -> list[Command]:
+        """Plans for the other targets, while one is being chosen."""
+        if STEPS[self.step] != "target" or self.choice.fetched or not self.choice.model.strip():
+            return []
+        return [replace(self.choice, target=other.name).plan for other in self._shipped]
+
+    def _answered(self, command: Command, outcome: Outcome) -> None:
+        if self.checks.take(command, outcome) and self.is_mounted:
+            self._look()
+            self.draw()
+            if self._starts and not self._unready():
+                self.action_build()
+
+    def _look_at_place(self, choice: Choice) -> None:
+        in_thread(self, partial(look_at_place, choice), partial(self._place_found, choice))
+
+    def _place_found(self, choice: Choice, place: Place) -> None:
+        if choice == self.choice:
+            self.place = place
+            self.draw()
+            if self._starts and not self._unready():
+                self.action_build()
+
+    def _look_here(self) -> None:
+        def look() -> tuple[wizard.Machine, list[wizard.Shipped]]:
+            machine = wizard.Machine.here()
+            return machine, wizard.shipped(machine)
+
+        in_thread(self, look, self._here_found)
+
+    def _here_found(self, found: tuple[wizard.Machine, list[wizard.Shipped]]) -> None:
+        self._machine, self._shipped = found
+        self._draw_targets()
+        names = [one.name for one in self._shipped]
+        if self.choice.target in names:
+            self.query_one("#targets", Choices).move_cursor(row=names.index(self.choice.target))
+        self.draw()
+
+    def findings(self) -> dict[str, Finding]:
+        """What is known of each step."""
+        choice, checks = self.choice, self.checks
+        shown, plan = checks.answer(choice.shown), checks.plan(choice)
+        found = {
+            "model": wizard.model_finding(choice, plan),
+            "target": wizard.target_finding(choice, shown, plan, self._machine),
+            "data": wizard.data_finding(choice, checks.answer(choice.audit)),
+            "budget": wizard.budget_finding(choice, shown, plan),
+        }
+        place = self.place.finding if self.place else None
+        return {**found, "review": wizard.review_finding(choice, plan, place, found.values())}
+
+    def _unready(self) -> dict[str, Finding]:
+        return {
+            step: found for step, found in self.findings().items() if found.state in ("FAILED", "CHECKING")
+        }
+
+    # drawing
+
+    def draw(self) -> None:
+        """Show the choice and what is known of it."""
+        try:
+            name, found = STEPS[self.step], self.findings()
+            sound = self.checks.sound(self.choice)
+            # where a step failed by itself, the plan is of the default in its place
+            failed = sound is not None and (sound.target, sound.data) != (
+                self.choice.target,
+                self.choice.data,
+            )
+            plan = None if failed else self.checks.plan(self.choice)
+            signs = self.edgekit.symbols
+            width = self.query_one("#left").content_size.width or 25
+            steps = wizard_page.steps_text(self.choice, found, self.step, signs, width)
+            self.query_one("#steps", Static).update(steps)
+            self.query_one("#estimate", Static).update(self._estimate(plan, failed))
+            self.query_one("#question", Static).update(Text(QUESTIONS[name]))
+            self.query_one("#help", Static).update(Text(HELP[name]))
+            if name == "target":
+                self._draw_targets()
+            elif name == "budget":
+                self._draw_limits()
+            page: RenderableType = wizard_page.found_text(found[name], signs)
+            if name == "review":
+                end = wizard_page.end_text(found, self.place, self._starter.busy, self._starts)
+                page = wizard_page.review_text(self.choice, plan, found[name], end, signs)
+            self.query_one("#found", Static).update(page)
+        except NoMatches:  # the screen is being taken down
+            return
+        typing = f"   {TYPING}" if isinstance(self.focused, Input) else ""
+        self.title_text = f"build {signs.line} {self.step + 1}/{len(STEPS)} {name}{typing}"
+        self.twin = self.choice.build.text
+        self.refresh_bindings()
+
+    def _draw_targets(self) -> None:
+        plans = [self.checks.answer(replace(self.choice, target=one.name).plan) for one in self._shipped]
+        rows = [wizard_page.target_cells(one, plan) for one, plan in zip(self._shipped, plans, strict=True)]
+        self.query_one("#targets", Choices).fill([one.name for one in self._shipped], rows)
+
+    def _draw_limits(self) -> None:
+        table = self.query_one("#limits", Choices)
+        found = wizard.limits(self.choice, self.checks.answer(self.choice.shown))
+        table.fill([limit.key for limit in found], [wizard_page.limit_cells(limit) for limit in found])
+        self.query_one("#words", Static).update(Text(found[max(0, table.cursor_row)].words))
+
+    def _estimate(self, plan: Outcome | None, failed: bool) -> Text:
+        waits = plan is None and not failed and not self.choice.fetched and bool(self.choice.model.strip())
+        self._last_plan = self._last_plan if waits else plan
+        return wizard_page.estimate_text(self._last_plan, waits, self.edgekit.symbols)
+
+    # what the keys do
+
+    def offers(self, action: str) -> bool:
+        """Single letters are text while a line is written; `b` and the folder belong to the review."""
+        if isinstance(self.focused, Input) and action in (
+            "build",
+            "other",
+            "folder",
+            "edit",
+            "plan",
+            "target",
+            "again",
+        ):
+            return False
+        name = STEPS[self.step]
+        if action in ("build", "folder"):
+            return name == "review"
+        if action == "other":
+            return name == "review" and bool(self.place and self.place.other)
+        return name != "review" if action == "edit" else True
+
+    def action_next(self) -> None:
+        """The next step; the review is the last."""
+        if self.step + 1 < len(STEPS):
+            self.open(self.step + 1)
+
+    def action_before(self) -> None:
+        """Out of a line below a list, else the step before, else out of the line, else the screen before."""
+        if isinstance(self.focused, Input) and self.focused.id in ("target", "limit"):
+            self.query_one("#targets" if self.focused.id == "target" else "#limits").focus()
+        elif self.step > 0:
+            self.open(self.step - 1)
+        elif isinstance(self.focused, Input):
+            self.query_one("#findings").focus()
+        else:
+            self.call_later(self.app.run_action, "back")
+
+    def action_open(self, step: int) -> None:
+        """Go to a step, of a click on it."""
+        self.open(step)
+
+    def action_edit(self) -> None:
+        """Write in the line of this step."""
+        name = STEPS[self.step]
+        self.query_one("#limit" if name == "budget" else f"#{name}", Input).focus()
+
+    def action_again(self) -> None:
+        """Check everything again."""
+        self._anew(failed=False)
+        self.place = None
+        self._look()
+        self.draw()
+
+    def action_other(self) -> None:
+        """Take the free name near the folder that is taken."""
+        if self.place is not None and self.place.other:
+            self.change(out=self.place.other)
+
+    def action_folder(self) -> None:
+        """Ask for the folder to write."""
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                self.change(out=text)
+
+        self.app.push_screen(Ask("Which folder is written?", value=str(self.choice.place)), answered)
+
+    def action_target(self) -> None:
+        """Every value of the target, with the file it comes from."""
+        shown = self.choice.shown
+
+        self.edgekit.ask(shown, lambda outcome: show_target(self, outcome))
+
+    def action_plan(self) -> None:
+        """What the build would do and need; a hub's model is fetched for it, after a question."""
+        if not self.choice.fetched:
+            self._ask_plan()
+            return
+        text = f"The plan needs the model itself: {self.choice.model} is fetched from the hub for it. Go on?"
+        self.app.push_screen(Confirm(text), lambda yes: self._ask_plan() if yes else None)
+
+    def _ask_plan(self) -> None:
+        command = self.choice.plan
+        self.notify(f"$ {command.text}", timeout=3, markup=False)
+        self.edgekit.ask(command, lambda outcome: show_plan(self, outcome))
+
+    def action_build(self) -> None:
+        """Start the build, after a question; a build that runs already can be watched instead."""
+        if self._starter.busy:
+            return
+        if self.edgekit.settings.demo:
+            self.notify("This shows a recorded build. Leave --demo away to build.", severity="warning")
+            return
+        unready = self._unready()
+        self._starts = bool(unready) and all(found.state == "CHECKING" for found in unready.values())
+        if unready:
+            if not self._starts:
+                words = ", ".join(step for step, found in unready.items() if found.state == "FAILED")
+                self.notify(f"It cannot start yet. Look at: {words}.", severity="warning")
+            self.draw()
+            return
+        self._starter.ask(self.choice, self.checks.plan(self.choice))
+
+    def document(self) -> Any:
+        """The choice and what is known of it."""
+        plan = wizard.planned(self.checks.plan(self.choice))
+        found = {step: vars(finding) for step, finding in self.findings().items()}
+        return {"command": self.choice.build.text, "steps": found, "plan": plan}

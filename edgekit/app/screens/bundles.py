@@ -1,0 +1,132 @@
+"""Which bundle to look at, and two of anything beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from edgekit.app.views.bundles import Found
+from edgekit.app.views.differences import Difference
+from edgekit.app.views.symbols import Symbols
+from edgekit.field.incidents.words import clock
+
+BOX = """
+    {0} {{ align: center middle; }}
+    {0} > Vertical {{ width: 100; max-width: 98%; height: auto; max-height: 95%; border: round $primary;
+        background: $surface; padding: 0 1; }}
+    {0} OptionList, {0} OptionList:focus {{ height: auto; max-height: 16; border: none; padding: 0; }}
+    {0} VerticalScroll {{ height: auto; max-height: 85vh; }}
+    {0} .keys {{ color: $text-muted; }}
+    {0} #where {{ text-wrap: nowrap; text-overflow: ellipsis; }}
+"""
+
+
+class Bundles(ModalScreen[tuple[Path, ...]]):
+    """The bundles, newest first; gives one to open, two to compare, or none."""
+
+    DEFAULT_CSS = BOX.format("Bundles")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "mark", "Mark"),
+        Binding("d", "compare", "Compare"),
+        Binding("escape,b,q", "leave", "Cancel"),
+    ]
+
+    def __init__(self, found: Sequence[Found], folder: Path, symbols: Symbols, now: float) -> None:
+        super().__init__()
+        self._found, self._folder, self._symbols, self._now = found, folder, symbols, now
+        self._marked: list[int] = []
+
+    def compose(self) -> ComposeResult:
+        """The list and its keys."""
+        with Vertical():
+            yield Static(f"Bundles in {self._folder}, the newest first", id="where", markup=False)
+            yield OptionList(*(Option(self._line(at), id=str(at)) for at in range(len(self._found))))
+            yield Static("enter open  space mark  d compare the two marked  esc cancel", classes="keys")
+
+    def action_mark(self) -> None:
+        """Mark the bundle, or take its mark away; the third mark takes the first's place."""
+        at = self.query_one(OptionList).highlighted
+        if at is None:
+            return
+        self._marked = [each for each in self._marked if each != at] if at in self._marked else [*self._marked[-1:], at]  # fmt: skip
+        for each in range(len(self._found)):
+            self.query_one(OptionList).replace_option_prompt_at_index(each, self._line(each))
+
+    def action_compare(self) -> None:
+        """Give the two that are marked; one alone is compared with the one under the cursor."""
+        at = self.query_one(OptionList).highlighted
+        chosen = self._marked if len(self._marked) == 2 else [*self._marked, *([] if at is None else [at])]
+        if len(set(chosen)) == 2:
+            self.dismiss(tuple(self._found[each].path for each in chosen))
+        else:
+            self.notify("Mark two bundles with space, then press d.", severity="warning")
+
+    def action_leave(self) -> None:
+        """None of them."""
+        self.dismiss(())
+
+    @on(OptionList.OptionSelected)
+    def _opened(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss((self._found[event.option_index].path,))
+
+    def _line(self, at: int) -> Text:
+        found, sign = self._found[at], self._symbols
+        mark = "*" if at in self._marked else " "
+        word = "PASS" if found.verdict == "pass" else "FAIL" if found.verdict == "fail" else "UNKNOWN"
+        more = f"  {found.fault.rpartition('/')[2]}" if found.fault else ""
+        said = f"{mark} {sign.of(word)} {word:<7} {clock(found.written, self._now):<16} {found.name}{more}"
+        line = Text(said, no_wrap=True)
+        line.truncate(max(20, min(100, self.app.size.width) - 8), overflow="ellipsis")
+        return line
+
+
+class Beside(ModalScreen[None]):
+    """Tables of the differences of two variants or bundles."""
+
+    DEFAULT_CSS = BOX.format("Beside")
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,d,q", "leave", "Close")]
+
+    def __init__(self, names: tuple[str, str], tables: Sequence[tuple[str, Sequence[Difference]]]) -> None:
+        super().__init__()
+        self._names, self._tables = names, tables
+
+    def compose(self) -> ComposeResult:
+        """The tables, one below the other."""
+        with Vertical():
+            with VerticalScroll():
+                yield Static(self._drawn())
+            yield Static("esc close", classes="keys")
+
+    def action_leave(self) -> None:
+        """Close it."""
+        self.dismiss(None)
+
+    def _drawn(self) -> Group:
+        parts: list[RenderableType] = []
+        for name, rows in self._tables:
+            table = Table(box=None, padding=(0, 1), pad_edge=False, expand=True, header_style="bold")
+            for at, head in enumerate((name, *self._names, "second from first")):
+                table.add_column(
+                    Text(head),
+                    overflow="fold",
+                    ratio=1 if at == 3 else None,
+                    min_width=14,
+                    max_width=24,
+                )
+            for row in rows:
+                cells = (row.name, row.first, row.second, row.change)
+                table.add_row(*(Text(cell) for cell in cells))
+            parts += [table, ""]
+        return Group(*parts[:-1])

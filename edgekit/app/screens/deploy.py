@@ -1,0 +1,168 @@
+"""Putting what the results screen shows to use: import, promote, serve; each is its shell command."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from rich.text import Text
+from textual.widgets import Static
+
+from edgekit.app.screens.base import READ_ONLY, View
+from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.threads import in_thread, tell
+from edgekit.app.views import deploy
+from edgekit.app.views.command import Command, Outcome
+from edgekit.app.views.results import Results
+from edgekit.app.views.texts import plain
+
+
+class Deploying(View):
+    """A screen with `results` to put to use, and a line `#progress` that tells how that goes."""
+
+    results: Results | None = None
+    pending: Command | None = None
+    """The command that is asked about or runs."""
+    progress: tuple[tuple[str, str], ...] = ()
+    """A state and a sentence for each step."""
+
+    def draw_twin(self) -> None:
+        """Show the command that fits the focus, or the pending one."""
+        raise NotImplementedError
+
+    def draw_progress(self) -> None:
+        """Show how the promotion goes; nothing before one began."""
+        symbols, line = self.edgekit.symbols, self.query_one("#progress", Static)
+        line.display = bool(self.progress)
+        text = Text("\n").join(
+            Text(
+                f"{symbols.of(state)} {state} {said}",
+                "bold red" if state == "FAILED" else "bold",
+            )
+            for state, said in self.progress
+        )
+        line.update(text)
+
+    def action_promote(self) -> None:
+        """Ask why, have the name typed, then import and promote."""
+        found, state = self.results, self.edgekit.settings.state
+        if said := deploy.refusal(found):
+            self.notify(said, title="Refused", severity="error", timeout=15, markup=False)
+            return
+        if not self.edgekit.writing:
+            self.notify(READ_ONLY, severity="warning")
+            return
+        assert found is not None
+        self.pend(deploy.import_command(found.bundle, state))
+
+        def reasoned(why: str | None) -> None:
+            if why is None:
+                self.pend(None)
+                return
+            text = (
+                f"Import {found.name} on this device ({state}) and put it on trial. Its golden answers are asked again "
+                "and it is compared with the version in use, which stays if this one is worse.\n\n"
+                f"$ {deploy.import_command(found.bundle, state).text}\n"
+                f"$ {deploy.promote_command('NAME', why, state).text}"
+            )
+            self.app.push_screen(Confirm(text, found.name), partial(self._import, found.bundle, why))
+
+        self.app.push_screen(
+            Ask("Why is it promoted? The reason goes into the log of releases.", "why"), reasoned
+        )
+
+    def pend(self, command: Command | None) -> None:
+        """Show `command` as the one that is asked about or runs."""
+        self.pending = command
+        self.draw_twin()
+
+    def _say(self, *steps: tuple[str, str]) -> None:
+        self.progress = steps
+        self.draw_progress()
+
+    def _import(self, bundle: Path, why: str, yes: bool | None) -> None:
+        state = self.edgekit.settings.state
+        command = deploy.import_command(bundle, state)
+        if not yes or not self.edgekit.act(
+            command, partial(self._imported, why), what=f"{bundle.name} is imported"
+        ):
+            self.pend(None)
+            return
+        self._say(("RUNNING", "import: its files and golden answers are checked"), ("WAITING", "promote"))
+
+    def _imported(self, why: str, outcome: Outcome) -> None:
+        document = outcome.document if isinstance(outcome.document, dict) else {}
+        name = str(document.get("name") or "")
+        if outcome.code or not name:
+            self._refused("import", outcome)
+            return
+        command = deploy.promote_command(name, why, self.edgekit.settings.state)
+        self.pend(command)
+        imported = ("DONE", f"import: {plain(name)} is on this device")
+        if self.edgekit.act(command, partial(self._promoted, imported), what=f"{name} is promoted"):
+            self._say(imported, ("RUNNING", "promote: health check, then comparison with the version in use"))
+        else:
+            self._say(imported, ("STOPPED", "promote: write mode has ended; press w, then P again, or type the line below"))  # fmt: skip
+
+    def _promoted(self, imported: tuple[str, str], outcome: Outcome) -> None:
+        if outcome.code:
+            self._refused("promote", outcome, imported)
+            return
+        self.pend(None)
+        self._say(imported, ("DONE", f"promote: {deploy.promoted_words(outcome.document)} S serves it."))
+
+    def _refused(self, step: str, outcome: Outcome, *before: tuple[str, str]) -> None:
+        said = " ".join(
+            filter(None, [outcome.message or "It gave no answer.", *outcome.faults, outcome.hint])
+        )
+        self.pend(None)
+        self._say(*before, ("FAILED", f"{step}: {plain(said)}"))
+
+    def action_serve(self) -> None:
+        """Ask for a port and start a server that outlives the app."""
+        if not self.edgekit.writing:
+            self.notify(READ_ONLY, severity="warning")
+            return
+
+        def ported(typed: str | None) -> None:
+            port = deploy.port_of(typed or "") if typed is not None else None
+            if typed is not None and port is None:
+                said = f"'{typed}' is no port: give a number from 1 to 65535."
+                self.notify(said, severity="error", markup=False)
+            elif port is not None:
+                self.pend(deploy.serve_command(self.edgekit.settings.state, port))
+                self._serve(port)
+
+        self.app.push_screen(Ask("Port to serve the release in use on (this machine only):", "8080"), ported)
+
+    def _serve(self, port: int) -> None:
+        app, state = self.app, self.edgekit.settings.state
+        command, log = deploy.serve_command(state, port), state / "serve.log"
+
+        def serve() -> tuple[str, bool, bool]:
+            if there := deploy.answering(port):
+                said = f"Port {port} is taken: {there} answers on {deploy.address_of(port)} already. Nothing was started."
+                return said, False, there == deploy.OURS
+            try:
+                pid = command.start(log)
+            except OSError as error:
+                return f"{command.text} could not be started: {error.strerror or error}.", False, False
+            said = f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}."
+            tell(self, self._served, said, True, True)
+            started = deploy.wait_until_ready(pid, port, log, gone=lambda: not app.is_running)
+            return started.words, started.ready, False
+
+        in_thread(self, serve, lambda found: self._served(*found))
+
+    def _served(self, said: str, good: bool, watch: bool) -> None:
+        """Tell how it stands; go to the monitor when there is a server to watch."""
+        self.pend(None)
+        self.app.notify(
+            said,
+            markup=False,
+            title="Serve",
+            severity="information" if good else "warning",
+            timeout=10 if good else 20,
+        )
+        if watch and self.is_active:
+            self.edgekit.go("monitor")

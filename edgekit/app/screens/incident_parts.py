@@ -1,0 +1,290 @@
+"""The parts of the incident screen as text and plot, and the list of next steps."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable, OptionList
+
+from edgekit.app.screens.chart import Chart
+from edgekit.app.screens.chart import Series as Line
+from edgekit.app.views.evidence import Plot, figures, rule_words
+from edgekit.app.views.incident import Entry, Shown, Source, Step
+from edgekit.app.views.incident_reader import Found
+from edgekit.app.views.symbols import Symbols
+from edgekit.base.console import span
+from edgekit.field.incidents.words import clock
+
+COLUMNS = (("#", 4), ("severity", 10), ("state", 12), ("for", 11))
+COLUMN_NAMES = tuple(name for name, _ in COLUMNS)
+COLUMNS_WIDTH = (
+    sum(width for _, width in COLUMNS) + 2 * (len(COLUMNS) + 1) + 2
+)  # two cells between, a scroll bar
+TICKS = 5
+AGED_S = 120.0
+LONG = 150  # a sentence of more than two lines
+WHAT = "what"
+MARKER = "|"  # of the moment at which it was told
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the list, as high as its sentence needs."""
+
+    key: str
+    cells: tuple[Text, ...]
+    height: int
+
+
+def twin(source: Source, number: int | None, everything: bool) -> str:
+    """The shell command that shows the same."""
+    if number is not None:
+        return source.command("incident", "show", str(number)).text
+    return source.command("incident", "list", *(("--all",) if everything else ())).text
+
+
+def title(source: Source, number: int | None, shown: Shown | None, everything: bool) -> str:
+    """What is shown, and of which device."""
+    if number is not None:
+        return f"INCIDENT {number}{f'  {shown.entry.label}' if shown else ''}  on {source.name}"
+    return (
+        f"INCIDENTS of {source.name}, {'those that are over too' if everything else 'under way'}, worst first"
+    )
+
+
+def said(found: Found | None, words: str) -> str:
+    """What went wrong or was done last, and what is wrong with the records."""
+    told = [words] if words else []
+    if found is not None:
+        told += [f"{found.trouble} {found.hint}".strip()] if found.trouble else []
+        told += [found.shown.warning] if found.shown and found.shown.warning else []
+        told += [found.note] if found.note and found.entries else []
+    return "\n".join(told)
+
+
+def empty(found: Found | None, source: Source, everything: bool) -> str:
+    """What to say where there is nothing to list."""
+    if found is None:
+        return f"Reading the incidents of {source.name}..."
+    if found.trouble:
+        return found.note if source.by_url else ""
+    if source.by_url:
+        return found.note
+    none = (
+        "There was never an incident."
+        if everything
+        else "No incident is under way. A shows those that are over."
+    )
+    return f"{none}\n{found.note}".strip()
+
+
+def row(entry: Entry, now: float, sign: Symbols, width: int) -> Row:
+    """A line of the list."""
+    words = entry.words(now)
+    what = Text(entry.what)
+    label = Text(f"{entry.label}: ", "bold")
+    cells = (
+        Text(str(entry.number), justify="right"),
+        Text(f"{_mark(entry, sign)} {entry.severity.upper()}"),
+        Text(words),
+        Text(entry.length(now)),
+        label + what,
+    )
+    widths = (*(wide for _, wide in COLUMNS), width)
+    height = max(_lines(cell.plain, wide) for cell, wide in zip(cells, widths, strict=True))
+    return Row(str(entry.number), cells, height)
+
+
+def state(entry: Entry, now: float, sign: Symbols) -> Text:
+    """Mark, severity, state, since when and for how long, and of which release."""
+    words = (
+        f"{_mark(entry, sign)} {entry.severity.upper()}",
+        entry.words(now),
+        entry.duration(now),
+        f"release {entry.release}" if entry.release else "a model file without a manifest",
+    )
+    return Text("  ".join(words))
+
+
+def what(entry: Entry, now: float, *, short: bool) -> Text:
+    """What happened, as of when it was told; on a `short` terminal the first part of a long sentence."""
+    first, *more = entry.what.split("; ")
+    words = entry.what
+    if short and more and len(entry.what) > LONG:
+        words = f"{first}; and {len(more)} more, in full below."
+    aged = now - entry.opened > AGED_S  # its figures are those of that time, and not of now
+    return Text(f"Told {clock(entry.opened, now)}: {words}" if aged else words)
+
+
+def facts(shown: Shown, now: float, *, short: bool) -> Text:
+    """The whole sentence where it was shortened, the rule, when it was told, and what it means."""
+    told = Text()
+    if short and len(shown.entry.what) > LONG:
+        told += Text(f"{shown.entry.what}\n")
+    told += Text(f"Rule: {rule_words(shown)}; told {clock(shown.entry.opened, now)}.\n")
+    return told + Text(shown.meaning)
+
+
+def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
+    """What the plot shows and its signs mean; or the figures in words."""
+    if plot is None:
+        return Text("")
+    if not plot.xs and not plot.earlier:
+        return Text(
+            "\n".join(
+                ["Evidence", *(f"  {line}" for line in plot.figures), *([plot.note] if plot.note else [])]
+            )
+        )
+    told = [f"{plot.name}, {plot.unit}" + ("" if plot.step_s == 60 else f", each {span(plot.step_s)}")]
+    if plot.ys:
+        told.append(f"last {plot.ys[-1]:.4g}")
+    if plot.line is not None:
+        told.append(f"{sign.line}{sign.line} {plot.line_name} {plot.line:.4g}")
+    told.append(f"{MARKER} told {clock(plot.opened, now)}")
+    if plot.earlier:
+        told.append("o release before")
+    return Text("   ".join(told))
+
+
+def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
+    """Draw the plot: its line, what answered before, the limit, and when it was told."""
+    xs, ys = list(plot.xs), list(plot.ys)
+    before = [y for _, y in plot.earlier]
+    times = [*xs, *(x for x, _ in plot.earlier), plot.opened]
+    heights = [*ys, *before, *([] if plot.line is None else [plot.line])]
+    low, high = min(heights), max(heights)
+    if low == high:
+        low, high = low - max(1.0, abs(low)) / 10, high + max(1.0, abs(high)) / 10
+    steps = max(2, chart.size.height or 6)
+    lines = [
+        Line("", xs, ys, "line" if len(xs) > 2 else "scatter", "*" if sign.ascii or len(xs) <= 2 else "")
+    ]
+    if plot.earlier:
+        lines.append(Line("", [x for x, _ in plot.earlier], before, "scatter", "o"))
+    told = [low + (high - low) * step / (steps - 1) for step in range(steps)]
+    lines.append(Line("", [plot.opened] * steps, told, "scatter", MARKER))
+    first, last = min(times), max(max(times), min(times) + plot.step_s)
+    if plot.line is not None:  # a series of its own: a line across takes the colour of the theme before
+        lines.append(Line("", [first, last], [plot.line] * 2, "line", sign.line))
+    chart.plt.frame(False)
+    chart.draw(lines)
+    chart.plt.xlim(first, last)
+    chart.plt.ylim(low, high)
+    every = 60 * max(1, math.ceil((last - first) / 60 / TICKS))
+    ticks = [float(tick) for tick in range(math.ceil(first / 60) * 60, int(last) + 1, every)]
+    chart.plt.xticks(ticks, [clock(tick, now)[-5:] for tick in ticks])
+    chart.refresh()
+
+
+def changes(shown: Shown, now: float) -> Text:
+    """The switches of releases in the day before, the newest last, the likely cause said in words."""
+    told = Text.assemble(("Changed in the day before", "bold"))
+    for change in shown.changes:
+        told += Text(f"\n {clock(change.time, now)}  {change.release} {change.what}")
+        told += Text(f"  {change.who}: {change.why}".rstrip(": "), "dim")
+        if change.mark:
+            told += Text(f"  <- {change.mark}", "bold")
+    if not shown.changes:
+        told += Text("\n No switch of releases: look for another cause, such as what is asked, load or heat.")
+    return told
+
+
+def timeline(shown: Shown, plot: Plot | None, now: float) -> Text:
+    """Who did what, when and why, and what was measured, where that does not stand in place of a plot."""
+    told = Text.assemble(("So far", "bold"))
+    for event in shown.timeline:
+        told += Text(f"\n {clock(event.time, now)}  {event.what}")
+        told += Text(f"  {event.who}{f': {event.why}' if event.why else ''}", "dim")
+    told_already = plot is not None and plot.figures
+    if not told_already and (measured := figures(shown, "").figures):
+        told += Text.assemble("\n\n", ("Measured when it was told", "bold"))
+        told += Text("".join(f"\n {line}" for line in measured))
+    return told
+
+
+class Listed(DataTable[Text]):
+    """The incidents as a table; the cursor stays on its incident."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id, cursor_type="row")
+        self._rows: list[Row] = []
+        self._width = 0
+
+    @property
+    def number(self) -> int | None:
+        """The number of the incident under the cursor."""
+        if not self.row_count:
+            return None
+        return int(str(self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value))
+
+    def fill(self, entries: Sequence[Entry], now: float, sign: Symbols, room: int) -> None:
+        """Show `entries` in `room` cells; what stayed as it was is not drawn anew."""
+        width = max(20, room - COLUMNS_WIDTH)
+        rows = [row(entry, now, sign, width) for entry in entries]
+        shape = [(one.key, one.height) for one in rows]
+        if shape == [(one.key, one.height) for one in self._rows] and width == self._width:
+            for old, new in zip(self._rows, rows, strict=True):
+                for name, was, cell in zip((*COLUMN_NAMES, WHAT), old.cells, new.cells, strict=True):
+                    if was != cell:
+                        self.update_cell(new.key, name, cell)
+        else:
+            here = str(self.number)
+            self.clear(columns=True)
+            for name, wide in (*COLUMNS, (WHAT, width)):
+                self.add_column(name, key=name, width=wide)
+            for new in rows:
+                self.add_row(*new.cells, key=new.key, height=new.height)
+            if here in {new.key for new in rows}:
+                self.move_cursor(row=self.get_row_index(here), animate=False)
+        self._rows, self._width = rows, width
+
+
+class Steps(OptionList):
+    """The next steps, numbered; a number or enter copies the step's command."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(str(number), f"step({number})", f"Copy the command of step {number}", show=False)
+        for number in range(1, 10)
+    ]  # fmt: skip
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id, markup=False)
+        self._filled: tuple[object, ...] = ()
+
+    def fill(self, steps: Sequence[Step], *, wide: bool) -> bool:
+        """Show `steps`, with their commands where there is room; whether anything changed by it."""
+        if self._filled == (steps, wide):
+            return False
+        here = self.highlighted
+        self._filled = (steps, wide)
+        self.set_options([_step(number, step, wide) for number, step in enumerate(steps, 1)])
+        if here is not None and here < len(steps):
+            self.highlighted = here
+        return True
+
+    def action_step(self, number: int) -> None:
+        """Take a step by its number."""
+        if number <= self.option_count:
+            self.highlighted = number - 1
+            self.action_select()
+
+
+def _step(number: int, step: Step, wide: bool) -> Text:
+    told = Text(f"{number}  {step.text}")
+    if wide and step.command:
+        told += Text(f"\n   $ {step.command}", "dim")
+    return told
+
+
+def _mark(entry: Entry, sign: Symbols) -> str:
+    return sign.of("RESOLVED" if entry.over else entry.severity)
+
+
+def _lines(words: str, width: int) -> int:
+    return max(1, len(textwrap.wrap(words, width)))

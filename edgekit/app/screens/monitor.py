@@ -1,0 +1,410 @@
+"""Monitor: every device in one table, worst first, with the worst in a sentence above it and its numbers over time below."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.events import Resize
+from textual.timer import Timer
+from textual.widgets import DataTable, Static
+
+from edgekit.app.screens.base import View
+from edgekit.app.screens.dialogs import Ask
+from edgekit.app.screens.monitor_charts import RowCharts
+from edgekit.app.screens.monitor_table import FleetTable, state_style
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views import fleet_table as view
+from edgekit.app.views.command import Command, Outcome, state_option, who
+from edgekit.app.views.fleet import Fleet, Glance
+from edgekit.app.views.fleet_table import SORTS, Column
+from edgekit.app.views.reach import span_option
+from edgekit.app.views.rows import Row, Trouble
+from edgekit.base.console import span
+from edgekit.base.errors import EdgekitError
+
+WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
+PACES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+UNSEEN_S = 5.0  # between two looks while another screen is shown, at least
+BENEATH_S = 2.0  # between two looks while a question is open, at least
+ALERT_LINES = 3
+SILENCE = "1h"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A glance made ready in a thread: the rows in their order and the text of each cell."""
+
+    number: int  # of the look: an earlier one is not drawn over a later one
+    glance: Glance
+    rows: tuple[Row, ...]
+    cells: tuple[tuple[str, ...], ...]
+    columns: tuple[Column, ...]
+
+
+class MonitorScreen(View):
+    """One row for each release of a device."""
+
+    NAME = "monitor"
+    DEFAULT_CSS = """
+    MonitorScreen #strip { height: 1; padding: 0 1; }
+    MonitorScreen #alert { height: auto; max-height: 3; padding: 0 1; }
+    MonitorScreen #why { height: auto; max-height: 3; padding: 0 1; color: $text-muted; }
+    MonitorScreen #charts { display: none; height: 35%; min-height: 7; max-height: 14; }
+    MonitorScreen.-wide.-charts #charts { display: block; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "filter", "Filter", id="monitor-filter", key_display="/", tooltip="Leave in the rows that hold some words"),
+        Binding("S", "sort", "Sort", id="monitor-sort", key_display="S", tooltip="Sort by the next column"),
+        Binding("t", "window", "Window", id="monitor-window", tooltip="Look at 5m, 15m, 1h, 6h or a day"),
+        Binding("enter", "open", "Open", id="monitor-open", key_display="enter", tooltip="The worst incident of the row", priority=True),
+        Binding("a", "ack", "Ack", id="monitor-ack", tooltip="Say that you have seen the row's worst incident"),
+        Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Tell nobody of the row's worst incident for an hour"),
+        Binding("R", "rollback", "Roll back", id="monitor-rollback", key_display="R", tooltip="Go back to the release before"),
+        Binding("plus,equals_sign", "pace(-1)", "Look more often", id="monitor-faster", key_display="+", show=False),
+        Binding("minus", "pace(1)", "Look less often", id="monitor-slower", key_display="-", show=False),
+    ]  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fleet: Fleet | None = None
+        self._timer: Timer | None = None
+        self._every_s, self._window_s = 1.0, 900.0
+        self._sort, self._filter = SORTS[0], ""
+        self._drawn: Drawn | None = None
+        self._looks = self._ticks = 0
+        self._picked = ""  # the row that the person went to; until then the first one stays chosen
+
+    def compose_view(self) -> ComposeResult:
+        """Counts, the worst in a sentence, the table, why the chosen row is as it is, and its charts."""
+        yield Static(id="strip", markup=False)
+        yield Static(id="alert", markup=False)
+        yield FleetTable(id="fleet", cursor_type="row", cell_padding=0, zebra_stripes=True)
+        yield Static(id="why", markup=False)
+        yield RowCharts(ascii=self.edgekit.symbols.ascii, id="charts")
+
+    def on_mount(self) -> None:
+        """Begin to ask the devices."""
+        app = self.edgekit
+        settings = app.settings
+        self._every_s, self._window_s = max(PACES[0], settings.every_s), settings.window_s
+        try:
+            self._fleet = Fleet(
+                settings.state, settings.devices, every_s=self._every_s, window_s=self._window_s, now=app.now
+            )
+        except EdgekitError as error:
+            self.query_one("#alert", Static).update(f"{error.message} {error.hint}")
+            return
+        self._fleet.start()
+        self._set_timer()
+        self._say()
+        self.query_one(FleetTable).focus()
+
+    def on_unmount(self) -> None:
+        """Stop asking."""
+        if self._fleet is not None:
+            self._fleet.close()
+
+    def on_screen_suspend(self) -> None:
+        """Go on more slowly, so that the histories have no hole."""
+        if self._fleet is not None:
+            self._fleet.every_s = max(UNSEEN_S, self._every_s)
+
+    def on_screen_resume(self) -> None:
+        """Look at once."""
+        if self._fleet is not None:
+            self._fleet.every_s = self._every_s
+            self._fleet.hurry()
+            self._look()
+
+    def on_resize(self, event: Resize) -> None:
+        """Other columns fit."""
+        self.call_after_refresh(self._look)
+
+    def document(self) -> Any:
+        """What is shown, as JSON."""
+        return self._drawn.glance.to_dict() if self._drawn else None
+
+    def show(self, device: str = "", **what: Any) -> None:
+        """Choose the first row of a device."""
+        rows = self._drawn.rows if self._drawn else ()
+        key = next((row.key for row in rows if row.device == device), "")
+        if key:
+            self._picked = key
+            self._look()
+
+    @property
+    def chosen(self) -> Row | None:
+        """The row under the cursor."""
+        if self._drawn is None or not self._drawn.rows:
+            return None
+        key = self._key()
+        return next((row for row in self._drawn.rows if row.key == key), None)
+
+    def action_filter(self) -> None:
+        """Ask for the words that rows must hold."""
+
+        def answered(words: str | None) -> None:
+            if words is not None:
+                self._filter = words
+                self._say()
+                self._look()
+
+        self.app.push_screen(
+            Ask("Leave in the rows whose device, model, release, state or trouble holds:", "lost, line-3, @7f3a", self._filter),
+            answered,
+        )  # fmt: skip
+
+    def action_sort(self) -> None:
+        """Sort by the next column that is there."""
+        there = {column.name for column in self._columns()} | {SORTS[0]}
+        ways = [name for name in SORTS if name in there]
+        place = ways.index(self._sort) if self._sort in ways else 0
+        self._sort = ways[(place + 1) % len(ways)]
+        self._say()
+        self._look()
+
+    def action_window(self) -> None:
+        """The next window."""
+        later = [window for window in WINDOWS if window > self._window_s]
+        self._window_s = later[0] if later else WINDOWS[0]
+        if self._fleet is not None:
+            self._fleet.look_at(self._window_s)
+        self._say()
+        self._look()
+
+    def action_pace(self, by: int) -> None:
+        """Look more or less often."""
+        place = min(range(len(PACES)), key=lambda n: abs(PACES[n] - self._every_s)) + by
+        self._every_s = PACES[max(0, min(len(PACES) - 1, place))]
+        if self._fleet is not None:
+            self._fleet.every_s = self._every_s
+            self._fleet.hurry()
+        self._set_timer()
+        self._say()
+
+    def action_open(self) -> None:
+        """Show the worst incident of the row."""
+        self._to_incident("see it")
+
+    def action_rollback(self) -> None:
+        """Show the incident, where going back is asked for."""
+        self._to_incident("go back to the release before", rollback=True)
+
+    def action_ack(self) -> None:
+        """Acknowledge the worst incident."""
+        self._change("acknowledge it", lambda number, why: ("incident", "ack", str(number), "--why", why))
+
+    def action_silence(self) -> None:
+        """Silence the worst incident for an hour."""
+
+        def silence(number: int, why: str) -> tuple[str, ...]:
+            return ("incident", "silence", str(number), "--for", SILENCE, "--why", why)
+
+        self._change(f"silence it for {SILENCE}", silence)
+
+    @on(DataTable.RowSelected)
+    def _opened(self) -> None:
+        self.action_open()
+
+    @on(FleetTable.Went)
+    def _went(self, event: FleetTable.Went) -> None:
+        self._picked = event.key
+        self._tell()
+        self._look()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_interval(self._every_s, self._tick)
+        self.call_after_refresh(self._look)
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        beneath = self.app.screen is not self  # a question: each row beneath it is drawn twice
+        if self.is_current and (not beneath or self._ticks % max(1, round(BENEATH_S / self._every_s)) == 0):
+            self._look()
+
+    def _columns(self) -> tuple[Column, ...]:
+        return view.columns(self.size.width)
+
+    def _look(self) -> None:
+        if self._fleet is not None and self.is_mounted:
+            self._looks += 1
+            asked = (self._looks, self._fleet, self._key(), self._columns(), self._sort, self._filter)
+            in_thread(self, partial(self._glance, *asked), self._draw)
+
+    def _glance(
+        self, number: int, fleet: Fleet, key: str, columns: tuple[Column, ...], sort: str, words: str
+    ) -> Drawn:
+        """Make ready what is drawn; only the drawing is left to the app's thread."""
+        glance = fleet.glance(key)
+        rows = tuple(view.ordered(view.matching(glance.rows, words), sort))
+        symbols = self.edgekit.symbols
+        cells = tuple(
+            tuple(view.cells(row, columns, glance.sparks.get(row.key, {}), symbols, glance.time))
+            for row in rows
+        )
+        return Drawn(number, glance, rows, cells, columns)
+
+    def _draw(self, drawn: Drawn) -> None:
+        if not self.is_mounted or (self._drawn is not None and drawn.number < self._drawn.number):
+            return
+        self._drawn = drawn
+        self._picked = self.query_one(FleetTable).show(drawn.rows, drawn.cells, drawn.columns, self._picked)
+        self._draw_strip(drawn.glance)
+        self._tell()
+        self.set_class(bool(drawn.rows), "-charts")
+        if "-wide" in self.classes:
+            self.query_one(RowCharts).show(drawn.glance)
+
+    def _draw_strip(self, glance: Glance) -> None:
+        whole = Text(no_wrap=True, overflow="ellipsis")
+        for words, state in view.strip(glance, self.edgekit.symbols):
+            whole.append(words, state_style(self.app, state, bold=True) if state else "")
+            whole.append("   ")
+        shown = len(self._drawn.rows) if self._drawn else 0
+        if shown < len(glance.rows):
+            whole.append(f"{shown} of {len(glance.rows)} rows left in by the filter", "italic")
+        self._update("#strip", whole)
+        worst = glance.worst
+        words = f"{self.edgekit.symbols.of(worst.state)} {worst.state}  " if worst else ""
+        told = f"{words}{glance.alert}"
+        told = _fitted(told, self.size.width - 2, self.edgekit.symbols.ellipsis)
+        alert = Text(told, style=state_style(self.app, worst.state) if worst else "")
+        self._update("#alert", alert)
+
+    def _tell(self) -> None:
+        """Why the chosen row is as it is, and the shell's line for it."""
+        row = self.chosen
+        worst = self._drawn.glance.worst if self._drawn else None
+        told = worst is not None and row is not None and row.key == worst.key
+        self._update("#why", Text("" if row is None else _about(row, told=told)))
+        self.twin = self._twin(row)
+
+    def _update(self, name: str, text: Text) -> None:
+        line = self.query_one(name, Static)
+        if getattr(line, "told", None) != text.markup:
+            line.told = text.markup  # type: ignore[attr-defined]
+            line.update(text)
+
+    def _say(self) -> None:
+        words = [
+            f"refresh {span(self._every_s)}",
+            f"window {span_option(self._window_s)}",
+            f"sort {self._sort}",
+        ]
+        if self._filter:
+            words.append(f"filter '{self._filter}'")
+        self.title_text = "   ".join(words)
+
+    def _key(self) -> str:
+        if self._picked:
+            return self._picked
+        return self._drawn.rows[0].key if self._drawn and self._drawn.rows else ""
+
+    def _twin(self, row: Row | None) -> str:
+        device = self._fleet.device(row.device) if self._fleet and row else None
+        if device is not None and device.url:
+            token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
+            return f"curl {shlex.quote(device.url)}{token}"
+        host = device.host if device else ""
+        window = ("--window", span_option(self._window_s))
+        return Command(("monitor", "--once", *window, *self._state(row)), host=host).text
+
+    def _state(self, row: Row | None) -> tuple[str, ...]:
+        """The option that names the state folder of a row's device."""
+        device = self._fleet.device(row.device) if self._fleet and row else None
+        if device is not None and device.host:
+            return ("--state", str(device.state)) if device.state else ()
+        place = device.state if device is not None and device.state else self.edgekit.settings.state
+        return state_option(place)
+
+    def _incident(self, what: str) -> tuple[Row, Trouble] | None:
+        """The worst incident of the chosen row that has a number; a word why there is none."""
+        row = self.chosen
+        if row is None:
+            return None
+        known = [trouble for trouble in row.troubles if trouble.number]
+        if known:
+            return row, known[0]
+        device = self._fleet.device(row.device) if self._fleet else None
+        if device is not None and device.url and (row.troubles or row.state == "LOST"):
+            told = (
+                f"{row.device} is known by its metrics alone. To {what}, name it as {row.device}=ssh:USER@HOST, "
+                "or do it on the device: edgekit incident list"
+            )
+        else:
+            told = f"{row.device}: no incident is under way."
+            told += f" {row.why}" if row.why else ""
+        self.notify(told, markup=False)
+        return None
+
+    def _to_incident(self, what: str, **more: Any) -> None:
+        found = self._incident(what)
+        if found is not None:
+            row, trouble = found
+            device = self._fleet.device(row.device) if self._fleet else None
+            other = device if device is not None and device.host else None
+            self.edgekit.go("incident", number=trouble.number, device=other, **more)
+
+    def _change(self, what: str, arguments: Callable[[int, str], tuple[str, ...]]) -> None:
+        """Ask why, and run the command on the row's device."""
+        found = self._incident(what)
+        if found is None:
+            return
+        row, trouble = found
+        device = self._fleet.device(row.device) if self._fleet else None
+        host = device.host if device else ""
+
+        def done(outcome: Outcome) -> None:
+            if self._fleet is not None:
+                self._fleet.hurry()
+            self._look()
+
+        def answered(why: str | None) -> None:
+            if why:
+                command = Command((*arguments(trouble.number, why), *who(host), *self._state(row)), host=host)
+                self.edgekit.act(command, done, what=f"{row.device} #{trouble.number}: done")
+            elif why is not None:
+                self.notify("A reason is needed: it goes into the audit log.", severity="warning")
+
+        if not self.edgekit.writing:
+            self.notify("Read-only: press w to be able to change things.", severity="warning")
+            return
+        self.app.push_screen(
+            Ask(f"{row.device} #{trouble.number}: {trouble.what}\n\nWhy do you {what}?"), answered
+        )
+
+
+def _fitted(told: str, width: int, ellipsis: str) -> str:
+    """A sentence in the lines that there are; half a command is of no use, and what is left out is seen to be."""
+    lines = textwrap.wrap(told, width)
+    if len(lines) > ALERT_LINES and ": edgekit " in told:
+        lines = textwrap.wrap(f"{told.partition(': edgekit ')[0]}. Press enter.", width)
+    if len(lines) > ALERT_LINES:
+        rest = textwrap.shorten(" ".join(lines[ALERT_LINES - 1 :]), width, placeholder=f" {ellipsis}")
+        lines = [*lines[: ALERT_LINES - 1], rest]
+    return "\n".join(lines)
+
+
+def _about(row: Row, *, told: bool) -> str:
+    """A row in a few words: what is wrong and what to do, unless that is `told` above the table, and its counts."""
+    parts = [f"{row.device}: {row.why.rstrip('.')}."] if row.why and not told else [f"{row.device}:"]
+    if row.hint and not told:
+        parts.append(f"Next: {row.hint.rstrip('.')}.")
+    if len(row.troubles) > 1:
+        parts.append(f"{len(row.troubles)} incidents are under way.")
+    if told or not row.why:
+        many = f"{row.requests} request{'' if row.requests == 1 else 's'}"
+        alarms = f"{row.drift} drift alarm{'' if row.drift == 1 else 's'}"
+        parts.append(f"{many} in the window, {row.errors} failed, {alarms}.")
+    return " ".join(parts)

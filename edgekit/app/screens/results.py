@@ -1,0 +1,387 @@
+"""Screen 3: what was built: variants, pictures, samples; compare two, promote, serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical, VerticalScroll
+from textual.events import Resize
+from textual.widgets import ContentSwitcher, DataTable, Static
+
+from edgekit.app.screens.bundles import Beside, Bundles
+from edgekit.app.screens.deploy import Deploying
+from edgekit.app.screens.pictures import PicturesPane, styled
+from edgekit.app.screens.samples import SamplesPane
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views import bundles, differences, results
+from edgekit.app.views import samples as samples_view
+from edgekit.app.views.bundles import REPORT, Found
+from edgekit.app.views.command import Command
+from edgekit.app.views.results import Results, Row
+from edgekit.app.views.samples import Samples
+from edgekit.app.views.texts import plain
+from edgekit.base.errors import CorruptError
+
+LONGEST_NAME = 24
+OVERVIEW = {"picture", "axis", "up", "diff", "mark", "bundles", "samples"}
+
+
+class ResultsScreen(Deploying):
+    """The newest bundle, or the one that `show` names."""
+
+    NAME = "results"
+    DEFAULT_CSS = """
+    ResultsScreen #pages { height: 1fr; }
+    ResultsScreen #progress { height: auto; padding: 0 1; display: none; }
+    ResultsScreen #split { layout: vertical; height: 1fr; }
+    ResultsScreen.-wide #split { layout: horizontal; }
+    ResultsScreen #left { width: 1fr; height: 1fr; }
+    ResultsScreen #variants { height: auto; max-height: 12; }
+    ResultsScreen #more { height: 1fr; padding: 0 1; }
+    ResultsScreen #detail { height: auto; }
+    ResultsScreen #pictures { width: 1fr; height: 1fr; display: none; }
+    ResultsScreen.-wide #pictures { display: block; width: 36%; min-width: 42; border-left: solid $panel; }
+    ResultsScreen.-drawn #pictures { display: block; height: 1fr; }
+    ResultsScreen.-drawn #left { height: auto; }
+    ResultsScreen.-drawn #more { display: none; }
+    ResultsScreen.-wide #left { height: 1fr; }
+    ResultsScreen.-wide #more { display: block; }
+    ResultsScreen #nothing { padding: 1 2; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("v", "picture", "Picture", id="results-picture", tooltip="Pareto plot, drift by stage, reliability"),
+        Binding("x", "axis", "X axis", id="results-axis", tooltip="Size, time to the first token or memory"),
+        Binding("k", "up", "Y axis", id="results-up", tooltip="Mean KLD or accuracy lost", show=False),
+        Binding("space", "mark", "Mark", id="results-mark", tooltip="Mark a variant to compare", show=False),
+        Binding("d", "diff", "Diff", id="results-diff", tooltip="The two marked variants beside each other"),
+        Binding("s", "samples", "Samples", id="results-samples", tooltip="Answers side by side"),
+        Binding("b", "bundles", "Bundles", id="results-bundles", tooltip="Choose a bundle, or compare two"),
+        Binding("P", "promote", "Promote", id="results-promote", tooltip="Import it on this device and put it on trial"),
+        Binding("S", "serve", "Serve", id="results-serve", tooltip="Serve the release in use"),
+        Binding("h", "page", "Report page", id="results-page", tooltip="Where report.html is", show=False),
+    ]  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = Samples()
+        self._bundle: Path | None = None
+        self._stamp: tuple[int, ...] = ()
+        self._marked: list[str] = []
+        self._columns: list[str] = []
+        self._looking = False
+
+    def compose_view(self) -> ComposeResult:
+        """A table beside a picture, or samples, or why there is neither."""
+        with ContentSwitcher(initial="nothing", id="pages"):
+            yield Static("Looking for bundles ...", id="nothing", markup=False)
+            with Vertical(id="overview"):
+                yield Static(id="progress", markup=False)
+                with Container(id="split"):
+                    with Vertical(id="left"):
+                        yield DataTable(id="variants", cursor_type="row", zebra_stripes=False)
+                        with VerticalScroll(id="more"):
+                            yield Static(id="detail", markup=False)
+                    yield PicturesPane(self.edgekit.symbols, id="pictures")
+            yield SamplesPane(self.edgekit.symbols, id="samples")
+
+    def on_mount(self) -> None:
+        """Look for the newest bundle, and look again when its report changes."""
+        self.title_text = "no bundle yet"
+        self.every(self._look)
+
+    # Reading
+
+    def show(self, bundle: Path | None = None, **what: Any) -> None:
+        """Turn to a bundle."""
+        if bundle is not None and Path(bundle) != self._bundle:
+            self._bundle, self._stamp, self._marked, self.progress = Path(bundle), (), [], ()
+        self._look()
+
+    def _look(self) -> None:
+        """Look in a thread, once at a time."""
+        if self._looking:
+            return
+        self._looking, asked = True, self._bundle
+
+        def looked(draw: Callable[[], None] | None) -> None:
+            self._looking = False
+            if draw is not None:
+                draw()
+            if self._bundle is not None and self._bundle != asked:  # another one was asked for meanwhile
+                self._look()
+
+        in_thread(self, partial(self._read, self.edgekit.settings.bundles, asked, self._stamp), looked)
+
+    def _read(self, folder: Path, asked: Path | None, before: tuple[int, ...]) -> Callable[[], None] | None:
+        """In a thread: read the bundle when there is another, or when its report is not the one that is shown."""
+        bundle = asked or bundles.newest(folder)
+        if bundle is None:
+            fault = f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  edgekit build --model smollm2-135m --data demo --target cpu-int4"
+            return partial(self._failed, None, fault, (0,))
+        try:
+            found = (bundle / REPORT).stat()
+            stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except OSError:
+            stamp = (1,)
+        if stamp == before and bundle == asked:
+            return None
+        try:
+            loaded, samples = results.load(bundle), samples_view.read(bundle).counted()
+        except CorruptError as error:
+            said = f"{error.message}\n\nNext: {error.hint}\nAnother bundle: press b"
+            return partial(self._failed, bundle, said, stamp)
+        return partial(self._loaded, loaded, samples, stamp)
+
+    def _failed(self, bundle: Path | None, said: str, stamp: tuple[int, ...]) -> None:
+        if self._bundle not in (None, bundle):
+            return  # another one was asked for meanwhile
+        if stamp == self._stamp and self.results is None:
+            return
+        self._bundle, self._stamp, self.results, self.samples = bundle, stamp, None, Samples()
+        sign = self.edgekit.symbols
+        mark = f"{sign.warning} " if bundle else ""
+        self.query_one("#nothing", Static).update(f"{mark}{said}")
+        self.query_one("#pages", ContentSwitcher).current = "nothing"
+        self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
+        self.refresh_bindings()
+        self.draw_twin()
+
+    def _loaded(self, loaded: Results, samples: Samples, stamp: tuple[int, ...]) -> None:
+        if self._bundle not in (None, loaded.bundle):
+            return
+        self._bundle, self._stamp, self.results, self.samples = loaded.bundle, stamp, loaded, samples
+        pages = self.query_one("#pages", ContentSwitcher)
+        self.query_one(SamplesPane).put(samples, loaded.bundle)
+        if pages.current == "nothing":
+            pages.current = "overview"
+            self.query_one("#variants").focus()
+        self.refresh_bindings()
+        self._draw()
+
+    # Drawing
+
+    def _draw(self) -> None:
+        if self.results is None:
+            return
+        self.title_text = results.title(self.results, self.edgekit.symbols)
+        self.query_one(PicturesPane).put(self.results)
+        self._draw_table(self.results)
+        self._draw_detail()
+        self.draw_progress()
+        self.draw_twin()
+
+    def _draw_table(self, found: Results) -> None:
+        table, symbols = self.query_one("#variants", DataTable), self.edgekit.symbols
+        width = self.size.width - (max(42, round(0.36 * self.size.width)) if self.has_class("-wide") else 0)
+        names = min(LONGEST_NAME, max([9, *(3 + len(row.variant.name) for row in found.rows)]))
+        gates = max([5, *(len(results.gate_word(row, symbols, 22)) for row in found.rows)])
+        columns = results.columns_for(found.rows, width - names - gates - 4)
+        table.clear(columns=True)
+        table.add_column("  variant", key="name", width=names)
+        for (
+            column
+        ) in columns:  # widths are given: the table's own are found later, and not always before it draws
+            wide = max([len(column.head), *(len(column.cell(row)) for row in found.rows)])
+            table.add_column(Text(column.head, justify="right"), key=column.key, width=wide)
+        table.add_column("gates", key="gate", width=gates)
+        front = self.query_one(PicturesPane).front
+        cursor = self._cursor
+        for row in found.rows:
+            name = row.variant.name
+            signs = ("*" if name in self._marked else " ") + (symbols.dot if name in front else " ")
+            style = "bold red" if row.failed else ""
+            cells = [Text(column.cell(row), justify="right") for column in columns]
+            word = Text(results.gate_word(row, symbols, 22), style)
+            table.add_row(Text(f"{signs} {name}"), *cells, word, key=name)
+        rows = [row.variant.name for row in found.rows]
+        if cursor not in rows:
+            cursor = next(
+                (row.variant.name for row in found.rows if row.variant.path), rows[0] if rows else ""
+            )
+        if cursor:
+            table.move_cursor(row=rows.index(cursor))
+        self._cursor = cursor
+
+    _cursor: str = ""
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        """Tell of the variant under the cursor."""
+        rows, at = self.results.rows if self.results else (), event.data_table.cursor_row
+        if (
+            at < len(rows) and (name := rows[at].variant.name) != self._cursor
+        ):  # where it is now, not where it was
+            self._cursor = name
+            self._draw_detail()
+
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        """Enter goes to what is told of it, to scroll there."""
+        self.remove_class("-drawn")
+        self.query_one("#more").focus()
+
+    def _row(self) -> Row | None:
+        return self.results.row(self._cursor) if self.results else None
+
+    def _draw_detail(self) -> None:
+        if self.results is not None:
+            lines = results.detail(self.results, self._row(), self.edgekit.symbols)
+            self.query_one("#detail", Static).update(styled(lines))
+
+    def draw_twin(self) -> None:
+        """The pending command, or the one that tells the same as what is shown."""
+        if self.pending is not None:
+            self.twin = self.pending.text
+        elif self._in_samples:
+            self.twin = self.query_one(SamplesPane).twin
+        elif self._bundle is None:
+            self.twin = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
+        elif len(self._marked) == 2 and set(self._marked) <= set(self.samples.variants):
+            self.twin = samples_view.compare_command(self._bundle, *self._marked).text
+        else:
+            self.twin = Command(("verify", str(self._bundle))).text
+
+    def on_resize(self, event: Resize) -> None:
+        """Other columns fit now."""
+        self.call_after_refresh(self._draw)
+
+    # Exporting
+
+    def document(self) -> Any:
+        """The table, or the samples that are stepped through."""
+        if self.results is None:
+            return None
+        if self._in_samples:
+            return samples_view.document(self.samples, self.query_one(SamplesPane).shown)
+        return results.table(self.results)
+
+    # Keys
+
+    @property
+    def _in_samples(self) -> bool:
+        return self.is_mounted and self.query_one("#pages", ContentSwitcher).current == "samples"
+
+    def offers(self, action: str) -> bool:
+        """Hide what does nothing here."""
+        if action in OVERVIEW - {"bundles"}:
+            return self.results is not None and not self._in_samples
+        if action == "bundles":
+            return not self._in_samples
+        return True
+
+    def action_picture(self) -> None:
+        """The next picture; on a narrow terminal the table alone comes after the last."""
+        pane = self.query_one(PicturesPane)
+        if self.has_class("-wide"):
+            pane.next_picture()
+        elif self.has_class("-drawn"):
+            self.set_class(not pane.is_last, "-drawn")
+            pane.next_picture()
+        else:
+            self.add_class("-drawn")
+
+    def action_axis(self) -> None:
+        """Another measure across."""
+        self._turn(x=1)
+
+    def action_up(self) -> None:
+        """Another measure up."""
+        self._turn(y=1)
+
+    def _turn(self, **axes: int) -> None:
+        self.add_class("-drawn")
+        self.query_one(PicturesPane).turn_axis(**axes)
+        self._draw()
+
+    def action_mark(self) -> None:
+        """Mark the variant under the cursor; the third mark takes the first's place."""
+        name = self._cursor
+        if name in self._marked:
+            self._marked.remove(name)
+        elif name:
+            self._marked = [*self._marked[-1:], name]
+        self._draw()
+
+    def action_diff(self) -> None:
+        """The two marked variants, or the marked one and the one under the cursor."""
+        names = self._marked if len(self._marked) == 2 else [*self._marked, self._cursor]
+        rows = [row for name in dict.fromkeys(names) if self.results and (row := self.results.row(name))]
+        if len(rows) != 2:
+            self.notify(
+                "Mark two variants with space, then press d. Two bundles: press b.", severity="warning"
+            )
+            return
+        first, second = rows
+        tables = [("figure", differences.differences(first, second))]
+        if (a := first.variant.name) in self.samples.variants and (
+            b := second.variant.name
+        ) in self.samples.variants:
+            tables.append(("answers", samples_view.differences(self.samples, a, b)))
+        self.app.push_screen(Beside((first.variant.name, second.variant.name), tables))
+
+    def action_samples(self) -> None:
+        """The answers side by side."""
+        self.query_one("#pages", ContentSwitcher).current = "samples"
+        self.query_one("#sample").focus()
+        self.refresh_bindings()
+        self.call_after_refresh(self.query_one(SamplesPane).draw)
+
+    def on_samples_pane_closed(self, message: SamplesPane.Closed) -> None:
+        """Back to the table."""
+        self.query_one("#pages", ContentSwitcher).current = "overview" if self.results else "nothing"
+        self.query_one("#variants").focus()
+        self.refresh_bindings()
+        self.draw_twin()
+
+    def on_samples_pane_turned(self, message: SamplesPane.Turned) -> None:
+        """The twin tells of the sample."""
+        self.draw_twin()
+
+    def action_page(self) -> None:
+        """Where the page is."""
+        if self._bundle is not None:
+            page = (self._bundle / "report.html").resolve()
+            said = (
+                str(page) if page.is_file() else f"{page} is not there: this bundle was written without one."
+            )
+            self.notify(said, title="Report for a browser", timeout=15, markup=False)
+
+    def action_bundles(self) -> None:
+        """Choose another bundle."""
+        in_thread(self, partial(bundles.bundles_in, self.edgekit.settings.bundles), self._choose)
+
+    def _choose(self, found: list[Found]) -> None:
+        folder = self.edgekit.settings.bundles
+        if not found:
+            said = f"There is no bundle in {folder} yet; press 1 to build one."
+            self.notify(said, severity="warning", markup=False)
+            return
+
+        def chosen(paths: tuple[Path, ...] | None) -> None:
+            if paths and len(paths) == 2:
+                self._compare_bundles(*paths)
+            elif paths:
+                self.show(bundle=paths[0])
+
+        if self.is_active:  # else the person has gone on to something else
+            self.app.push_screen(Bundles(found, folder, self.edgekit.symbols, self.edgekit.now()), chosen)
+
+    def _compare_bundles(self, first: Path, second: Path) -> None:
+        def compare() -> Beside | CorruptError:
+            try:
+                a, b = results.load(first), results.load(second)
+            except CorruptError as error:
+                return error
+            return Beside((a.name, b.name), differences.between(a, b))
+
+        def compared(found: Beside | CorruptError) -> None:
+            if isinstance(found, CorruptError):
+                self.complain(found)
+            elif self.is_active:
+                self.app.push_screen(found)
+
+        in_thread(self, compare, compared)

@@ -1,0 +1,216 @@
+"""Going back to the release before: the question with its typed word, and the minute's watch after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from edgekit.app.screens.base import READ_ONLY, View
+from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views import rollback
+from edgekit.app.views.command import Outcome
+from edgekit.app.views.incident import Source
+from edgekit.app.views.rollback import Look, Plan, Verdict, Watch
+from edgekit.base.console import span
+from edgekit.base.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.tui import EdgekitApp
+
+BAR = 40
+
+
+class RollingBack(View):
+    """A screen from which a device can go back to its release before."""
+
+    @property
+    def source(self) -> Source:
+        """The device that is looked at."""
+        raise NotImplementedError
+
+    @property
+    def subject(self) -> object:
+        """What is shown: a question that was asked for while this was is not put while another is."""
+        return self.source
+
+    def reason(self) -> str:
+        """What stands in the question for the reason at first."""
+        return ""
+
+    def say(self, words: str) -> None:
+        """Show a sentence that stays until the next one."""
+        raise NotImplementedError
+
+    def changed(self, outcome: Outcome) -> None:
+        """Called when a command has ended that changes something."""
+        raise NotImplementedError
+
+    def may(self) -> bool:
+        """Whether things can be changed; says so when they cannot."""
+        if not self.edgekit.writing:
+            self.notify(READ_ONLY, markup=False, severity="warning")
+        return self.edgekit.writing
+
+    def action_roll_back(self) -> None:
+        """Read the releases of the device, then ask."""
+        source, subject = self.source, self.subject
+        if source.by_url:
+            self.say("A release is rolled back on the device, or by SSH: name it as NAME=ssh:USER@HOST.")
+        elif self.may():
+            self.say(f"Reading the releases of {source.name}...")
+            self.edgekit.ask(
+                source.command("releases", "list"), lambda outcome: self._planned(source, subject, outcome)
+            )
+
+    def _planned(self, source: Source, subject: object, outcome: Outcome) -> None:
+        if subject != self.subject:
+            return  # the person is looking at something else by now
+        self.say("")
+        if not self.is_current:
+            return
+        try:
+            plan = rollback.plan(outcome, source)
+        except EdgekitError as error:
+            self.say(f"{error.message} {error.hint}".strip())
+            return
+
+        def reasoned(why: str | None) -> None:
+            if why is None:
+                return
+            if not why:
+                self.say("A rollback needs a reason, for the log of releases; nothing changed.")
+                return
+            self._confirm(plan, source, why)
+
+        self.app.push_screen(
+            Ask("Roll back: why? The reason goes into the log of releases.", "why", self.reason()), reasoned
+        )
+
+    def _confirm(self, plan: Plan, source: Source, why: str) -> None:
+        command = rollback.rollback(source, plan.leaving, why)
+
+        def confirmed(yes: bool | None) -> None:
+            if yes:
+                self.edgekit.act(command, lambda outcome: self._rolled(source, outcome))
+
+        lines = plan.lines()  # the command before what it does: a small terminal shows the first lines
+        text = "\n".join(
+            [f"Roll back {source.name}", "", *lines[:2], "", f"$ {command.text}", "", *lines[2:]]
+        )
+        self.app.push_screen(Confirm(text, plan.typed), confirmed)
+
+    def _rolled(self, source: Source, outcome: Outcome) -> None:
+        self.changed(outcome)
+        if outcome.code == 0:
+            release = rollback.in_use_now(outcome)
+            self.app.push_screen(HealthWatch(source, release), lambda words: self.say(words or ""))
+
+
+class HealthWatch(ModalScreen[str]):
+    """A minute after a rollback: is the release before in use, and does it answer? Ends with its verdict in words."""
+
+    DEFAULT_CSS = """
+    HealthWatch { align: center middle; }
+    HealthWatch > Vertical { width: 76; max-width: 95%; height: auto; max-height: 95%; border: round $primary;
+        background: $surface; padding: 0 1; }
+    HealthWatch VerticalScroll { height: auto; max-height: 16; }
+    HealthWatch #verdict { text-style: bold; margin-top: 1; }
+    HealthWatch #verdict.well { color: $text-success; }
+    HealthWatch #verdict.bad { color: $text-error; }
+    HealthWatch #keys { color: $text-muted; margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Leave the watch"),
+        Binding("enter", "leave_at_end", "Close", show=False),
+    ]
+
+    def __init__(self, source: Source, release: str) -> None:
+        super().__init__()
+        self._source, self._release = source, release
+        self._watch: Watch | None = None
+        self._verdict: Verdict | None = None
+        self._looking = False
+
+    def compose(self) -> ComposeResult:
+        """Countdown, figures, verdict."""
+        with Vertical():
+            yield Static(id="count", markup=False)
+            with VerticalScroll(can_focus=False):
+                yield Static(id="figures", markup=False)
+                yield Static(id="verdict", markup=False)
+            yield Static(id="keys", markup=False)
+
+    def on_mount(self) -> None:
+        """Begin."""
+        self._watch = Watch(self._source, self._release, self._app.now())
+        self._tick()
+        self.set_interval(1.0, self._tick)
+
+    @property
+    def _app(self) -> EdgekitApp:
+        return cast("EdgekitApp", self.app)
+
+    def _tick(self) -> None:
+        assert self._watch is not None
+        if self._verdict is None and not self._looking:
+            self._looking = True
+            self._look(self._watch, self._app.now())
+        self._draw()
+
+    def _look(self, watch: Watch, now: float) -> None:
+        elapsed_s = now - watch.began
+        in_thread(self, lambda: rollback.look(watch.source, watch.release, elapsed_s, now), self._have)
+
+    def _have(self, seen: Look) -> None:
+        self._looking = False
+        if self._watch is not None and self._verdict is None:
+            self._watch = self._watch.taking(seen)
+            self._verdict = self._watch.verdict(self._app.now())
+            self._draw()
+
+    def _draw(self) -> None:
+        watch, sign = self._watch, self._app.symbols
+        if watch is None or len(self.query("#count, #keys")) < 2:
+            return  # not composed yet, or being taken down
+        left = watch.left_s(self._app.now())
+        done = 1.0 - left / rollback.WATCH_S
+        end = "over" if self._verdict else f"{left:.0f} s left"
+        self.query_one("#count", Static).update(
+            f"HEALTH WATCH of {watch.release or 'the release before'} on {watch.source.name}\n{sign.bar(done, BAR)}  {end}"
+        )
+        self.query_one("#figures", Static).update(Text("\n".join(watch.figures())))
+        line = self.query_one("#verdict", Static)
+        if self._verdict is not None:
+            mark = {"HEALTHY": sign.ok, "NOT PROVEN": sign.lost}.get(self._verdict.word, sign.failed)
+            line.set_class(self._verdict.word == "HEALTHY", "well").set_class(
+                self._verdict.word == "STILL BAD", "bad"
+            )
+            line.update(Text(f"{mark} {self._verdict.words}"))
+        else:
+            so_far = watch.trouble()
+            line.update(Text(f"So far: {so_far.why if so_far else 'nothing is wrong'}"))
+        self.query_one("#keys", Static).update(
+            "enter or esc closes this"
+            if self._verdict
+            else "esc leaves the watch before its end; the release stays"
+        )
+
+    def action_leave_at_end(self) -> None:
+        """Close it, once the verdict is there."""
+        if self._verdict is not None:
+            self.action_leave()
+
+    def action_leave(self) -> None:
+        """Close it; a watch that was left proves nothing, and says so."""
+        if self._verdict is not None:
+            self.dismiss(self._verdict.words)
+        elif self._watch is not None:
+            gone = span(rollback.WATCH_S - self._watch.left_s(self._app.now()))
+            self.dismiss(f"NOT PROVEN: the health watch of {self._release} was left after {gone}.")

@@ -1,0 +1,251 @@
+"""Screen 2: the build under way in this cache, whoever started it, or how the last one ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from functools import partial
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.events import Resize
+from textual.widgets import Static
+
+from edgekit.app.screens.base import View
+from edgekit.app.screens.chart import Chart, Series
+from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.run_log import LogPane
+from edgekit.app.screens.run_parts import Parts
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views.run import Watch
+from edgekit.app.views.run_fold import RunView, matching
+from edgekit.app.views.wizard import Choice
+from edgekit.base.errors import EdgekitError
+from edgekit.build import runs
+
+PLOTS = ("loss", "drift")
+
+
+class RunScreen(View):
+    """Stages, curves, log and memory of a build; `c` stops it, and keeps what is finished."""
+
+    NAME = "run"
+    DEFAULT_CSS = """
+    RunScreen #verdict { height: auto; max-height: 5; padding: 0 1; }
+    RunScreen #upper { height: auto; layout: horizontal; }
+    RunScreen #stages { padding: 0 1; height: auto; width: 1fr; }
+    RunScreen #plot { display: none; height: 100%; width: 1fr; padding: 0 1; }
+    RunScreen #drift { display: none; padding: 0 1; height: 100%; }
+    RunScreen #chart { height: 100%; }
+    RunScreen.-drift #drift { display: block; }
+    RunScreen.-drift #chart { display: none; }
+    RunScreen.-wide #plot { display: block; }
+    RunScreen.-wide #stages { width: auto; }
+    RunScreen.-plot #plot { display: block; }
+    RunScreen.-plot.-narrow #stages { display: none; }
+    RunScreen #now { height: 1; padding: 0 1; text-style: bold; }
+    RunScreen #head { height: 1; padding: 0 1; color: $text-muted; }
+    RunScreen #log { height: 1fr; padding: 0 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c", "cancel", "Cancel", id="run-cancel", tooltip="Stop the build; finished stages are kept"),
+        Binding("enter", "results", "Results", id="run-results", key_display="enter", tooltip="What the run built, and how good it is"),
+        Binding("v", "plot", "Plot", id="run-plot", tooltip="Loss, or drift by stage"),
+        Binding("f", "follow", "Follow", id="run-follow", tooltip="Keep the newest line of the log in view"),
+        Binding("slash", "filter", "Filter", id="run-filter", key_display="/", tooltip="Only lines that hold a text"),
+    ]  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._view = RunView()
+        self._watch: Watch | None = None
+        self._looking = False
+        self._asked: dict[int, float] = {}  # when each process was asked to stop
+        self._filter = ""
+        self._held = 0
+        self._plot = 0
+        self._drawn: dict[str, object] = {}
+
+    def compose_view(self) -> ComposeResult:
+        """Verdict, stages beside plots, the stage under way, and the log."""
+        with Vertical():
+            yield Static(id="verdict", markup=False)
+            with Horizontal(id="upper"):
+                yield Static(id="stages", markup=False)
+                with Vertical(id="plot"):
+                    yield Chart(id="chart")
+                    yield Static(id="drift", markup=False)
+            yield Static(id="now", markup=False)
+            yield Static(id="head", markup=False)
+            yield LogPane("log", self.edgekit.symbols.ellipsis)
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self._watch = Watch(self.edgekit.settings.cache_dir)
+        self.query_one(LogPane).focus()
+        self.watch(self.query_one(LogPane), "following", self._draw_head, init=False)
+        self.every(self._look)
+
+    def on_resize(self, event: Resize) -> None:
+        """Lay the stages out anew."""
+        self._drawn.clear()
+        self._draw()
+
+    def document(self) -> Any:
+        """The run as JSON."""
+        return None if self._view.state == "NONE" else self._view.document()
+
+    def _look(self) -> None:
+        if self._watch is not None and not self._looking:
+            self._looking = True
+            in_thread(self, partial(self._watch.look, self.edgekit.now()), self._looked)
+
+    def _looked(self, view: RunView) -> None:
+        self._looking, self._view = False, view
+        self._draw()
+
+    def offers(self, action: str) -> bool:
+        """Keys that mean something now."""
+        if action == "cancel":
+            return self._view.state == "RUNNING" and not self.edgekit.settings.demo
+        if action == "results":
+            return self._view.state in ("PASSED", "FAILED")
+        return True
+
+    def action_cancel(self) -> None:
+        """Ask, then stop the run as ctrl-c in its shell does."""
+        run = self._view.run
+        if run is None or self._view.state != "RUNNING" or run.pid == os.getpid():
+            return
+        if not self._view.ours and not self.edgekit.writing:
+            self.notify("It was not started here. Press w first to be able to stop it.", severity="warning")
+            return
+        text = (
+            f"Stop the build of {run.model} for {run.target}? It keeps finished stages, and the same command goes on "
+            f"from there.\n\n$ {self.twin}"
+        )
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._stop(run)
+
+        self.edgekit.push_screen(Confirm(text), answered)
+
+    def _stop(self, run: runs.Run) -> None:
+        def stop() -> EdgekitError | None:
+            try:
+                runs.interrupt(run)
+            except EdgekitError as error:
+                return error
+            return None
+
+        def stopped(error: EdgekitError | None) -> None:
+            if error is None:
+                self._asked[run.pid] = self.edgekit.now()
+            else:
+                self.complain(error)
+
+        in_thread(self, stop, stopped)
+
+    def action_results(self) -> None:
+        """What it built."""
+        if self._view.run is not None:
+            self.edgekit.go("results", bundle=self._view.run.out)
+
+    def action_plot(self) -> None:
+        """Loss or drift beside the stages; without room for both, the stages again after them."""
+        choices = len(PLOTS) + (0 if self._parts.wide else 1)
+        self._plot = (self._plot + 1) % choices
+        self._drawn.clear()
+        self._draw()
+
+    def action_follow(self) -> None:
+        """Follow the log's end, or stay."""
+        log = self.query_one(LogPane)
+        log.following = not log.following
+
+    def action_filter(self) -> None:
+        """Ask for a text, and show the lines that hold it; an empty one shows all."""
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                self._filter = text
+                self._draw()
+
+        self.edgekit.push_screen(Ask("Lines of the log that hold:", "all lines", self._filter), answered)
+
+    @property
+    def _parts(self) -> Parts:
+        run, size = self._view.run, self.size
+        asked = None if run is None else self._asked.get(run.pid)
+        return Parts(self._view, self.edgekit.symbols, size.width, size.height, self.edgekit.now(), asked)
+
+    def _draw(self) -> None:
+        """Draw what changed."""
+        if not self.is_mounted:
+            return
+        view, parts = self._view, self._parts
+        self.title_text, self.twin = parts.title(), self._twin()
+        choices = PLOTS if parts.wide else (None, *PLOTS)
+        shown = choices[self._plot % len(choices)]
+        self.set_class(shown == "drift", "-drift")
+        self.set_class(shown is not None, "-plot")
+        self._put("verdict", parts.verdict())
+        self._put("stages", parts.stages())
+        self._put("now", Text(parts.now(), no_wrap=True, overflow="ellipsis"))
+        if shown == "loss" and self._changed("loss", (view.loss, view.validation, self.size)):
+            self._draw_loss()
+        if shown == "drift":
+            self._put("drift", parts.drift())
+        if self._changed("log", (view.log[-1:], len(view.log), self._filter)):
+            lines = [(line.word, line.words(parts.at)) for line in matching(view.log, self._filter, parts.at)]
+            self._held = len(lines)
+            self.query_one(LogPane).put(lines)
+        self._draw_head()
+        self.query_one("#upper").styles.height = parts.upper_height(shown is not None)
+        self.query_one("#stages").styles.width = parts.stages_width if parts.wide else "1fr"
+        if self._changed("state", view.state):
+            self.refresh_bindings()
+
+    def _changed(self, name: str, value: object) -> bool:
+        if name in self._drawn and self._drawn[name] == value:
+            return False
+        self._drawn[name] = value
+        return True
+
+    def _put(self, id: str, text: Text) -> None:
+        if self._changed(id, text):
+            line = self.query_one(f"#{id}", Static)
+            line.update(text)
+            if id in ("verdict", "now"):
+                line.display = bool(text)
+
+    def _twin(self) -> str:
+        view, settings = self._view, self.edgekit.settings
+        build = (Choice() if settings.demo else Choice(cache_dir=settings.cache_dir)).build.text
+        if settings.demo:
+            return build
+        if view.run is not None and view.state == "RUNNING":
+            return f"kill -INT {view.run.pid}"
+        return f"cat {shlex.quote(str(settings.cache_dir / runs.FILE))}" if view.run is not None else build
+
+    def _draw_loss(self) -> None:
+        view, chart = self._view, self.query_one(Chart)
+        series = []
+        if view.loss.xs:
+            series.append(Series("loss", view.loss.xs, view.loss.ys))
+        if view.validation.xs:
+            series.append(Series("validation loss", view.validation.xs, view.validation.ys, "scatter", "o"))
+        title = "loss by step, nats" if series else "no loss yet: it comes with tune"
+        chart.draw(series, title=title)
+
+    def _draw_head(self, *_: object) -> None:
+        """The line above the log."""
+        sign, view = self.edgekit.symbols, self._view
+        follow = "following" if self.query_one(LogPane).following else "not following"
+        held = f"{self._held} of {len(view.log)} lines hold '{self._filter}'" if self._filter else ""
+        words = "  ".join(part for part in (f"{sign.line * 2} log", follow, held) if part)
+        self._put("head", Text(f"{words} {sign.line * self.size.width}", no_wrap=True, overflow="crop"))

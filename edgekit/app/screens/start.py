@@ -1,0 +1,68 @@
+"""Starting a build from a screen: asked once, in a process of its own, then watched; or why it did not start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from edgekit.app.screens.base import View
+from edgekit.app.screens.dialogs import Confirm
+from edgekit.app.screens.pages import Sheet
+from edgekit.app.screens.threads import in_thread
+from edgekit.app.views import wizard
+from edgekit.app.views.command import Outcome
+from edgekit.app.views.launch import launch
+from edgekit.app.views.wizard import Choice
+from edgekit.build import runs
+
+NOT_STARTED = "The build did not start"
+
+
+class Starter:
+    """Starts one build at a time for `screen`; `changed` is called when `busy` changes."""
+
+    def __init__(self, screen: View, changed: Callable[[], None]) -> None:
+        self._screen, self._changed = screen, changed
+        self.busy = False
+
+    def ask(self, choice: Choice, plan: Outcome | None) -> None:
+        """Ask whether to build `choice`, or to watch the build that runs in its cache already."""
+        in_thread(self._screen, partial(runs.read, choice.cache_dir), partial(self._ask, choice, plan))
+
+    def _ask(self, choice: Choice, plan: Outcome | None, run: runs.Run | None) -> None:
+        app = self._screen.edgekit
+        if not self._screen.is_active:
+            return  # the person has gone on to something else, or is asked already
+        if run is not None and run.state == "RUNNING":
+            text = f"A build of {run.model} for {run.target} runs here already. Watch it?"
+            app.push_screen(Confirm(text), lambda yes: app.go("run") if yes else None)
+            return
+        found = wizard.planned(plan)
+        takes = f"takes about {wizard.minutes(found)} min" if found else "takes a while"
+        fetch = f"{choice.model} is fetched from the hub first.\n" if choice.fetched else ""
+        text = f"Build it? It {takes}, and goes on when you close the app.\n{fetch}\n$ {choice.build.text}"
+        app.push_screen(Confirm(text), partial(self._answered, choice))
+
+    def _answered(self, choice: Choice, yes: bool | None) -> None:
+        if not yes:
+            return
+        self.busy = True
+        self._changed()
+
+        app = self._screen.app
+        start = partial(launch, choice.build, choice.cache_dir, gone=lambda: not app.is_running)
+        in_thread(self._screen, start, self._started)
+
+    def _started(self, why: str) -> None:
+        self.busy = False
+        self._changed()
+        app = self._screen.edgekit
+        here = self._screen.is_active  # else a question is open, or another screen
+        if why and here:
+            app.push_screen(Sheet(NOT_STARTED, why))
+        elif why:
+            app.notify(why, title=NOT_STARTED, severity="error", timeout=20, markup=False)
+        elif here:
+            app.go("run")
+        else:
+            app.notify("The build runs: press 2.")

@@ -1,0 +1,115 @@
+"""What it takes to put a bundle to use: import it, promote it, serve the release in use."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.app.views.command import Command
+from edgekit.app.views.launch import last_words
+from edgekit.app.views.report import text
+from edgekit.app.views.results import Results
+
+READY_S = 120.0
+OURS = "a server of edgekit"
+
+
+def import_command(bundle: Path, state: Path) -> Command:
+    """The command that brings a bundle onto this device."""
+    return Command(("releases", "import", str(bundle), "--state", str(state)))
+
+
+def promote_command(release: str, why: str, state: Path) -> Command:
+    """The command that puts a release on trial."""
+    return Command(("releases", "promote", release, "--why", why, "--state", str(state), "--yes"))
+
+
+def serve_command(state: Path, port: int) -> Command:
+    """The command that serves the release in use."""
+    return Command(("serve", "--state", str(state), "--port", str(port)))
+
+
+def refusal(results: Results | None) -> str:
+    """Why a bundle cannot be promoted, before anything runs; empty when it can be tried."""
+    if results is None:
+        return "There is no bundle here that can be read, so none can be promoted. Build one: press 1."
+    if not results.passed:
+        names = ", ".join(gate["name"] for gate in results.failed) or f"its verdict is {results.verdict}"
+        return f"{results.name} did not pass and cannot be promoted: {names}."
+    return ""
+
+
+def promoted_words(document: Any) -> str:
+    """How a promotion ended, with what the comparison found."""
+    found = document if isinstance(document, dict) else {}
+    name, place = text(found.get("name")) or "The release", found.get("place")
+    if place == "pending":
+        said = f"{name} is on trial: it is good once a server that opened it says so, and out after {found.get('tries')} starts."  # fmt: skip
+    else:
+        said = f"{name} is in use already."
+    comparison = found.get("comparison")
+    if isinstance(comparison, dict):
+        return f"{said} Compared with the version before: {text(comparison.get('detail'))}."
+    return f"{said} There was no version before it to compare with." if place == "pending" else said
+
+
+def port_of(typed: str) -> int | None:
+    """The port that was typed, 8080 for none; None when it is no port."""
+    whole = typed.strip() or "8080"
+    return int(whole) if whole.isascii() and whole.isdigit() and 0 < int(whole[:6]) < 65536 else None
+
+
+# Serving
+
+
+def address_of(port: int) -> str:
+    """Where the endpoint answers."""
+    return f"http://127.0.0.1:{port}"
+
+
+def answering(port: int, timeout_s: float = 2.0) -> str:
+    """What listens on a port of this machine: nothing, `a server of edgekit`, or `another program`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.connect()
+    except OSError:
+        return ""
+    try:
+        connection.request("GET", "/healthz")
+        ours = connection.getresponse().read(200).strip() == b"ok"
+        return OURS if ours else "another program"
+    except (OSError, http.client.HTTPException):
+        return "another program"
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Started:
+    """How a server's start ended; `ready` when it answers."""
+
+    ready: bool
+    words: str
+
+
+def wait_until_ready(
+    pid: int, port: int, log: Path, *, limit_s: float = READY_S, gone: Callable[[], bool] = lambda: False
+) -> Started:
+    """Wait until the server `pid` answers or has ended, or until nobody waits any more; blocking."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end and not gone():
+        if answering(port, 1.0) == OURS:  # it listens before its model is loaded
+            return Started(True, f"It answers on {address_of(port)}; its log is {log}.")
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return Started(False, f"The server ended. {last_words(log)} Its log is {log}.")
+        except PermissionError:
+            pass
+        time.sleep(0.25)
+    return Started(False, f"It does not answer on {address_of(port)} yet; its log is {log}.")

@@ -1,0 +1,199 @@
+"""Which devices are looked at: this one, others by the URL of their metrics, or by SSH; from the command line or a file."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgekit.base.errors import ConfigError
+
+NAME = re.compile(r"[^\W_][\w.-]{0,63}")
+HOST = re.compile(r"(?:[\w.][\w.+-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)  # never an option of ssh
+TOKEN = "EDGEKIT_TOKEN"  # of the environment: what `edgekit serve` reads too
+LARGEST = 2**20
+EXAMPLES = (
+    "line-3=http://10.0.0.3:8080/metrics, line-4=ssh:user@host or line-4=ssh:user@host:/var/lib/edgekit"
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device: `url` where its metrics are, or `host` as ssh takes it, or neither for this one.
+
+    `state` is its state folder, None where it usually is; `token` is sent to `url` as a bearer token, without the white
+    space around it.
+    """
+
+    name: str
+    url: str = ""
+    host: str = ""
+    state: Path | None = None
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", self.token.strip())
+        if told := "; ".join(_wrong(self.name, self.url, self.host, self.token)):
+            raise ConfigError(f"The device {self.name!r} cannot be looked at: {told}.", f"Try {EXAMPLES}.")
+
+
+def parse_device(text: str) -> Device:
+    """A device as it is typed: `NAME=http://HOST:PORT/metrics`, `NAME=ssh:HOST` or `NAME=ssh:HOST:STATE`.
+
+    The bearer token of URLs that are `private` is that of the environment's EDGEKIT_TOKEN. Raises `ConfigError` for
+    anything else.
+    """
+    name, equals, rest = text.strip().partition("=")
+    if not equals or not rest:
+        raise ConfigError(f"{text!r} names no device; nothing was started.", f"Try {EXAMPLES}.")
+    if rest.startswith("ssh:"):
+        host, _, folder = rest.removeprefix("ssh:").partition(":")
+        if not host:
+            raise ConfigError(f"{text!r} names no host; nothing was started.", f"Try {EXAMPLES}.")
+        return Device(name, host=host, state=Path(folder) if folder else None)
+    url = _whole(rest)
+    return Device(name, url=url, token=os.environ.get(TOKEN, "") if private(url) else "")
+
+
+def private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent to `url`: it is https, or an address of this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        return parts.scheme == "https" or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_fleet(path: Path) -> tuple[Device, ...]:
+    """The devices of a TOML file of `[[device]]` tables. Raises `ConfigError` with every fault of it.
+
+    Keys: `name` and one of `url` and `host`; with a host `state`, with a URL `token`, or `token_env`, the name of the
+    environment's variable that holds it.
+    """
+    hint = 'A device is [[device]] name = "line-3" url = "http://10.0.0.3:8080/metrics" (or host = "user@line-3").'
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path} is larger than {LARGEST:,} bytes, which no list of devices is.", hint)
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The devices in {path} cannot be read: {error}.", "Check the path.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML.", "Mend that line.", [f"{path}: {error}"]) from error
+    try:
+        entries = _File.model_validate(values).device
+        devices = tuple(entry.device() for entry in entries)
+    except ValidationError as error:
+        faults = [f"{path.name}: {_fault(dict(found), values)}" for found in error.errors()]
+        many = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+        raise ConfigError(f"{path} has {many}; no device is looked at.", hint, faults) from error
+    check_names(devices)
+    return devices
+
+
+def check_names(devices: Sequence[Device]) -> None:
+    """Raise `ConfigError` when two devices share a name: their rows could not be told apart."""
+    names = [device.name for device in devices]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"Two devices have the same name: {', '.join(twice)}.", "Rename one of them.")
+
+
+def _wrong(name: str, url: str, host: str, token: str) -> list[str]:
+    """What is wrong with a device, in words that never hold its token."""
+    faults = []
+    if not NAME.fullmatch(name):
+        faults.append("its name has to be letters, digits, dots, dashes and underscores, at most 64")
+    if url and host:
+        faults.append("give url or host, not both")
+    if url:
+        faults += _wrong_url(url)
+    if host and not HOST.fullmatch(host):
+        faults.append(f"{host!r} is no host name that ssh takes")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        faults.append("its token holds white space, a control character or what is not ASCII")
+    return faults
+
+
+def _wrong_url(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or not url.isascii() or any(sign.isspace() or not sign.isprintable() for sign in url):
+        return [f"{url!r} is no http:// or https:// address"]
+    return ["put the token into EDGEKIT_TOKEN, not into the address"] if "@" in parts.netloc else []
+
+
+def _whole(url: str) -> str:
+    """An address that names no page, with the page that `edgekit serve` has its metrics on."""
+    bare = re.fullmatch(r"(https?://[^/?#]+)/?", url)
+    return f"{bare[1]}/metrics" if bare else url
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: str
+    url: str = ""
+    host: str = ""
+    state: str = ""
+    token: str = ""
+    token_env: str = ""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> _Entry:
+        faults = _wrong(self.name, _whole(self.url), self.host, self.bearer)
+        if not (self.url or self.host):
+            faults.append("give url or host")
+        if self.state and not self.host:
+            faults.append("state goes with host")
+        if (self.token or self.token_env) and not self.url:
+            faults.append("a token goes with url")
+        if self.token_env and not self.bearer:
+            faults.append(f"{self.token_env} is not set in the environment")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def bearer(self) -> str:
+        return (os.environ.get(self.token_env, "") if self.token_env else self.token).strip()
+
+    def device(self) -> Device:
+        state = Path(self.state) if self.state else None
+        return Device(self.name, _whole(self.url), self.host, state, self.bearer)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    device: Annotated[list[_Entry], Field(min_length=1)]
+
+
+def _fault(found: dict[str, Any], values: dict[str, Any]) -> str:
+    """One fault in words: which device, which key, what is wrong, and the nearest key to an unknown one."""
+    location = list(found["loc"])
+    where = []
+    if len(location) > 1 and isinstance(location[1], int):
+        entry = values["device"][location[1]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        where.append(f"device {location[1] + 1}" + (f" ({name})" if isinstance(name, str) else ""))
+        location = location[2:]
+    where += map(str, location)
+    if found["type"] == "extra_forbidden":
+        known = _Entry.model_fields if len(found["loc"]) > 1 else _File.model_fields
+        near = difflib.get_close_matches(str(found["loc"][-1]), known, 1)
+        what = "unknown key" + (f"; did you mean '{near[0]}'?" if near else "")
+    else:
+        what = found["msg"].removeprefix("Value error, ")
+    return f"{': '.join(where)}: {what[0].lower() + what[1:]}"

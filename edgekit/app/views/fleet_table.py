@@ -1,0 +1,170 @@
+"""The table of devices: which columns fit a width, what each cell says, in which order, and which rows are left in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+
+from edgekit.app.views.fleet import Glance, Values, hushed
+from edgekit.app.views.rows import Row
+from edgekit.app.views.symbols import Symbols
+from edgekit.field.incidents.overview import STATES
+from edgekit.field.incidents.words import clock
+
+UNKNOWN = "-"
+PADDING = 1  # cells after each column
+WORST = "worst"
+LEAST_WHY = 32
+WIDE = 100
+SCROLL_BAR = 2
+
+Number = Callable[[Row], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: `rank` says how soon it is left out where there is little room, the highest first.
+
+    `number` is what it is sorted by, the worst first: the greatest, or the least where `least` is set.
+    """
+
+    name: str
+    title: str
+    width: int
+    rank: int
+    number: Number | None = None
+    least: bool = False
+    right: bool = True
+
+
+COLUMNS = (
+    Column("device", "device", 14, 0, right=False),
+    Column("model", "model@release", 20, 1, right=False),
+    Column("state", "state", 10, 0, right=False),
+    Column("tokens", "tok/s", 6, 2, lambda row: row.tokens_per_s, least=True),
+    Column("p95", "p95 ms", 6, 0, lambda row: row.ttft_p95_s),
+    Column("spark", "p95 in window", 16, 4, right=False),
+    Column("rss", "rss MiB", 7, 3, lambda row: row.rss_mib),
+    Column("temp", "temp", 4, 8, lambda row: row.temperature_c),
+    Column("sure", "conf", 4, 6, lambda row: row.confidence, least=True),
+    Column("drift", "drift", 5, 9, lambda row: float(row.drift)),
+    Column("errors", "errors", 6, 10, lambda row: row.error_rate),
+    Column("since", "since", 5, 3, lambda row: None if row.since is None else -row.since),
+    Column("why", "why", LEAST_WHY, 7, right=False),
+)
+SORTS = (WORST, "device", *(column.name for column in COLUMNS if column.number is not None))
+
+
+def columns(width: int) -> tuple[Column, ...]:
+    """The columns that fit a terminal of `width` cells, the most telling first; the last takes the room that is left."""
+    left = width - SCROLL_BAR
+    chosen: list[Column] = []
+    for column in sorted(COLUMNS, key=lambda one: one.rank):
+        narrow = min(column.width, 15) if width < WIDE else column.width
+        if column.name == "spark" and width < WIDE:
+            continue
+        if narrow + PADDING <= left:
+            left -= narrow + PADDING
+            chosen.append(_wide(column, narrow))
+    chosen.sort(key=lambda one: [column.name for column in COLUMNS].index(one.name))
+    grows = next((name for name in ("why", "model") if any(one.name == name for one in chosen)), "device")
+    return tuple(_wide(one, one.width + left) if one.name == grows else one for one in chosen)
+
+
+def cells(
+    row: Row, shown: Sequence[Column], sparks: dict[str, Values], symbols: Symbols, now: float
+) -> list[str]:
+    """The texts of a row, one for each column, none wider than its column."""
+    return [_fit(_text(row, column, sparks, symbols, now), column, symbols) for column in shown]
+
+
+def ordered(rows: Sequence[Row], sort: str) -> list[Row]:
+    """Rows by one column, the worst first and the unknown last; rows come worst first already."""
+    if sort == "device":
+        return sorted(rows, key=lambda row: row.device)
+    column = next((one for one in COLUMNS if one.name == sort), None)
+    if column is None or column.number is None:
+        return list(rows)
+    number, sign = column.number, 1.0 if column.least else -1.0
+    return sorted(rows, key=lambda row: (number(row) is None, sign * (number(row) or 0.0)))
+
+
+def matching(rows: Sequence[Row], text: str) -> list[Row]:
+    """The rows that hold each word of `text` in device, model, release, state, or what is wrong."""
+    words = text.casefold().split()
+
+    def holds(row: Row) -> bool:
+        more = "silenced" if row.silenced else ""
+        whole = f"{row.device} {row.model}@{row.release} {row.state} {row.why} {more}".casefold()
+        return all(word in whole for word in words)
+
+    return [row for row in rows if holds(row)]
+
+
+def strip(glance: Glance, symbols: Symbols) -> list[tuple[str, str]]:
+    """What stands above the table: words, each with the state it is of."""
+    many = glance.devices
+    parts = [(f"{many} device{'' if many == 1 else 's'}", "")]
+    for state in STATES[:3]:
+        if count := glance.count(state):
+            parts.append((f"{symbols.of(state)} {count} {state}", state))
+    if glance.rows and len(parts) == 1:
+        well = "all well" if glance.count("OK") else "nothing in use"
+        parts.append((f"{symbols.ok} {well}", "OK"))
+    if glance.silenced:
+        parts.append((f"{glance.silenced} silenced", ""))
+    return parts
+
+
+def _wide(column: Column, width: int) -> Column:
+    return Column(column.name, column.title, width, column.rank, column.number, column.least, column.right)
+
+
+def _text(row: Row, column: Column, sparks: dict[str, Values], symbols: Symbols, now: float) -> str:
+    match column.name:
+        case "device":
+            return row.device
+        case "model":
+            name = f"{row.model}@{row.release}" if row.model and row.release else row.model or row.release
+            if (
+                len(name) > column.width and row.model and row.release
+            ):  # the ends tell apart, the middle does not
+                kept = max(1, column.width - len(row.release[:7]) - 1 - len(symbols.ellipsis))
+                name = f"{row.model[:kept]}{symbols.ellipsis}@{row.release[:7]}"
+            return name or (UNKNOWN if row.heard is None else "(model file)")
+        case "state" if row.heard is None and row.state == "IDLE":
+            return f"{symbols.lost} ASKING"
+        case "state":
+            return f"{symbols.of(row.state)} {row.state}"
+        case "spark":
+            return symbols.spark(sparks.get("ttft_p95_s", []), column.width)
+        case "since":
+            return "" if row.since is None else clock(row.since, now)[-5:]
+        case "why":
+            hush = "silenced: " if hushed(row) else ""
+            seen = "acknowledged: " if row.troubles and row.troubles[0].acknowledged and not hush else ""
+            return f"{hush}{seen if row.state != 'LOST' else ''}{row.why}"
+    return _number(row, column.name)
+
+
+def _number(row: Row, name: str) -> str:
+    values: dict[str, tuple[float | None, str]] = {
+        "tokens": (row.tokens_per_s, ".1f"),
+        "p95": (None if row.ttft_p95_s is None else row.ttft_p95_s * 1000, ".0f"),
+        "rss": (row.rss_mib, ".0f"),
+        "temp": (row.temperature_c, ".0f"),
+        "sure": (row.confidence, ".2f"),
+        "drift": (float(row.drift), ".0f"),
+        "errors": (row.error_rate, ".1%"),
+    }
+    value, form = values[name]
+    return UNKNOWN if value is None else format(value, form)
+
+
+def _fit(text: str, column: Column, symbols: Symbols) -> str:
+    """`text` in the column's width, in cells of a terminal: some letters take two."""
+    if cell_len(text) > column.width:
+        text = set_cell_size(text, max(0, column.width - len(symbols.ellipsis))) + symbols.ellipsis
+    return " " * (column.width - cell_len(text)) + text if column.right else text

@@ -1,0 +1,351 @@
+"""Incidents of a device as the app shows them: those under way, and one of them whole.
+
+Both are read from the documents of `edgekit incident list|show --json`: of this device by the same functions that the
+commands call, of another one by the commands themselves over SSH.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit.app.views.command import Command
+from edgekit.app.views.devices import Device
+from edgekit.app.views.numbers import moment, number
+from edgekit.app.views.texts import one_line, plain
+from edgekit.base.console import span
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
+from edgekit.field.incidents.words import LABELS, clock
+
+Value = TypeVar("Value")
+ANSWER_S = 30.0  # for a device over SSH
+LIKELY_S = 3600.0  # a switch so soon before is the likely cause, one in the day before a possible one
+AUDIT_BYTES = 16 * 2**20  # an audit log that is larger is checked by its own command
+FOREIGN = (
+    OSError, sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
+DONE = {
+    "promote": "promoted", "try": "started", "good": "marked good", "rollback": "rolled back", "verdict": "taken out",
+    "gc": "old versions removed", "refuse": "refused",
+}  # fmt: skip
+ENTERS_USE = frozenset({"promote", "good", "rollback", "verdict"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where incidents are: the state folder of this device, or another `device`."""
+
+    state: Path
+    device: Device | None = None
+
+    @property
+    def host(self) -> str:
+        """What ssh takes; empty for this device."""
+        return self.device.host if self.device else ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The state folder on the device; None for where it usually is."""
+        return (
+            self.device.state
+            if self.device and self.host
+            else (self.device and self.device.state) or self.state
+        )
+
+    @property
+    def by_url(self) -> bool:
+        """Whether only the metrics of the device can be seen."""
+        return bool(self.device and self.device.url)
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.device.name if self.device else "this device"
+
+    def command(self, *arguments: str) -> Command:
+        """`edgekit ARGUMENTS` on the device, with its state folder."""
+        return Command((*arguments, *(("--state", str(self.folder)) if self.folder else ())), self.host)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One incident; times are Unix seconds, None where they do not apply. Texts hold no control signs."""
+
+    number: int
+    label: str
+    what: str
+    state: str
+    severity: str
+    action: str
+    release: str
+    since: float
+    opened: float
+    silenced_until: float | None
+    resolved: float | None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.state == "RESOLVED"
+
+    def words(self, now: float) -> str:
+        """Its state, and until when nobody is told of it."""
+        silent = self.silenced_until is not None and now < self.silenced_until and not self.over
+        return self.state + (f", silenced until {clock(self.silenced_until or 0.0, now)}" if silent else "")
+
+    def length(self, now: float) -> str:
+        """For how long it goes on, or went on."""
+        return span(max(0.0, (now if self.resolved is None else self.resolved) - self.since))
+
+    def duration(self, now: float) -> str:
+        """Since when and for how long; for one that is over until when."""
+        until = "" if self.resolved is None else f" to {clock(self.resolved, now)}"
+        return f"since {clock(self.since, now)}{until} ({self.length(now)})"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done to one release before it began, one thing after the other; `mark` is empty or says a likely cause."""
+
+    time: float
+    release: str
+    what: str
+    who: str
+    why: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do, and the command for it, empty where there is none."""
+
+    text: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of the timeline."""
+
+    time: float
+    what: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One incident whole; `document` is what `edgekit incident show --json` prints of it, with null for numbers that JSON
+    does not know, `warning` what is wrong with the records themselves."""
+
+    entry: Entry
+    rule: Mapping[str, Any]
+    changes: tuple[Change, ...]
+    meaning: str
+    steps: tuple[Step, ...]
+    timeline: tuple[Event, ...]
+    evidence: Mapping[str, Any]
+    document: Mapping[str, Any]
+    warning: str = ""
+
+
+def read_list(source: Source, *, everything: bool = False) -> tuple[Entry, ...]:
+    """The incidents under way, worst first, or all. Raises `EdgekitError`: what failed, and what to do next."""
+    if source.host:
+        document = _asked(source.command("incident", "list", *(("--all",) if everything else ())))
+    else:
+        document = _here(source.state, lambda state: _listed(state, everything))
+    return _understood(lambda: tuple(_entry(one) for one in document["incidents"]), source)
+
+
+def read_one(source: Source, number: int) -> Shown:
+    """One incident. Raises `EdgekitError` as `read_list`, and for a number that there is not."""
+    if source.host:
+        return read_document(_asked(source.command("incident", "show", str(number))), source)
+    from edgekit.field.incidents.account import account
+
+    document = _here(source.state, lambda state: account(state, number).to_dict())
+    return read_document(document, source, warning=_audited(source.state))
+
+
+def read_document(document: Any, source: Source, warning: str = "") -> Shown:
+    """One incident from its document. Raises `CorruptError` for another document."""
+
+    def read() -> Shown:
+        entry = _entry(document["incident"])
+        rule = document.get("rule") or {}
+        evidence = document.get("evidence")
+        return Shown(
+            entry=entry,
+            rule=rule if isinstance(rule, dict) else {},
+            changes=changes(document.get("changed_before") or (), entry),
+            meaning=one_line(document.get("meaning", "")),
+            steps=tuple(
+                Step(one_line(s["text"]), plain(s["command"])) for s in document.get("next_steps") or ()
+            ),
+            timeline=_timeline(document, entry),
+            evidence=evidence if isinstance(evidence, dict) else {},
+            document=json.loads(json.dumps(document, default=str), parse_constant=lambda sign: None),
+            warning=warning,
+        )
+
+    return _understood(read, source)
+
+
+def changes(switches: Sequence[Mapping[str, Any]], entry: Entry) -> tuple[Change, ...]:
+    """Switches of one release in a row put together, oldest first; the last before it began is marked as a cause.
+
+    A rule that never suggests going back is one that another release would not help: nothing is marked for it.
+    """
+    found: list[tuple[Mapping[str, Any], list[str]]] = []
+    for switch in switches:
+        if (
+            found
+            and found[-1][0]["release"] == switch["release"]
+            and switch["what"] not in ENTERS_USE - {"good"}
+        ):
+            found[-1][1].append(str(switch["what"]))
+        else:
+            found.append((switch, [str(switch["what"])]))
+    causes = [
+        place
+        for place, (switch, done) in enumerate(found)
+        if moment(switch, "time") <= entry.since and ENTERS_USE & set(done)
+    ]
+    cause = causes[-1] if causes and entry.action != "never" else None
+    return tuple(
+        Change(
+            time=moment(switch, "time"),
+            release=one_line(switch["release"]),
+            what=_done(done),
+            who=one_line(switch["who"]),
+            why=one_line(switch["why"]),
+            mark=_mark(entry.since - moment(switch, "time")) if place == cause else "",
+        )
+        for place, (switch, done) in enumerate(found)
+    )
+
+
+def _done(steps: Sequence[str]) -> str:
+    """What was done, in words; that a promoted version started and was marked good goes without saying."""
+    said = [
+        one
+        for one in dict.fromkeys(steps)
+        if not ("promote" in steps and "good" in steps and one in ("try", "good"))
+    ]
+    on_trial = ", on trial" if "promote" in steps and "good" not in steps else ""
+    return ", ".join(DONE.get(one, one_line(one)) for one in said) + on_trial
+
+
+def _mark(before_s: float) -> str:
+    return f"{'likely' if before_s <= LIKELY_S else 'possible'} cause: {span(before_s)} before"
+
+
+def _timeline(document: Mapping[str, Any], entry: Entry) -> tuple[Event, ...]:
+    events = []
+    for one in document.get("timeline") or ():
+        why = one_line(one["why"])
+        events.append(
+            Event(
+                moment(one, "time"),
+                one_line(one["what"]),
+                one_line(one["who"]),
+                "" if why == entry.what else why,
+            )
+        )
+    for one in (
+        document.get("changed_after") or ()
+    ):  # a newer edgekit on the device tells, an older one does not
+        if one["what"] in ENTERS_USE:
+            what = f"{one_line(one['release'])} {DONE[one['what']]}"
+            events.append(Event(moment(one, "time"), what, one_line(one["who"]), one_line(one["why"])))
+    return tuple(sorted(events, key=lambda event: event.time))
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    def if_any(name: str) -> float | None:
+        return None if values.get(name) is None else moment(values, name)
+
+    kind = str(values["kind"])
+    return Entry(
+        number=int(number(values, "id")),
+        label=LABELS.get(kind, one_line(kind)),
+        what=one_line(values["what"]),
+        state=one_line(values["state"]),
+        severity=one_line(values["severity"]),
+        action=one_line(values.get("action", "")),
+        release=one_line(values.get("release") or ""),
+        since=moment(values, "since"),
+        opened=moment(values, "opened"),
+        silenced_until=if_any("silenced_until"),
+        resolved=if_any("resolved"),
+    )
+
+
+def _listed(state: Path, everything: bool) -> dict[str, Any]:
+    from edgekit.field.incidents.incidents import Incidents
+
+    return {"incidents": [incident.to_dict() for incident in Incidents(state).find(everything=everything)]}
+
+
+def _here(state: Path, read: Callable[[Path], Value]) -> Value:
+    """What `read` finds in this device's state folder."""
+    if not state.is_dir():
+        raise ConfigError(
+            f"There is no state folder {state}: nothing was served with it, or it was removed.",
+            f"edgekit serve --state {state} keeps one; or start the app with the --state of another.",
+        )
+    try:
+        return read(state)
+    except EdgekitError:
+        raise
+    except FOREIGN as error:
+        raise CorruptError(
+            f"The incidents in {state} cannot be read: {type(error).__name__}: {error}.",
+            f"Move them aside: mv {state}/incidents.sqlite {state}/incidents.sqlite.damaged",
+        ) from error
+
+
+def _asked(command: Command) -> Any:
+    outcome = command.run(ANSWER_S)
+    if outcome.code != 0:
+        raise StageError(
+            one_line(outcome.message), one_line(outcome.hint) or f"Try it in a shell: {command.text}"
+        )
+    return outcome.document
+
+
+def _understood(read: Callable[[], Value], source: Source) -> Value:
+    try:
+        return read()
+    except FOREIGN as error:
+        raise CorruptError(
+            f"What {source.name} tells of its incidents is not understood: {type(error).__name__}: {error}.",
+            "Install the same version of edgekit on both." if source.host else "edgekit doctor",
+        ) from error
+
+
+def _audited(state: Path) -> str:
+    """What does not hold in the audit log, in words; empty when it is whole."""
+    from edgekit.field.incidents.audit import Audit
+
+    log = Audit(state)
+    try:
+        if log.path.stat().st_size > AUDIT_BYTES:
+            return f"The audit log is too large to be checked here: edgekit incident audit --state {state}"
+        faults = log.check()
+    except FileNotFoundError:
+        return "The audit log is missing: who changed what cannot be proven. Look for a copy kept elsewhere."
+    except OSError as error:
+        return f"The audit log cannot be read: {error.strerror or error}. Check the rights of {log.path}."
+    if not faults:
+        return ""
+    first, more = faults[0], f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return (
+        f"The audit log was changed: line {first.line}: {one_line(first.what)}{more}. "
+        f"Compare it with a copy kept elsewhere: edgekit incident audit --state {state}"
+    )

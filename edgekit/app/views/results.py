@@ -1,0 +1,296 @@
+"""What was built, as the results screen shows it: variants, gates, differences, and what putting it to use takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.app.views.bundles import REPORT, read_json
+from edgekit.app.views.report import cleaned
+from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.texts import plain
+from edgekit.base.errors import CorruptError
+from edgekit.device.manifest import MANIFEST
+from edgekit.report import summary
+from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
+
+SCHEMA = "edgekit.report/1"
+STAGES_OF = {
+    "base": ("source",),
+    "tuned": ("tune", "merge", "prune"),
+}  # whose gates hold a model that is no file
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant and its gates."""
+
+    variant: Variant
+    gates: tuple[Mapping[str, Any], ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The gates that failed, without the variant's name."""
+        return tuple(gate["name"].partition(".")[2] for gate in self.gates if not gate["passed"])
+
+    @property
+    def state(self) -> str:
+        """PASS, FAIL, or nothing: that the base was read rightly is no word on its answers."""
+        return "FAIL" if self.failed else "PASS" if self.gates and self.variant.path else ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A bundle's report, made safe to show: every text printable, every number finite, every list of rows whole."""
+
+    bundle: Path
+    name: str
+    verdict: str
+    sentence: str
+    rows: tuple[Row, ...]
+    gates: tuple[Mapping[str, Any], ...]
+    stages: tuple[Mapping[str, Any], ...]
+    budget: Mapping[str, float]
+    bins: tuple[Mapping[str, float], ...] = ()
+    """Of the reliability diagram; empty when confidences were not recorded."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be put to use."""
+        return self.verdict == "pass"
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The gates that failed, with `stage` and `advice`."""
+        return summary.failed_gates({"gates": self.gates})
+
+    def row(self, name: str) -> Row | None:
+        """The row of a variant."""
+        return next((row for row in self.rows if row.variant.name == name), None)
+
+
+def load(bundle: Path) -> Results:
+    """The results of a bundle. Raises `CorruptError` for a report that is missing, damaged, foreign or too large."""
+    report = read_json(bundle / REPORT, bundle)
+    if report.get("schema") != SCHEMA:
+        raise CorruptError(
+            f"{bundle / REPORT} is not a report of schema {SCHEMA}, but {plain(report.get('schema'))[:60]!r}.",
+            f"edgekit verify {bundle}",
+        )
+    clean = cleaned(report)
+    notes, verdict = [], clean["verdict"]
+    try:
+        manifest = read_json(bundle / MANIFEST, bundle)
+        if (theirs := plain(manifest.get("verdict"))[:20]) != verdict:
+            notes.append(
+                f"The manifest's verdict is {theirs}, the report's is {verdict}: one of them was changed."
+            )
+            verdict = "fail"
+    except CorruptError as error:
+        notes.append(f"{error.message} It cannot be promoted so.")
+    if not clean["artifacts"]:
+        notes.append("The report names no files.")
+    return Results(
+        bundle=bundle,
+        name=plain(bundle.resolve().name),
+        verdict=verdict,
+        sentence=summary.verdict_sentence({**clean, "verdict": verdict}),
+        rows=tuple(Row(each, _gates_of(each.name, clean["gates"])) for each in summary.variants(clean)),
+        gates=tuple(clean["gates"]),
+        stages=tuple(clean["stages"]),
+        budget=clean["budget"],
+        bins=tuple(clean["bins"]),
+        notes=tuple(notes),
+    )
+
+
+def _gates_of(name: str, gates: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    groups = STAGES_OF.get(name, (name,))
+    found = [gate for gate in gates if gate["name"].partition(".")[0] in groups]
+    return tuple(sorted(found, key=lambda gate: gate["passed"]))
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its head, and what stands in it for a row."""
+
+    key: str
+    head: str
+    cell: Callable[[Row], str]
+
+
+def spread(measured: Any) -> str:
+    """`93.4 [87.3..108]`: median, least and greatest."""
+    if not measured:
+        return NONE
+    low, high = measured.get("min"), measured.get("max")
+    edges = "" if low is None or high is None else f" [{figure(low)}..{figure(high)}]"
+    return figure(measured["median"]) + edges
+
+
+COLUMNS = (
+    Column("mib", "MiB", lambda row: mib(row.variant.bytes)),
+    Column("bits", "bits", lambda row: figure(row.variant.bits_per_weight)),
+    Column("decode", "tok/s", lambda row: figure(row.variant.decode)),
+    Column("ttft", "first ms", lambda row: figure(row.variant.ttft)),
+    Column("rss", "peak MiB", lambda row: figure(row.variant.speed.get("peak_rss_mib"))),
+    Column("accuracy", "right", lambda row: percent(row.variant.accuracy)),
+    Column("kld", "KLD", lambda row: figure(row.variant.drift.get("mean_kld_nats"))),
+    Column("top1", "top-1", lambda row: percent(row.variant.drift.get("top1_agreement"))),
+)
+RANGES = {
+    "decode": Column("decode", "tok/s", lambda row: spread(row.variant.speed.get("decode_tokens_per_s"))),
+    "ttft": Column("ttft", "first ms", lambda row: spread(row.variant.speed.get("ttft_ms"))),
+}
+LEFT_OUT = (
+    "bits",
+    "ttft",
+    "rss",
+    "top1",
+    "accuracy",
+    "decode",
+    "mib",
+)  # in this order, where there is no room
+
+
+def columns_for(rows: Sequence[Row], width: int) -> list[Column]:
+    """The columns that fit into `width`: with ranges where there is room, else fewer and fewer of them."""
+    chosen = [RANGES.get(column.key, column) for column in COLUMNS]
+    if _wide(chosen, rows) <= width:
+        return chosen
+    chosen = list(COLUMNS)
+    for key in LEFT_OUT:
+        if _wide(chosen, rows) <= width:
+            break
+        chosen = [column for column in chosen if column.key != key]
+    return chosen
+
+
+def _wide(columns: Sequence[Column], rows: Sequence[Row]) -> int:
+    return sum(2 + max(len(column.head), *(len(column.cell(row)) for row in rows), 0) for column in columns)
+
+
+def gate_word(row: Row, symbols: Symbols, width: int = 40) -> str:
+    """`✓ PASS`, or `✗ FAIL` with as many names of gates as fit."""
+    if not row.state:
+        return NONE
+    said = f"{symbols.of(row.state)} {row.state}"
+    for number_, name in enumerate(row.failed, 1):
+        left = len(row.failed) - number_
+        if len(f"{said} {name}") + (4 if left else 0) > width:
+            return f"{said} +{left + 1}" if number_ > 1 else f"{said} {name}"[:width]
+        said += f" {name}"
+    return said
+
+
+def title(results: Results, symbols: Symbols) -> str:
+    """The bundle and its verdict."""
+    held = sum(gate["passed"] for gate in results.gates)
+    word = f"{symbols.ok} PASSED" if results.passed else f"{symbols.failed} NOT PASSED"
+    return f"{results.name}  {word}: {held} of {len(results.gates)} gates hold"
+
+
+Line = tuple[str, str]
+"""A kind of line (`head`, `failed`, `more`, `fact`) and its text."""
+
+
+def detail(results: Results, row: Row | None, symbols: Symbols) -> list[Line]:
+    """Under the table: the verdict in a sentence, the gates that failed, and all that is known of the row."""
+    lines: list[Line] = [("fact", results.sentence)]
+    lines += [("failed", f"{symbols.warning} {note}") for note in results.notes]
+    for gate in results.failed:
+        lines.append(("failed", f"{symbols.failed} FAIL {gate_line(gate)}"))
+        lines += [("more", words) for words in (gate["detail"], gate["advice"]) if words]
+    return lines + (about(row, symbols) if row else [])
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """A gate as `gguf.size_mib (size, MiB): 119, limit 100, stage quantize.gguf`."""
+    limit = NONE if gate["limit"] is None else exact(gate["limit"])
+    stage = f", stage {gate['stage']}" if gate.get("stage") else ""
+    return f"{gate['name']}{_words(gate)}: {figure(gate['value'])}, limit {limit}{stage}"
+
+
+def _words(gate: Mapping[str, Any]) -> str:
+    """What a gate checks, in brackets, where its name does not say it."""
+    name, words = gate["name"].rpartition(".")[2], summary.gate_words(gate["name"])
+    return "" if words == name.replace("_", " ") else f" ({words})"
+
+
+def about(row: Row, symbols: Symbols) -> list[Line]:
+    """Everything known of one variant, its gates last."""
+    one = row.variant
+    lines: list[Line] = [("head", f"{one.name}  {one.path}" if one.path else one.name)]
+    facts = []
+    if one.bytes is not None:
+        facts.append(f"{mib(one.bytes)} MiB, {figure(one.bits_per_weight)} bits per weight")
+    if one.accuracy is not None:
+        low, high = summary.wilson(one.accuracy, one.n) if one.n else (None, None)
+        facts.append(
+            f"right answers {percent(one.accuracy)} of {one.n or '?'}, 95 % interval {percent(low)} to {percent(high)}"
+        )
+    if one.drift:
+        facts.append(f"mean KLD {interval(one.drift)} nats, p99 {figure(one.drift.get('p99_kld_nats'))}, "
+                     f"same most likely token {percent(one.drift.get('top1_agreement'))}")  # fmt: skip
+    if one.speed:
+        where = " (simulated)" if one.speed.get("simulated") else ""
+        speeds = one.speed.get("decode_tokens_per_s") or {}
+        facts.append(f"decode {spread(speeds)} tok/s, first token {spread(one.speed.get('ttft_ms'))} ms, "
+                     f"peak {figure(one.speed.get('peak_rss_mib'))} MiB: {one.speed.get('runtime')} on "
+                     f"{one.speed.get('threads')} threads{where}, n={figure(speeds.get('n'))}")  # fmt: skip
+    lines += [("fact", fact) for fact in facts]
+    if row.gates:
+        held = sum(gate["passed"] for gate in row.gates)
+        lines.append(("head", f"gates of {one.name}: {held} of {len(row.gates)} hold"))
+    for gate in row.gates:
+        sign = symbols.ok if gate["passed"] else symbols.failed
+        more = f"  {gate['detail']}" if gate["detail"] else ""
+        limit = NONE if gate["limit"] is None else exact(gate["limit"])
+        said = f"{gate['name'].partition('.')[2]}{_words(gate)}: {figure(gate['value'])}, limit {limit}"
+        lines.append(("fact" if gate["passed"] else "failed", f"{sign} {said}{more}"))
+    return lines
+
+
+def interval(drift: Mapping[str, Any]) -> str:
+    """`0.0136 [0.0121..0.015]`: the mean and its 95 % interval."""
+    edges = drift.get("mean_kld_95")
+    said = f" [{figure(edges[0])}..{figure(edges[1])}]" if edges else ""
+    return figure(drift["mean_kld_nats"]) + said
+
+
+# To export it
+
+
+def table(results: Results) -> dict[str, Any]:
+    """What `o` exports: the variants with their figures, and the gates."""
+    variants = [
+        {
+            "name": row.variant.name,
+            "path": row.variant.path,
+            "bytes": row.variant.bytes,
+            "bits_per_weight": row.variant.bits_per_weight,
+            "threads": row.variant.speed.get("threads"),
+            "decode_tokens_per_s": row.variant.speed.get("decode_tokens_per_s"),
+            "ttft_ms": row.variant.speed.get("ttft_ms"),
+            "peak_rss_mib": row.variant.speed.get("peak_rss_mib"),
+            "accuracy": row.variant.accuracy,
+            "n": row.variant.n,
+            "drift": dict(row.variant.drift),
+            "gate": row.state or None,
+            "failed": list(row.failed),
+        }
+        for row in results.rows
+    ]
+    return {
+        "bundle": str(results.bundle),
+        "verdict": results.verdict,
+        "variants": variants,
+        "failed": results.failed,
+        "budget": dict(results.budget),
+    }

@@ -1,0 +1,252 @@
+"""Going back to the release before: what would happen, and whether it is well in the minute after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgekit.app.views.command import Command, Outcome
+from edgekit.app.views.incident import FOREIGN, Source
+from edgekit.app.views.numbers import moment, number
+from edgekit.app.views.texts import one_line
+from edgekit.base.console import span
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
+from edgekit.field.incidents.defaults import HEARTBEAT_S
+
+WATCH_S = 60.0
+ERRORS_MOST = 0.05  # of the requests; the limit of the rule that a device has by default
+ASKED_S = 20.0  # for one look at a device over SSH
+
+
+@dataclass(frozen=True)
+class Version:
+    """A release as `edgekit releases list` tells of it; its name begins the SHA-256 of its manifest."""
+
+    name: str
+    model: str
+    place: str
+    size_mib: float
+
+    def words(self) -> str:
+        """Its name, and what it is."""
+        return f"{self.name}  {self.model}  {self.size_mib:.0f} MiB  {self.place}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From which release to which; `typed` is the word that confirms it."""
+
+    leaving: Version
+    back_to: Version
+    typed: str
+
+    def lines(self) -> tuple[str, ...]:
+        """What is left, what answers then, and what happens."""
+        what = (
+            f"The files of {self.back_to.name} are checked first; if they do not hold, nothing changes. Then it answers "
+            f"again at once, a server that runs follows, and {self.leaving.name} is marked bad. A health watch of "
+            f"{WATCH_S:.0f} s follows."
+        )
+        return f"from  {self.leaving.words()}", f"to    {self.back_to.words()}", what
+
+
+def plan(listed: Outcome, source: Source) -> Plan:
+    """The way back that `edgekit releases list` shows. Raises `EdgekitError` where there is none."""
+    if listed.code != 0:
+        raise StageError(one_line(listed.message), one_line(listed.hint))
+    try:
+        versions = {str(one["place"]): _version(one) for one in reversed(listed.document)}
+    except FOREIGN as error:
+        raise CorruptError(
+            f"The releases of {source.name} are not understood: {error}.", "edgekit doctor"
+        ) from error
+    leaving = versions.get("pending") or versions.get("current")
+    if leaving is None:
+        raise ConfigError(
+            f"No release is in use on {source.name}, so there is none to go back from; nothing changed.",
+            source.command("releases", "list").text,
+        )
+    places = (*(("current",) if "pending" in versions else ()), "previous", "good")
+    back_to = next((versions[place] for place in places if place in versions), None)
+    if back_to is None:
+        raise ConfigError(
+            f"No earlier release than {leaving.name} is kept on {source.name} to go back to; nothing changed.",
+            f"{source.command('releases', 'import', 'BUNDLE').text} brings one, `releases promote` puts it to use.",
+        )
+    return Plan(leaving, back_to, source.name if source.host else back_to.name)
+
+
+def rollback(source: Source, leaving: Version, why: str) -> Command:
+    """The command that goes back from that version, and changes nothing where another one is in use by then."""
+    return source.command("releases", "rollback", "--release", leaving.name, "--why", why)
+
+
+def in_use_now(rolled: Outcome) -> str:
+    """The release that answers again, from what the command printed."""
+    document = rolled.document
+    return one_line(document.get("name", "")) if isinstance(document, dict) else ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw: the release that answers, how long ago the server was heard of, and what was counted.
+
+    `incidents` are those under way on what answers, by number; `trouble` says why the look failed.
+    """
+
+    in_use: str = ""
+    silent_s: float | None = None
+    requests: int = 0
+    errors: int = 0
+    ttft_p95_s: float | None = None
+    incidents: tuple[tuple[int, str], ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """HEALTHY, STILL BAD or NOT PROVEN, why, and what to do next."""
+
+    word: str
+    why: str
+    next: str = ""
+
+    @property
+    def words(self) -> str:
+        """All of it in words."""
+        return f"{self.word}: {self.why.rstrip('.')}.{f' {self.next}' if self.next else ''}"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A minute's watch over the release that answers again since `began`, Unix seconds."""
+
+    source: Source
+    release: str
+    began: float
+    first: Look | None = None
+    last: Look | None = None
+
+    def taking(self, look: Look) -> Watch:
+        """The watch with one more look."""
+        first = self.first or (None if look.trouble else look)
+        return replace(self, first=first, last=look)
+
+    def left_s(self, now: float) -> float:
+        """Seconds until its end."""
+        return max(0.0, self.began + WATCH_S - now)
+
+    @property
+    def requests(self) -> int:
+        """Requests since the first look."""
+        return max(0, self.last.requests - self.first.requests) if self.last and self.first else 0
+
+    @property
+    def errors(self) -> int:
+        """Those of them that failed."""
+        return max(0, self.last.errors - self.first.errors) if self.last and self.first else 0
+
+    def figures(self) -> tuple[str, ...]:
+        """What the last look saw, line by line."""
+        last = self.last
+        if last is None or last.trouble:
+            return (last.trouble if last else "Looking for the first time...",)
+        heard = "never" if last.silent_s is None else f"{span(last.silent_s)} ago"
+        wait = "not known" if last.ttft_p95_s is None else f"{last.ttft_p95_s:.2f} s"
+        told = [f"incident {number}: {what}" for number, what in last.incidents] or [
+            "no incident under way on it"
+        ]
+        return (
+            f"answering       {last.in_use or 'not known'}",
+            f"heard of        {heard}",
+            f"requests        {self.requests}, {self.errors} of them failed",
+            f"first token     {wait} at the 95th percentile",
+            *told,
+        )
+
+    def trouble(self) -> Verdict | None:
+        """What is wrong as far as it can be told now."""
+        last, name = self.last, self.source.name
+        if last is None:
+            return Verdict("STILL BAD", f"{name} was not seen yet", "Look again in a moment.")
+        if last.trouble:
+            return Verdict("STILL BAD", last.trouble, "See whether the device can be reached.")
+        if last.silent_s is None or last.silent_s > HEARTBEAT_S:
+            heard = "never heard of" if last.silent_s is None else f"last heard of {span(last.silent_s)} ago"
+            return Verdict(
+                "STILL BAD", f"nothing answers: the server was {heard}", f"Start it: {self._serve()}"
+            )
+        if last.incidents:
+            number, what = last.incidents[0]
+            return Verdict("STILL BAD", f"incident {number} is under way: {what}", f"Open incident {number}.")
+        if last.in_use != self.release:
+            seen = last.in_use or "a model file without a name"
+            return Verdict(
+                "STILL BAD",
+                f"{seen} answers, and not {self.release}",
+                f"Start the server anew: {self._serve()}",
+            )
+        if self.requests and self.errors / self.requests > ERRORS_MOST:
+            why = f"{self.errors} of {self.requests} requests failed"
+            return Verdict(
+                "STILL BAD", why, f"See the numbers: {self.source.command('monitor', '--once').text}"
+            )
+        return None
+
+    def verdict(self, now: float) -> Verdict | None:
+        """How it ended; None while the minute is not over. What nobody asked is not known to be well."""
+        if now < self.began + WATCH_S:
+            return None
+        if bad := self.trouble():
+            return bad
+        if not self.requests:
+            why = f"{self.release} is in use and its server is alive, but nobody asked it anything in {span(WATCH_S)}"
+            return Verdict("NOT PROVEN", why, "Send it a request, and see the monitor.")
+        return Verdict(
+            "HEALTHY", f"{self.release} answered {self.requests} requests, {self.errors} of them failed"
+        )
+
+    def _serve(self) -> str:
+        return self.source.command("serve").text
+
+
+def look(source: Source, release: str, elapsed_s: float, now: float) -> Look:
+    """Look once, at what happened in the last `elapsed_s`. Never raises."""
+    try:
+        if not source.host:
+            from edgekit.field.incidents.overview import overview
+            from edgekit.field.telemetry.store import FILE, Store
+
+            rows = overview(source.state, Store(source.state / FILE), now, max(1.0, elapsed_s))
+            return seen([row.to_dict() for row in rows], release, now)
+        outcome = source.command("monitor", "--once", "--window", f"{max(1, round(elapsed_s))}s").run(ASKED_S)
+        if outcome.code != 0:
+            return Look(trouble=one_line(outcome.message))
+        return seen(outcome.document["releases"], release, moment(outcome.document, "time"))
+    except EdgekitError as error:
+        return Look(trouble=one_line(error.message))
+    except FOREIGN as error:
+        return Look(trouble=one_line(f"what it tells is not understood: {type(error).__name__}: {error}"))
+
+
+def seen(rows: Sequence[Mapping[str, Any]], release: str, now: float) -> Look:
+    """A look from the rows of `edgekit monitor --once --json` at the device's time `now`."""
+    used = next((row for row in rows if row["in_use"]), None)
+    mine = next((row for row in rows if row["release"] == release), None)
+    heard = moment(used, "last_seen") if used and used["last_seen"] is not None else None
+    return Look(
+        in_use=one_line(used["release"]) if used else "",
+        silent_s=None if heard is None else max(0.0, now - heard),
+        requests=int(number(mine, "requests")) if mine else 0,
+        errors=int(number(mine, "errors")) if mine else 0,
+        ttft_p95_s=number(mine, "ttft_p95_s") if mine and mine["ttft_p95_s"] is not None else None,
+        incidents=tuple((int(number(one, "id")), one_line(one["what"])) for one in used["incidents"])
+        if used
+        else (),
+    )
+
+
+def _version(values: Mapping[str, Any]) -> Version:
+    model = "-".join(one_line(values[name]) for name in ("model", "target") if values.get(name))
+    return Version(one_line(values["name"]), model, one_line(values["place"]), number(values, "size_mib"))

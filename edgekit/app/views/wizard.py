@@ -1,0 +1,331 @@
+"""A build put together step by step: what was chosen, what each check says of it, what it needs, and its command."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgekit import registry
+from edgekit.app.views.command import Command, Outcome
+from edgekit.base import hardware
+from edgekit.commands.shell import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET, cores
+from edgekit.models.source import BUILT_IN, HUB_ID, Source
+from edgekit.targets.target import Budget
+
+STEPS = ("model", "target", "data", "budget", "review")
+QUESTIONS = {
+    "model": "Which model do you start from?",
+    "target": "Which kind of device is it for?",
+    "data": "Which rows is it to learn from?",
+    "budget": "What may the finished file cost?",
+    "review": "Is this what you want to build?",
+}
+HELP = {
+    "model": f"A Hugging Face folder, a .gguf file, a hub id (org/name), or {', '.join(BUILT_IN)}, which is here.",
+    "target": "It decides how small the file gets. Name a shipped one, or a TOML file of your own.",
+    "data": "A JSONL file, a folder with train, validation and test.jsonl, or demo: a set to try edgekit with.",
+    "budget": "A file beyond a limit is marked as failed. The target's limits are right for most.",
+    "review": "Nothing is written before you press b.",
+}
+BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen so far; the defaults build the demo. `limits` are the budget's limits that were changed."""
+
+    model: str = DEFAULT_MODEL
+    target: str = DEFAULT_TARGET
+    data: str = DEFAULT_DATA
+    limits: tuple[tuple[str, str], ...] = ()
+    out: str = ""
+    cache_dir: Path = DEFAULT_CACHE
+    bundles: Path = BUNDLES
+
+    @property
+    def place(self) -> Path:
+        """The folder that is written."""
+        if self.out:
+            return Path(at_home(self.out))
+        target = Path(self.target).name.removesuffix(".toml")
+        return self.bundles / f"{Source(self.model, 'hub', None).name}-{target}"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What `build` and `plan` are told."""
+        found = [
+            "--model",
+            at_home(self.model),
+            "--target",
+            at_home(self.target),
+            "--data",
+            at_home(self.data),
+        ]
+        for key, value in self.limits:
+            found += ["--set", f"budget.{key}={value}"]
+        if self.out or self.bundles != BUNDLES:
+            found += ["--out", str(self.place)]
+        if self.cache_dir != DEFAULT_CACHE:
+            found += ["--cache-dir", str(self.cache_dir)]
+        return tuple(found)
+
+    @property
+    def build(self) -> Command:
+        """The whole build."""
+        return Command(("build", *self.arguments))
+
+    @property
+    def plan(self) -> Command:
+        """What it would do and need."""
+        return Command(("plan", *self.arguments))
+
+    @property
+    def audit(self) -> Command:
+        """A look at every row."""
+        return Command(("data", "audit", at_home(self.data)))
+
+    @property
+    def shown(self) -> Command:
+        """The target's values."""
+        return Command(("targets", "show", at_home(self.target)))
+
+    @cached_property
+    def fetched(self) -> bool:
+        """Whether the model is a hub id: it is not fetched before the build. Looked at once, as each key press asks."""
+        named = HUB_ID.match(self.model) is not None and self.model not in BUILT_IN
+        return named and not os.path.lexists(at_home(self.model))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check says of a step: CHECKING, OK, WARNING, FAILED, or WAITING for another; and why in words."""
+
+    state: str = "CHECKING"
+    lines: tuple[str, ...] = ()
+    message: str = ""
+    hint: str = ""
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides whether a target runs on this machine."""
+
+    arch: str
+    cores: int
+    memory_mib: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        return cls(platform.machine(), cores(0), hardware.total_memory_mib())
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A target that comes with edgekit; `apart` says why this machine is none of its kind, empty when it is."""
+
+    name: str
+    summary: str
+    memory_limit_mib: float | None
+    apart: str
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit of the budget; `own` when it was changed here."""
+
+    key: str
+    words: str
+    value: str
+    own: bool
+    fault: str = ""
+
+
+def shipped(machine: Machine) -> list[Shipped]:
+    """Every target that comes with edgekit."""
+    targets = registry.load("profiles", "targets")
+    return [
+        Shipped(name, found.summary, found.budget.peak_rss_mib, _apart(found.device.model_dump(), machine))
+        for name, found in ((name, targets.load(name)) for name in targets.names())
+    ]
+
+
+def _apart(device: Mapping[str, Any], machine: Machine) -> str:
+    """Why figures measured on this machine are not those of the device (`edgekit.build.checks.profile` has the same rule)."""
+    if machine.arch not in device["arch"]:
+        return f"needs {' or '.join(device['arch'])}"
+    if device["threads"] > machine.cores:
+        return f"needs {device['threads']} cores"
+    return f"needs {device['memory_mib']} MiB" if device["memory_mib"] > machine.memory_mib else ""
+
+
+def planned(outcome: Outcome | None) -> dict[str, Any] | None:
+    """The plan in what `edgekit plan` printed, also of a build that it refuses."""
+    document = outcome.document if outcome else None
+    return document if isinstance(document, dict) and "exports" in document else None
+
+
+def model_finding(choice: Choice, plan: Outcome | None) -> Finding:
+    """Whether the model is there and can be read."""
+    if not choice.model.strip():
+        return Finding("FAILED", message="No model is given.", hint=f"Type {DEFAULT_MODEL} for the demo.")
+    if choice.fetched:
+        return Finding(
+            "WARNING",
+            message=f"There is no {choice.model} here. As a hub id it is fetched when the build starts.",
+            hint="Until then nothing can be said of its size. Give a folder if you meant one.",
+        )
+    if plan is None:
+        return Finding()
+    found = planned(plan)
+    if found is None:
+        return _failed(plan)
+    return Finding("OK", (f"{found['architecture']}, {found['parameters'] / 1e6:.0f} million weights",))
+
+
+def target_finding(
+    choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Machine | None
+) -> Finding:
+    """What the target makes of the model, and whether it runs on this machine."""
+    if not choice.target.strip():
+        return Finding("FAILED", message="No target is given.", hint=f"Type {DEFAULT_TARGET} for the demo.")
+    if shown is None or machine is None:
+        return Finding()
+    if shown.code != 0 or not isinstance(shown.document, dict):
+        return _failed(shown)
+    values = {key: entry["value"] for key, entry in shown.document.items()}
+    device = {
+        key.removeprefix("device."): value for key, value in values.items() if key.startswith("device.")
+    }
+    apart = _apart(device, machine)
+    exports = (planned(plan) or {}).get("exports", [])
+    limit = values.get("budget.peak_rss_mib")
+    lines = [
+        *([str(values["summary"])] if values.get("summary") else []),
+        f"device: {' or '.join(device['arch'])}, {device['threads']} threads, {device['memory_mib']:,} MiB",
+        *(f"{export['format']} {export['type']}: about {export['estimated_mib']:.0f} MiB" for export in exports),
+        f"peak memory of an answer: {f'at most {limit:,.0f} MiB' if limit else 'not limited'}",
+        f"runs here: {f'no: {apart}, and this is {machine.arch} with {machine.cores} cores' if apart else 'yes'}",
+    ]  # fmt: skip
+    if refused := [f"{export['format']}: {export['refusal']}" for export in exports if export["refusal"]]:
+        return Finding(
+            "FAILED",
+            tuple(lines),
+            "This model cannot be built for this target.",
+            "Choose a target without that format, or another model.",
+            tuple(refused),
+        )
+    if apart:
+        return Finding(
+            "WARNING",
+            tuple(lines),
+            "It can be built here. Its speed is then that of this machine, and marked as simulated.",
+        )
+    return Finding("OK", tuple(lines))
+
+
+def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
+    """How many rows and labels, what the dataset card leaves open, or every fault with its line."""
+    if not choice.data.strip():
+        return Finding("FAILED", message="No rows are given.", hint="Type demo for the built-in set.")
+    if audit is None:
+        return Finding()
+    if audit.code != 0 or not isinstance(audit.document, dict):
+        return _failed(audit)
+    found = audit.document
+    lines = []
+    for split, count in found["rows"].items():
+        labels = found["labels"][split]
+        more = f", {len(labels)} labels, {min(labels.values())}+ rows each" if labels else ", no labels"
+        lines.append(f"{split:<10} {count:>6,} rows{more}")
+    lacks = ", ".join(found["missing_in_card"])
+    if not lacks:
+        return Finding("OK", (*lines, "The dataset card is complete."))
+    return Finding(
+        "WARNING",
+        tuple(lines),
+        f"The dataset card does not say: {lacks}.",
+        "Write these to card.json in the data's folder (FILE.card.json for one file). The build goes on without.",
+    )
+
+
+def limits(choice: Choice, shown: Outcome | None) -> list[Limit]:
+    """Every limit of the target's budget, with what was changed on top."""
+    values = shown.document if shown and shown.code == 0 and isinstance(shown.document, dict) else {}
+    own = dict(choice.limits)
+    found = []
+    for key, about in Budget.model_fields.items():
+        value = values.get(f"budget.{key}", {}).get("value", about.default)
+        words = " ".join((about.description or key).split())
+        text = own.get(key, "none" if value is None else f"{value:g}")
+        found.append(Limit(key, words, text, key in own, limit_fault(key, text) if key in own else ""))
+    return found
+
+
+def limit_fault(key: str, text: str) -> str:
+    """Why `text` is no value for the limit `key`; empty when it is one."""
+    try:
+        if not math.isfinite(float(text)):
+            raise ValueError
+        Budget.model_validate({key: float(text)})
+    except ValidationError as error:
+        return f"{key}: {error.errors()[0]['msg']}, not {text!r}"
+    except ValueError:
+        return f"{key}: give a number, not {text!r}"
+    return ""
+
+
+def budget_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None) -> Finding:
+    """Whether the limits are numbers, and whether the estimated sizes keep to theirs."""
+    found = limits(choice, shown)
+    if faults := tuple(limit.fault for limit in found if limit.fault):
+        return Finding("FAILED", message="A limit is not right.", hint="Mend or empty it.", faults=faults)
+    size = next(limit.value for limit in found if limit.key == "size_mib")
+    largest = max((e["estimated_mib"] for e in (planned(plan) or {}).get("exports", [])), default=0.0)
+    if size != "none" and largest > float(size):
+        return Finding(
+            "WARNING",
+            message=f"The largest file will be about {largest:.0f} MiB, and the limit is {size}: it may fail.",
+        )
+    changed = sum(limit.own for limit in found)
+    return Finding("OK", (f"{changed} of {len(found)} limits changed" if changed else "the target's limits",))
+
+
+def review_finding(
+    choice: Choice, plan: Outcome | None, place: Finding | None, others: Iterable[Finding]
+) -> Finding:
+    """Whether there is room for the build and for its output, once no other step stands in the way."""
+    if any(other.state == "FAILED" for other in others):
+        return Finding("WAITING")
+    if place is None or (plan is None and not choice.fetched):
+        return Finding()
+    found = planned(plan) or {}
+    if found.get("problems"):
+        assert plan is not None
+        return Finding("FAILED", (), plan.message, plan.hint, tuple(found["problems"]))
+    return place
+
+
+def minutes(plan: Mapping[str, Any]) -> int:
+    """How long the build may take."""
+    return max(1, round(float(plan["minutes_expected"])))
+
+
+def at_home(text: str) -> str:
+    """A path as a shell would hand it on."""
+    return os.path.expanduser(text.replace("\0", "").strip())
+
+
+def _failed(outcome: Outcome) -> Finding:
+    if outcome.code == 0:
+        return Finding("FAILED", message=f"The answer of `{outcome.command.text}` cannot be read.")
+    return Finding("FAILED", (), outcome.message, outcome.hint, outcome.faults)

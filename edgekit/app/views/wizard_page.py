@@ -1,0 +1,150 @@
+"""The build wizard's texts: the list of steps, the estimate, what a check says, and the review."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgekit.app.views.command import Outcome
+from edgekit.app.views.places import Place
+from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.wizard import STEPS, Choice, Finding, Limit, Shipped, minutes, planned
+
+STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim", "WAITING": "dim"}
+MIB = 1024  # in a GiB
+
+
+def steps_text(choice: Choice, found: Mapping[str, Finding], step: int, signs: Symbols, width: int) -> Text:
+    """The five steps with their states and values; a click on one opens it."""
+    values = {
+        "model": choice.model,
+        "target": choice.target,
+        "data": choice.data,
+        "budget": f"{len(choice.limits)} changed" if choice.limits else "the target's limits",
+        "review": choice.place.name,
+    }
+    lines = []
+    for number, name in enumerate(STEPS):
+        here = number == step
+        head = Text(f"{signs.here if here else ' '} {number + 1} {name:<8} ", "bold" if here else "")
+        head.append_text(_state(found[name], signs))
+        value = Text(f"    {values[name]}", "dim", no_wrap=True)
+        if value.cell_len > width:
+            value.truncate(width - len(signs.ellipsis))
+            value.append(signs.ellipsis)
+        for part in (head, value):
+            part.apply_meta({"@click": f"screen.open({number})"})
+        lines += [head, value]
+    return Text("\n").join(lines)
+
+
+def estimate_text(plan: Outcome | None, waits: bool, signs: Symbols) -> Text:
+    """What the build makes and needs; while a newer plan is made, the last one stays."""
+    found = planned(plan)
+    values = dict.fromkeys(("files", "time", "memory", "disk"), "-")
+    if found is not None:
+        sizes = [f"{export['estimated_mib']:.0f}" for export in found["exports"] if not export["refusal"]]
+        values["files"] = f"{' + '.join(sizes)} MiB" if sizes else "none"
+        values["time"] = f"about {minutes(found)} min"
+        values["memory"] = _of(found["memory_needed_mib"], found["memory_available_mib"])
+        values["disk"] = _of(found["disk_needed_mib"], found["disk_free_mib"])
+    head = Text("estimate", "bold")
+    head.append(f"  {signs.running} checking" if waits else "", "dim")
+    lines = [Text(f"{name:<7} {value}", "dim" if waits else "") for name, value in values.items()]
+    return Text("\n").join([head, *lines])
+
+
+def found_text(finding: Finding, signs: Symbols) -> Text:
+    """What a check says: its state, what it found, and every fault with what to do."""
+    lines = [_state(finding, signs), *map(Text, finding.lines)]
+    if finding.message:
+        lines.append(Text(finding.message, STYLES[finding.state]))
+    lines += [Text(f"  {fault}") for fault in finding.faults]
+    if finding.hint:
+        lines.append(Text(finding.hint))
+    return Text("\n").join(lines)
+
+
+def review_text(
+    choice: Choice, plan: Outcome | None, finding: Finding, end: str, signs: Symbols
+) -> RenderableType:
+    """Everything in one place, and the command."""
+    found = planned(plan)
+    rows = ", ".join(f"{count:,} {split}" for split, count in found["rows"].items()) if found else ""
+    table = Table.grid(padding=(0, 1))
+    for name, value in (
+        ("model", choice.model + (f", {found['parameters'] / 1e6:.0f} million weights" if found else "")),
+        ("target", choice.target),
+        ("data", choice.data + (f": {rows}" if rows else "")),
+        ("budget", ", ".join(f"{key} = {value}" for key, value in choice.limits) or "the target's limits"),
+        ("output", str(choice.place)),
+    ):
+        table.add_row(name, Text(value, overflow="fold"))
+    if found is not None:
+        memory = _of(found["memory_needed_mib"], found["memory_available_mib"])
+        disk = _of(found["disk_needed_mib"], found["disk_free_mib"])
+        needs = f"about {minutes(found)} min; of what is free, memory {memory}, disk {disk}"
+        table.add_row("needs", Text(needs))
+    command = Text(f"$ {choice.build.text}", overflow="fold")
+    return Group(table, found_text(finding, signs), "", Text(end, "bold"), command)
+
+
+def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool, waits: bool) -> str:
+    """What the review asks of the person now."""
+    if failed := [step for step in STEPS if found[step].state == "FAILED"]:
+        more = f" n takes {place.other} instead." if place and place.other else ""
+        return f"It cannot start yet: look at {', '.join(failed)}.{more}"
+    if busy:
+        return "Starting."
+    if waits:
+        return "It starts as soon as the checks are done."
+    return "b builds it. The build goes on when you close the app."
+
+
+def target_cells(one: Shipped, plan: Outcome | None) -> list[Text]:
+    """A target's row: name, MiB of each file, memory limit, whether it runs here, and what it is for."""
+    found = (planned(plan) or {}).get("exports", [])
+    sizes = " + ".join("no" if export["refusal"] else f"{export['estimated_mib']:.0f}" for export in found)
+    limit = "-" if one.memory_limit_mib is None else f"{one.memory_limit_mib:,.0f}"
+    runs_here = f"  no: {one.apart}" if one.apart else "  yes"
+    return [
+        Text(one.name),
+        Text(sizes or "-", justify="right"),
+        Text(limit, justify="right"),
+        Text(runs_here),
+        Text(one.summary, "dim"),
+    ]
+
+
+def limit_cells(limit: Limit) -> list[Text]:
+    """A limit's row: key, value, whether it was changed, and what it says."""
+    state = Text("wrong", "bold red") if limit.fault else Text("changed" if limit.own else "", "bold")
+    words = Text(limit.words.partition(":")[0].partition(". ")[0], "dim")
+    return [Text(limit.key), Text(limit.value), state, words]
+
+
+def plan_text(outcome: Outcome) -> str:
+    """The table of `edgekit plan` as plain text of at most 72 columns, with every problem."""
+    from rich.console import Console
+
+    from edgekit.build.plan import Plan, PlannedExport
+    from edgekit.report.plan_table import plan_table
+
+    document = planned(outcome) or {}
+    plan = Plan(**{**document, "exports": [PlannedExport(**export) for export in document["exports"]]})
+    console = Console(file=io.StringIO(), width=72, color_system=None)
+    with console.capture() as captured:
+        console.print(plan_table(plan))
+    return captured.get()
+
+
+def _state(finding: Finding, signs: Symbols) -> Text:
+    return Text(f"{signs.of(finding.state)} {finding.state.lower()}", STYLES[finding.state])
+
+
+def _of(needed_mib: float, free_mib: float) -> str:
+    return f"{needed_mib / MIB:.1f} of {free_mib / MIB:.1f} GiB"

@@ -1,0 +1,1 @@
+"""What every room uses: errors, events, artifacts, caching, memory, hardware, the console, locks and the clock."""

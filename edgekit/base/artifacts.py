@@ -1,0 +1,91 @@
+"""Files as artifacts: digests, and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.errors import ConfigError
+
+
+def sha256_file(path: Path) -> str:
+    """The hex SHA-256 of one file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Every regular file below `folder`, in the order of their relative POSIX paths."""
+    return sorted(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix()
+    )
+
+
+def sha256_tree(path: Path) -> str:
+    """The hex SHA-256 of a file, or of a folder's relative names and contents."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in list_files(path):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """The hex SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in list_files(path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; a missing one is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(final: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a path beside `final` to write to; on success it takes `final`'s place, else it is removed.
+
+    Raises `ConfigError` before anything is written when `final` exists and `force` is off.
+    """
+    if final.exists() and not force:
+        raise ConfigError(
+            f"{final} already exists; it is unchanged.", "Choose another --out, or add --force to replace it."
+        )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        yield staging
+        if final.is_dir():  # a folder cannot be replaced in one rename: move the old one aside first
+            old = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.old"
+            os.rename(final, old)
+            os.rename(staging, final)
+            remove(old)
+        else:
+            os.replace(staging, final)
+    finally:
+        remove(staging)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(staging, path)

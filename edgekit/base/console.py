@@ -1,0 +1,112 @@
+"""Events as people read them: bars and colours on a terminal, plain lines elsewhere; always on stderr.
+
+Data goes to stdout and narration to stderr, so that `--json` and pipes stay clean.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from edgekit.base import events
+
+PLAIN_INTERVAL_S = 20.0  # off a terminal: one progress line for each so many seconds
+
+
+def span(seconds: float) -> str:
+    """A duration as people say it: `0.4 s`, `12 s`, `2 min 05 s`, `1 h 03 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class _Left(ProgressColumn):
+    """Time left of a stage, once its speed is known."""
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text("" if left is None else f"{span(left)} left", style="cyan")
+
+
+class Narrator:
+    """An `emit` that shows events, and a context manager around the work that emits them."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console = console
+        self._quiet = quiet
+        self._live = console.is_terminal and not quiet
+        self._bars = Progress(
+            TextColumn("  {task.description:<16}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"), _Left(),
+            TextColumn("{task.fields[note]}", style="dim"), console=console, transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._first: dict[tuple[str, str], tuple[float, float]] = {}
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """Show one event."""
+        match event:
+            case events.StageStarted(stage=stage):
+                if self._live:
+                    self._tasks[stage] = self._bars.add_task(stage, total=None, note="")
+                else:
+                    self._say(f"{stage}: started")
+            case events.Progress():
+                self._progress(event)
+            case events.StageFinished(stage=stage, seconds=seconds, cached=cached):
+                if stage in self._tasks:
+                    self._bars.remove_task(self._tasks.pop(stage))
+                self._say(f"  ✓ {stage:<16} " + ("kept from an earlier run" if cached else span(seconds)))
+            case events.GateResult(passed=False):
+                self._say(
+                    f"  ✗ {event.name}: {event.value:.4g}, limit {event.limit:.4g}. {event.detail}", "red"
+                )
+            case events.Alert(level=level, message=message, hint=hint):
+                self._say(f"  ! {message} {hint}".rstrip(), "yellow" if level == "warning" else None)
+            case _:
+                pass
+
+    def _progress(self, event: events.Progress) -> None:
+        if self._live:
+            if event.stage not in self._tasks:
+                self._tasks[event.stage] = self._bars.add_task(event.stage, total=event.total, note="")
+            self._bars.update(
+                self._tasks[event.stage], completed=event.done, total=event.total, note=event.note
+            )
+            return
+        now = time.monotonic()
+        # a stage may load and calibrate before it counts, so speed is that since the first count of this unit
+        start, already = self._first.setdefault((event.stage, event.unit), (now, event.done))
+        if now - self._last_line < PLAIN_INTERVAL_S:
+            return
+        self._last_line = now
+        left = (
+            f", {span((now - start) / (event.done - already) * (event.total - event.done))} left"
+            if event.done > already
+            else ""
+        )
+        done, total = (f"{n:.0f}" if n == round(n) else f"{n:.1f}" for n in (event.done, event.total))
+        self._say(f"{event.stage}: {done}/{total} {event.unit}{left} {event.note}".rstrip())
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        if not self._quiet or style == "red":
+            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

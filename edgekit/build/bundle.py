@@ -1,0 +1,161 @@
+"""The bundle: the folder an app developer embeds, with every file's digest in its manifest.
+
+manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  golden.json  signals.json
+events.jsonl  README.md
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgekit
+from edgekit.base.artifacts import digest_of, list_files, sha256_file, write_json, written_whole
+from edgekit.base.cache import versions
+from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.device.manifest import MANIFEST, SCHEMA, read_manifest
+from edgekit.evaluation.accuracy import cut_after
+from edgekit.field.telemetry.reference import FILE as SIGNALS
+from edgekit.field.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
+from edgekit.models import source as model
+from edgekit.proof.golden import FILE as GOLDEN
+from edgekit.proof.golden import SCHEMA as GOLDEN_SCHEMA
+
+if TYPE_CHECKING:
+    from edgekit.build.pipeline import Request
+    from edgekit.build.stages import Artifact
+    from edgekit.models.tokenizer import ModelTokenizer
+
+REPORT = "report.json"
+PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "gguf", "llama-cpp-python", "onnxruntime", "onnxruntime-genai",
+)  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "special_tokens_map.json",
+    "generation_config.json", "config.json",
+)  # fmt: skip
+
+
+def recipe_digest(request: Request) -> str:
+    """Digest of what is built from what: model, rows and target."""
+    return digest_of(
+        {
+            "model": model.digest(request.source) if request.source.path else request.source.given,
+            "data": request.data.digest,
+            "target": request.target.model_dump(),
+        }
+    )
+
+
+def check_free(request: Request) -> None:
+    """Raise `ConfigError` when the place is taken by anything but an earlier bundle of the same recipe."""
+    out = request.out
+    if not out.exists() or request.force:
+        return
+    try:
+        recipe = read_manifest(out)["recipe"]["digest"]
+    except (CorruptError, KeyError):
+        recipe = None
+    if recipe != recipe_digest(request):
+        what = "is not a bundle" if recipe is None else "is a bundle of another model, data or target"
+        raise ConfigError(
+            f"{out} exists and {what}; it is unchanged.", "Give another --out, or --force to replace it."
+        )
+
+
+def write(
+    request: Request,
+    tokenizer: ModelTokenizer,
+    artifacts: Sequence[Artifact],
+    report: dict[str, Any],
+    samples: Mapping[str, Path],
+    golden: Mapping[str, dict[str, Any]],
+    signals: Mapping[str, dict[str, Any]],
+    log: Path,
+) -> None:
+    """Write the bundle beside its place and move it there when whole."""
+    from edgekit.report.html import write_html
+    from edgekit.report.readme import bundle_readme
+
+    with written_whole(request.out, force=True) as out:
+        out.mkdir()
+        for artifact in artifacts:
+            copy(artifact.path, out / artifact.output)
+        (out / "tokenizer").mkdir()
+        for name in TOKENIZER_FILES:
+            if (tokenizer.folder / name).is_file():
+                shutil.copyfile(tokenizer.folder / name, out / "tokenizer" / name)
+        (out / "samples").mkdir()
+        for name, path in samples.items():
+            shutil.copyfile(path, out / "samples" / f"{name}.jsonl")
+        write_json(out / REPORT, report)
+        write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": golden})
+        write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": signals})
+        write_html(report, out / "report.html", out / "samples")
+        shutil.copyfile(log, out / "events.jsonl")
+        manifest = _manifest(request, tokenizer, artifacts, report)
+        (out / "README.md").write_text(bundle_readme(manifest, report), encoding="utf-8")
+        manifest["files"] = [
+            {
+                "path": file.relative_to(out).as_posix(),
+                "bytes": file.stat().st_size,
+                "sha256": sha256_file(file),
+            }
+            for file in list_files(out)
+        ]
+        write_json(out / MANIFEST, manifest)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder, contents and not links."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _manifest(
+    request: Request, tokenizer: ModelTokenizer, artifacts: Sequence[Artifact], report: Mapping[str, Any]
+) -> dict[str, Any]:
+    example = request.data.test[0]
+    return {
+        "schema": SCHEMA,
+        "name": request.source.name,
+        "target": request.target.name,
+        "verdict": report["verdict"],
+        "edgekit": edgekit.__version__,
+        "base_model": json.loads((tokenizer.folder / model.PROVENANCE).read_text("utf-8")),
+        "data": {"name": request.data.name, "sha256": request.data.digest, "card": request.data.card},
+        "recipe": {"digest": recipe_digest(request), "target": request.target.model_dump(by_alias=True)},
+        "versions": versions(PACKAGES),
+        "formats": {
+            artifact.format: {"path": artifact.output, "runtime": artifact.runtime} for artifact in artifacts
+        },
+        "threads": request.target.device.threads,
+        "template_sha256": digest_of(tokenizer.chat_template.source),
+        "stop_ids": sorted(tokenizer.stop_ids),
+        "system": shared_system(request),
+        "max_tokens": longest_answer(request, tokenizer),
+        "example": {
+            "messages": [dict(message) for message in example.messages[:-1]],
+            "answer": example.answer,
+        },
+    }
+
+
+def shared_system(request: Request) -> str | None:
+    """The system message that every training row begins with, or nothing when they differ."""
+    first = {
+        row.messages[0]["content"] if row.messages[0]["role"] == "system" else None
+        for row in request.data.train
+    }
+    return first.pop() if len(first) == 1 else None
+
+
+def longest_answer(request: Request, tokenizer: ModelTokenizer) -> int:
+    """Tokens that an answer may take: the longest in the rows and a quarter more."""
+    rows = [*request.data.train, *request.data.validation, *request.data.test]
+    return cut_after(max(len(tokenizer.encode(row.answer)) for row in rows))

@@ -1,0 +1,308 @@
+"""The stages that hold something against its reference: proofs, drift, accuracy, speed, and the gates on them.
+
+The reference is the tuned, merged fp32 model; the conversations are validation rows, which nothing was tuned on.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import registry
+from edgekit.base.artifacts import size_of
+from edgekit.base.cache import Cache, StageOutput
+from edgekit.base.events import Emit, Event, GateResult, Progress
+from edgekit.proof import gates, golden, held_out, prove
+from edgekit.proof.drift import Drift, Scored, score
+from edgekit.proof.held_out import HeldOut
+from edgekit.proof.texts import TEXTS
+
+if TYPE_CHECKING:
+    from edgekit.build.pipeline import Request
+    from edgekit.build.stages import Artifact
+    from edgekit.models.tokenizer import ModelTokenizer
+
+DRIFT_ROWS = 48
+SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
+BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
+SIGNALS_VERSION = 2  # raise it when the reference for drift records something else
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found of one artifact: the drift of each step that made it, from the tuned model and from its input."""
+
+    stage: StageOutput
+    drift: dict[str, Drift]
+    from_input: dict[str, Drift]
+
+
+def tokenizer_of(model: StageOutput) -> ModelTokenizer:
+    """The reference tokenizer of a model stage's folder."""
+    from edgekit.models.tokenizer import ModelTokenizer
+
+    return ModelTokenizer(model.path)
+
+
+def capture(cache: Cache, request: Request, model: StageOutput) -> StageOutput:
+    """The tuned model's next-token distributions on held-out conversations and plain text, stored."""
+    rows = request.data.validation[:DRIFT_ROWS]
+
+    def run(out: Path, work: Path) -> None:
+        tokenizer = tokenizer_of(model)
+        passages = held_out.conversations(tokenizer, [row.messages for row in rows])
+        passages += held_out.plain_text(tokenizer, TEXTS)
+        runtime = registry.load("runtimes", "torch")(model.path, threads=request.threads)
+        out.mkdir()
+        held_out.capture_passages(runtime, passages, cache.emit).save(out)
+        runtime.close()
+
+    inputs = {"model": model.digest, "rows": [[row.id, *row.messages] for row in rows], "texts": TEXTS}
+    return cache.stage("reference", inputs, run, ("torch", "transformers"))
+
+
+def drift(cache: Cache, request: Request, reference: StageOutput, model: StageOutput) -> Drift:
+    """The drift of a Hugging Face folder against the reference."""
+    name = f"drift.{model.name}"
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        store = HeldOut.load(reference.path)
+        scored = _score(request, store, "torch", model.path, cache, name)
+        return asdict(scored.among(store.conversations(scored)))
+
+    inputs = {"reference": reference.digest, "model": model.digest}
+    return Drift(**cache.stage(name, inputs, run, ("torch", "transformers")).result)
+
+
+def merge_drift(merged: StageOutput) -> Drift:
+    """The drift of the merged model from the base with its adapter unmerged, as the merge proved it."""
+    return Drift(
+        **{name: merged.result[name] for name in Drift.__dataclass_fields__ if name in merged.result}
+    )
+
+
+def _score(request: Request, store: HeldOut, runtime: str, path: Path, cache: Cache, stage: str) -> Scored:
+    opened = registry.load("runtimes", runtime)(path, threads=request.threads)
+    try:
+        return score(opened, store.reference, cache.emit, stage=stage)
+    finally:
+        opened.close()
+
+
+def verify(
+    cache: Cache,
+    request: Request,
+    reference: StageOutput,
+    tuned: StageOutput,
+    source: StageOutput,
+    artifact: Artifact,
+) -> Proof:
+    """Open the artifact in its own runtime and hold it against the reference; every check becomes a gate.
+
+    `reference` holds what the model `tuned` answers; `source` is the folder that was exported, whose tokenizer,
+    template, stop ids and weights count: the tuned model, or what pruning made of it.
+    """
+    name, budget = f"verify.{artifact.format}", request.target.budget
+    first, last = artifact.steps[0].name, artifact.steps[-1].name
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        store = HeldOut.load(reference.path)
+        scored = {
+            step.name: _score(request, store, artifact.runtime, path, cache, name)
+            for step, path in zip(artifact.steps, artifact.outputs, strict=True)
+        }
+        drifts = {step: at.among(store.conversations(at)) for step, at in scored.items()}
+        guilty = next(
+            (step for step, found in drifts.items() if found.mean_kld_nats > budget.mean_kld_nats), last
+        )
+        subject = prove.Subject(artifact.path, artifact.format, artifact.runtime)
+        static = prove.weights(subject, source.path, _counting_for(name, cache.emit), last)
+        entered = _from_input(cache, request, store, drifts, tuned, source, artifact)
+        facts = gates.ReferenceFacts.of(tokenizer_of(source))
+        runtime = subject.open(request.threads)
+        try:
+            found = prove.opened(
+                runtime,
+                facts,
+                store,
+                scored[last],
+                budget,
+                artifact.format,
+                text_stage=first,
+                drift_stage=guilty,
+            )
+        finally:
+            runtime.close()
+        for gate in [*(static.gates if static else []), *prove.with_culprits(found, static)]:
+            cache.emit(gate)
+        return {
+            "drift": {step: asdict(found) for step, found in drifts.items()},
+            "from_input": {step: asdict(found) for step, found in entered.items()},
+        }
+
+    inputs = {
+        "reference": reference.digest,
+        "artifact": [step.digest for step in artifact.steps],
+        "source": source.digest,
+        "budget": budget.model_dump(),
+        "battery": BATTERY_VERSION,
+    }
+    stage = cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai", "transformers"))
+    return Proof(
+        stage,
+        *(
+            {step: Drift(**found) for step, found in stage.result[kind].items()}
+            for kind in ("drift", "from_input")
+        ),
+    )
+
+
+def _counting_for(stage: str, emit: Emit) -> Emit:
+    """An `emit` that shows progress as that of `stage`, where a gate blames another."""
+
+    def renamed(event: Event) -> None:
+        emit(replace(event, stage=stage) if isinstance(event, Progress) else event)
+
+    return renamed
+
+
+def _from_input(
+    cache: Cache,
+    request: Request,
+    store: HeldOut,
+    drifts: dict[str, Drift],
+    tuned: StageOutput,
+    source: StageOutput,
+    artifact: Artifact,
+) -> dict[str, Drift]:
+    """The drift of each step from what entered it: the folder that was exported, then the step before."""
+    inputs = [("torch", source.path), *((artifact.runtime, path) for path in artifact.outputs)]
+    entered: dict[str, Drift] = {}
+    is_tuned = source.path == tuned.path
+    for step, (runtime, before), after in zip(artifact.steps, inputs, artifact.outputs, strict=False):
+        if is_tuned:  # the same comparison
+            entered[step.name] = drifts[step.name]
+            is_tuned = drifts[step.name].mean_kld_nats < SAME_NATS
+            continue
+        name = f"verify.{artifact.format}"
+        opened = registry.load("runtimes", runtime)(before, threads=request.threads)
+        known = held_out.capture_passages(opened, store.passages, cache.emit, stage=name)
+        opened.close()
+        scored = _score(request, known, artifact.runtime, after, cache, name)
+        entered[step.name] = scored.among(known.conversations(scored))
+    return entered
+
+
+def evaluate(
+    cache: Cache, request: Request, name: str, digest: str, runtime: str, path: Path, max_tokens: int
+) -> StageOutput:
+    """Exact-match accuracy of one model on the test rows, greedy; the samples are in the stage's folder."""
+    rows = request.data.test
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        from edgekit.evaluation.accuracy import evaluate as evaluate_rows
+
+        opened = registry.load("runtimes", runtime)(path, threads=request.threads)
+        out.mkdir()
+        try:
+            return evaluate_rows(
+                opened,
+                rows,
+                max_tokens=max_tokens,
+                log=out / "samples.jsonl",
+                emit=cache.emit,
+                stage=f"eval.{name}",
+            )
+        finally:
+            opened.close()
+
+    inputs = {"model": digest, "rows": [[row.id, *row.messages] for row in rows], "max_tokens": max_tokens}
+    return cache.stage(f"eval.{name}", inputs, run, ("torch", "llama-cpp-python", "onnxruntime-genai"))
+
+
+def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_tokens: int) -> StageOutput:
+    """What the artifact answers to held-out prompts, to be asked again wherever the bundle is put."""
+    name = f"golden.{artifact.format}"
+    prompts = [row.messages[:-1] for row in request.data.validation]
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        opened = registry.load("runtimes", artifact.runtime)(artifact.path, threads=request.threads)
+        try:
+            return golden.capture(opened, prompts, max_tokens, cache.emit, stage=name)
+        finally:
+            opened.close()
+
+    inputs = {
+        "artifact": artifact.digest,
+        "rows": [row.id for row in request.data.validation],
+        "max_tokens": max_tokens,
+        "battery": BATTERY_VERSION,
+    }
+    return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+
+
+def signals(
+    cache: Cache, request: Request, artifact: Artifact, system: str | None, max_tokens: int
+) -> StageOutput:
+    """What the artifact's answers to held-out rows look like, which drift on a device is measured from."""
+    name = f"signals.{artifact.format}"
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        from edgekit.device.loaded import LoadedModel
+        from edgekit.field.telemetry import reference
+
+        opened = registry.load("runtimes", artifact.runtime)(artifact.path, threads=request.threads)
+        with LoadedModel(opened, format=artifact.format, system=system, max_tokens=max_tokens) as model:
+            data = request.data
+            found = reference.capture(model, data.validation, data.train, cache.emit, stage=name)
+            return {"signals": found.to_json(), "sure": found.sure}
+
+    inputs = {
+        "artifact": artifact.digest,
+        "data": request.data.digest,
+        "system": system,
+        "max_tokens": max_tokens,
+        "version": SIGNALS_VERSION,
+    }
+    return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+
+
+def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
+    """Speed and memory of the artifact in fresh processes on this machine."""
+    from edgekit.base.hardware import fingerprint
+
+    machine = fingerprint()
+    device = request.target.device
+    simulated = platform.machine() not in device.arch or device.threads > machine["cores"]
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        entries = registry.load("profiles", "profile")(
+            artifact.path, artifact.runtime, request.target.profile, emit=cache.emit, simulated=simulated
+        )
+        return {"entries": entries}
+
+    inputs = {"artifact": artifact.digest, "options": request.target.profile.model_dump(), "machine": machine}
+    return cache.stage(f"profile.{artifact.format}", inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+
+
+def budget_gates(
+    request: Request, artifact: Artifact, tuned: StageOutput, answers: StageOutput, speed: StageOutput
+) -> list[GateResult]:
+    """The gates on what was measured of a whole artifact: size, memory, speed and accuracy."""
+    budget, last = request.target.budget, artifact.steps[-1].name
+    found = [gates.accuracy_drop(tuned.result, answers.result, budget, artifact.format, last)]
+    if budget.size_mib is not None:
+        found.append(gates.size(size_of(artifact.path), budget.size_mib, artifact.format, last))
+    if budget.peak_rss_mib is not None:
+        peak = max(entry["peak_rss_mib"] for entry in speed.result["entries"])
+        found.append(gates.peak_rss(peak, budget.peak_rss_mib, artifact.format, last))
+    threads = request.target.device.threads
+    device = min(speed.result["entries"], key=lambda entry: abs(entry["threads"] - threads))
+    if budget.ttft_ms is not None:
+        found.append(gates.ttft(device["ttft_ms"]["median"], budget.ttft_ms, artifact.format, last))
+    if budget.decode_tokens_per_s is not None:
+        rate = device["decode_tokens_per_s"]["median"]
+        found.append(gates.decode_speed(rate, budget.decode_tokens_per_s, artifact.format, last))
+    return found

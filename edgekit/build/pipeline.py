@@ -1,0 +1,125 @@
+"""The way from a model and rows to a proven bundle, as one list of stages.
+
+    model ─ tune ─ merge ─ prune ─┬─ export.gguf ─ quantize.gguf ─┬─ verify ─ eval ─ profile ─ bundle
+                                  └─ export.onnx ─────────────────┘
+
+Each stage is a function in `edgekit.build.stages` (makes something) or `edgekit.build.checks` (holds it against its reference);
+its output is kept by `edgekit.base.cache`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.base.cache import Cache
+from edgekit.base.events import Emit, fan_out, jsonl_writer
+from edgekit.build import bundle, checks, runs, stages
+from edgekit.build.plan import plan
+from edgekit.data.dataset import Dataset
+from edgekit.models import source as model
+from edgekit.report.assemble import assemble
+from edgekit.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build: from which model and rows, for which target, and where to."""
+
+    source: model.Source
+    data: Dataset
+    target: Target
+    out: Path
+    cache_dir: Path
+    threads: int
+    force: bool = False
+
+
+def build(request: Request, emit: Emit) -> dict[str, Any]:
+    """Run every stage that is not done yet and write the bundle; returns its `report.json`.
+
+    A failed gate does not raise: the report's verdict is `fail` and names it. Raises `EdgekitError` for everything
+    that stops a stage; finished stages are kept. What it does can be watched: see `edgekit.build.runs`. Raises `ConfigError`
+    when another build runs in the same cache.
+    """
+    with runs.recorded(request, stage_names(request.target)) as record:
+        report = _build(request, fan_out(emit, record.emit), record)
+        record.judge(report)
+    return report
+
+
+def stage_names(target: Target) -> list[str]:
+    """Every stage of a build for `target`, in order."""
+    formats = [export.format for export in target.export]
+    pruned = target.prune.drop_layers > 0
+    steps = [
+        step.stage
+        for export in target.export
+        for step in registry.load("exporters", export.format).steps(export)
+    ]
+    return [
+        *("model", "tune", "merge", *(["prune"] if pruned else []), *steps),
+        *("reference", "drift.model", *(["drift.prune"] if pruned else [])),
+        *(f"verify.{format}" for format in formats),
+        *(f"eval.{name}" for name in ("base", "tuned", *formats)),
+        *(f"{kind}.{format}" for kind in ("golden", "signals", "profile") for format in formats),
+    ]
+
+
+def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any]:
+    request = replace(request, source=model.fetch(request.source))
+    bundle.check_free(request)
+    planned = plan(
+        request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
+    )
+    planned.check()
+    record.begin()
+    record.expect(planned.minutes_expected * 60)
+    log = request.cache_dir / runs.EVENTS
+    cache = Cache(request.cache_dir, fan_out(emit, jsonl_writer(log)))
+
+    base = stages.bring_in(cache, request.source)
+    adapter = stages.tune(cache, request, base)
+    merged = stages.merge(cache, request, base, adapter)
+    pruned = stages.prune(cache, request, merged)
+    artifacts = [stages.export(cache, request, pruned, options) for options in request.target.export]
+
+    reference = checks.capture(cache, request, merged)
+    tuned, whole = checks.drift(cache, request, reference, base), checks.merge_drift(merged)
+    drift = {"model": tuned, "tune": whole, "merge": whole}
+    from_input = {"tune": tuned, "merge": whole}
+    if pruned is not merged:
+        drift["prune"] = from_input["prune"] = checks.drift(cache, request, reference, pruned)
+    proofs = [checks.verify(cache, request, reference, merged, pruned, artifact) for artifact in artifacts]
+
+    tokenizer = checks.tokenizer_of(pruned)
+    longest = bundle.longest_answer(request, tokenizer)
+    variants = [("base", base.digest, "torch", base.path), ("tuned", merged.digest, "torch", merged.path)]
+    variants += [
+        (artifact.format, artifact.digest, artifact.runtime, artifact.path) for artifact in artifacts
+    ]
+    answers = {variant[0]: checks.evaluate(cache, request, *variant, longest) for variant in variants}
+    golden = [checks.golden_answers(cache, request, artifact, longest) for artifact in artifacts]
+    system = bundle.shared_system(request)
+    signals = [checks.signals(cache, request, artifact, system, longest) for artifact in artifacts]
+    speeds = [checks.profile(cache, request, artifact) for artifact in artifacts]
+    for artifact, speed in zip(artifacts, speeds, strict=True):
+        for gate in checks.budget_gates(request, artifact, answers["tuned"], answers[artifact.format], speed):
+            cache.emit(gate)
+
+    report = assemble(
+        request, cache, [base, adapter, merged, pruned], artifacts, drift, from_input, proofs, answers, signals, speeds
+    )  # fmt: skip
+    bundle.write(
+        request,
+        tokenizer,
+        artifacts,
+        report,
+        {name: done.path / "samples.jsonl" for name, done in answers.items()},
+        {artifact.format: kept.result for artifact, kept in zip(artifacts, golden, strict=True)},
+        {artifact.format: kept.result["signals"] for artifact, kept in zip(artifacts, signals, strict=True)},
+        log,
+    )
+    return report

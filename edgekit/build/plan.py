@@ -1,0 +1,199 @@
+"""What a build would do and need, answered before anything is trained.
+
+Each figure is an estimate with its rule beside it; the verdict names every reason why the build cannot be done.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.base import hardware
+from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
+from edgekit.data.dataset import Dataset
+from edgekit.models import source as model
+from edgekit.targets.target import Export, GgufExport, OnnxExport, Target
+
+BUILD_PARTS = ("torch", "transformers", "peft", "accelerate", "safetensors")
+FORMAT_PARTS = {
+    "gguf": ("gguf", "llama_cpp"),
+    "onnx": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
+}
+BITS_PER_WEIGHT = {
+    "F32": 32.0,
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 8.2,
+    "Q5_K_M": 6.7,
+    "Q4_K_M": 6.2,
+    "Q4_0": 5.5,
+}
+CHARACTERS_PER_TOKEN = 3.5  # English through a byte-pair tokenizer
+TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
+TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
+FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split
+FLOPS_SPELLS, FLOPS_SPELL_S, FLOPS_REST_S, FLOPS_RUNS = 3, 0.1, 0.15, 7
+MIB = 2**20
+
+
+@dataclass
+class PlannedExport:
+    """One file that the build would write."""
+
+    format: str
+    type: str
+    estimated_mib: float
+    refusal: str = ""
+
+
+@dataclass
+class Plan:
+    """The answer of `edgekit plan`: needs against what is free, and every problem found."""
+
+    model: str
+    architecture: str
+    parameters: int
+    target: str
+    rows: dict[str, int]
+    exports: list[PlannedExport]
+    disk_needed_mib: int
+    disk_free_mib: int
+    memory_needed_mib: int
+    memory_available_mib: int
+    minutes_expected: float
+    missing_parts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return asdict(self)
+
+    def check(self) -> None:
+        """Raise what stands in the way: a missing part, an export that cannot be made, too little room."""
+        if self.missing_parts:
+            raise missing_parts_error(self.missing_parts)
+        refused = [f"{export.format}: {export.refusal}" for export in self.exports if export.refusal]
+        if refused:
+            raise UnsupportedError(
+                f"{self.model} cannot be built for {self.target}: {'; '.join(refused)} Nothing was started.",
+                "Choose another model, or a target without that format (`edgekit targets list`).",
+            )
+        if self.problems:
+            raise ConfigError(
+                f"This machine has not enough room to build {self.model} for {self.target}; nothing was started.",
+                "Free some room, choose a smaller model, or put --cache-dir and --out on a larger disk.",
+                self.problems,
+            )
+
+
+def missing_parts(exports: Sequence[Export]) -> list[str]:
+    """Packages that a build for `exports` needs and that are not installed; nothing is imported."""
+    wanted = [*BUILD_PARTS, *(part for export in exports for part in FORMAT_PARTS.get(export.format, ()))]
+    return [part for part in dict.fromkeys(wanted) if importlib.util.find_spec(part) is None]
+
+
+def missing_parts_error(parts: Sequence[str]) -> MissingPartError:
+    """What to tell a person who lacks `parts`."""
+    return MissingPartError(
+        f"Building needs {', '.join(parts)}, which {'is' if len(parts) == 1 else 'are'} not installed.",
+        "pip install 'edgekit[build]'",
+    )
+
+
+def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path, out: Path) -> Plan:
+    """Work out what building `source` for `target` needs. Problems are in the result; see `Plan.check`.
+
+    Raises only what makes any answer impossible: a missing part, or a model whose config cannot be read.
+    """
+    if parts := missing_parts(target.export):
+        raise missing_parts_error(parts)
+    config = model.describe(source)
+    parameters = model.parameter_count(config)
+    exports = [_plan_export(export, config, parameters) for export in target.export]
+    float_mib = 4 * parameters / MIB
+    on_disk = float_mib * (2 if source.kind == "folder" else 3)  # the base read out, merged, pruned
+    on_disk += sum(export.estimated_mib for export in exports) * 2  # in the cache and in the bundle
+    on_disk += float_mib * len(exports)  # the float file each quantizer starts from
+    result = Plan(
+        model=source.name,
+        architecture=str((config.get("architectures") or [config.get("model_type")])[0]),
+        parameters=parameters,
+        target=target.name,
+        rows={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        exports=exports,
+        disk_needed_mib=round(on_disk * 1.1),
+        disk_free_mib=min(hardware.free_disk_mib(cache_dir), hardware.free_disk_mib(out)),
+        memory_needed_mib=round(
+            float_mib * 3.5 + 1500
+        ),  # the genai builder holds the model about three times
+        memory_available_mib=hardware.available_memory_mib(),
+        minutes_expected=_minutes(parameters, target, data),
+    )
+    if result.disk_needed_mib > result.disk_free_mib:
+        result.problems.append(
+            f"disk: about {result.disk_needed_mib} MiB needed, {result.disk_free_mib} MiB free"
+        )
+    if result.memory_needed_mib > result.memory_available_mib:
+        result.problems.append(
+            f"memory: about {result.memory_needed_mib} MiB needed, {result.memory_available_mib} MiB available"
+        )
+    return result
+
+
+def _plan_export(export: Export, config: dict[str, Any], parameters: int) -> PlannedExport:
+    try:
+        refusal = registry.load("exporters", export.format).refusal(config, export)
+    except EdgekitError as error:
+        refusal = error.message
+    kind: str = export.format
+    bits = 16.0
+    if isinstance(export, GgufExport):
+        kind, bits = export.type, BITS_PER_WEIGHT.get(export.type, 6.0)
+    elif isinstance(export, OnnxExport):
+        kind, bits = export.precision, {"int4": 8.0, "int8": 16.0, "fp32": 32.0}[export.precision]
+    return PlannedExport(export.format, kind, round(parameters * bits / 8 / MIB, 1), refusal)
+
+
+def _minutes(parameters: int, target: Target, data: Dataset) -> float:
+    """Minutes for tuning (by arithmetic speed) and for reading the test rows with each variant (by experience)."""
+    characters = sum(len(m["content"]) for row in data.train for m in row.messages) + 60 * len(data.train)
+    tokens = characters / CHARACTERS_PER_TOKEN * target.tune.epochs
+    tune = tokens * TUNE_FLOPS_PER_WEIGHT * parameters / (_flops() * TUNE_EFFICIENCY)
+    answers = len(data.test) * (2 + len(target.export)) * 30 * 2 * parameters / (_flops() * 0.1)
+    return round((tune + answers) / 60 + 2.0, 1)
+
+
+def _flops() -> float:
+    """fp32 operations a second of matrix products here, with as many cores as their library takes.
+
+    It is the best of many short ones, as other programs leave some of them alone, and of several spells with a rest
+    between, after which its threads are spread over the cores anew. Where a container's limit is on the time of the
+    processors rather than on their number, it shows only in the mean.
+    """
+    if hardware.is_throttled():
+        return _rate(FLOPS_SIZE, statistics.fmean)
+    rates = [_rate(ONE_CORE_SIZE, min)]
+    for _ in range(FLOPS_SPELLS):
+        time.sleep(FLOPS_REST_S)
+        rates.append(_rate(FLOPS_SIZE, min))
+    return max(rates)
+
+
+def _rate(size: int, typical: Callable[[list[float]], float]) -> float:
+    import numpy as np
+
+    left = np.ones((size, size), dtype=np.float32)
+    times: list[float] = []
+    end = time.perf_counter() + FLOPS_SPELL_S
+    while len(times) < FLOPS_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
+        left @ left
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / typical(times)

@@ -1,0 +1,1 @@
+"""What an app imports to open a bundle and ask it; no torch."""

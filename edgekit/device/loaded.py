@@ -1,0 +1,175 @@
+"""A bundle opened for use: the same three calls and the same answers from a GGUF file or an ONNX folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from edgekit import registry
+from edgekit.base.errors import ConfigError, GateError, UnsupportedError
+from edgekit.device.answer import Answer, Records
+from edgekit.device.manifest import check_files, read_manifest
+from edgekit.models.chat import Message
+from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
+
+if TYPE_CHECKING:
+    from edgekit.field.telemetry.collector import Telemetry
+
+RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
+CONTEXT = 2048
+
+
+class LoadedModel:
+    """An opened model. Not for several threads at once: open one for each."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        format: str,
+        system: str | None = None,
+        max_tokens: int = 256,
+        telemetry: Records | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.telemetry: Records | None = telemetry
+        self.closes_with: Telemetry | None = None
+        """Telemetry that was opened with this model and ends with it."""
+        self.format = format
+        self.system = system
+        self.max_tokens = max_tokens
+
+    def generate(self, text: str, *, max_tokens: int | None = None, sampling: Sampling = Sampling()) -> str:
+        """The answer to one question."""
+        return "".join(self.stream(text, max_tokens=max_tokens, sampling=sampling))
+
+    def chat(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None, sampling: Sampling = Sampling()
+    ) -> str:
+        """The answer to a conversation of messages with `role` and `content`."""
+        return "".join(self.stream(messages, max_tokens=max_tokens, sampling=sampling))
+
+    def stream(
+        self, text: str | Sequence[Message], *, max_tokens: int | None = None, sampling: Sampling = Sampling()
+    ) -> Iterator[str]:
+        """The answer to a question or a conversation, piece by piece as it is made.
+
+        A conversation without a system message gets the one the model was tuned with.
+        """
+        messages: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+        return iter(self.answer(self.prompt(messages), max_tokens=max_tokens, sampling=sampling))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where its answer begins; raises `ConfigError` for an empty one."""
+        if not messages:
+            raise ConfigError("There is no message to answer.", "Give a text or a list of messages.")
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        return self.runtime.encode(self.runtime.chat_template.render(messages, add_generation_prompt=True))
+
+    def answer(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = Sampling(),
+        process: LogitsProcessor | None = None,
+        operation: str = "chat",
+        queue_s: float = 0.0,
+    ) -> Answer:
+        """The answer to a prompt of token ids; every other way of asking comes here, and telemetry listens here."""
+        return Answer(
+            self.runtime,
+            prompt,
+            max_tokens or self.max_tokens,
+            sampling,
+            process=process,
+            records=self.telemetry,
+            operation=operation,
+            queue_s=queue_s,
+        )
+
+    def use(self, adapter: str | os.PathLike[str] | None) -> Self:
+        """Answer with a LoRA adapter on the model from now on, or without one for None; returns this model.
+
+        `adapter` is the file that was exported for this model's format. Adapters stay loaded, so that going back to
+        one costs nothing. Raises `CorruptError` for a damaged adapter and for another base's, naming both digests,
+        and `UnsupportedError` for a model that takes none; the adapter in use stays.
+        """
+        if not isinstance(self.runtime, TakesAdapters):
+            raise UnsupportedError(
+                f"{self.runtime.name} takes no adapters.", "Open a GGUF file or an ONNX folder."
+            )
+        self.runtime.use(None if adapter is None else Path(adapter))
+        return self
+
+    def close(self) -> None:
+        """Free the model's memory, and write what telemetry still holds."""
+        self.runtime.close()
+        if self.closes_with is not None:
+            self.closes_with.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    threads: int | None = None,
+    context: int = CONTEXT,
+    allow_failed: bool = False,
+    telemetry: Records | str | os.PathLike[str] | None = None,
+) -> LoadedModel:
+    """Open a bundle, a `.gguf` file or an onnxruntime-genai folder.
+
+    `format` is `gguf` or `onnx`, by default the first that the bundle has. `telemetry` is told of every answer: a state
+    folder, where counts and drift are kept for `edgekit monitor`, or an object of your own. Raises `CorruptError` when a
+    file is not the one in the manifest, `GateError` for a bundle whose build did not pass unless `allow_failed`.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise ConfigError(
+            f"There is no bundle {folder}.", "Check the path; `edgekit build` writes to bundles/."
+        )
+    if folder.is_file() or (folder / "genai_config.json").is_file():
+        kind = "gguf" if folder.is_file() else "onnx"
+        model = LoadedModel(_open(RUNTIME_OF[kind], folder, threads or 2, context), format=kind)
+    else:
+        model = _load_bundle(folder, format, threads, context, allow_failed)
+    if isinstance(telemetry, str | os.PathLike):
+        from edgekit.field.telemetry.collector import Telemetry
+
+        telemetry = model.closes_with = Telemetry.open(Path(telemetry), folder, model.format)
+    model.telemetry = telemetry
+    return model
+
+
+def _load_bundle(
+    folder: Path, format: str | None, threads: int | None, context: int, allow_failed: bool
+) -> LoadedModel:
+    manifest = read_manifest(folder)
+    formats: dict[str, Any] = manifest["formats"]
+    kind = format or next(iter(formats))
+    if kind not in formats:
+        raise ConfigError(f"{folder} holds no '{kind}'.", f"It holds: {', '.join(formats)}.")
+    if manifest["verdict"] != "pass" and not allow_failed:
+        raise GateError(
+            f"{folder} did not pass its own gates, so it is not served.",
+            f"See {folder / 'report.html'}; to open it all the same, pass allow_failed=True (--allow-failed).",
+        )
+    entry = formats[kind]
+    check_files(folder, manifest, entry["path"])
+    runtime = _open(entry["runtime"], folder / entry["path"], threads or manifest["threads"], context)
+    return LoadedModel(runtime, format=kind, system=manifest["system"], max_tokens=manifest["max_tokens"])
+
+
+def _open(runtime: str, path: Path, threads: int, context: int) -> Runtime:
+    opened: Runtime = registry.load("runtimes", runtime)(path, threads=threads, context=context)
+    return opened

@@ -1,0 +1,1 @@
+"""Measuring answers on rows: accuracy and its statistics."""

@@ -1,0 +1,331 @@
+"""Incidents of a device: OPEN, ACKNOWLEDGED, RESOLVED, with who and why for every change, in SQLite.
+
+    OPEN ──acknowledge──► ACKNOWLEDGED ──┐
+      └──────── resolve, close ──────────┴──► RESOLVED
+
+Silence is no state: a silenced incident goes on as it was, and is told again when its silence ends. Every change is
+written to the audit log first, so that a change that is not there was never made.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.field.incidents.audit import Audit
+from edgekit.field.incidents.rules import AlertState, Change
+from edgekit.field.incidents.words import sentence
+
+FILE = "incidents.sqlite"
+VERSION = 1
+State = Literal["OPEN", "ACKNOWLEDGED", "RESOLVED"]
+TABLES = """
+create table if not exists incidents (
+    id integer primary key, rule text not null, subject text not null, kind text not null, severity text not null,
+    action text not null, release text not null, what text not null, since real not null, opened real not null,
+    state text not null, silenced_until real, resolved real, acted integer not null default 0, rule_json text not null);
+create unique index if not exists one_open on incidents (rule, subject) where state != 'RESOLVED';
+create table if not exists changes (
+    incident integer not null, time real not null, who text not null, what text not null, why text not null);
+create index if not exists changes_of on changes (incident);
+create table if not exists alerts (rule text not null, subject text not null, body text not null,
+    primary key (rule, subject));
+"""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """What went wrong on a device: one sentence, the rule that told, and how far people are with it.
+
+    `subject` is the release or `device`; `since` is when it began, `opened` when it was told, both Unix seconds, as
+    are `silenced_until` and `resolved`, None where it does not apply. `acted` is whether its automatic action was done.
+    """
+
+    id: int
+    rule: str
+    subject: str
+    kind: str
+    severity: str
+    action: str
+    release: str
+    what: str
+    since: float
+    opened: float
+    state: State
+    silenced_until: float | None
+    resolved: float | None
+    acted: bool
+
+    def silenced(self, now: float) -> bool:
+        """Whether nobody is to be told of it at `now`."""
+        return self.silenced_until is not None and now < self.silenced_until
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+FIELDS = tuple(Incident.__dataclass_fields__)
+COLUMNS = ", ".join(FIELDS)
+CHANGE = ("time", "who", "what", "why")
+
+
+class Incidents:
+    """The incidents below a state folder; several processes and threads may use it at once.
+
+    Each method raises `StageError` when nothing can be written and `CorruptError` for a file that is no database.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.path = state / FILE
+        self.audit = Audit(state)
+
+    def open(self, change: Change, *, who: str) -> Incident | None:
+        """Begin an incident for an alert that opened; None when one is already under way for its rule and subject.
+
+        A silence that lasts for the same rule and subject holds for the new one too.
+        """
+        rule, what = change.rule, sentence(change)
+        with self._changing() as db:
+            if _under_way(db, rule.key, change.subject):
+                return None
+            (number,) = db.execute("select coalesce(max(id), 0) + 1 from incidents").fetchone()
+            (silence,) = db.execute(
+                "select max(silenced_until) from incidents where rule = ? and subject = ? and silenced_until > ?",
+                (rule.key, change.subject, change.time),
+            ).fetchone()
+            self._note(db, number, who, "opened", what, change.time)
+            values = (
+                number, rule.key, change.subject, rule.kind, rule.severity, rule.action, change.release, what,
+                change.since, change.time, "OPEN", silence, None, 0, rule.model_dump_json(),
+            )  # fmt: skip
+            db.execute(f"insert into incidents ({COLUMNS}, rule_json) values ({', '.join('?' * 15)})", values)
+            return _get(db, number)
+
+    def resolve(self, change: Change, *, who: str) -> Incident | None:
+        """End the incident of an alert that is over; None when a person closed it before."""
+        with self._changing() as db:
+            incident = _under_way(db, change.rule.key, change.subject)
+            if incident is None:
+                return None
+            self._end(db, incident, who, "resolved", change.why or "the reading is well again", change.time)
+            return _get(db, incident.id)
+
+    def acknowledge(self, number: int, *, who: str, why: str, now: float | None = None) -> Incident:
+        """Say that a person has seen it and works on it. Raises `ConfigError` for one that is over."""
+        with self._changing() as db:
+            self._live(db, number)
+            self._note(db, number, who, "acknowledged", why, now)
+            db.execute("update incidents set state = 'ACKNOWLEDGED' where id = ?", (number,))
+            return _get(db, number)
+
+    def silence(self, number: int, *, until: float, who: str, why: str, now: float | None = None) -> Incident:
+        """Tell nobody of it before `until`, Unix seconds, and do nothing by itself. It is told again then.
+
+        Raises `ConfigError` for one that is over, and for an end that is past.
+        """
+        if until <= (time.time() if now is None else now):
+            raise ConfigError("A silence needs an end in the future; nothing changed.", "Try --for 2h.")
+        with self._changing() as db:
+            self._live(db, number)
+            self._note(db, number, who, "silenced", why, now, until=until)
+            db.execute("update incidents set silenced_until = ? where id = ?", (until, number))
+            return _get(db, number)
+
+    def close(self, number: int, *, who: str, why: str, now: float | None = None) -> Incident:
+        """End it by hand; when its rule still holds, a new one is opened after the rule's time."""
+        with self._changing() as db:
+            self._end(db, self._live(db, number), who, "closed", why, now)
+            return _get(db, number)
+
+    def end_silences(self, now: float, *, who: str) -> list[Incident]:
+        """The incidents under way whose silence has just ended; each is told once."""
+        over = "state != 'RESOLVED' and silenced_until <= ?"
+        if not self._rows(f"select id from incidents where {over}", now):
+            return []
+        with self._changing() as db:
+            ended = [row[0] for row in db.execute(f"select id from incidents where {over}", (now,))]
+            for number in ended:
+                self._note(db, number, who, "silence ended", "", now)
+                db.execute("update incidents set silenced_until = null where id = ?", (number,))
+            return [_get(db, number) for number in ended]
+
+    def acted(self, number: int, *, who: str, what: str, why: str, now: float | None = None) -> None:
+        """Note that its automatic action was done, with what came of it; it is not done again."""
+        with self._changing() as db:
+            self._note(db, number, who, what, why, now)
+            db.execute("update incidents set acted = 1 where id = ?", (number,))
+
+    def find(self, *, everything: bool = False) -> list[Incident]:
+        """Those under way, or all with `everything`: critical ones first, then the newest."""
+        where = "" if everything else "where state != 'RESOLVED'"
+        rows = self._rows(
+            f"select {COLUMNS} from incidents {where} "
+            "order by state = 'RESOLVED', severity != 'critical', opened desc, id desc"
+        )
+        return [_incident(row) for row in rows]
+
+    def get(self, number: int) -> Incident:
+        """One incident. Raises `ConfigError` when there is none of that number."""
+        for row in self._rows(f"select {COLUMNS} from incidents where id = ?", number):
+            return _incident(row)
+        raise _unknown(number)
+
+    def rule(self, number: int) -> dict[str, Any]:
+        """The rule that opened it, whole, as it was then."""
+        found: dict[str, Any] = json.loads(
+            self._rows("select rule_json from incidents where id = ?", number)[0][0]
+        )
+        return found
+
+    def timeline(self, number: int) -> list[dict[str, Any]]:
+        """Every change of one incident, oldest first: `time`, `who`, `what` and `why`."""
+        rows = self._rows(
+            "select time, who, what, why from changes where incident = ? order by rowid", number
+        )
+        return [dict(zip(CHANGE, row, strict=True)) for row in rows]
+
+    def changes_after(self, cursor: int) -> list[tuple[int, Incident, dict[str, Any]]]:
+        """Every change after the one numbered `cursor`, with its number and its incident as it is now."""
+        rows = self._rows(
+            f"select changes.rowid, time, who, changes.what, why, {', '.join('incidents.' + n for n in FIELDS)} "
+            "from changes join incidents on incidents.id = incident where changes.rowid > ? order by changes.rowid",
+            cursor,
+        )
+        return [(row[0], _incident(row[5:]), dict(zip(CHANGE, row[1:5], strict=True))) for row in rows]
+
+    def last_change(self) -> int:
+        """The number of the newest change, 0 before the first."""
+        rows = self._rows("select coalesce(max(rowid), 0) from changes")
+        return int(rows[0][0]) if rows else 0
+
+    def last_end(self, kind: str, subject: str) -> float:
+        """When the last incident of a kind on a subject was over, Unix seconds; 0 when there was none."""
+        rows = self._rows("select max(resolved) from incidents where kind = ? and subject = ?", kind, subject)
+        return float(rows[0][0] or 0.0) if rows else 0.0
+
+    def alert_states(self) -> Sequence[AlertState]:
+        """Where the rules stood when `keep` was last called."""
+        return [AlertState(**json.loads(row[0])) for row in self._rows("select body from alerts")]
+
+    def keep(self, states: Sequence[AlertState]) -> None:
+        """Remember where the rules stand, for a watcher that starts again."""
+        with self._changing() as db:
+            db.execute("delete from alerts")
+            db.executemany(
+                "insert into alerts values (?, ?, ?)",
+                [(state.rule, state.subject, json.dumps(state.to_dict())) for state in states],
+            )
+
+    def set_aside(self) -> Path:
+        """Move a damaged database out of the way, beside its place, and return where it is now."""
+        aside = self.path.with_name(f"{FILE}.damaged-{int(time.time())}")
+        self.path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(FILE + suffix).unlink(missing_ok=True)
+        return aside
+
+    def _live(self, db: sqlite3.Connection, number: int) -> Incident:
+        incident = _get(db, number)
+        if incident.state == "RESOLVED":
+            raise ConfigError(
+                f"Incident {number} is over; nothing changed.",
+                "`edgekit incident list` shows those under way.",
+            )
+        return incident
+
+    def _end(
+        self, db: sqlite3.Connection, incident: Incident, who: str, what: str, why: str, now: float | None
+    ) -> None:
+        moment = time.time() if now is None else now
+        self._note(db, incident.id, who, what, why, moment)
+        db.execute(
+            "update incidents set state = 'RESOLVED', resolved = ? where id = ?", (moment, incident.id)
+        )
+
+    def _note(
+        self,
+        db: sqlite3.Connection,
+        number: int,
+        who: str,
+        what: str,
+        why: str,
+        now: float | None,
+        **more: Any,
+    ) -> None:
+        moment = time.time() if now is None else now
+        self.audit.append(who=who, what=what, why=why, incident=number, at=moment, **more)
+        db.execute("insert into changes values (?, ?, ?, ?, ?)", (number, moment, who, what, why))
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        if not self.path.exists():  # a device on which nothing ever went wrong: reading leaves no file
+            return []
+        with self._connected() as db:
+            return db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of one writer; the audit log is written inside it, so both have one order."""
+        with self._connected() as db:
+            db.execute("begin immediate")
+            try:
+                yield db
+            except BaseException:
+                db.rollback()
+                raise
+            db.commit()
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        db: sqlite3.Connection | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
+            if db.execute("pragma user_version").fetchone()[0] != VERSION:
+                db.execute("pragma journal_mode = wal")
+                db.executescript(TABLES)
+                db.execute(f"pragma user_version = {VERSION}")
+            yield db
+        except (OSError, sqlite3.OperationalError) as error:
+            raise StageError(
+                f"The incidents in {self.path.parent} cannot be changed or read: {error}. Nothing changed.",
+                "Check that the folder can be written and the disk has room.",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptError(
+                f"{self.path} is damaged: {error}.", f"Move it away: mv {self.path} {self.path}.damaged"
+            ) from error
+        finally:
+            if db is not None:
+                db.close()
+
+
+def _incident(row: Sequence[Any]) -> Incident:
+    values = dict(zip(FIELDS, row, strict=True))
+    return Incident(**{**values, "acted": bool(values["acted"])})
+
+
+def _get(db: sqlite3.Connection, number: int) -> Incident:
+    row = db.execute(f"select {COLUMNS} from incidents where id = ?", (number,)).fetchone()
+    if row is None:
+        raise _unknown(number)
+    return _incident(row)
+
+
+def _under_way(db: sqlite3.Connection, rule: str, subject: str) -> Incident | None:
+    row = db.execute(
+        f"select {COLUMNS} from incidents where rule = ? and subject = ? and state != 'RESOLVED'",
+        (rule, subject),
+    ).fetchone()
+    return None if row is None else _incident(row)
+
+
+def _unknown(number: int) -> ConfigError:
+    return ConfigError(f"There is no incident {number}.", "`edgekit incident list --all` shows every one.")

@@ -1,0 +1,259 @@
+"""Looks at a device every few seconds, opens and ends its incidents, tells of them, and acts where a rule says so.
+
+One watcher looks at a state folder at a time, in the program that serves or beside it; the next one takes over when it
+ends, and goes on from where the rules stood. Nothing that goes wrong here reaches an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from edgekit.base.errors import CorruptError, EdgekitError, in_words
+from edgekit.field.incidents import evidence
+from edgekit.field.incidents.evidence import Windows
+from edgekit.field.incidents.incidents import Incident, Incidents
+from edgekit.field.incidents.readings import Reading, reading_of
+from edgekit.field.incidents.rules import GAP_S, AlertState, Change, Evaluator
+from edgekit.field.incidents.webhook import Webhook
+from edgekit.targets.target import Rule
+
+WHO = "watcher"
+LOCK = "watcher.lock"
+EVERY_S = 5.0
+INTEGRITY_S = 600.0  # between two readings of all files of a release
+Action = Callable[[Incident], str]
+
+
+class Watcher:
+    """Holds a device's telemetry against `rules`.
+
+    `windows` is its telemetry store; `release` and `bundle` tell what is in use now, "" and None where that is not kept.
+    `store_trouble` tells why telemetry cannot be kept (empty when it can) and `drift_over` whether every signal is as in the
+    reference again, both None where that is not known.
+    `act` does what a rule with `action = "auto"` asks for, once for each incident, and returns what it did in words.
+    `opened` is told the kind of each incident that opens. One that stands in for the program that serves is not the
+    `owner`: it leaves incidents of other rules than its own alone.
+    `trouble` says why the last look failed, and is empty when all is well.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        rules: Sequence[Rule],
+        *,
+        windows: Windows,
+        release: Callable[[], str] = lambda: "",
+        bundle: Callable[[], Path | None] = lambda: None,
+        store_trouble: Callable[[], str | None] = lambda: None,
+        drift_over: Callable[[], bool | None] = lambda: None,
+        confidence_expected: float | None = None,
+        webhook: Webhook | None = None,
+        act: Action | None = None,
+        opened: Callable[[str], None] = lambda kind: None,
+        owner: bool = True,
+        every_s: float = EVERY_S,
+    ) -> None:
+        self.state = state
+        self.incidents = Incidents(state)
+        self.trouble = ""
+        self.webhook = webhook
+        self.confidence_expected = confidence_expected
+        self._windows, self._release, self._bundle, self._act = windows, release, bundle, act
+        self._store_trouble, self._drift_over = store_trouble, drift_over
+        self._opened, self._owner = opened, owner
+        self._every_s = every_s
+        self._rules = list(rules)
+        self._evaluators: dict[float, Evaluator] = {}
+        self._kept: Any = None
+        self._kept_at = 0.0
+        self._told = 0
+        self._began: float | None = None
+        self._files: tuple[Path | None, float, bool | None] = (None, 0.0, None)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def use(self, rules: Sequence[Rule], confidence_expected: float | None = None) -> None:
+        """Go on with the rules of another release, and the confidence that its build recorded."""
+        self.confidence_expected = confidence_expected
+        self._rules = list(rules)
+        self._began = None
+
+    def tick(self, now: float) -> list[Change]:
+        """Look once, at `now` in Unix seconds: what opened and what is over. Raises `EdgekitError` and `OSError`."""
+        if self._began is None:
+            self._resume(now)
+        release, bundle = self._release(), self._bundle()
+        told = [
+            AlertState(incident.rule, incident.subject, incident.since, incident.opened, seen=incident.opened)
+            for incident in self.incidents.find()
+        ]
+        changes: list[Change] = []
+        for window_s, evaluator in self._evaluators.items():
+            evaluator.sync(told)
+            changes += evaluator.retire(now, release)
+            changes += evaluator.evaluate(now, self._reading(now, window_s, release, bundle))
+        for change in changes:
+            self._take(change, bundle)
+        self._keep(now)
+        self.incidents.end_silences(now, who=WHO)
+        self._do(now, release)
+        self._tell(now)
+        return changes
+
+    def run(self) -> None:
+        """Look every few seconds until `close`, while no other watcher does; never raises."""
+        with contextlib.ExitStack() as stack:
+            lock: IO[bytes] | None = None
+            while not self._stop.is_set():
+                try:
+                    lock = lock or _locked(self.state, stack)
+                    if lock is not None:
+                        self.tick(time.time())
+                        self.trouble = ""
+                except CorruptError as error:
+                    with contextlib.suppress(OSError):
+                        aside = self.incidents.set_aside()
+                        self.trouble = f"{error.message} It is now {aside}, and a new one was begun."
+                    self._began, self._told, self._kept = None, 0, None
+                except Exception as error:  # noqa: BLE001 - a watcher that stops is worse than one that misses a look
+                    self.trouble = in_words(error)
+                self._stop.wait(self._every_s)
+
+    def once(self, now: float) -> list[Change]:
+        """Look once, unless another watcher does: then nothing is done. Raises as `tick` does."""
+        with contextlib.ExitStack() as stack:
+            return [] if _locked(self.state, stack) is None else self.tick(now)
+
+    def start(self) -> None:
+        """Run in a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name="watcher", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop looking; what was found is kept."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self.webhook is not None:
+            self.webhook.close()
+
+    def _states(self) -> list[AlertState]:
+        """Where every rule stands."""
+        return [state for evaluator in self._evaluators.values() for state in evaluator.states]
+
+    def _resume(self, now: float) -> None:
+        states = self._states() or list(self.incidents.alert_states())
+        lengths = dict.fromkeys(rule.window_s for rule in self._rules)
+        self._evaluators = {
+            length: Evaluator([rule for rule in self._rules if rule.window_s == length], states)
+            for length in lengths
+        }
+        for incident in self.incidents.find() if self._owner else ():  # of a rule that is no more
+            if incident.rule not in {rule.key for rule in self._rules}:
+                self.incidents.close(incident.id, who=WHO, why="its rule is no longer in use", now=now)
+        self._told = self._told or self.incidents.last_change()
+        self._began = now
+
+    def _reading(self, now: float, window_s: float, release: str, bundle: Path | None) -> Reading:
+        return reading_of(
+            self._windows.window(now - window_s, now, release),
+            digest_ok=self._whole(now, bundle),
+            trouble=self._store_trouble(),
+            confidence_expected=self.confidence_expected,
+            last_seen=self._began,
+            told_until=self.incidents.last_end("drift", release),
+            drift_over=self._drift_over(),
+        )
+
+    def _whole(self, now: float, bundle: Path | None) -> bool | None:
+        """Whether the files are those of the manifest, read anew every ten minutes; None without a bundle."""
+        from edgekit.device.manifest import check_files, read_manifest
+
+        if bundle is None:
+            return None
+        before, at, whole = self._files
+        if bundle != before or not 0 <= now - at < INTEGRITY_S:
+            try:
+                check_files(bundle, read_manifest(bundle))
+                whole = True
+            except (CorruptError, OSError):
+                whole = False
+            self._files = (bundle, now, whole)
+        return whole
+
+    def _take(self, change: Change, bundle: Path | None) -> None:
+        began = change.kind == "opened"
+        put = self.incidents.open if began else self.incidents.resolve
+        incident = put(change, who=WHO)
+        if incident is None:
+            return
+        if began:
+            self._opened(change.rule.kind)
+        rule = change.rule.model_dump()
+        with contextlib.suppress(OSError):  # a full disk: the incident itself is what matters
+            if began:
+                evidence.capture(self.state, incident, rule, self._windows, bundle=bundle, now=change.time)
+            else:
+                evidence.complete(self.state, incident, rule, self._windows, change.time)
+
+    def _keep(self, now: float) -> None:
+        """Remember where the rules stand, when that changed or a clock runs; seldom, to spare the disk."""
+        states = [state for state in self._states() if state.since is not None]
+        clocks = {(s.rule, s.subject): (s.since, s.opened, s.well_since) for s in states}
+        if clocks != self._kept or (clocks and not 0 <= now - self._kept_at < GAP_S / 2):
+            self.incidents.keep(states)
+            self._kept, self._kept_at = clocks, now
+
+    def _do(self, now: float, release: str) -> None:
+        """Automatic actions of incidents on what is in use, unless somebody silenced them."""
+        if self._act is None:
+            return
+        for incident in self.incidents.find():
+            if (
+                incident.action != "auto"
+                or incident.acted
+                or incident.silenced(now)
+                or incident.release != release
+            ):
+                continue
+            try:
+                what, why = "acted", self._act(incident)
+            except Exception as error:  # noqa: BLE001 - whatever it was, a person has to know
+                what, why = "could not act", error.message if isinstance(error, EdgekitError) else str(error)
+            self.incidents.acted(incident.id, who=WHO, what=what, why=why, now=now)
+            return  # what is in use may be another release now
+
+    def _tell(self, now: float) -> None:
+        for number, incident, change in self.incidents.changes_after(self._told):
+            self._told = number
+            if self.webhook is not None and not (incident.silenced(now) and change["what"] == "opened"):
+                self.webhook.send(
+                    {
+                        "schema": "edgekit.incident-change/1",
+                        "device": socket.gethostname(),
+                        "change": change,
+                        "incident": incident.to_dict(),
+                    }
+                )
+
+
+def _locked(state: Path, stack: contextlib.ExitStack) -> IO[bytes] | None:
+    """The lock of the state folder's watcher, None while another process has it; it ends with its process."""
+    state.mkdir(parents=True, exist_ok=True)
+    file = (state / LOCK).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    stack.enter_context(file)
+    os.utime(state / LOCK)
+    return file

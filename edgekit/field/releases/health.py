@@ -1,0 +1,288 @@
+"""Is a bundle fit to answer on this machine? Asked in a fresh process, whose end in any way is a verdict.
+
+python -m edgekit.field.releases.health BUNDLE --format gguf --json
+
+Held are the digests, the golden answers, the time to the first token and the decode speed against what the report
+profiled on the same kind of machine, and the peak memory against the target's budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
+from edgekit.base.events import GateResult
+from edgekit.base.hardware import fingerprint
+from edgekit.base.memory import own_peak_mib
+from edgekit.device.manifest import check_files, read_manifest
+
+Kind = Literal["", "digest", "verdict", "garbage", "slow", "memory", "timeout", "crash"]
+
+LIMIT_S = 300.0
+SLOWEST = 2.0  # times as slow as profiled
+RUNAWAY = 2.0  # a process that takes so many times its budget is ended
+SAMPLED_S = 0.02
+REPEATS = 3
+SAME_MACHINE = ("cpu", "arch", "cores", "features")  # of the fingerprint: what speed depends on
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a check found: `kind` is empty for a fit bundle, else the kind of its first fault."""
+
+    passed: bool
+    kind: Kind
+    reason: str
+    gates: tuple[GateResult, ...] = ()
+    ttft_ms: float | None = None
+    decode_tokens_per_s: float | None = None
+    peak_rss_mib: float | None = None
+    seconds: float = 0.0
+
+
+def check(
+    bundle: Path,
+    *,
+    format: str | None = None,
+    speed: bool = True,
+    limit_s: float = LIMIT_S,
+    memory_mib: float | None = None,
+    threads: int = 0,
+) -> Health:
+    """Check a bundle, each of its formats (or the one named) in a process of its own; never raises for a bad one.
+
+    `speed` measures time and memory too. A process that takes longer than `limit_s` or more than `memory_mib` (twice
+    the budget when not given) is ended, and that is the verdict.
+    """
+    try:
+        manifest = read_manifest(bundle)
+        formats = [format] if format else list(manifest["formats"])
+        budget = _budget(manifest).get("peak_rss_mib")
+    except (CorruptError, KeyError, TypeError, AttributeError) as error:
+        return Health(False, "digest", f"its manifest cannot be used: {error}")
+    if memory_mib is None and budget:
+        memory_mib = RUNAWAY * float(budget)
+    found = Health(False, "crash", "it holds no format")
+    gates: tuple[GateResult, ...] = ()
+    start = time.perf_counter()
+    for name in formats:
+        found = _in_process(bundle, name, speed, limit_s, memory_mib, threads)
+        gates += found.gates
+        if not found.passed:
+            break
+    return replace(found, gates=gates, seconds=round(time.perf_counter() - start, 3))
+
+
+def _in_process(
+    bundle: Path, format: str, speed: bool, limit_s: float, memory_mib: float | None, threads: int
+) -> Health:
+    command = [
+        sys.executable,
+        "-m",
+        "edgekit.field.releases.health",
+        str(bundle),
+        "--format",
+        format,
+        "--json",
+    ]
+    command += ["--threads", str(threads)] + ([] if speed else ["--no-speed"])
+    if memory_mib:
+        command += ["--memory-mib", str(memory_mib)]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(command, stdout=output, stderr=errors)
+        try:
+            ended = _watched(child, limit_s, memory_mib)
+        finally:
+            child.kill()  # also when we are interrupted ourselves
+            child.wait()
+        if ended is not None:
+            return ended
+        output.seek(0)
+        errors.seek(0)
+        printed, last = output.read(), (errors.read().strip().splitlines() or [""])[-1]
+    try:
+        values = json.loads(printed)
+        return Health(**{**values, "gates": tuple(GateResult(**gate) for gate in values["gates"])})
+    except (ValueError, KeyError, TypeError):
+        number = -child.returncode
+        how = signal.Signals(number).name if number > 0 else f"exit status {child.returncode}"
+        return Health(False, "crash", f"{format}: its process ended with {how}{last and f': {last}'}")
+
+
+def _watched(child: subprocess.Popen[bytes], limit_s: float, memory_mib: float | None) -> Health | None:
+    """Wait for `child`, or until it takes too long or too much: the verdict then."""
+    start, process = time.monotonic(), psutil.Process(child.pid)
+    while True:
+        try:
+            child.wait(SAMPLED_S)
+            return None
+        except subprocess.TimeoutExpired:
+            pass
+        seconds = time.monotonic() - start
+        try:
+            rss = process.memory_info().rss / 2**20
+        except psutil.Error:  # it has just ended
+            continue
+        if memory_mib is not None and rss > memory_mib:
+            reason = f"its process took {rss:.0f} MiB and was ended at the limit of {memory_mib:.0f} MiB"
+            return Health(False, "memory", reason, peak_rss_mib=round(rss, 1))
+        if seconds > limit_s:
+            return Health(False, "timeout", f"it was not done after {limit_s:.0f} s", seconds=seconds)
+
+
+def examine(bundle: Path, format: str, *, speed: bool = True, threads: int = 0) -> Health:
+    """The check itself, of one format, in this process; never raises for a bad bundle."""
+    try:
+        manifest = read_manifest(bundle)
+        if format not in manifest["formats"]:
+            raise ConfigError(
+                f"{bundle} holds no '{format}'.", f"It holds: {', '.join(manifest['formats'])}."
+            )
+        check_files(bundle, manifest)
+    except CorruptError as error:
+        return Health(False, "digest", error.message)
+    cores = os.cpu_count() or 1
+    threads = threads or min(int(manifest.get("threads", 2)), cores)
+    try:
+        from edgekit.proof.golden import replay
+
+        alone = {**manifest, "formats": {format: manifest["formats"][format]}}
+        gates = replay(bundle, alone, threads=threads)
+        readings: dict[str, float] = {}
+        if speed:
+            faults, readings = _measured(bundle, manifest, format, threads)
+            gates += faults
+    except MemoryError:
+        return Health(False, "memory", f"{format}: there was not enough memory")
+    except EdgekitError as error:  # its runtime cannot load it, or cannot answer
+        return Health(False, "crash", f"{format}: {error.message}")
+    failed = [gate for gate in gates if not gate.passed]
+    reason = "; ".join(f"{gate.name}: {gate.detail}" for gate in failed)
+    kind: Kind = _kind(failed[0].name) if failed else ""
+    return Health(not failed, kind, reason, tuple(gates), **readings)
+
+
+def _kind(gate: str) -> Kind:
+    if gate == "build.verdict":
+        return "verdict"
+    if gate.endswith("peak_rss_mib"):
+        return "memory"
+    return "slow" if gate.endswith(("ttft_ms", "decode_tokens_per_s")) else "garbage"
+
+
+def _measured(
+    bundle: Path, manifest: Mapping[str, Any], format: str, threads: int
+) -> tuple[list[GateResult], dict[str, float]]:
+    """Gates of speed and memory, and the readings: the best of three runs, as others may use the machine too."""
+    from edgekit import registry
+
+    entry = manifest["formats"][format]
+    profiled = _profiled(bundle, Path(entry["path"]).name, threads)
+    threads = int(profiled.get("threads", threads))
+    length, count = int(profiled.get("prompt_tokens", 64)), int(profiled.get("generate_tokens", 16))
+    model = registry.load("runtimes", entry["runtime"])(
+        bundle / entry["path"], threads=threads, context=length + count + 8
+    )
+    chance, ttft, rate = random.Random(0), float("inf"), 0.0
+    try:
+        for _ in range(1 + REPEATS):
+            # another prompt each time, so that nothing remembered of the last one helps
+            prompt = [chance.randrange(3, model.vocab_size) for _ in range(length)]
+            start = time.perf_counter()
+            answer = model.generate(prompt, count, ignore_stop=True)
+            next(answer)
+            first = time.perf_counter()
+            rest = sum(1 for _ in answer)
+            ttft = min(ttft, 1000 * (first - start))
+            rate = max(rate, rest / (time.perf_counter() - first))
+    finally:
+        model.close()
+    readings = {"ttft_ms": ttft, "decode_tokens_per_s": rate, "peak_rss_mib": own_peak_mib()}
+    readings = {name: round(value, 2) for name, value in readings.items()}
+    budget = _budget(manifest)
+    slowest, least = [budget.get("ttft_ms")], [budget.get("decode_tokens_per_s")]
+    if profiled:
+        slowest.append(SLOWEST * profiled["ttft_ms"]["median"])
+        least.append(profiled["decode_tokens_per_s"]["median"] / SLOWEST)
+    limits = {
+        "ttft_ms": min(filter(None, slowest), default=None),
+        "decode_tokens_per_s": max(filter(None, least), default=None),
+        "peak_rss_mib": budget.get("peak_rss_mib"),
+    }
+    gates = [_gate(format, name, readings[name], float(limit)) for name, limit in limits.items() if limit]
+    return gates, readings
+
+
+def _gate(format: str, name: str, value: float, limit: float) -> GateResult:
+    more_is_better = name == "decode_tokens_per_s"
+    passed = value >= limit if more_is_better else value <= limit
+    what = {
+        "ttft_ms": "ms to the first token, at most",
+        "decode_tokens_per_s": "tokens/s, at least",
+        "peak_rss_mib": "MiB of memory, at most",
+    }[name]
+    return GateResult(f"{format}.{name}", value, limit, passed, f"{value:.1f} {what} {limit:.1f}", "health")
+
+
+def _profiled(bundle: Path, artifact: str, threads: int) -> dict[str, Any]:
+    """The report's own profile of a file, at the nearest thread count; empty where another machine made it."""
+    try:
+        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+        here, there = fingerprint(), report["machine"]
+        if any(here[key] != there[key] for key in SAME_MACHINE):
+            return {}
+        found = [entry for entry in report["profile"] if entry["artifact"] == artifact]
+        found = [entry for entry in found if entry["ttft_ms"]["median"] > 0]
+        return min(found, key=lambda entry: abs(entry["threads"] - threads), default={})
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _budget(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(manifest.get("recipe", {}).get("target", {}).get("budget", {}))
+
+
+def _limit_memory(mib: float) -> None:
+    """Refuse this process memory far beyond its limit; the parent, which reads what is resident, ends it before."""
+    import resource
+
+    with_stacks = int((RUNAWAY * mib + 1024) * 2**20)  # each thread reserves a stack of 8 MiB
+    resource.setrlimit(resource.RLIMIT_DATA, (with_stacks, with_stacks))
+
+
+def main() -> None:
+    """Check one format of a bundle and print what was found; the exit status says only that the check was done."""
+    parser = argparse.ArgumentParser(prog="python -m edgekit.field.releases.health", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--format", required=True, help="gguf or onnx")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes the manifest's")
+    parser.add_argument("--memory-mib", type=float, help="memory that the process may take, MiB")
+    parser.add_argument("--no-speed", action="store_true", help="digests and golden answers only")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args()
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no data
+    if options.memory_mib:
+        _limit_memory(options.memory_mib)
+    found = examine(options.bundle, options.format, speed=not options.no_speed, threads=options.threads)
+    output.write(json.dumps(asdict(found)) if options.json else found.reason or "fit")
+    output.write("\n")
+    output.close()
+
+
+if __name__ == "__main__":
+    main()

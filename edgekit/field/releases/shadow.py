@@ -1,0 +1,187 @@
+"""Shadow mode: a candidate answers the same requests as the version in use, unseen, and only counts are kept.
+
+It has a thread of its own at the lowest priority and a short queue; when it is behind, requests pass it by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekit.device.answer import WHOLE, Answer
+
+if TYPE_CHECKING:
+    from edgekit.device.loaded import LoadedModel
+    from edgekit.models.chat import Message
+
+QUEUE = 16
+LEAST_PRIORITY = 19
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over the answers of one of the two; None where there were none."""
+
+    ttft_s: float | None
+    duration_s: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was seen so far: no prompt and no answer is in it."""
+
+    requests: int
+    """Offered by the server."""
+    answered: int
+    """Also answered by the candidate, and compared."""
+    dropped: int
+    """Passed by, as the candidate was behind."""
+    failed: int
+    """Requests on which the candidate failed."""
+    same_answer: int
+    same_class: int | None
+    """None when answers have no classes here."""
+    current: Means
+    candidate: Means
+
+
+@dataclass(frozen=True)
+class _Asked:
+    prompt: Sequence[int] | Sequence[Message]
+    tokens: bool
+    answer: Answer
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self._sums = {"ttft_s": 0.0, "duration_s": 0.0, "confidence": 0.0}
+        self._counts = dict.fromkeys(self._sums, 0)
+
+    def add(self, answer: Answer) -> None:
+        certainty = answer.certainty.confidence if answer.certainty else None
+        values = {"ttft_s": answer.ttft_s, "duration_s": answer.duration_s, "confidence": certainty}
+        for name, value in values.items():
+            if value is not None:
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def means(self) -> Means:
+        return Means(**{name: self._sums[name] / n if n else None for name, n in self._counts.items()})
+
+
+class _Unrecorded:
+    """Telemetry hears nothing of answers that nobody sees; their certainty is read all the same."""
+
+    def record(self, answer: Answer) -> None:
+        """Take no note."""
+
+
+class Shadow:
+    """Asks `candidate` what the version in use was asked; `close` frees it.
+
+    `class_of` tells the class of an answer's text, None for none.
+    """
+
+    def __init__(
+        self,
+        candidate: LoadedModel,
+        *,
+        class_of: Callable[[str], str | None] | None = None,
+        queue_size: int = QUEUE,
+    ) -> None:
+        self._model = candidate
+        self._class_of = class_of
+        self._waiting: queue.Queue[_Asked | None] = queue.Queue(queue_size)
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(
+            ("requests", "answered", "dropped", "failed", "same_answer", "same_class"), 0
+        )
+        self._current, self._candidate = _Sums(), _Sums()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+        self._thread.start()
+
+    def offer(self, answer: Answer, messages: Sequence[Message] | None = None) -> None:
+        """Ask the candidate what a finished greedy `answer` was given to; returns at once and never raises.
+
+        With `messages` the candidate renders them by its own template; without, it takes the token ids, which only fits
+        a candidate with the same tokenizer and template. Answers that failed or were cancelled are not compared.
+        """
+        if answer.finish not in WHOLE or self._closing:
+            return
+        if answer.sampling.temperature or not answer.comparable:
+            return  # chance, a grammar or a stop string made it: the candidate's own answer says nothing beside it
+        self._count("requests")
+        asked = _Asked(answer.prompt if messages is None else messages, messages is None, answer)
+        try:
+            self._waiting.put_nowait(asked)
+        except queue.Full:
+            self._count("dropped")
+
+    def record(self, answer: Answer) -> None:
+        """The same as `offer(answer)`, so that a shadow can be one of the `Records`."""
+        self.offer(answer)
+
+    def summary(self) -> Summary:
+        """The counts and means so far."""
+        with self._lock:
+            counts: dict[str, Any] = dict(self._counts)
+            if self._class_of is None:
+                counts["same_class"] = None
+            return Summary(**counts, current=self._current.means(), candidate=self._candidate.means())
+
+    def wait(self) -> None:
+        """Return when every request that waits is answered."""
+        self._waiting.join()
+
+    def close(self) -> None:
+        """Stop after the answer under way, drop those that wait, and free the candidate."""
+        self._closing = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+                self._waiting.task_done()
+        self._waiting.put(None)
+        self._thread.join()
+        self._model.close()
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+    def _work(self) -> None:
+        if (
+            sys.platform == "linux"
+        ):  # there a thread has a priority of its own, and hands it on to those it starts
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
+        while (asked := self._waiting.get()) is not None:
+            try:
+                self._answer(asked)
+            except Exception:  # noqa: BLE001 - whatever a candidate does, the version in use answers on
+                self._count("failed")
+            finally:
+                self._waiting.task_done()
+
+    def _answer(self, asked: _Asked) -> None:
+        prompt: Any = asked.prompt if asked.tokens else self._model.prompt(list(asked.prompt))  # type: ignore[arg-type]
+        shown = len(asked.answer.ids)  # an answer that was cut is held against one cut at the same length
+        limit = max(1, shown) if asked.answer.finish == "length" else max(self._model.max_tokens, 2 * shown)
+        seen = Answer(self._model.runtime, prompt, limit, records=_Unrecorded())
+        for _ in seen:
+            if self._closing:
+                return
+        classes = [self._class_of(text) for text in (asked.answer.text, seen.text)] if self._class_of else []
+        with self._lock:
+            self._counts["answered"] += 1
+            self._counts["same_answer"] += asked.answer.text.strip() == seen.text.strip()
+            self._counts["same_class"] += bool(classes) and classes[0] == classes[1]
+            self._current.add(asked.answer)
+            self._candidate.add(seen)

@@ -1,0 +1,118 @@
+"""Answers held to a JSON schema or to a closed set of texts, the same for both formats.
+
+Source of the method: llguidance (<https://github.com/guidance-ai/llguidance>) turns a schema and the tokenizer into the
+set of tokens that may come next; all others get minus infinity before one is chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.base.errors import ConfigError, StageError
+from edgekit.device.manifest import MANIFEST, check_files, read_manifest
+from edgekit.registry import LogitsProcessor, Runtime
+
+if TYPE_CHECKING:
+    import llguidance
+    import numpy as np
+    from numpy.typing import NDArray
+
+IN_BUNDLE = "tokenizer/tokenizer.json"
+# At most one space wherever JSON allows whitespace: a model that is unsure would else fill its answer with it.
+OPTIONS: dict[str, Any] = {"whitespace_pattern": " ?"}
+
+
+def of_schema(schema: Mapping[str, Any]) -> str:
+    """The grammar of the JSON documents that `schema` allows; `Constraints.processor` says if it cannot be held."""
+    from llguidance import LLMatcher
+
+    return str(LLMatcher.grammar_from_json_schema(dict(schema), overrides=OPTIONS))  # type: ignore[arg-type]
+
+
+def of_choices(choices: Sequence[str]) -> str:
+    """The grammar of exactly these texts."""
+    from llguidance import LLMatcher
+
+    texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    return LLMatcher.grammar_from_lark(f"start: {texts}")
+
+
+class Constraints:
+    """The tokenizer of one model as grammars need it, read when the first answer is to be held to one (0.4 s)."""
+
+    def __init__(self, source: Path | None, runtime: Runtime) -> None:
+        self._source = source
+        self._runtime = runtime
+        self._tokenizer: llguidance.LLTokenizer | None = None
+
+    def processor(self, grammar: str) -> LogitsProcessor:
+        """A processor for one answer that leaves only what `grammar` allows.
+
+        Raises `ConfigError` for a grammar that llguidance refuses, with its words, and for a model without a
+        tokenizer.json; `CorruptError` when that file is not the one in the manifest.
+        """
+        from llguidance import LLMatcher
+
+        if self._tokenizer is None:
+            self._tokenizer = self._read()
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise ConfigError(f"The answer cannot be held to this: {matcher.get_error()}")
+        return _Held(matcher, self._runtime.stop_ids)
+
+    def _read(self) -> llguidance.LLTokenizer:
+        from llguidance import LLTokenizer
+
+        path = _tokenizer_file(self._source)
+        if path is None:
+            raise ConfigError(
+                "A plain model file has no tokenizer.json, which answers of a given form need.",
+                "Serve the bundle that the file came in, or ask without response_format and choices.",
+            )
+        runtime = self._runtime
+        try:
+            text = path.read_text(encoding="utf-8")
+            return LLTokenizer(text, n_vocab=runtime.vocab_size, eos_token=sorted(runtime.stop_ids))
+        except (OSError, ValueError) as error:
+            raise StageError(f"{path} cannot be used for answers of a given form: {error}") from error
+
+
+def _tokenizer_file(source: Path | None) -> Path | None:
+    """The tokenizer.json of a bundle, held against its digest, or of an onnxruntime-genai folder; None without."""
+    if source is None:
+        return None
+    if (source / MANIFEST).is_file():
+        check_files(source, read_manifest(source), IN_BUNDLE)
+        return source / IN_BUNDLE
+    plain = source / "tokenizer.json"
+    return plain if plain.is_file() else None
+
+
+class _Held:
+    """A `LogitsProcessor` that follows one answer."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, stop_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._stop_ids = sorted(stop_ids)
+        self._read = 0
+
+    def __call__(self, ids: Sequence[int], logits: NDArray[np.float32]) -> None:
+        import numpy as np
+
+        matcher = self._matcher
+        for token in ids[self._read :]:
+            matcher.consume_token(token)
+        self._read = len(ids)
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        if matcher.is_error():
+            raise StageError(f"An answer of the given form cannot go on: {matcher.get_error()}")
+        allowed = np.zeros(len(logits), np.bool_)
+        known = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(np.bool_)
+        allowed[: len(known)] = known
+        allowed[self._stop_ids] = matcher.is_accepting()
+        if not allowed.any():
+            raise StageError("An answer of the given form cannot go on: no token of this model fits.")
+        logits[~allowed] = -np.inf

@@ -1,0 +1,287 @@
+"""A model in the field: what answers, who listens, who watches, and how another release takes its place.
+
+Without releases one bundle answers until the end. With them a thread looks at the slots every second: another version is
+opened beside the one that answers, asked its own golden answer, and only then put in its place; the old one finishes
+what it began. A version that cannot be opened or answers otherwise is judged bad, and the one before goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import edgekit
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, MissingPartError, in_words
+from edgekit.device.manifest import MANIFEST
+from edgekit.field.incidents.defaults import rules_of
+from edgekit.field.incidents.readings import expected_confidence
+from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.releases import Releases
+from edgekit.field.telemetry.collector import Telemetry, release_of
+from edgekit.proof.golden import FILE as GOLDEN
+
+if TYPE_CHECKING:
+    from edgekit.device.answer import Answer, Records
+    from edgekit.device.loaded import LoadedModel
+    from edgekit.field.incidents.incidents import Incident
+    from edgekit.field.incidents.webhook import Webhook
+    from edgekit.field.serving.engine import Engine
+    from edgekit.field.telemetry.metrics import Metrics
+    from edgekit.field.telemetry.observation import Observation
+    from edgekit.field.telemetry.store import Window
+
+RELEASES = "releases"
+EVERY_S = 1.0
+GRACE_S = 2.0  # for the answer under way on a release that was judged bad
+WHO = "serve"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is open, with the telemetry that listens to it."""
+
+    model: LoadedModel
+    telemetry: Telemetry
+    bundle: Path
+    release: str
+
+
+class Both:
+    """`Records` that tell two others."""
+
+    def __init__(self, one: Records, other: Records) -> None:
+        self._one, self._other = one, other
+
+    def record(self, answer: Answer) -> None:
+        """Tell both."""
+        self._one.record(answer)
+        self._other.record(answer)
+
+
+class Deployment:
+    """What serves one state folder; `start` once its engine exists, `close` at the end.
+
+    `bundle` is a bundle or plain model that answers until the end; None serves the release in use and follows a switch.
+    `say` is told in words when another release answers, or one is refused.
+    Raises what `Releases.boot` and `edgekit.load` raise when there is nothing that can be opened.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        bundle: Path | None,
+        *,
+        format: str | None = None,
+        threads: int | None = None,
+        allow_failed: bool = False,
+        keep_texts: int = 0,
+        webhook: Webhook | None = None,
+        shadow: Records | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.state = state
+        self._say = say
+        self._refused = ""
+        self.releases = Releases(state / RELEASES) if bundle is None else None
+        self.switch_trouble = ""
+        """Why the release in use is not the one that answers; empty when it is."""
+        self.metrics: Metrics | None = None
+        """Told of every answer and alarm, once there is one."""
+        self._format, self._threads = format, threads
+        self._allow_failed, self._keep_texts = allow_failed, keep_texts
+        self._shadow = shadow
+        self._stop = threading.Event()
+        self._follower: threading.Thread | None = None
+        self.opened = self._boot() if bundle is None else self._open(bundle)
+        self.watcher = Watcher(
+            state,
+            rules_of(self._bundle(), self.opened.model.format),
+            windows=self,
+            release=lambda: self.opened.release,
+            bundle=self._bundle,
+            store_trouble=lambda: self.trouble,
+            drift_over=lambda: self.opened.telemetry.drift_over,
+            confidence_expected=self._expected(),
+            webhook=webhook,
+            act=self._roll_back if self.releases else None,
+            opened=self._count_alarm,
+        )
+
+    def start(self, engine: Engine) -> None:
+        """Watch, and follow the releases with `engine`."""
+        self.opened.telemetry.beat()
+        self.watcher.start()
+        self._follower = threading.Thread(target=self._follow, args=(engine,), name="follow", daemon=True)
+        self._follower.start()
+
+    def close(self) -> None:
+        """Stop watching and following; the engine closes the model."""
+        self._stop.set()
+        if self._follower is not None:
+            self._follower.join()
+        self.watcher.close()
+        self.opened.telemetry.close()
+
+    def window(self, since: float, until: float, release: str | None = None) -> Window:
+        """The telemetry of a stretch of time, whichever release answered."""
+        return self.opened.telemetry.store.window(since, until, release)
+
+    @property
+    def trouble(self) -> str:
+        """Why telemetry cannot be kept now, empty when it is."""
+        return self.opened.telemetry.trouble
+
+    def _bundle(self) -> Path | None:
+        return self.opened.bundle if (self.opened.bundle / MANIFEST).is_file() else None
+
+    def _expected(self) -> float | None:
+        return expected_confidence(self._bundle(), self.opened.model.format)
+
+    def _open(self, bundle: Path) -> Opened:
+        model = edgekit.load(bundle, self._format, threads=self._threads, allow_failed=self._allow_failed)
+        telemetry = Telemetry.open(
+            self.state,
+            bundle,
+            model.format,
+            keep_texts=self._keep_texts,
+            decode=model.runtime.decode,
+            beat_s=None,  # begun when it answers alone: two open models are no reading of one
+        )
+        telemetry.listeners.append(self._count)
+        model.telemetry = Both(telemetry, self._shadow) if self._shadow else telemetry
+        return Opened(model, telemetry, bundle, release_of(bundle))
+
+    def _count(self, seen: Observation) -> None:
+        if self.metrics:
+            self.metrics.observe(seen)
+
+    def _count_alarm(self, kind: str) -> None:
+        if self.metrics:
+            self.metrics.alarm(kind)
+
+    def _show(self) -> None:
+        """Put the release that answers and the incidents under way into the metrics."""
+        if self.metrics is None:
+            return
+        from edgekit.field.telemetry.metrics import UnderWay
+
+        now, under_way = time.time(), None
+        with contextlib.suppress(EdgekitError, OSError):  # the watcher says why they cannot be read
+            under_way = [
+                UnderWay(one.kind, one.severity, one.since, one.silenced(now))
+                for one in self.watcher.incidents.find()
+            ]
+        self.metrics.stand(self.opened.release, under_way)
+
+    def _boot(self) -> Opened:
+        """Open the release in use; one that cannot be opened is judged bad, and the one before is tried."""
+        assert self.releases is not None
+        while True:
+            folder = self.releases.boot()
+            name = release_of(folder)
+            try:
+                opened = self._open_held(folder)
+            except (ConfigError, MissingPartError):
+                raise  # what was typed, or this installation, is wrong: no verdict on the release
+            except EdgekitError as error:
+                if self.releases.verdict(error.message, release=name) in (None, folder):
+                    raise
+                self._say(f"{name} is not served: {error.message}")
+            else:
+                self.releases.mark_good(name)
+                return opened
+
+    def _open_held(self, folder: Path) -> Opened:
+        """A release that is open and answers one question as at its build; raises `EdgekitError` for any other."""
+        opened = self._open(folder)
+        try:
+            _hold(opened.model, folder)
+        except EdgekitError:
+            opened.telemetry.close()
+            opened.model.close()
+            raise
+        return opened
+
+    def _follow(self, engine: Engine) -> None:
+        """Every second: the release that should answer, and what cannot be kept or looked at."""
+        said = ""
+        self._show()
+        while not self._stop.wait(EVERY_S):
+            try:
+                self._look(engine)
+                self.switch_trouble = ""
+            except Exception as error:  # noqa: BLE001 - the version that answers goes on answering
+                self.switch_trouble = in_words(error)
+            self._show()
+            words = self.switch_trouble or self.trouble or self.watcher.trouble
+            if words != said:
+                said = words
+                self._say(words or "What was wrong is over.")
+
+    def _look(self, engine: Engine) -> None:
+        if self.releases is None:
+            return
+        folder = self.releases.current()
+        name = release_of(folder) if folder is not None else ""
+        if name and name == self.opened.release:
+            self._refused = ""
+            self.releases.mark_good(name)  # one `stat` when nothing is on trial
+        elif name and name != self._refused:
+            folder = self.releases.boot()  # takes a try, as a start does
+            if release_of(folder) == self.opened.release:
+                self._refused = name
+            else:
+                self._switch(engine, self.releases, folder)
+
+    def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
+        name = release_of(folder)
+        try:
+            opened = self._open_held(folder)
+        except Exception as error:
+            self._refused = name  # once is enough, whether or not the verdict can be written
+            releases.verdict(in_words(error), release=name)
+            raise
+        before, self.opened = self.opened, opened
+        self.watcher.use(rules_of(self._bundle(), opened.model.format), self._expected())
+        judged = releases.get(before.release).place == "bad"
+        engine.swap(opened.model, source=folder, release=name, grace_s=GRACE_S if judged else None)
+        before.telemetry.close()
+        opened.telemetry.beat()
+        releases.mark_good(name)
+        self._refused = ""
+        self._say(f"{name} answers now, instead of {before.release}")
+
+    def _roll_back(self, incident: Incident) -> str:
+        """What an automatic rule does: go back to the release before; the follower switches within a second."""
+        assert self.releases is not None
+        back = self.releases.rollback(who="watcher", why=incident.what, release=incident.release)
+        return f"rolled back to {back.name}"
+
+
+def _hold(model: LoadedModel, bundle: Path) -> None:
+    """Ask the opened model one golden question; raises `CorruptError` when it answers otherwise than at its build.
+
+    All of them were asked when the version was imported and promoted; this one tells that it answers in this process.
+    """
+    try:
+        golden = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"][model.format]
+        first, limit = golden["answers"][0], golden["max_tokens"]
+        wanted = list(map(int, first["ids"]))
+        prompt = model.runtime.encode(first["rendered"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CorruptError(
+            f"{bundle / GOLDEN} cannot be read: {error}", "Import the bundle again."
+        ) from error
+    ids = list(model.runtime.generate(prompt, limit))
+    if ids != wanted:
+        raise CorruptError(
+            f"{bundle.name} answers otherwise than when it was built: {model.runtime.decode(ids)!r}, "
+            f"not {first['text']!r}.",
+            "Import the bundle again.",
+        )

@@ -1,0 +1,187 @@
+"""A GGUF file as a model to start from: read through transformers, mended where its reader is known to err, proven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.base.errors import CorruptError, StageError, UnsupportedError
+from edgekit.base.events import Emit, GateResult
+from edgekit.containers.gguf import GgufLayout, read_gguf
+
+KLD_LIMIT_NATS = (
+    0.05  # llama.cpp rounds activations to 8 bits (0.005 nats); a swapped tensor costs whole nats
+)
+HINT = "Give the model's Hugging Face folder instead."
+
+# Names in the metadata to names in `config.json`, and what transformers fills in; a test holds both against it.
+INTEGERS = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "embedding_length": "hidden_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+}
+KNOWN: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False, "sliding_window": None},
+}
+
+
+class CompleteConfig(dict[str, Any]):
+    """A config whose values were all filled in and checked when it was read: transformers has nothing to add to it."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's configuration as transformers reads it from the file's metadata; no weights are loaded.
+
+    The usual architectures are read here, in a tenth of a second; transformers takes eight for its imports and for
+    the whole vocabulary. Raises `CorruptError` for a file that is not sound GGUF and `UnsupportedError` for an
+    architecture that transformers cannot read.
+    """
+    layout = read_gguf(path)  # no other parser may see a file that this one refuses
+    return _own_reading(layout) or _transformers_reading(path)
+
+
+def _own_reading(layout: GgufLayout) -> CompleteConfig | None:
+    """The configuration of a known architecture whose metadata are complete and of the usual types, else None."""
+    metadata = layout.metadata
+    kind = str(metadata.get("general.architecture"))
+    if kind not in KNOWN or metadata.get("general.name") == "mistral":  # which transformers takes for another
+        return None
+    config = CompleteConfig(model_type=kind, hidden_act="silu", **KNOWN[kind])
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    sizes = {name: metadata.get(f"{kind}.{key}") for key, name in INTEGERS.items()}
+    sizes["vocab_size"] = metadata.get(
+        f"{kind}.vocab_size", len(tokens) if isinstance(tokens, list) else None
+    )
+    if kind == "llama":
+        sizes["head_dim"] = metadata.get("llama.rope.dimension_count")
+    epsilon = metadata.get(f"{kind}.attention.layer_norm_rms_epsilon")
+    theta = metadata.get(f"{kind}.rope.freq_base")
+    if not all(type(size) is int and size > 0 for size in sizes.values()):
+        return None
+    if not (isinstance(epsilon, float) and isinstance(theta, float)):
+        return None
+    config.update(sizes, rms_norm_eps=epsilon, tie_word_embeddings="output.weight" not in layout.tensors)
+    config["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+    return config
+
+
+def _transformers_reading(path: Path) -> dict[str, Any]:
+    try:
+        from transformers import AutoConfig
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    except ModuleNotFoundError as error:
+        raise registry.missing_part(error) from error
+    try:
+        config: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+    except ValueError as error:  # "GGUF model with architecture x is not supported yet."
+        raise UnsupportedError(f"{path.name} cannot be read: {error}", HINT) from error
+    kind = config.pop("model_type")
+    names = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)]
+    return {**AutoConfig.for_model(kind, **config).to_dict(), "architectures": names}
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write the file's weights, as float32, and its tokenizer to the Hugging Face folder `out`.
+
+    Raises `CorruptError` for a file that cannot be read.
+    """
+    read_gguf(path)
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise registry.missing_part(error) from error
+    try:
+        with _reading_once():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            mend_pre_tokenizer(tokenizer, path)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
+    except Exception as error:
+        raise CorruptError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}", "Fetch the file again."
+        ) from error
+    del model.config.quantization_config  # the weights are plain floats from here on
+    model.hf_quantizer = None
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Keep what transformers asks of gguf again and again: a file's header three times, its names for every module.
+
+    For SmolLM2-135M that is 12 of 20 seconds (transformers 5.23).
+    """
+    import gguf
+
+    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in kept.items():
+        setattr(gguf, name, lru_cache(function))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(gguf, name, function)
+
+
+def mend_pre_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Put back what transformers' reader drops: `smollm` splits digits one by one before byte-level BPE.
+
+    Without it a run of spaces before a digit gets other ids than in the file (as of transformers 5.23).
+    """
+    from tokenizers import pre_tokenizers
+
+    if read_gguf(path).metadata.get("tokenizer.ggml.pre") == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+
+
+def prove(path: Path, folder: Path, emit: Emit) -> None:
+    """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
+
+    Raises `StageError` at the first that differs.
+    """
+    from edgekit.proof import gates
+    from edgekit.proof.drift import kl_divergence
+
+    source = registry.load("runtimes", "llama.cpp")(path)
+    reference = registry.load("runtimes", "torch")(folder)
+    try:
+        from edgekit.models.tokenizer import ModelTokenizer
+
+        facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
+        prompt = facts.template.render(
+            [{"role": "user", "content": facts.texts[-1]}], add_generation_prompt=True
+        )
+        ids = reference.encode(prompt)[:256]
+        divergence = float(kl_divergence(source.logits(ids), reference.logits(ids)).mean())
+    finally:
+        reference.close()
+    close = divergence <= KLD_LIMIT_NATS
+    found = [
+        *gates.identity(source, facts, "source", "model"),
+        GateResult(
+            "source.mean_kld_nats", divergence, KLD_LIMIT_NATS, close, f"{len(ids)} positions", "model"
+        ),
+    ]
+    source.close()
+    for gate in found:
+        emit(gate)
+        if not gate.passed:
+            raise StageError(
+                f"What was read from {path.name} is not what the file holds: {gate.name}, {gate.detail}.",
+                HINT,
+            )

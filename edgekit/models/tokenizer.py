@@ -1,0 +1,67 @@
+"""The reference tokenizer of a Hugging Face folder: ids, template, added tokens and stop ids, without weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.errors import ConfigError
+from edgekit.data.rows import Row
+from edgekit.models.chat import ChatTemplate
+
+
+class ModelTokenizer:
+    """transformers' own tokenizer for `folder`, with special tokens in a text recognised and none added."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.folder = folder
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The folder's chat template; raises `ConfigError` when it has none."""
+        source = self.tokenizer.chat_template
+        if not isinstance(source, str):
+            raise ConfigError(
+                f"The tokenizer in {self.folder} has no single chat template.",
+                "Use an instruction-tuned model, or add chat_template.jinja to its folder.",
+            )
+        return ChatTemplate(source, self.tokenizer.bos_token or "", self.tokenizer.eos_token or "")
+
+    @cached_property
+    def added_tokens(self) -> list[str]:
+        """Every added token's text, in the order of ids."""
+        return [str(token) for _, token in sorted(self.tokenizer.added_tokens_decoder.items())]
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids at which the model's own configuration stops an answer: generation config, then config, then tokenizer."""
+        for name in ("generation_config.json", "config.json"):
+            path = self.folder / name
+            stop = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+            if stop is not None:
+                return frozenset([stop] if isinstance(stop, int) else stop)
+        return frozenset([self.tokenizer.eos_token_id])
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids the tokenizer knows, added tokens among them."""
+        return len(self.tokenizer)
+
+    def render_ids(self, rows: Iterable[Row]) -> list[list[int]]:
+        """Token ids of each row's whole conversation as the template prints it."""
+        return [self.encode(self.chat_template.render(row.messages)) for row in rows]

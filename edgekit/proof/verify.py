@@ -1,0 +1,88 @@
+"""A file made by anyone against the model it claims to be: the checks that `build` runs on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.base.artifacts import digest_of
+from edgekit.base.cache import Cache
+from edgekit.base.errors import ConfigError
+from edgekit.base.events import GateResult
+from edgekit.build import stages
+from edgekit.containers.gguf import read_gguf
+from edgekit.data.rows import Row
+from edgekit.device.loaded import RUNTIME_OF
+from edgekit.models import source as model
+from edgekit.proof import texts
+from edgekit.proof.gates import ReferenceFacts
+from edgekit.proof.held_out import HeldOut, answered, capture_passages, plain_text
+from edgekit.proof.prove import Subject, prove
+from edgekit.targets.target import Budget
+
+FORMATS = {**RUNTIME_OF, "folder": "torch"}
+PROMPTS, MAX_TOKENS = 24, 48
+QUICK_PROMPTS, QUICK_MAX_TOKENS = 8, 24
+
+
+def subject_of(path: Path) -> Subject:
+    """What kind of file or folder `path` is, told by its files; raises `ConfigError` for another kind."""
+    if not path.exists():
+        raise ConfigError(f"There is no file {path}.", "Check the path.")
+    if path.is_file() and path.suffix == ".gguf":
+        return Subject(path, "gguf", FORMATS["gguf"])
+    for file, format in {"genai_config.json": "onnx", "config.json": "folder"}.items():
+        if (path / file).is_file():
+            return Subject(path, format, FORMATS[format])
+    raise ConfigError(
+        f"{path} is neither a .gguf file, an onnxruntime-genai folder nor a Hugging Face folder.",
+        "For a bundle, give its model.gguf or its onnx folder.",
+    )
+
+
+def verify_file(
+    path: Path,
+    reference: model.Source,
+    rows: Sequence[Row],
+    budget: Budget,
+    cache: Cache,
+    *,
+    quick: bool = False,
+    threads: int = 2,
+) -> list[GateResult]:
+    """Every gate of the file at `path`, held against `reference`; the reference's own answers are kept in `cache`.
+
+    `rows` are held-out conversations of its task, whose prompts are asked beside the general ones. Raises
+    `CorruptError` for a file that is damaged or that its runtime cannot load.
+    """
+    from edgekit.models.tokenizer import ModelTokenizer
+
+    subject = subject_of(path)
+    if subject.format == "gguf":
+        read_gguf(path)  # before anything else reads it
+    folder = stages.bring_in(cache, reference)
+    count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
+    prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]
+    prompts += [[{"role": "user", "content": prompt}] for prompt in texts.PROMPTS[:count]]
+    read = texts.TEXTS[:1] if quick else texts.TEXTS
+    tokenizer = ModelTokenizer(folder.path)
+
+    def capture(out: Path, work: Path) -> None:
+        runtime = registry.load("runtimes", "torch")(folder.path, threads=threads)
+        passages = answered(runtime, tokenizer, prompts, max_tokens, cache.emit)
+        passages += plain_text(tokenizer, read)
+        out.mkdir()
+        capture_passages(runtime, passages, cache.emit).save(out)
+        runtime.close()
+
+    inputs = {
+        "model": folder.digest,
+        "passages": digest_of([[dict(message) for message in prompt] for prompt in prompts]),
+        "texts": read,
+        "max_tokens": max_tokens,
+    }
+    held_out = HeldOut.load(cache.stage("reference", inputs, capture, ("torch", "transformers")).path)
+    facts = ReferenceFacts.of(tokenizer)
+    return prove(subject, folder.path, facts, held_out, budget, cache.emit, threads=threads)

@@ -1,1 +1,0 @@
-"""The terminal app's screens: each draws one view of `edgekit.views`."""

@@ -1,0 +1,1 @@
+"""What a target may say: typed, with every fault found at once."""

@@ -1,0 +1,299 @@
+"""The typed form of a target: what a TOML file in `profiles/targets/` may say.
+
+Names carry units (`memory_mib`, `max_mean_kld_nats` ...). Unknown keys are errors; the loader in
+`edgekit.profiles.targets` reports every fault of a file at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
+from pydantic.types import Discriminator
+
+GGUF_TYPES = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "IQ4_NL", "IQ4_XS", "Q3_K_M",
+)  # fmt: skip
+GgufType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "IQ4_NL", "IQ4_XS", "Q3_K_M",
+]  # fmt: skip
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Device(_Table):
+    """The machine a target stands for."""
+
+    arch: list[Literal["x86_64", "aarch64"]] = ["x86_64", "aarch64"]
+    """Processor architectures it runs on."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    """CPU threads used for answering."""
+    memory_mib: Annotated[int, Field(ge=64)] = 2048
+    """Memory of the device, MiB."""
+
+
+class Tune(_Table):
+    """LoRA tuning (Hu et al. 2021, arXiv 2106.09685) through peft and transformers' Trainer."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """LoRA rank r."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """LoRA alpha; the product is scaled by alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski 2023, arXiv 2312.03732)."""
+    modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Which linear layers get an adapter."""
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the training rows."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """Peak learning rate of AdamW, with linear decay."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps that warm the learning rate up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows in one forward pass."""
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes summed into one optimiser step."""
+    max_length: Annotated[int, Field(ge=16)] = 512
+    """Longest row in tokens; longer rows are left out and reported."""
+    evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
+    """How often the validation loss is read and a checkpoint is kept."""
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Evaluations without a better validation loss before tuning stops early."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Dtype of the frozen base: auto is bfloat16 where the processor or GPU computes in it."""
+    qlora: bool = False
+    """4-bit base through bitsandbytes (Dettmers et al. 2023, arXiv 2305.14314); needs a CUDA GPU."""
+    seed: int = 7
+    """Seed of initialisation and row order."""
+
+
+class Prune(_Table):
+    """Depth pruning: whole decoder layers are removed."""
+
+    drop_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers to remove, least influential first (block influence, Men et al. 2024, arXiv 2403.03853)."""
+
+
+class Quantize(_Table):
+    """Calibration shared by the quantizers."""
+
+    calibration_rows: Annotated[int, Field(ge=0)] = 64
+    """Training rows whose activations weigh the rounding errors (importance matrix); 0 uses none."""
+
+
+class GgufExport(_Table):
+    """A GGUF file for llama.cpp."""
+
+    format: Literal["gguf"]
+    type: GgufType = "Q4_K_M"
+    """llama.cpp's file type."""
+    token_embedding_type: GgufType | None = None
+    """Another type for the token embedding (and the head, when tied); none leaves it to llama.cpp."""
+    tensor_types: dict[str, GgufType] = {}
+    """Other types for tensors whose name matches a regular expression, such as `{ ffn_down = "Q6_K" }`."""
+    llama_cpp: Annotated[Path | None, Field(exclude=True)] = None
+    """A llama.cpp checkout whose converter is used for architectures that edgekit does not convert itself."""
+
+
+class OnnxExport(_Table):
+    """A folder for onnxruntime-genai. The embedding and the head are kept at 8 bits, as one tensor when tied."""
+
+    format: Literal["onnx"]
+    precision: Literal["int4", "int8", "fp32"] = "int4"
+    """Bits of the decoder's linear layers. Those of 4 bits are rounded by GPTQ when there are calibration rows."""
+    int8_modules: list[str] = ["*.k_proj", "*.v_proj", "*.down_proj"]
+    """Linear layers kept at 8 bits in an int4 model, by name pattern (fnmatch): the most sensitive to rounding."""
+    block_size: Literal[16, 32, 64, 128] = 32
+    """Weights of a row that share one scale and one zero point."""
+    accuracy_level: Literal[1, 4] = 4
+    """Activations in the products with rounded weights: 1 keeps them fp32, 4 rounds them to int8, which is faster."""
+
+
+class PluginExport(_Table):
+    """A format that another package provides through the entry point `edgekit.exporters`."""
+
+    format: str
+    options: dict[str, Any] = {}
+    """Passed to the exporter as they are."""
+
+
+def _export_tag(value: Any) -> str:
+    name = value.get("format") if isinstance(value, dict) else getattr(value, "format", None)
+    return name if name in ("gguf", "onnx") else "plugin"
+
+
+Export = Annotated[
+    Annotated[GgufExport, Tag("gguf")]
+    | Annotated[OnnxExport, Tag("onnx")]
+    | Annotated[PluginExport, Tag("plugin")],
+    Discriminator(_export_tag),
+]
+
+
+class Profile(_Table):
+    """How speed and memory are measured."""
+
+    threads: list[Annotated[int, Field(ge=1)]] = [1, 2]
+    """Thread counts to measure; those above the machine's cores are left out and reported."""
+    prompt_tokens: Annotated[int, Field(ge=1)] = 128
+    """Length of the prompt, tokens."""
+    generate_tokens: Annotated[int, Field(ge=2)] = 32
+    """Tokens generated after it."""
+    warmup: Annotated[int, Field(ge=0)] = 1
+    """Runs not counted."""
+    repeats: Annotated[int, Field(ge=3)] = 7
+    """Runs counted."""
+
+
+class Budget(_Table):
+    """What an exported file may cost; a miss is exit code 3. Drift is against the tuned, merged fp32 model."""
+
+    size_mib: Annotated[float, Field(gt=0)] | None = None
+    """Largest file or folder, MiB."""
+    peak_rss_mib: Annotated[float, Field(gt=0)] | None = None
+    """Largest resident memory of a fresh process that answers, MiB."""
+    ttft_ms: Annotated[float, Field(gt=0)] | None = None
+    """Longest time to the first token of the profile's prompt on the device's threads, ms."""
+    decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Least decode speed on the device's threads, tokens/s."""
+    mean_kld_nats: Annotated[float, Field(gt=0)] = 0.05
+    """Largest mean KL divergence of the next-token distributions on held-out conversations, nats."""
+    p99_kld_nats: Annotated[float, Field(gt=0)] = 1.0
+    """Largest 99th percentile of the same, nats."""
+    top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of positions with the same most likely token, in whole conversations: a user's next word is often
+    a toss-up, and 4-bit files of far larger models agree on about 92 %."""
+    answer_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """The same on the positions of the answers alone, where the model itself speaks."""
+    greedy_agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of an answer that comes out before the first other token, the mean of greedy answers."""
+    stop_agreement: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Least share of the ends of answers at which the file stops where the reference does, and only there."""
+    text_mean_kld_nats: Annotated[float, Field(gt=0)] = 0.15
+    """Largest mean KL divergence on plain text, nats: what a file lost outside its own use. A 4-bit file of a model as
+    small as SmolLM2-135M has 0.05 to 0.08 there, a larger model's less."""
+    accuracy_drop_points: Annotated[float, Field(ge=0)] = 2.0
+    """Most that exact-match accuracy may fall below the tuned model's, percentage points."""
+
+
+RuleKind = Literal[
+    "latency", "speed", "memory", "temperature", "errors", "empty", "drift", "calibration", "integrity", "heartbeat",
+    "store",
+]  # fmt: skip
+Metric = Literal[
+    "ttft_p95_s", "tokens_per_s", "rss_mib", "temperature_c", "throttled_s", "error_rate", "empty_rate", "drift_alarms",
+    "confidence", "confidence_gap", "digest_mismatches", "heartbeat_age_s", "store_troubles",
+]  # fmt: skip
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "latency": ("ttft_p95_s",),
+    "speed": ("tokens_per_s",),
+    "memory": ("rss_mib",),
+    "temperature": ("temperature_c", "throttled_s"),
+    "errors": ("error_rate",),
+    "empty": ("empty_rate",),
+    "drift": ("drift_alarms",),
+    "calibration": ("confidence_gap", "confidence"),
+    "integrity": ("digest_mismatches",),
+    "heartbeat": ("heartbeat_age_s",),
+    "store": ("store_troubles",),
+}
+
+
+class Rule(_Table):
+    """When an operator is told of a model in the field: a reading beyond a limit, for so long, and what is then done."""
+
+    kind: RuleKind
+    """What is wrong when it holds; each kind has a runbook."""
+    metric: Metric = "ttft_p95_s"
+    """The reading; its name carries the unit, rates are shares of requests. By default the first of its kind."""
+    above: float | None = None
+    """The reading is bad above this limit."""
+    below: float | None = None
+    """The reading is bad below this limit; give this or `above`."""
+    clear: float | None = None
+    """The reading is well again at this value or beyond it (hysteresis); by default the limit itself."""
+    for_s: Annotated[float, Field(ge=0)] = 30.0
+    """How long it must be bad before it is told, and well before it is over, seconds. Memory and temperature are the
+    highest of the window: there it says something when it is longer than the window and a minute."""
+    window_s: Annotated[float, Field(gt=0)] = 300.0
+    """The stretch of time that is read, seconds."""
+    min_requests: Annotated[int, Field(ge=0)] = 10
+    """Readings of answers from fewer requests in the window say nothing."""
+    action: Literal["never", "suggest", "auto"] = "suggest"
+    """Go back to the release before: never, as the first next step, or at once and by itself."""
+    severity: Literal["warning", "critical"] = "warning"
+    """How soon a person should look."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_kind(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "metric" not in values and values.get("kind") in METRICS:
+            return {**values, "metric": METRICS[values["kind"]][0]}
+        return values
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Rule:
+        if self.metric not in METRICS[self.kind]:
+            raise ValueError(
+                f"a rule of kind '{self.kind}' reads {' or '.join(METRICS[self.kind])}, not '{self.metric}'"
+            )
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give one limit: above or below")
+        if self.clear is not None and (
+            self.clear > self.limit if self.above is not None else self.clear < self.limit
+        ):
+            raise ValueError(f"clear = {self.clear:g} lies on the bad side of the limit {self.limit:g}")
+        return self
+
+    @property
+    def limit(self) -> float:
+        """The limit, whichever side is bad."""
+        return self.above if self.above is not None else self.below if self.below is not None else 0.0
+
+    @property
+    def key(self) -> str:
+        """The rule in a few words, such as `ttft_p95_s > 1`; no two rules of a target share it."""
+        return f"{self.metric} {'>' if self.above is not None else '<'} {self.limit:g}"
+
+
+class Target(_Table):
+    """One device class: how to tune, prune, quantize, export and profile for it, and what it may cost."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    """Version of this format."""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    """The file's name without `.toml`."""
+    summary: str = ""
+    """One line for `edgekit targets list`."""
+    device: Device = Device()
+    tune: Tune = Tune()
+    prune: Prune = Prune()
+    quantize: Quantize = Quantize()
+    export: Annotated[list[Export], Field(min_length=1)]
+    profile: Profile = Profile()
+    budget: Budget = Budget()
+    rule: list[Rule] = []
+    """When an operator is told in the field; those of `edgekit.field.incidents.defaults` when there are none."""
+
+    @model_validator(mode="after")
+    def _formats_differ(self) -> Target:
+        formats = [export.format for export in self.export]
+        if len(set(formats)) < len(formats):
+            raise ValueError("two [[export]] tables have the same format; make a target for each")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_differ(self) -> Target:
+        keys = [rule.key for rule in self.rule]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"two [[rule]] tables say the same: {', '.join(sorted(twice))}")
+        return self

@@ -1,0 +1,1 @@
+"""GGUF files: writing, quantizing, streaming and proving them."""

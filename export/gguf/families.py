@@ -1,0 +1,243 @@
+"""What each architecture needs in a GGUF file, and what llama.cpp has no way to express.
+
+The facts follow llama.cpp's own graphs (`src/models/*.cpp`) and converter (`conversion/*.py`); the tests hold every
+family against torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import gguf
+from huggingface_hub.errors import StrictDataclassError
+
+from edgekit.models.gguf_source import CompleteConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ROPE_FREQS = "rope_freqs.weight"
+YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}  # llama.cpp reads no others for these architectures
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one Hugging Face architecture is laid out in GGUF."""
+
+    arch: gguf.MODEL_ARCH
+    activation: str = "silu"
+    rotary_pairs: bool = False
+    """llama.cpp turns neighbouring rows of q and k together; Hugging Face turns the halves of a head."""
+    norm_shift: float = 0.0
+    """What the model adds to a norm's weight when it uses it."""
+    biases: bool = False
+    """llama.cpp reads optional biases of the attention and the MLP."""
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+
+
+LLAMA = Family(
+    gguf.MODEL_ARCH.LLAMA, rotary_pairs=True, biases=True, rope_types=("default", "linear", "yarn", "llama3")
+)
+FAMILIES = {
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": Family(gguf.MODEL_ARCH.QWEN2),
+    "Qwen3ForCausalLM": Family(gguf.MODEL_ARCH.QWEN3),
+    "Gemma3ForCausalLM": Family(
+        gguf.MODEL_ARCH.GEMMA3,
+        activation="gelu_pytorch_tanh",
+        norm_shift=1.0,
+        rope_types=("default", "linear"),
+    ),
+}
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """The model class that `config.json` names."""
+    return str((config.get("architectures") or ["An unnamed architecture"])[0])
+
+
+def typed(config: Mapping[str, Any]) -> Any:
+    """`config.json` as transformers reads it: defaults filled in, old rope keys brought to `rope_parameters`."""
+    if isinstance(config, CompleteConfig):
+        return SimpleNamespace(**config)
+    from transformers import AutoConfig
+
+    values = dict(config)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def head_size(config: Any) -> int:
+    """Columns of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def rope_of(config: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Rope parameters of the layers with full attention, and of those with a sliding window when they differ."""
+    rope = config.rope_parameters
+    return (rope["full_attention"], rope["sliding_attention"]) if "full_attention" in rope else (rope, None)
+
+
+def faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences that say why this model cannot become a GGUF file; none when it can. Reads `config.json` only."""
+    name = architecture(config)
+    if (family := FAMILIES.get(name)) is None:
+        yield f"{name} is not an architecture that edgekit writes as GGUF ({', '.join(FAMILIES)})."
+        return
+    if config.get("quantization_config"):
+        yield "The weights are already quantized; GGUF is written from float weights."
+        return
+    try:
+        model = typed(config)
+        rope, sliding_rope = rope_of(model)
+        head = head_size(model)
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        yield f"config.json does not describe a {name}: {str(error).splitlines()[0]}."
+        return
+    yield from _rope_faults(rope, family)
+    if sliding_rope and sliding_rope.get("rope_type", "default") != "default":
+        yield f"llama.cpp cannot scale the rope of sliding-window layers (type '{sliding_rope['rope_type']}')."
+    activation = getattr(model, "hidden_activation", None) or getattr(model, "hidden_act", None)
+    if activation != family.activation:
+        yield f"llama.cpp computes {name} with {family.activation}, and this model uses {activation}."
+    if getattr(model, "attention_bias", False) and not family.biases:
+        yield f"llama.cpp has no attention biases for {name}."
+    if family.arch is gguf.MODEL_ARCH.QWEN2 and head * model.num_attention_heads != model.hidden_size:
+        yield f"llama.cpp needs heads that fill the hidden size in {name}; here {model.num_attention_heads} x {head}."
+    if family.arch is gguf.MODEL_ARCH.GEMMA3:
+        yield from _gemma_faults(model, head)
+
+
+def _rope_faults(rope: Mapping[str, Any], family: Family) -> Iterator[str]:
+    kind = rope.get("rope_type", "default")
+    if kind not in family.rope_types:
+        yield f"llama.cpp has no rope scaling of type '{kind}' for this architecture ({', '.join(family.rope_types)})."
+    elif kind != "default" and not rope.get("factor"):
+        yield f"The rope scaling of type '{kind}' gives no factor."
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        yield "llama.cpp rotates whole heads in this architecture, and this model rotates a part (partial_rotary_factor)."
+    if kind == "yarn":
+        if not rope.get("original_max_position_embeddings"):
+            yield "The yarn rope scaling gives no original_max_position_embeddings."
+        odd = [key for key, fixed in YARN_BETAS.items() if (rope.get(key) or fixed) != fixed]
+        odd += ["truncate"] if rope.get("truncate") is False else []
+        if odd:
+            yield f"llama.cpp fixes yarn's {', '.join(odd)}, and this model sets another value."
+
+
+def _gemma_faults(config: Any, head: int) -> Iterator[str]:
+    if config.attn_logit_softcapping is not None:
+        yield "llama.cpp has no attention soft-capping for Gemma 3."
+    if config.use_bidirectional_attention:
+        yield "llama.cpp has no bidirectional attention for Gemma 3."
+    # llama.cpp takes the scale from the head size, and for 62 layers (27B) from the width of a head's share
+    scale = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == 62 else head
+    if config.query_pre_attn_scalar != scale:
+        yield f"llama.cpp scales Gemma 3's attention by {scale}, and this model by {config.query_pre_attn_scalar}."
+
+
+def write_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Add the hyperparameters of a checked model (`config` from `typed`) to the file."""
+    head = head_size(config)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(_context_length(config))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_dimension_count(head)
+    rope, sliding_rope = rope_of(config)
+    _write_rope(writer, rope)
+    if sliding_rope:
+        writer.add_rope_freq_base_swa(sliding_rope["rope_theta"])
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _context_length(config: Any) -> int:
+    """The longest context in which llama.cpp and the model agree.
+
+    Only Gemma's graph has sliding windows; Mistral's and Qwen's attend to everything, which is the same up to the
+    window's length.
+    """
+    longest = int(config.max_position_embeddings)
+    window: int | None = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if window is None or "sliding_attention" not in layers or config.model_type == "gemma3_text":
+        return longest
+    return min(longest, window)
+
+
+def _write_rope(writer: gguf.GGUFWriter, rope: Mapping[str, Any]) -> None:
+    writer.add_rope_freq_base(rope["rope_theta"])
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        usual = _yarn_scale(rope["factor"])
+        if (wanted := _yarn_attention_factor(rope)) != usual:
+            writer.add_rope_scaling_attn_factors(wanted / usual)
+
+
+def _yarn_scale(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
+    """What cosine and sine are multiplied by (Peng et al. 2023, arXiv 2309.00071), as transformers reads it."""
+    if (given := rope.get("attention_factor")) is not None:
+        return float(given)
+    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    if over and under:
+        return _yarn_scale(rope["factor"], over) / _yarn_scale(rope["factor"], under)
+    return _yarn_scale(rope["factor"])
+
+
+def rope_factors(config: Any) -> NDArray[np.float32] | None:
+    """Llama 3's divisors of the rotary frequencies `(head_size / 2,)`, or None for other rope types."""
+    rope, _ = rope_of(config)
+    if rope.get("rope_type") != "llama3":
+        return None
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    size = head_size(config)
+    plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    factors: NDArray[np.float32] = (plain / scaled).numpy()
+    return factors
+
+
+def name_map(config: Any, family: Family) -> gguf.TensorNameMap:
+    """From Hugging Face tensor names to GGUF ones."""
+    return gguf.get_tensor_name_map(family.arch, config.num_hidden_layers)
+
+
+def to_gguf(name: str, values: NDArray[np.float32], config: Any, family: Family) -> NDArray[np.float32]:
+    """The values of the Hugging Face tensor `name` as llama.cpp expects them; shape unchanged."""
+    if family.rotary_pairs and ".self_attn.q_proj." in name:
+        return interleave(values, config.num_attention_heads)
+    if family.rotary_pairs and ".self_attn.k_proj." in name:
+        return interleave(values, config.num_key_value_heads)
+    if family.norm_shift and name.endswith("norm.weight"):
+        return values + values.dtype.type(family.norm_shift)
+    return values
+
+
+def interleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows of each head from two halves to neighbouring pairs, `(heads * size, ...)`."""
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)

@@ -1,0 +1,59 @@
+"""The importance matrix: how strongly each input column of each linear layer is driven by real text.
+
+As `llama-imatrix` computes it (llama.cpp, tools/imatrix): the mean over tokens of the squared activations. The
+quantizer weighs each column's rounding error by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.base.events import Emit, Progress, ignore
+from edgekit.export.gguf.families import FAMILIES, architecture, name_map
+
+if TYPE_CHECKING:
+    import torch
+
+STAGE = "quantize.gguf"
+
+
+def importance(
+    model: Path, sequences: Sequence[Sequence[int]], emit: Emit = ignore
+) -> dict[str, NDArray[np.float32]]:
+    """Mean squared input `(columns,)` of each linear layer of the decoder, by GGUF tensor name.
+
+    `sequences` are token ids. The head is left out, as `llama-imatrix` does unless told otherwise.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    names = name_map(network.config, FAMILIES[architecture(config)])
+    sums: dict[str, torch.Tensor] = {}
+    decoder = network.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    for path, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear) and id(module) in inside:
+            name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
+            module.register_forward_pre_hook(_collector(sums, name))
+    with torch.inference_mode():
+        for done, ids in enumerate(sequences, start=1):
+            decoder(torch.tensor([list(ids)]), use_cache=False)
+            emit(Progress(STAGE, done, len(sequences), "rows", "importance"))
+    tokens = sum(len(ids) for ids in sequences)
+    return {name: (total / tokens).float().numpy() for name, total in sorted(sums.items())}
+
+
+def _collector(sums: dict[str, torch.Tensor], name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
+    def collect(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        squares = inputs[0].square().flatten(0, -2).sum(0).double()  # (columns,)
+        sums[name] = sums[name] + squares if name in sums else squares
+
+    return collect

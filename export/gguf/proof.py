@@ -1,0 +1,344 @@
+"""A GGUF file against the Hugging Face folder that it claims to be, without running it: parameters, tensors, weights.
+
+What the file should say is what `write_parameters` would write for the folder, and what it should hold is what
+`read_tensors` would; llama.cpp's own defaults stand in for keys that a file leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.base.errors import CorruptError, UnsupportedError
+from edgekit.base.events import Emit, GateResult, ignore
+from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.containers.gguf import GgufLayout, TensorInfo, read_gguf
+from edgekit.export.gguf.families import (
+    FAMILIES,
+    ROPE_FREQS,
+    Family,
+    architecture,
+    faults,
+    interleave,
+    name_map,
+    typed,
+    write_parameters,
+)
+from edgekit.export.gguf.vocab import read_vocabulary
+from edgekit.export.gguf.write import EMBEDDING, HEAD, read_tensors
+from edgekit.export.weights.weight_proof import (
+    BF16,
+    EXACT,
+    F16,
+    F32,
+    Array,
+    Facts,
+    Grid,
+    Reference,
+    StaticProof,
+    Stored,
+    prove_weights,
+)
+from edgekit.models.source import read_config
+
+Bytes = NDArray[np.uint8]
+OUTPUT, TOKENS = "output.weight", "token_embd.weight"
+UNUSED = int(gguf.TokenType.UNUSED)
+# Block, steps and superblock of each type, from ggml's quants (`ggml-quants.c`). For the IQ types below 4 bits, whose
+# blocks are entries of a codebook, the steps are those of an even grid with the error measured on random weights.
+GRIDS = {
+    "F32": F32, "F16": F16, "BF16": BF16,
+    "Q4_0": Grid(32, 8, "peak"), "Q5_0": Grid(32, 16, "peak"), "Q8_0": Grid(32, 127, "peak"),
+    "Q4_1": Grid(32, 15, "range"), "Q5_1": Grid(32, 31, "range"),
+    "Q2_K": Grid(16, 3, "range", 256, 15), "Q3_K": Grid(16, 4, "peak", 256, 32), "Q4_K": Grid(32, 15, "range", 256, 63),
+    "Q5_K": Grid(32, 31, "range", 256, 63), "Q6_K": Grid(16, 32, "peak", 256, 127),
+    "IQ4_NL": Grid(32, 8, "peak"), "IQ4_XS": Grid(32, 8, "peak", 256, 32), "MXFP4": Grid(32, 4, "peak"),
+    "IQ3_S": Grid(32, 4.5, "peak"), "IQ3_XXS": Grid(32, 3.4, "peak"), "IQ2_S": Grid(32, 2.4, "peak"),
+    "IQ2_XS": Grid(32, 2.2, "peak"), "IQ2_XXS": Grid(32, 1.9, "peak"), "IQ1_M": Grid(32, 1.5, "peak"),
+    "IQ1_S": Grid(32, 1.4, "peak"), "TQ1_0": Grid(256, 1, "peak"), "TQ2_0": Grid(256, 1, "peak"),
+}  # fmt: skip
+LABELS = {
+    "block_count": "layer count", "context_length": "context length", "embedding_length": "hidden size",
+    "feed_forward_length": "MLP size", "attention.head_count": "number of heads",
+    "attention.head_count_kv": "number of key-value heads", "attention.key_length": "size of a key head",
+    "attention.value_length": "size of a value head", "attention.layer_norm_rms_epsilon": "norm epsilon",
+    "rope.dimension_count": "number of rotated columns", "rope.freq_base": "rope base",
+    "rope.freq_base_swa": "rope base of the sliding-window layers", "rope.scaling.type": "rope scaling type",
+    "rope.scaling.factor": "rope scaling factor", "attention.sliding_window": "sliding window",
+    "attention.sliding_window_pattern": "pattern of sliding-window layers", "vocab_size": "vocabulary size",
+}  # fmt: skip
+# Keys that change what llama.cpp computes, and the values with which they do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "rope.scaling.type": ("none",), "rope.scaling.factor": (0.0, 1.0), "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.attn_factor": (0.0, 1.0), "attention.scale": (0.0,), "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,), "final_logit_softcapping": (0.0,),
+    "attn_logit_softcapping": (0.0,), "logit_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0), "expert_count": (0,), "pooling_type": (0,),
+}  # fmt: skip
+
+
+def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> StaticProof:
+    """Hold the GGUF file `path`, whoever made it, against the Hugging Face folder `model`.
+
+    Gates `gguf.structure`, `gguf.vocabulary` and `gguf.weights`: shares of facts, entries and tensors that hold. Raises `CorruptError` when
+    either cannot be read, and `UnsupportedError` for a model that has no exact form in GGUF.
+    """
+    raw = read_config(model)
+    if fault := next(faults(raw), ""):
+        raise UnsupportedError(
+            f"{fault} So no GGUF file can be proven to be this model.",
+            "Compare the runtimes' answers instead.",
+        )
+    config, family = typed(raw), FAMILIES[architecture(raw)]
+    layout, data = read_gguf(path), np.memmap(path, np.uint8, "r")
+    references = read_references(model, config, family)
+    stored = [_stored(info, data) for info in layout.tensors.values() if _type(info) in GRIDS]
+    facts = Facts()
+    _check_parameters(facts, read_fields(layout), config, family)
+    _check_vocabulary(facts, layout, config, model)
+    _check_tensors(facts, layout, data, references, config.tie_word_embeddings)
+    weights, tensors = prove_weights(stored, references, "gguf.weights", emit, stage=stage)
+    gates = [facts.gate("gguf.structure", stage), *_prove_vocabulary(layout, config, model, stage), weights]
+    return StaticProof(gates, tensors)
+
+
+def read_fields(layout: GgufLayout) -> dict[str, Any]:
+    """The file's metadata but for its long lists, the architecture's name taken off the keys."""
+    prefix = f"{layout.metadata.get('general.architecture', '')}."
+    short = {
+        key.removeprefix(prefix): value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in layout.metadata.items()
+        if not key.startswith("tokenizer.")
+    }
+    return short | {"tokens": len(_listed(layout, "tokens"))}
+
+
+def _listed(layout: GgufLayout, name: str) -> list[Any]:
+    """A list of the file's tokenizer; empty when the file has none of that name."""
+    found = layout.metadata.get(f"tokenizer.ggml.{name}")
+    return found.tolist() if isinstance(found, np.ndarray) else found if isinstance(found, list) else []
+
+
+def expected_fields(config: Any, family: Family) -> dict[str, Any]:
+    """What this package writes for the model, keys as in `read_fields`."""
+    name = gguf.MODEL_ARCH_NAMES[family.arch]
+    writer = gguf.GGUFWriter(None, name)
+    write_parameters(writer, config)
+    return {key.removeprefix(f"{name}."): value.value for key, value in writer.kv_data[0].items()}
+
+
+def _default(key: str, fields: Mapping[str, Any], family: Family) -> Any:
+    """What llama.cpp takes for a key that the file leaves out (`llama-model.cpp`); None when it must be there."""
+    heads = _first(fields.get("attention.head_count")) or 1
+    if key in ("attention.key_length", "attention.value_length"):
+        return fields.get("embedding_length", 0) // heads
+    if key == "rope.dimension_count":
+        return fields.get("attention.key_length", fields.get("embedding_length", 0) // heads)
+    if key == "attention.sliding_window_pattern" and family.arch is gguf.MODEL_ARCH.GEMMA3:
+        return [layer % 6 < 5 for layer in range(_first(fields.get("block_count")) or 0)]
+    return {
+        "attention.head_count_kv": fields.get("attention.head_count"),
+        "vocab_size": fields["tokens"],
+        "rope.freq_base": 10000.0,
+        "rope.freq_base_swa": 10000.0,
+        "rope.scaling.type": "linear",
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.original_context_length": fields.get("context_length"),
+    }.get(key)
+
+
+def _first(value: Any) -> int:
+    return int(next(iter(value), 0)) if isinstance(value, list) else int(value or 0)
+
+
+def _check_parameters(facts: Facts, fields: Mapping[str, Any], config: Any, family: Family) -> None:
+    for key, wanted in expected_fields(config, family).items():
+        try:
+            found = fields.get(key, _default(key, fields, family))
+        except TypeError:  # what it follows from is no number
+            found = None
+        if key == "context_length" and found == config.max_position_embeddings:
+            wanted = found  # the model's own, which other converters write in spite of a window
+        facts.add(_agree(found, wanted), _disagreement(key, found, wanted))
+    known = expected_fields(config, family)
+    for key, values in NEUTRAL.items():
+        if key in fields and key not in known:
+            idle = key == "rope.scaling.type" and fields.get("rope.scaling.factor", 1.0) in (0.0, 1.0)
+            facts.add(
+                fields[key] in values or (idle and fields[key] == "linear"),
+                f"the file sets {key} to {_short(fields[key])}, and the model has nothing of the kind",
+            )
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    """Equal, floats up to their rounding to 32 bits; a list may say the same for every layer as one number does."""
+    if isinstance(found, list) and not isinstance(wanted, list):
+        return bool(found) and all(_agree(part, wanted) for part in found)
+    if isinstance(wanted, list) and isinstance(found, list):
+        return len(found) == len(wanted) and all(map(_agree, found, wanted))
+    if isinstance(wanted, float) and isinstance(found, int | float):
+        return math.isclose(found, wanted, rel_tol=1e-6)
+    return bool(found == wanted)
+
+
+def _disagreement(key: str, found: Any, wanted: Any) -> str:
+    if key == "block_count":
+        return f"{wanted} layers expected, {found} found"
+    if key == "general.architecture":
+        return f"the file is of the architecture {found}, the model is {wanted}"
+    label = LABELS.get(key, key)
+    if found is None:
+        return f"the file does not give the {label}, the model's is {_short(wanted)}"
+    return f"{label} is {_short(found)}, the model's is {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def _check_vocabulary(facts: Facts, layout: GgufLayout, config: Any, model: Path) -> None:
+    """As many tokens as the embedding has rows; those that the tokenizer does not know are marked as unused."""
+    types, count = _listed(layout, "token_type"), len(_listed(layout, "tokens"))
+    facts.add(count == config.vocab_size, f"the file has {count} tokens, the model {config.vocab_size}")
+    file = model / "tokenizer.json"
+    if not types or not file.is_file():
+        return
+    try:
+        rules = json.loads(file.read_text(encoding="utf-8"))
+        ids = [*dict(rules["model"]["vocab"]).values(), *(token["id"] for token in rules["added_tokens"])]
+        known = 1 + max(map(int, ids))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{file} is no tokenizer of a kind that GGUF holds.", "Fetch the model again."
+        ) from error
+    padding = types[known:]
+    wrong = [known + i for i, kind in enumerate(padding) if kind != UNUSED]
+    facts.add(
+        not wrong, f"token {wrong[0] if wrong else 0} is padding in the model and a real token in the file"
+    )
+
+
+def _prove_vocabulary(layout: GgufLayout, config: Any, model: Path, stage: str) -> list[GateResult]:
+    """Tokens and merge rules one by one: a rule out of its order may show in no text that anyone thought of.
+
+    Nothing for a tokenizer that edgekit cannot write; what it does to texts is held against the model's all the same.
+    """
+    try:
+        own = read_vocabulary(model, config.vocab_size).tokens
+    except UnsupportedError:
+        return []
+    tokens = {i: text for i, text in enumerate(own.texts) if own.types[i] != UNUSED}
+    facts = Facts()
+    for name, wanted in (("token", tokens), ("merge", dict(enumerate(own.merges)))):
+        found = _listed(layout, f"{name}s")
+        if name == "merge" and own.scores and not found:
+            continue  # pieces are joined by their scores
+        for i, text in wanted.items():
+            given = found[i] if i < len(found) else None
+            facts.add(given == text, f"{name} {i} is {given!r}, the model's is {text!r}")
+    return [facts.gate("gguf.vocabulary", stage)]
+
+
+def _check_tensors(
+    facts: Facts, layout: GgufLayout, data: Bytes, references: Mapping[str, Reference], tied: bool
+) -> None:
+    shapes = {name: info.shape[::-1] for name, info in layout.tensors.items()}
+    for name, info in layout.tensors.items():
+        facts.add(_type(info) in GRIDS, f"{name} has the type {_type(info)}, which cannot be read here")
+    for name, reference in references.items():
+        if name not in shapes:
+            if name == OUTPUT and not tied:
+                facts.add(
+                    False, f"the head is tied in the file, the model has one of its own ({OUTPUT} is missing)"
+                )
+            elif name != OUTPUT:
+                facts.add(False, f"{name} is missing")
+            continue
+        found, wanted = (" x ".join(map(str, shape)) for shape in (shapes[name], reference.shape))
+        facts.add(found == wanted, f"{name} has the shape {found}, the model's is {wanted}")
+    for name in shapes.keys() - references.keys():
+        if name == ROPE_FREQS:
+            values = _stored(layout.tensors[name], data).all()
+            facts.add(
+                bool((values == 1).all()),
+                f"{name} divides the rope frequencies, and the model has no divisors",
+            )
+        else:
+            facts.add(False, f"{name} is in the file, and the model has nothing of the kind")
+
+
+def read_references(model: Path, config: Any, family: Family) -> dict[str, Reference]:
+    """The folder's tensors as the file should hold them, by GGUF name; a tied head may stand there once more."""
+    names = name_map(config, family)
+    references = {}
+    for tensor in read_tensors(model, config, family):
+        name = str(tensor.name)
+        variants = partial(_variants, name, config, family)
+        references[name] = Reference(name, tuple(tensor.shape), partial(_matrix, tensor), variants)
+    if config.tie_word_embeddings:
+        output = names.get_name(HEAD, try_suffixes=(".weight",)) or OUTPUT
+        embedding = references[names.get_name(EMBEDDING, try_suffixes=(".weight",)) or TOKENS]
+        references[output] = Reference(output, embedding.shape, embedding.load)
+    return references
+
+
+def _matrix(tensor: Any) -> Array:
+    values: Array = tensor.load()
+    return values if values.ndim == 2 else values.reshape(1, -1)
+
+
+def _variants(name: str, config: Any, family: Family, rows: Array) -> Iterator[tuple[str, Array]]:
+    """What exporters are known to write instead of `rows`, the right form."""
+    if ".attn_q." in name or ".attn_k." in name:
+        heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
+        columns = rows if len(rows) > 1 else rows.T  # a bias is one row of the file, and one column of heads
+        once, back = interleave(columns, heads), deinterleave(columns, heads)
+        if family.rotary_pairs:
+            yield "has its rows in Hugging Face's order, not permuted for rope", back.reshape(rows.shape)
+            yield "has its rows permuted for rope twice", once.reshape(rows.shape)
+        else:
+            yield "has its rows permuted for rope, and this architecture's are not", once.reshape(rows.shape)
+    if family.norm_shift and name.endswith("norm.weight"):
+        yield (
+            f"lacks the {family.norm_shift:g} that llama.cpp expects in it",
+            rows - np.float32(family.norm_shift),
+        )
+        yield (
+            f"has the {family.norm_shift:g} that llama.cpp expects added twice",
+            rows + np.float32(family.norm_shift),
+        )
+
+
+def deinterleave(values: Array, heads: int) -> Array:
+    """The inverse of `interleave`: rows of each head from neighbouring pairs to two halves, `(heads * size, ...)`."""
+    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def _type(info: TensorInfo) -> str:
+    return GGML_TYPES[info.type].name
+
+
+def _stored(info: TensorInfo, data: Bytes) -> Stored:
+    shape, kind = info.shape[::-1], _type(info)
+    rows = math.prod(shape[:-1])
+    own = data[info.offset : info.offset + info.nbytes].reshape(rows, -1)
+
+    def read(start: int, stop: int) -> Array:
+        found: Array = gguf.quants.dequantize(own[start:stop], gguf.GGMLQuantizationType[kind])
+        return found.reshape(stop - start, -1)
+
+    # Rope's divisors follow from a formula, which others evaluate in another precision.
+    grid = Grid(1, 1e5, "float", factors=EXACT) if info.name == ROPE_FREQS else GRIDS[kind]
+    return Stored(info.name, kind, shape, grid, read)

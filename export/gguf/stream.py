@@ -1,0 +1,261 @@
+"""Streaming export: from safetensors, and an adapter, straight to the quantized GGUF file.
+
+Pieces of a few rows are read, merged, converted and quantized on threads and written in order, so that memory holds
+some pieces and disk nothing but the result. The file is byte for byte the one that `merge`, `gguf.write` and `quantize`
+make one after the other.
+
+Which type a tensor gets is llama.cpp's decision, and it is asked: the file first holds the header of the float file and
+behind it a hole as long as its weights, which llama.cpp looks at in a dry run. It maps the file and reads the header
+alone, so this costs no memory and, on a file system that knows holes, no disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from llama_cpp import llama_cpp
+from llama_cpp._ctypes_extensions import load_shared_library
+from numpy.typing import NDArray
+
+from edgekit.base.errors import CorruptError, StageError
+from edgekit.base.events import Emit, Progress, ignore
+from edgekit.export.gguf.families import head_size, typed
+from edgekit.export.gguf.quantize import choose_types, file_type, uses_importance
+from edgekit.export.gguf.write import MIB, STAGE, Model, Tensor, is_float_file, metadata, read_model
+from edgekit.export.weights.merge import ADAPTER_WEIGHTS
+from edgekit.export.weights.safetensors_io import Weights
+
+PIECE = 1 << 20  # weights that one thread takes at a time
+EMBEDDING = "token_embd.weight"
+# Upper bounds for `peak_memory`, measured on Linux with Python 3.11 and the pinned packages.
+BASE = 448 * MIB  # Python with torch, transformers and peft
+TOKEN = 2048  # one token of the vocabulary: its text, merge and score in transformers and here
+WEIGHT = 12  # one weight of a piece: as it is stored, as a float, as it is written
+MERGED = 16  # one weight of a merged tensor: as it is stored, its low-rank product, its order, and the tensor before
+F32 = gguf.GGMLQuantizationType.F32
+ALIGNMENT: int = gguf.GGUF_DEFAULT_ALIGNMENT
+
+Floats = NDArray[np.float32]
+Types = Mapping[str, gguf.GGMLQuantizationType]
+Job = Callable[[], NDArray[Any]]
+
+
+def stream(
+    source: Path,
+    out: Path,
+    options: Any,
+    *,
+    adapter: Path | None = None,
+    imatrix: Mapping[str, Floats] | None = None,
+    threads: int = 2,
+    emit: Emit = ignore,
+) -> None:
+    """Write the Hugging Face folder `source`, with the LoRA folder `adapter` merged in, as the new GGUF file `out`.
+
+    `options` is a target's `GgufExport`; `imatrix` holds for each tensor name the weight of each input column,
+    `(columns,)`. The bytes do not depend on `threads`. Raises `UnsupportedError` for what llama.cpp cannot reproduce,
+    `CorruptError` for damaged weights, `ConfigError` for an adapter of another base and `StageError` when llama.cpp
+    refuses; then there is no `out`.
+    """
+    model = read_model(source, adapter)
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    types: Types = dict.fromkeys(tensors, F32)
+    try:
+        _write_header(out, model, types)
+        if not is_float_file(options):
+            with out.open("r+b") as file:
+                file.truncate(file.seek(0, 2) + sum(_padded(tensor.bytes) for tensor in model.tensors))
+            chosen = choose_types(
+                out, options.type, options.token_embedding_type, options.tensor_types, imatrix
+            )
+            types = chosen.types
+            if types.keys() != tensors.keys():
+                raise StageError(
+                    "This version of llama.cpp does not say which type each tensor gets. No file was written.",
+                    "Export in two steps, or install the llama-cpp-python that edgekit was tested with.",
+                )
+            _write_header(out, model, types, options.type)
+            if chosen.warning:
+                emit(chosen.warning)
+        with out.open("ab") as file, ThreadPoolExecutor(threads) as pool:
+            size = {name: _bytes(tensor, types[name]) for name, tensor in tensors.items()}
+            total, done = sum(size.values()), 0
+            jobs = _jobs([tensors[name] for name in types], types, imatrix or {})
+            for name, data in _in_order(pool, jobs, threads + 1):
+                data.tofile(file)
+                if name:
+                    _pad(file)
+                    done += size[name]
+                    emit(Progress(STAGE, done / MIB, total / MIB, "MiB", name))
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def peak_memory(
+    config: Mapping[str, Any], options: Any, threads: int = 2, *, adapter: Path | None = None
+) -> int:
+    """Bytes of memory that `stream` takes at most, in a process of its own, for a model with this `config.json`.
+
+    It grows with the vocabulary and the width of a row, not with layers; with an adapter also by the adapter and by
+    what merging the largest tensor takes, for a merged tensor is held whole.
+    """
+    model = typed(config)
+    widest: int = max(model.hidden_size, model.intermediate_size)
+    piece = max(PIECE, head_size(model) * widest)
+    memory: int = BASE + TOKEN * model.vocab_size + WEIGHT * piece * (threads + 2)
+    if uses_importance(options.type):  # the importance matrix, here and in llama.cpp's dry run
+        memory += 8 * model.num_hidden_layers * (6 * model.hidden_size + model.intermediate_size)
+    if adapter:
+        file = adapter / ADAPTER_WEIGHTS
+        whole = any("embed_tokens" in name or "lm_head" in name for name in Weights(file))
+        rows = max(widest, head_size(model) * model.num_attention_heads, model.vocab_size * whole)
+        memory += 2 * file.stat().st_size + MERGED * rows * model.hidden_size
+    return memory
+
+
+def _write_header(out: Path, model: Model, types: Types, type: str | None = None) -> None:
+    """All of the file that stands before the tensors' data, as llama.cpp writes it for the file type `type`."""
+    writer = metadata(model, out)
+    if type:
+        keys = writer.kv_data[0]
+        for key in (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE):
+            del keys[key]  # llama.cpp puts the two at the end
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_file_type(file_type(type))
+    shapes = {tensor.name: tensor for tensor in model.tensors}
+    for name, kind in types.items():
+        tensor = shapes[name]
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), _bytes(tensor, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with out.open("ab") as file:
+        _pad(file)
+
+
+def _jobs(
+    tensors: Iterable[Tensor], types: Types, imatrix: Mapping[str, Floats]
+) -> Iterator[tuple[str, Job]]:
+    """The work in the order of the file, piece by piece; a tensor's last piece comes with its name."""
+    for tensor in tensors:
+        kind = types[tensor.name]
+        weights = _importance(tensor, imatrix) if kind is not F32 else None
+        for last, read in _pieces(tensor):
+            yield tensor.name if last else "", partial(_convert, tensor.name, read, kind, weights)
+
+
+def _pieces(tensor: Tensor) -> Iterator[tuple[bool, Callable[[], Floats]]]:
+    """Functions that read the tensor's rows, some after others, and whether they are the last ones."""
+    length, row = tensor.shape[0], prod(tensor.shape[1:])
+    rows, step = tensor.rows, max(1, PIECE // (row * tensor.group)) * tensor.group
+    if tensor.group == length:  # a merged tensor is made once, here
+        whole, step = tensor.load(), max(1, PIECE // row)
+        rows = partial(_slice, whole)
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        yield stop == length, partial(rows, start, stop)
+
+
+def _slice(values: Floats, start: int, stop: int) -> Floats:
+    return values[start:stop]
+
+
+def _importance(tensor: Tensor, imatrix: Mapping[str, Floats]) -> Floats | None:
+    """The weights of the tensor's columns, if there are any. Raises `StageError` where llama.cpp does."""
+    if (weights := imatrix.get(tensor.name)) is None:
+        return None
+    if weights.size == tensor.shape[-1]:
+        return np.ascontiguousarray(weights, np.float32)
+    if tensor.name == EMBEDDING:
+        return None
+    raise StageError(
+        f"imatrix size {weights.size} is different from tensor size {tensor.shape[-1]} for {tensor.name}. "
+        "No file was written.",
+        "Compute the importance matrix with this very model.",
+    )
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, jobs: Iterable[tuple[str, Job]], ahead: int
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Each job's name and result, in order; at most `ahead` are under way or wait to be written."""
+    waiting: deque[tuple[str, Future[NDArray[Any]]]] = deque()
+    for name, job in jobs:
+        waiting.append((name, pool.submit(job)))
+        if len(waiting) == ahead:
+            name, future = waiting.popleft()
+            yield name, future.result()
+    for name, future in waiting:
+        yield name, future.result()
+
+
+def _convert(
+    name: str, read: Callable[[], Floats], kind: gguf.GGMLQuantizationType, weights: Floats | None
+) -> NDArray[Any]:
+    """Rows of one tensor as the bytes of `kind`: the calls that `llama_model_quantize` makes (llama-quant.cpp)."""
+    values = np.ascontiguousarray(read())
+    library = _ggml()
+    if not library.ggml_validate_row_data(F32, values.ctypes.data, values.nbytes):
+        raise CorruptError(
+            f"'{name}' holds a weight that is not a finite number. No file was written.",
+            "The model or its adapter is damaged: fetch or tune it again.",
+        )
+    if kind is F32:
+        return values
+    columns = values.shape[-1]
+    out = np.empty(values.size // columns * _row_bytes(columns, kind), np.uint8)
+    importance = weights.ctypes.data if weights is not None else None
+    library.ggml_quantize_chunk(
+        kind, values.ctypes.data, out.ctypes.data, 0, values.size // columns, columns, importance
+    )
+    if not library.ggml_validate_row_data(kind, out.ctypes.data, out.nbytes):
+        raise StageError(
+            f"'{name}' cannot be held in {kind.name}: a scale is out of its range. No file was written.",
+            "Choose a larger type for it with tensor_types.",
+        )
+    return out
+
+
+@cache
+def _ggml() -> ctypes.CDLL:
+    """The ggml library that llama.cpp itself is linked with. A call into it lets other threads run."""
+    library: ctypes.CDLL = (
+        llama_cpp._lib
+    )  # elsewhere than on Windows a library's own libraries are found through it
+    if not hasattr(library, "ggml_quantize_chunk"):
+        library = load_shared_library("ggml-base", llama_cpp._base_path)
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    ]  # fmt: skip
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return library
+
+
+def _row_bytes(columns: int, kind: gguf.GGMLQuantizationType) -> int:
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return int(columns // block * size)
+
+
+def _bytes(tensor: Tensor, kind: gguf.GGMLQuantizationType) -> int:
+    return prod(tensor.shape[:-1]) * _row_bytes(tensor.shape[-1], kind)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _pad(file: Any) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))

@@ -1,0 +1,334 @@
+"""From a Hugging Face tokenizer to the vocabulary of a GGUF file.
+
+llama.cpp knows three kinds that fit: `gpt2` (byte-level BPE, whose splitting rule has a name), `gemma4` (BPE on text
+with a byte fallback, no space put in front) and `llama` (the same with a space in front, driven by scores). Each rule is
+recognised from the tokenizer that transformers builds, the one the model was tuned with (it does not always follow
+`tokenizer.json`); what has no exact counterpart is refused by name, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from edgekit.base.errors import CorruptError, UnsupportedError
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT = r"\p{N}"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# llama.cpp's name for: the patterns that split the text one after the other, and whether whole words skip the merges
+PRE_TOKENIZERS = {
+    ((GPT2,), False): "gpt-2",
+    ((DIGIT, GPT2), False): "smollm",
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "smaug-bpe",
+    ((QWEN2,), False): "qwen2",
+}
+SPACE = "\u2581"
+UNICODE_FORM = "edgekit.unicode_form"
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A GGUF file's tokens and rules, in the order of token ids; `merges` in the order of their rank."""
+
+    model: str
+    pre: str
+    texts: list[str]
+    types: list[gguf.TokenType]
+    merges: list[str]
+    scores: list[float]
+    unicode_form: str
+    """`NFC` when text must be brought to it beforehand, which llama.cpp does not do; else empty."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A GGUF file's tokenizer: its tokens, those with a role, and the chat template."""
+
+    tokens: Tokens
+    special_ids: dict[str, int]
+    add_bos: bool
+    add_eos: bool
+    chat_template: str | list[dict[str, str]] | None
+
+    def write(self, writer: gguf.GGUFWriter) -> None:
+        """Add the tokenizer's keys to the file."""
+        tokens = self.tokens
+        writer.add_tokenizer_model(tokens.model)
+        writer.add_tokenizer_pre(tokens.pre)
+        writer.add_token_list(tokens.texts)
+        writer.add_token_types(tokens.types)
+        if tokens.scores:
+            writer.add_token_scores(tokens.scores)
+        if tokens.merges:
+            writer.add_token_merges(tokens.merges)
+        for kind, token in self.special_ids.items():
+            getattr(writer, f"add_{kind}_token_id")(token)
+        writer.add_add_bos_token(self.add_bos)
+        writer.add_add_eos_token(self.add_eos)
+        if tokens.model != "gpt2":
+            writer.add_add_space_prefix(tokens.model == "llama")
+        if tokens.unicode_form:
+            writer.add_string(UNICODE_FORM, tokens.unicode_form)
+        if self.chat_template:
+            writer.add_chat_template(self.chat_template)
+
+
+def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
+    """The tokenizer of the Hugging Face `folder`, filled up with unused tokens to `rows`, the embedding's rows.
+
+    Raises `UnsupportedError` for a tokenizer that llama.cpp cannot reproduce, `CorruptError` for one that does not fit.
+    """
+    loaded = _load(folder)
+    rules = json.loads(loaded.backend_tokenizer.to_str())
+    tokens = read_tokens(rules, rows)
+    framing = _framing(rules)
+    if tokens.model == "gemma4" and loaded.bos_token not in framing:
+        raise _unsupported("it puts no BOS token in front, which llama.cpp always does for this kind")
+    template = loaded.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    return Vocabulary(
+        tokens=tokens,
+        special_ids=_special_ids(loaded, folder, tokens.texts),
+        add_bos=loaded.bos_token in framing,
+        add_eos=loaded.eos_token in framing,
+        chat_template=template,
+    )
+
+
+def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
+    """Tokens and rules from what `tokenizer.json` holds. Raises as `read_vocabulary` does."""
+    vocab, merges = rules["model"]["vocab"], _merges(rules["model"])
+    added = {token["id"]: token for token in rules["added_tokens"]}
+    texts = {i: text for text, i in vocab.items()} | {i: str(token["content"]) for i, token in added.items()}
+    if max(texts) >= rows:
+        raise CorruptError(
+            f"The tokenizer has {max(texts) + 1} tokens and the model's embedding only {rows} rows.",
+            "Use the tokenizer that belongs to this model.",
+        )
+    filled = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
+    if len(set(filled)) != rows:  # llama.cpp ends the whole process on such a file
+        raise _unsupported("two of its tokens have the same text")
+    model, pre = _kind(rules, merges, vocab)
+    scores = _scores(vocab, merges, {texts[i] for i in added}, rows) if model == "llama" else []
+    return Tokens(
+        model=model,
+        pre=pre,
+        texts=filled,
+        types=[_type(texts.get(i), added.get(i), model) for i in range(rows)],
+        merges=[] if scores else [" ".join(merge) for merge in merges],
+        scores=scores,
+        unicode_form="NFC" if {"type": "NFC"} in _steps(rules.get("normalizer"), "normalizers") else "",
+    )
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"transformers cannot read the tokenizer in {folder}: {str(error).splitlines()[0]}",
+            "Use the tokenizer files that belong to this model.",
+        ) from error
+    if not hasattr(loaded, "backend_tokenizer"):
+        raise _unsupported(f"{type(loaded).__name__} shows no rules")
+    return loaded
+
+
+def _unsupported(why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"llama.cpp cannot reproduce this tokenizer: {why}. No GGUF file was written.",
+        "Choose a model with one of the tokenizers of SmolLM, Llama, Mistral, Qwen, GPT-2 or Gemma 3.",
+    )
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The pairs of a plain BPE model, best first."""
+    if model.get("type", "BPE") != "BPE":
+        raise _unsupported(f"its model is {model['type']}, not BPE")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise _unsupported(f"its BPE model uses {key}")
+    merges = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    if any(" " in piece for merge in merges for piece in merge):
+        raise _unsupported("its merges hold plain spaces")
+    return merges
+
+
+def _steps(part: Mapping[str, Any] | None, children: str) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, sequences laid flat."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [step for child in part[children] for step in _steps(child, children)]
+    return [part]
+
+
+def _kind(
+    rules: Mapping[str, Any], merges: Sequence[tuple[str, ...]], vocab: Mapping[str, int]
+) -> tuple[str, str]:
+    """The GGUF tokenizer model, and the name of its pre-tokenizer."""
+    if rules["model"].get("byte_fallback"):
+        return _sentencepiece_kind(rules, merges, vocab)
+    return "gpt2", _pre_tokenizer(rules)
+
+
+def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
+    """llama.cpp's name for a byte-level tokenizer's splitting rule.
+
+    Qwen's unicode normalizer is let pass: llama.cpp has none, so that text in another form gets other ids there; the file
+    says so (`UNICODE_FORM`) to whoever wants to bring text to that form first.
+    """
+    for step in _steps(rules.get("normalizer"), "normalizers"):
+        if step["type"] != "NFC":
+            raise _unsupported(f"its normalizer {step['type']} has no counterpart")
+    patterns: list[str] = []
+    steps = _steps(rules.get("pre_tokenizer"), "pretokenizers")
+    for step in steps:
+        if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
+            patterns += [GPT2] if step.get("use_regex", True) else []
+        elif step["type"] == "Digits" and step["individual_digits"]:
+            patterns.append(DIGIT)
+        elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+            patterns.append(step["pattern"].get("Regex", ""))
+        else:
+            raise _unsupported(f"its pre-tokenizer {json.dumps(step)} has no counterpart")
+    if not steps or steps[-1]["type"] != "ByteLevel":
+        raise _unsupported("its pre-tokenizer does not end in ByteLevel")
+    whole_words = bool(rules["model"].get("ignore_merges"))
+    if (name := PRE_TOKENIZERS.get((tuple(patterns), whole_words))) is None:
+        raise _unsupported(
+            f"its splitting rule {patterns} (ignore_merges {whole_words}) has no name in llama.cpp"
+        )
+    return name
+
+
+def _sentencepiece_kind(
+    rules: Mapping[str, Any], merges: Sequence[tuple[str, ...]], vocab: Mapping[str, int]
+) -> tuple[str, str]:
+    """The same for a BPE on text with a byte fallback: does it put a space in front?"""
+    if missing := {f"<0x{byte:02X}>" for byte in range(256)} - vocab.keys():
+        raise _unsupported(f"its byte fallback lacks {len(missing)} of the 256 bytes")
+    if rules["model"].get("ignore_merges"):
+        raise _unsupported("it uses ignore_merges together with a byte fallback")
+    spaces: list[str] = []
+    for step in _steps(rules.get("normalizer"), "normalizers"):
+        if step["type"] == "Replace" and (step["pattern"].get("String"), step["content"]) == (" ", SPACE):
+            spaces.append("replace")
+        elif step["type"] == "Prepend" and step["prepend"] == SPACE:
+            spaces.append("prepend")
+        else:
+            raise _unsupported(f"its normalizer {json.dumps(step)} has no counterpart")
+    for step in _steps(rules.get("pre_tokenizer"), "pretokenizers"):
+        if step["type"] == "Metaspace" and step["replacement"] == SPACE and not step.get("split", True):
+            spaces += {"always": ["prepend"], "never": []}.get(
+                step["prepend_scheme"], [step["prepend_scheme"]]
+            )
+            spaces.append("replace")
+        elif not (
+            step["type"] == "Split" and step["pattern"].get("String") == " " and spaces[-1:] == ["replace"]
+        ):
+            raise _unsupported(f"its pre-tokenizer {json.dumps(step)} has no counterpart")
+    if spaces == ["prepend", "replace"]:
+        return "llama", "default"
+    if spaces != ["replace"]:
+        raise _unsupported(
+            f"its way of putting a space in front ({', '.join(spaces) or 'none'}) has no counterpart"
+        )
+    if any("\n" in piece and piece.strip("\n") for merge in merges for piece in merge):
+        raise _unsupported("its merges join newlines with other characters")
+    return "gemma4", "gemma4"
+
+
+def _scores(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]], specials: set[str], rows: int
+) -> list[float]:
+    """A score for each token such that merging by score is merging by rank.
+
+    SentencePiece joins any two neighbours whose union is a token, best score first, then leftmost. That equals a list of
+    merges when no way of merging into a token is missing and the merges into one token stand together. Merges into runs of
+    one character (spaces) may mingle: they share a score, and leftmost first gives the same runs.
+    """
+    pairs = set(merges)
+    for text in vocab.keys() - specials:
+        splits = ((text[:i], text[i:]) for i in range(1, len(text)))
+        if any(left in vocab and right in vocab and (left, right) not in pairs for left, right in splits):
+            raise _unsupported(f"a way of merging into '{text}' is missing, which scores cannot express")
+    last = {left + right: rank for rank, (left, right) in enumerate(merges)}
+    equals: list[set[str]] = []
+    reach = -1
+    for rank, (left, right) in enumerate(merges):
+        if rank > reach:
+            equals.append(set())
+        equals[-1].add(left + right)
+        reach = max(reach, last[left + right])
+    scores = [0.0] * rows
+    for place, pieces in enumerate(equals):
+        if len(pieces) > 1 and len(set("".join(pieces))) > 1:
+            raise _unsupported(f"merges into {sorted(pieces)[:2]} mingle, which scores cannot express")
+        for piece in pieces:
+            scores[vocab[piece]] = -1.0 - place
+    return scores
+
+
+def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf.TokenType:
+    if text is None:
+        return gguf.TokenType.UNUSED
+    if added:
+        for option in ("lstrip", "rstrip", "single_word"):
+            if added.get(option):
+                raise _unsupported(f"its added token {text} uses {option}")
+        if SPACE in text and added.get("normalized"):
+            raise _unsupported(f"its added token {text} is matched after normalization")
+        return gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    is_byte = model != "gpt2" and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+    return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
+
+
+def _special_ids(loaded: Any, folder: Path, texts: Sequence[str]) -> dict[str, int]:
+    """Ids of the special tokens: as the tokenizer names them, else as the model's config does.
+
+    A file names at most three tokens that end an answer, as EOS, EOT and EOM; the model's own must all be among them.
+    """
+    config, generation = (_read(folder / name) for name in ("config.json", "generation_config.json"))
+    ids: dict[str, int] = {}
+    for kind in SPECIAL:
+        own = getattr(loaded, f"{kind}_token_id")
+        token = config.get(f"{kind}_token_id") if own is None else own
+        if isinstance(token, int) and 0 <= token < len(texts):
+            ids[kind] = token
+    named = [part.get("eos_token_id") for part in (generation, config)]
+    given: int | list[int] = next((stop for stop in named if stop is not None), [])
+    stops = [given] if isinstance(given, int) else list(dict.fromkeys(given))
+    if len(stops) > 3:
+        raise _unsupported(f"answers end at the tokens {stops}, more than a GGUF file can name")
+    if stops and ids.get("eos") not in stops:
+        ids["eos"] = stops[0]
+    others = [token for token in stops if token != ids["eos"]]
+    return ids | dict(zip(("eot", "eom"), others, strict=False))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return value
+
+
+def _framing(rules: Mapping[str, Any]) -> set[str]:
+    """Texts of the tokens that the tokenizer itself puts around a text."""
+    steps = _steps(rules.get("post_processor"), "processors")
+    parts = [part for step in steps for part in step.get("single", [])]
+    return {part["SpecialToken"]["id"] for part in parts if "SpecialToken" in part}

@@ -1,0 +1,1 @@
+"""ONNX folders: exporting, rounding and proving them."""

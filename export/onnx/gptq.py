@@ -1,0 +1,246 @@
+"""GPTQ: weights rounded one column after another, each column's error made good by those still to come.
+
+Frantar et al. 2022, <https://arxiv.org/abs/2210.17323>. What comes out is a checkpoint in Olive's format
+(<https://microsoft.github.io/Olive>), which onnxruntime-genai's model builder takes over as it is: `qweight`
+`(rows, columns * bits / 8)`, `scales` `(rows, blocks)` and `qzeros` `(rows, ceil(blocks * bits / 8))`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgekit.export.weights.safetensors_io import write_weights
+
+DAMPING = 0.01  # share of the mean diagonal added to the Hessian, as in the authors' code
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its own
+ERROR_POWER = 2.4  # norm by which they are compared, as in the authors' code
+
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How finely each layer is rounded: `bits` for those whose name matches no pattern of `int8`, else 8."""
+
+    bits: int
+    block_size: int
+    int8: Sequence[str] = ()
+
+    def bits_of(self, name: str) -> int:
+        """Bits of the layer called `name`."""
+        return 8 if any(fnmatchcase(name, pattern) for pattern in self.int8) else self.bits
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight `(rows, columns)` as whole numbers: `scales * (codes - zeros)` in blocks of columns."""
+
+    codes: torch.Tensor
+    """`(rows, columns)`, uint8."""
+    scales: torch.Tensor
+    """`(rows, blocks)`, float32."""
+    zeros: torch.Tensor
+    """`(rows, blocks)`, uint8."""
+    bits: int
+
+    def weight(self) -> torch.Tensor:
+        """The weight `(rows, columns)` that these numbers stand for, float32."""
+        block = self.codes.shape[1] // self.scales.shape[1]
+        zeros, scales = (part.repeat_interleave(block, 1) for part in (self.zeros, self.scales))
+        return (self.codes.float() - zeros) * scales
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of Olive's format for the layer called `name`."""
+        packed = {
+            "qweight": _pack(self.codes, self.bits),
+            "scales": self.scales,
+            "qzeros": _pack(self.zeros, self.bits),
+        }
+        return {f"{name}.{part}": tensor for part, tensor in packed.items()}
+
+
+def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Two 4-bit numbers in a byte, the first in the low half; rows of odd length end in a zero."""
+    if bits == 8:
+        return codes.contiguous()
+    even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+    return even[:, ::2] | even[:, 1::2] << 4
+
+
+def round_nearest(weight: torch.Tensor, bits: int, block_size: int) -> Rounded:
+    """Round each weight of `(rows, columns)` to the nearest of its block's 2^bits values."""
+    blocks = weight.float().reshape(-1, block_size)
+    scales, zeros = _grid(blocks, bits)
+    codes = _codes(blocks, scales[:, None], zeros[:, None], bits)
+    rows = len(weight)
+    return Rounded(
+        codes.byte().reshape(rows, -1), scales.reshape(rows, -1), zeros.byte().reshape(rows, -1), bits
+    )
+
+
+def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_size: int) -> Rounded:
+    """Round `weight` `(rows, columns)` so that its products change least; `hessian` `(columns, columns)` is the
+    second moment of its inputs.
+    """
+    rest = weight.float().clone()
+    codes = torch.empty_like(rest, dtype=torch.uint8)
+    scales, zeros = [], []
+    inverse = _inverse_root(hessian)
+    for start in range(0, rest.shape[1], block_size):
+        block = rest[:, start : start + block_size]
+        scale, zero = _grid(block, bits)
+        errors = torch.empty_like(block)
+        for column in range(block_size):
+            row = inverse[start + column, start : start + block_size]
+            code = _codes(block[:, column], scale, zero, bits)
+            codes[:, start + column] = code.byte()
+            errors[:, column] = (block[:, column] - (code - zero) * scale) / row[column]
+            block[:, column + 1 :] -= errors[:, column, None] * row[column + 1 :]
+        rest[:, start + block_size :] -= errors @ inverse[start : start + block_size, start + block_size :]
+        scales.append(scale)
+        zeros.append(zero)
+    return Rounded(codes, torch.stack(scales, 1), torch.stack(zeros, 1).byte(), bits)
+
+
+def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse, `(columns, columns)`."""
+    diagonal = hessian.double().diagonal()
+    # A column that is never used may become anything, so its own entry only has to keep the matrix regular.
+    damped = hessian.double() + torch.diag(DAMPING * diagonal.mean() + (diagonal == 0))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return root.float()
+
+
+def _grid(block: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of each row of `block`, `(rows,)` each: the best of a few ranges around zero."""
+    top = 2**bits - 1
+    low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
+    best = torch.full_like(low, torch.inf)
+    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
+    for shrink in SHRINKS:
+        scale = shrink * (high - low) / top
+        scale = torch.where(scale > 0, scale, 1.0)
+        zero = (-shrink * low / scale).round().clamp(0, top)
+        codes = _codes(block, scale[:, None], zero[:, None], bits)
+        error = ((codes - zero[:, None]) * scale[:, None] - block).abs().pow(ERROR_POWER).sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def _codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    return (weight / scale + zero).round().clamp(0, 2**bits - 1)
+
+
+@torch.inference_mode()
+def write_checkpoint(
+    model: Path, out: Path, rounding: Rounding, calibration: Sequence[Sequence[int]], report: Report
+) -> None:
+    """Round the linear layers of the folder `model`'s decoder and write them to the folder `out` as a checkpoint.
+
+    A layer's inputs are taken from the layers before it as they are once rounded. The embedding and the head are
+    left to the model builder. `report(done, total, unit)` tells of progress.
+    """
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    layers = network.get_decoder().layers
+    names = {module: name for name, module in network.named_modules()}
+    state = network.state_dict()
+    if network.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    inputs, arguments = _first_inputs(network, layers, calibration)
+    overrides: dict[str, dict[str, int]] = {}
+    for number, layer in enumerate(layers):
+        linear = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+        by_gptq = [module for module in linear if inputs and rounding.bits_of(names[module]) < 8]
+        hessians = _hessians(layer, by_gptq, inputs, arguments[number])
+        for module in linear:
+            name = names[module]
+            bits, block = rounding.bits_of(name), _block_size(module.in_features, rounding.block_size)
+            if module in hessians:
+                rounded = round_gptq(module.weight, hessians[module], bits, block)
+            else:
+                rounded = round_nearest(module.weight, bits, block)
+            module.weight.copy_(rounded.weight())
+            del state[f"{name}.weight"]
+            state |= rounded.tensors(name)
+            overrides[name] = {"bits": bits, "group_size": block}
+        inputs = [
+            _run(layer, hidden, kwargs) for hidden, kwargs in zip(inputs, arguments[number], strict=True)
+        ]
+        report(number + 1, len(layers), "layers")
+    out.mkdir(parents=True)
+    write_weights(
+        out, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}, state.__getitem__
+    )
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "olive", "bits": rounding.bits, "group_size": rounding.block_size, "overrides": overrides,
+    }  # fmt: skip
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _block_size(columns: int, wanted: int) -> int:
+    """The largest block of at most `wanted` columns, a power of two, that divides `columns`."""
+    return min(wanted, columns & -columns)
+
+
+def _first_inputs(
+    network: Any, layers: torch.nn.ModuleList, calibration: Sequence[Sequence[int]]
+) -> tuple[list[torch.Tensor], list[list[dict[str, Any]]]]:
+    """What the first layer is given for each row, `(1, T, hidden)`, and each layer's other arguments for each row."""
+    inputs: list[torch.Tensor] = []
+    arguments: list[list[dict[str, Any]]] = [[] for _ in layers]
+
+    def collector(number: int) -> Callable[[Any, tuple[torch.Tensor, ...], dict[str, Any]], None]:
+        def collect(module: Any, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+            arguments[number].append(kwargs)
+            if number == 0:
+                inputs.append(args[0])
+
+        return collect
+
+    hooks = [
+        layer.register_forward_pre_hook(collector(n), with_kwargs=True) for n, layer in enumerate(layers)
+    ]
+    for ids in calibration:
+        network.get_decoder()(torch.tensor([list(ids)]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return inputs, arguments
+
+
+def _hessians(
+    layer: torch.nn.Module,
+    modules: Sequence[torch.nn.Linear],
+    inputs: Sequence[torch.Tensor],
+    arguments: Sequence[dict[str, Any]],
+) -> dict[torch.nn.Linear, torch.Tensor]:
+    """The second moment of each module's inputs, `(columns, columns)`, summed over all tokens."""
+    sums = {module: torch.zeros(module.in_features, module.in_features) for module in modules}
+
+    def collect(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        given = args[0].flatten(0, -2)  # (T, columns)
+        sums[module] += given.T @ given
+
+    hooks = [module.register_forward_pre_hook(collect) for module in modules]
+    for hidden, kwargs in zip(inputs, arguments, strict=True):
+        _run(layer, hidden, kwargs)
+    for hook in hooks:
+        hook.remove()
+    return sums
+
+
+def _run(layer: torch.nn.Module, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    out = layer(hidden, **kwargs)
+    result: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return result

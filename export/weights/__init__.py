@@ -1,0 +1,1 @@
+"""Weights in and out: merging, pruning, reading and comparing them."""

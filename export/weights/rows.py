@@ -1,0 +1,75 @@
+"""Rows of a Hugging Face folder's tensors as 32-bit floats, read from the file and never mapped.
+
+Pages of a mapped file count as the process's memory until the mapping ends, which for a model's weights is the model's
+size. A plain read holds what was asked for and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.base.errors import CorruptError
+from edgekit.export.weights.safetensors_io import INDEX, SINGLE, Weights, read_json
+
+# What safetensors calls the types that numpy has; BF16 is the upper half of a float.
+NUMPY = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+COMPARED = 1 << 20  # weights
+
+
+class Rows:
+    """The tensors of a model folder, by name, read row by row; `weights` is the same folder, mapped but not read.
+
+    Raises as `Weights` does, which checks headers, sizes and the index first. Safe to read from several threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.weights = Weights(folder)
+        self._places: dict[str, tuple[Path, int, str]] = {}
+        single = (folder / SINGLE).is_file()
+        files = {SINGLE} if single else set(read_json(folder / INDEX)["weight_map"].values())
+        for file in (folder / name for name in files):
+            with file.open("rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(size))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                self._places[name] = file, 8 + size + entry["data_offsets"][0], entry["dtype"]
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Entries `start` to `stop` of the first axis, `(stop - start, ...)`.
+
+        Raises `CorruptError` when the file has become shorter than its header promises.
+        """
+        file, offset, kind = self._places[name]
+        dtype, shape = self.weights.layout[name]
+        row = dtype.itemsize * prod(shape[1:])
+        stored = np.fromfile(file, np.uint8, (stop - start) * row, offset=offset + start * row)
+        if stored.size != (stop - start) * row:
+            raise CorruptError(f"{file} ends inside '{name}'.", "Fetch or write the file again.")
+        if kind == "BF16":
+            values = np.left_shift(stored.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
+        else:
+            values = stored.view(NUMPY[kind]).astype(np.float32, copy=False)
+        return values.reshape(stop - start, *shape[1:])
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same values; a few rows of each are in memory at a time."""
+        shape = self.weights.layout[one][1]
+        if shape != self.weights.layout[other][1]:
+            return False
+        step = max(1, COMPARED // prod(shape[1:]))
+        return all(
+            np.array_equal(
+                self.read(one, start, min(start + step, shape[0])),
+                self.read(other, start, min(start + step, shape[0])),
+            )
+            for start in range(0, shape[0], step)
+        )

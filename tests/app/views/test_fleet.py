@@ -1,0 +1,675 @@
+"""Many devices at once: each asked in its own time, the worst first, and one that is silent never shown as fine."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import stat
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.app.views import fleet_table as table
+from edgekit.app.views.fleet import Device, Fleet, Glance, Row, parse_device, read_fleet
+from edgekit.app.views.history import KEPT_S, History, Point
+from edgekit.app.views.reach_url import Metrics as Metered
+from edgekit.app.views.symbols import Symbols
+from edgekit.base.errors import ConfigError
+from edgekit.field.incidents.incidents import Incidents
+from edgekit.field.incidents.overview import Row as Seen
+from edgekit.field.incidents.rules import Change
+from edgekit.field.telemetry.metrics import Metrics, UnderWay
+from edgekit.field.telemetry.observation import Observation
+from edgekit.field.telemetry.store import Store
+from edgekit.targets.target import Rule
+
+NOW = 1_800_000_000.0
+
+
+class Fake:
+    """A device that shows what `page` returns; a status below 100 is said to be one that never answers."""
+
+    def __init__(self) -> None:
+        self.page: Callable[[str], tuple[int, bytes]] = lambda path: (200, b"")
+        self.asked: list[str] = []
+        self.connections = 0
+        self.tokens: list[str | None] = []
+        self.free = threading.Event()
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                fake.connections += 1
+
+            def do_GET(self) -> None:
+                fake.asked.append(self.path)
+                fake.tokens.append(self.headers.get("authorization"))
+                status, body = fake.page(self.path)
+                if status < 100:
+                    fake.free.wait(20)
+                    return
+                self.send_response(status)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/metrics"
+
+    def close(self) -> None:
+        self.free.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    fake = Fake()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    made: list[Fleet] = []
+
+    def make(*devices: Device, state: Path = tmp_path / "none", **options: Any) -> Fleet:
+        made.append(Fleet(state, devices, **{"every_s": 0.05, **options}))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+def until(fleet: Fleet, condition: Callable[[Glance], Any], seconds: float = 8.0) -> Glance:
+    end = time.monotonic() + seconds
+    while not condition(glance := fleet.glance()):
+        assert time.monotonic() < end, glance.rows
+        time.sleep(0.02)
+    return glance
+
+
+def observation(at: float = 0.0, release: str = "aaa", finish: str = "stop") -> Observation:
+    return Observation(at, release, "gguf", "chat", 20, 11, 0.0, 0.2, 0.7, 0.9, finish=finish)
+
+
+def metrics(count: int = 3) -> Metrics:
+    made = Metrics("smol")
+    made.stand("7f3a", [])
+    for _ in range(count):
+        made.observe(observation())
+    return made
+
+
+def state(folder: Path, now: float, *, minutes: int = 5, incident: bool = False) -> Path:
+    store = Store(folder / "telemetry.sqlite", every_s=3600)
+    for minute in range(minutes):
+        store.add(observation(now - 60 * minute))
+        if minute % 60 == 0:
+            store.flush()
+    store.heartbeat(now)
+    store.close()
+    if incident:
+        rule = Rule(kind="errors", above=0.05, severity="critical")
+        Incidents(folder).open(
+            Change("opened", rule, "aaa", "aaa", now, now - 60, 0.2), who="test"
+        )  # fmt: skip
+    return folder
+
+
+# devices as they are typed and listed
+
+
+def test_devices_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_TOKEN", "secret")
+    device = parse_device("line-3=https://10.0.0.3:8080/metrics")
+    assert (device.name, device.url, device.token) == ("line-3", "https://10.0.0.3:8080/metrics", "secret")
+    assert "secret" not in repr(device)
+    assert parse_device("a=http://10.0.0.3:8080").url == "http://10.0.0.3:8080/metrics"
+    assert parse_device("line-4=ssh:user@host") == Device("line-4", host="user@host")
+    assert parse_device("line-4=ssh:host:/var/lib/edgekit").state == Path("/var/lib/edgekit")
+
+
+@pytest.mark.parametrize(
+    ("where", "sent"),
+    [
+        ("https://line-3/metrics", True), ("http://localhost:8080", True), ("http://127.0.0.1:8080", True),
+        ("http://[::1]:8080", True), ("http://10.0.0.3:8080", False), ("http://127.0.0.1.example.org", False),
+        ("http://line-3:8080/https://", False),
+    ],
+)  # fmt: skip
+def test_the_environments_token_goes_nowhere_that_others_can_read_it(
+    monkeypatch: pytest.MonkeyPatch, where: str, sent: bool
+) -> None:
+    monkeypatch.setenv("EDGEKIT_TOKEN", "secret")
+    assert parse_device(f"x={where}").token == ("secret" if sent else "")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("http://10.0.0.3:8080/metrics", "not sent by plain http"), ("https://10.0.0.3/metrics", "set EDGEKIT_TOKEN")],
+)  # fmt: skip
+def test_a_token_that_is_needed_is_told_with_how_to_give_it(
+    fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, address: str, words: str
+) -> None:
+    from http.client import HTTPConnection
+
+    from edgekit.app.views import reach_url
+
+    port = fake.server.server_address[1]
+    for kind in ("HTTPConnection", "HTTPSConnection"):  # whatever the address, the answer is that of the fake
+        monkeypatch.setattr(
+            reach_url.http.client, kind, lambda *where, **more: HTTPConnection("127.0.0.1", port)
+        )
+    fake.page = lambda path: (401, b"")
+    row = make(parse_device(f"line-3={address}")).settled().rows[0]
+    assert "a token is needed" in row.why and words in row.hint and "token_env" in row.hint
+    assert set(fake.tokens) == {None}
+
+
+# a token is told to nobody but the device
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_white_space_around_a_token_is_no_part_of_it(
+    fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str
+) -> None:
+    monkeypatch.setenv("EDGEKIT_TOKEN", f"secret{end}")
+    path = tmp_path / "fleet.toml"
+    path.write_text(f'[[device]]\nname = "b"\nurl = "{fake.url}"\ntoken_env = "EDGEKIT_TOKEN"\n')
+    fake.page = lambda path: (200, metrics().render())
+    glance = make(parse_device(f"a={fake.url}"), *read_fleet(path)).settled()
+    assert [row.state for row in glance.rows] == ["OK", "OK"] and set(fake.tokens) == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("token", ["zq7\rkx9", "zq7\nkx9", "zq7 kx9", "zq7\u00e9kx9", "zq7\x00kx9"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f'[[device]]\nname = "a"\nurl = "http://h"\ntoken = {json.dumps(token)}\n')
+    with pytest.raises(ConfigError, match="token") as told:
+        Device("a", "http://h/metrics", token=token)
+    with pytest.raises(ConfigError) as listed:
+        read_fleet(path)
+    for error in (told.value, listed.value):
+        whole = "".join(traceback.format_exception(error)) + repr(vars(error))
+        assert "zq7" not in whole and "kx9" not in whole
+
+
+def test_what_nobody_foresaw_tells_no_token(fake: Fake, make: Callable[..., Fleet]) -> None:
+    device = Device("line-1", fake.url, token="secret")
+    object.__setattr__(device, "token", "secret\r\n more")  # http.client's error holds the header
+
+    class Broken(Metered):
+        def ask(self, now: float, window_s: float) -> list[Row]:
+            raise RuntimeError("Bearer secret")
+
+    for options in ({}, {"way": lambda device, state: Broken(device)}):
+        glance = make(device, **options).settled()
+        row = next(row for row in glance.rows if row.device == "line-1")
+        assert row.state == "LOST" and row.hint and "secret" not in json.dumps(glance.to_dict())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "line-3", "line-3=", "=http://a/metrics", "line 3=http://a/metrics", "x=ftp://a", "x=http://", "x=http://a:99999/",
+        "x=ssh:", "x=ssh:-oProxyCommand=id", "x=ssh:-oProxyCommand=id@host", "x=ssh:ho st", "x=http://me:secret@a/metrics",
+        "x=http://a/\x1b[31m", "-x=ssh:host", "x=ssh:h;id",
+    ],
+)  # fmt: skip
+def test_what_is_no_device_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        parse_device(text)
+    assert "line-3=http://10.0.0.3:8080/metrics" in told.value.hint
+
+
+def test_a_list_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINE_TOKEN", "t")
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        '[[device]]\nname = "a"\nurl = "http://h:1"\ntoken_env = "LINE_TOKEN"\n'
+        '[[device]]\nname = "b"\nhost = "me@h"\nstate = "/var/e"\n'
+    )
+    first, second = read_fleet(path)
+    assert (first.url, first.token) == ("http://h:1/metrics", "t")
+    assert (second.host, second.state) == ("me@h", Path("/var/e"))
+
+
+def test_every_fault_of_a_list_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        '[[device]]\nname = "a"\nurll = "http://h:1"\n[[device]]\nname = "b"\nhost = "-oX"\nurl = "x"\n'
+        '[[device]]\nurl = "http://h"\n'
+    )
+    with pytest.raises(ConfigError) as told:
+        read_fleet(path)
+    faults = "\n".join(told.value.faults)
+    assert "device 1 (a): urll: unknown key; did you mean 'url'?" in faults
+    assert "device 2 (b)" in faults and "not both" in faults and "'-oX' is no host name" in faults
+    assert "device 3: name" in faults
+
+
+@pytest.mark.parametrize(
+    "text", ["[[device]", "device = 3", "", '[[device]]\nname="a"\nurl="http://h"\n' * 2]
+)
+def test_a_bad_list_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        read_fleet(path)
+    with pytest.raises(ConfigError):
+        read_fleet(tmp_path / "none.toml")
+
+
+# devices with a URL
+
+
+def test_a_url_is_read_again_over_one_connection_with_its_token(
+    fake: Fake, make: Callable[..., Fleet]
+) -> None:
+    made = metrics()
+    fake.page = lambda path: (made.observe(observation()), (200, made.render()))[1]
+    fleet = make(Device("line-1", fake.url, token="secret"))
+    glance = until(fleet, lambda seen: seen.rows and seen.rows[0].requests >= 3)
+    row = glance.rows[0]
+    assert (row.device, row.model, row.release, row.state) == ("line-1", "smol", "7f3a", "OK")
+    assert row.tokens_per_s == pytest.approx(20) and row.ttft_p95_s and row.rss_mib and not glance.alert
+    assert set(fake.tokens) == {"Bearer secret"} and fake.connections == 1 and len(glance.rows) == 1
+
+
+def test_incidents_of_a_url_device_are_told_at_the_first_look(fake: Fake, make: Callable[..., Fleet]) -> None:
+    made = metrics()
+    made.stand(
+        "7f3a", [UnderWay("memory", "critical", time.time() - 600), UnderWay("latency", "warning", 1.0, True)]
+    )
+    fake.page = lambda path: (200, made.render())
+    row = make(Device("line-1", fake.url), every_s=60.0).settled().rows[0]
+    assert row.state == "CRITICAL" and row.why.startswith("Too much memory (critical), since ")
+    assert row.silenced == 1 and len(row.troubles) == 2
+
+
+def test_incidents_that_cannot_be_read_are_not_none(fake: Fake, make: Callable[..., Fleet]) -> None:
+    made = metrics()
+    made.stand("7f3a", None)  # as a server does whose incidents.sqlite is damaged
+    fake.page = lambda path: (200, made.render())
+    fleet = make(Device("line-1", fake.url))
+    glance = fleet.settled()
+    assert glance.rows[0].state == "WARNING" and "incidents cannot be read" in glance.alert
+    assert "edgekit incident list" in glance.rows[0].hint and glance.rows[0].since is not None
+    made.stand("7f3a", [])
+    until(fleet, lambda seen: seen.rows[0].state == "OK")
+
+
+def test_alarms_of_an_older_server_are_counted_within_the_window(
+    fake: Fake, make: Callable[..., Fleet]
+) -> None:
+    made = Metrics("smol")
+    made.alarm("errors")  # before anyone looked: in no window
+    fake.page = lambda path: (200, made.render())
+    fleet = make(Device("line-1", fake.url))
+    assert until(fleet, lambda seen: len(fake.asked) > 2).rows[0].state == "OK"
+    made.alarm("drift")
+    row = until(fleet, lambda seen: seen.rows[0].state != "OK").rows[0]
+    assert row.state == "WARNING" and "Drift: 1 alarm" in row.why and row.drift == 1
+    made.alarm("errors")
+    assert (
+        until(fleet, lambda seen: seen.rows[0].state == "CRITICAL").rows[0].why.startswith("Failing requests")
+    )
+
+
+def test_a_device_that_stops_answering_is_lost_with_its_last_numbers(
+    fake: Fake, make: Callable[..., Fleet]
+) -> None:
+    made, answer = metrics(), [200]
+    fake.page = lambda path: (answer[0], made.render())
+    fleet = make(Device("line-1", fake.url))
+    heard = until(fleet, lambda seen: seen.rows and seen.rows[0].state == "OK").rows[0]
+    answer[0] = 500
+    glance = until(fleet, lambda seen: seen.rows[0].state == "LOST")
+    row = glance.rows[0]
+    assert row.why.startswith("last heard ") and row.why.endswith("ago; it answers with HTTP 500")
+    assert row.rss_mib == heard.rss_mib and row.release == "7f3a" and row.since == row.heard
+    assert glance.alert.startswith("line-1: last heard") and "Next: check the address" in glance.alert
+    answer[0] = 200
+    until(fleet, lambda seen: seen.rows[0].state == "OK")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, b"", "401: a token is needed"),
+        (404, b"", "404: there is no such page"),
+        (302, b"", "HTTP 302"),
+        (200, b"<html>", "not Prometheus' text"),
+        (200, b"x" * (4 * 2**20 + 10), "larger than 4 MiB"),
+    ],
+)
+def test_never_heard_says_why(
+    fake: Fake, make: Callable[..., Fleet], status: int, body: bytes, words: str
+) -> None:
+    fake.page = lambda path: (status, body)
+    row = make(Device("line-1", fake.url)).settled().rows[0]
+    assert row.state == "LOST" and row.why.startswith("never heard: ") and words in row.why and row.hint
+
+
+def test_refused_and_unknown_names_are_told_apart(make: Callable[..., Fleet]) -> None:
+    gone = Fake()
+    gone.close()
+    fleet = make(Device("refused", gone.url), Device("unknown", "http://no-such-name.invalid/metrics"))
+    why = {row.device: row.why for row in fleet.settled().rows}
+    assert "connection refused" in why["refused"] and "its name is unknown" in why["unknown"]
+
+
+def test_a_slow_device_is_lost_in_time_and_delays_no_other(
+    fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekit.app.views import reach_url
+
+    monkeypatch.setattr(reach_url.Metrics, "limit_s", 0.5)
+    made = metrics()
+    fake.page = lambda path: (0 if "slow" in path else 200, made.render())
+    slow = [Device(f"slow-{n}", fake.url.replace("metrics", "slow")) for n in range(10)]
+    fleet = make(*slow, Device("quick", fake.url))
+    glance = until(fleet, lambda seen: seen.count("LOST") == 10)
+    assert fake.asked.count("/metrics") >= 5
+    assert next(row for row in glance.rows if row.device == "quick").state == "OK"
+    assert all("no answer within" in row.why for row in glance.rows if row.state == "LOST")
+
+
+def test_texts_of_strangers_hold_no_control_characters(fake: Fake, make: Callable[..., Fleet]) -> None:
+    made = Metrics("smol\x1b[31m[bold]")
+    made.stand("\u202e7f3a\x07", [])
+    fake.page = lambda path: (200, made.render())
+    row = make(Device("line-1", fake.url)).settled().rows[0]
+    assert row.model == "smol\ufffd[31m[bold]" and row.release == "\ufffd7f3a\ufffd"
+
+
+def test_two_devices_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="same name"):
+        Fleet(tmp_path, [Device("a", host="h"), Device("a", host="i")])
+
+
+# devices by SSH
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a script in the place of ssh."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def put(script: str) -> None:
+        path = folder / "ssh"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return put
+
+
+def document(**changes: Any) -> str:
+    incident = {
+        "id": 7, "rule": "r", "subject": "aaa", "kind": "errors", "severity": "critical", "action": "suggest",
+        "release": "aaa", "what": "20.0% of the requests fail, limit 5.0%, since 14:02.", "since": NOW, "opened": NOW,
+        "state": "ACKNOWLEDGED", "silenced_until": None, "resolved": None, "acted": False,
+        "next_steps": [{"text": "Go back", "command": "edgekit releases rollback"}],
+    }  # fmt: skip
+    row = Seen(
+        "aaa", "CRITICAL", True, NOW - 900, NOW, 40, 8, 0, 0.4, 21.0, 300.0, None, 0.8, [], NOW
+    ).to_dict()
+    releases = [{**row, "incidents": [incident]}]
+    return json.dumps({"schema": "edgekit.monitor/1", "device": "x", "releases": releases, **changes})
+
+
+def test_a_device_is_asked_by_ssh(
+    tmp_path: Path, make: Callable[..., Fleet], ssh: Callable[[str], None]
+) -> None:
+    (tmp_path / "answer").write_text(document())
+    ssh(f'printf "%s\\n" "$@" > {tmp_path}/argv; cat {tmp_path}/answer')
+    row = make(Device("roof", host="me@roof", state=Path("/var/e d"))).settled().rows[0]
+    assert (row.state, row.release, row.requests, row.troubles[0].number) == ("CRITICAL", "aaa", 40, 7)
+    assert row.troubles[0].acknowledged and row.hint == "Go back: edgekit releases rollback"
+    sent = (tmp_path / "argv").read_text().splitlines()
+    assert sent[-2] == "me@roof" and sent[-1] == (
+        "edgekit monitor --once --window 15m --state '/var/e d' --json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('echo "me@roof: Permission denied (publickey)." >&2; exit 255', "Permission denied"),
+        ('echo "sh: edgekit: not found" >&2; exit 127', "edgekit is not found there"),
+        ("echo hello", "no edgekit.monitor/1 document"),
+        ('echo \'{"schema": "edgekit.monitor/1", "releases": [{"release": 3}]}\'', "cannot be read"),
+        ('echo \'{"schema": "edgekit.monitor/1", "releases": []}\'', "nothing is recorded there yet"),
+    ],
+)
+def test_ssh_that_fails_says_why(
+    make: Callable[..., Fleet], ssh: Callable[[str], None], script: str, words: str
+) -> None:
+    ssh(script)
+    row = make(Device("roof", host="roof")).settled().rows[0]
+    assert row.state == "LOST" and words in row.why and row.why.startswith("never heard: ")
+
+
+HUGE: list[dict[str, Any]] = [
+    {"last_seen": 1e300}, {"last_seen": -1e300}, {"last_seen": 1e300, "state": "LOST"}, {"ttft_p95_s": 1e999},
+    {"tokens_per_s": math.nan}, {"rss_mib": 1e308, "temperature_c": -1e999, "confidence": 1e999},
+    {"requests": 10**4000, "errors": -(10**4000)}, {"since": 1e300}, {"silenced_until": 1e300, "opened": 1e999},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", HUGE)
+def test_numbers_that_none_can_show_end_nothing(
+    tmp_path: Path, make: Callable[..., Fleet], ssh: Callable[[str], None], changes: dict[str, Any]
+) -> None:
+    told = json.loads(document())
+    row = told["releases"][0]
+    row.update({key: value for key, value in changes.items() if key in row})
+    row["incidents"][0].update({key: changes[key] for key in changes if key in row["incidents"][0]})
+    (tmp_path / "answer").write_text(json.dumps(told))
+    ssh(f"cat {tmp_path}/answer")
+    fleet = make(Device("roof", host="roof"))
+    seen = fleet.settled().rows[0]
+    glance = fleet.glance(seen.key)
+    shown = table.columns(200)
+    for symbols in (Symbols(), Symbols(ascii=True)):
+        texts = table.cells(seen, shown, glance.sparks[seen.key], symbols, glance.time)
+        assert "roof" in texts[0] and "inf" not in " ".join(texts) and "nan" not in " ".join(texts)
+    assert seen.state == ("LOST" if "last_seen" in changes else "CRITICAL")
+    for number in (seen.ttft_p95_s, seen.tokens_per_s, seen.rss_mib, seen.confidence, seen.since):
+        assert number is None or math.isfinite(number)
+    assert "Infinity" not in json.dumps(glance.to_dict()) and "NaN" not in json.dumps(glance.to_dict())
+
+
+def test_a_spark_of_what_is_no_number() -> None:
+    for symbols in (Symbols(), Symbols(ascii=True)):
+        line = symbols.spark([1.0, math.inf, -math.inf, math.nan, None, 2.0], 6)
+        assert len(line) == 6 and line[1:5] == "    " and line[0] != line[5]
+        assert len(symbols.spark([-1.7e308, 1.7e308, 0.0], 3)) == 3
+
+
+# this device
+
+
+def test_this_device_has_its_day_at_once(tmp_path: Path, make: Callable[..., Fleet]) -> None:
+    now = time.time()
+    fleet = make(state=state(tmp_path, now, minutes=300), window_s=86400.0)
+    row = fleet.settled().rows[0]
+    glance = fleet.glance(row.key)
+    assert row.release == "aaa" and row.state == "OK" and row.requests == 300
+    known = [value for value in glance.sparks[row.key]["ttft_p95_s"] if value is not None]
+    assert 4 <= len(known) <= 7  # five hours of 24
+    assert len(glance.chart_times) == len(glance.chart["rss_mib"]) > 50
+
+
+def test_an_incident_here_is_told_with_its_number_and_next_step(
+    tmp_path: Path, make: Callable[..., Fleet]
+) -> None:
+    glance = make(state=state(tmp_path, time.time(), incident=True)).settled()
+    assert glance.rows[0].state == "CRITICAL" and glance.rows[0].troubles[0].number == 1
+    assert "#1: 20.0% of the requests fail, limit 5.0%, since" in glance.alert and "Next: " in glance.alert
+
+
+def test_a_heartbeat_that_stopped_is_lost(tmp_path: Path, make: Callable[..., Fleet]) -> None:
+    row = make(state=state(tmp_path, time.time() - 120)).settled().rows[0]
+    assert row.state == "LOST" and row.why.startswith("last heard 2 min") and row.ttft_p95_s is not None
+
+
+def test_nothing_recorded_yet_says_what_records(tmp_path: Path, make: Callable[..., Fleet]) -> None:
+    glance = make(state=tmp_path / "none").settled()
+    assert glance.rows == () and glance.empty == "Nothing is recorded yet. `edgekit serve BUNDLE` records."
+    assert glance.alert == glance.empty and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["telemetry.sqlite", "incidents.sqlite"])
+def test_a_corrupt_store_is_lost_and_not_fine(tmp_path: Path, make: Callable[..., Fleet], name: str) -> None:
+    state(tmp_path, time.time())
+    (tmp_path / name).write_bytes(b"no database at all" * 500)
+    row = make(state=tmp_path).settled().rows[0]
+    assert row.state == "LOST" and name in row.why and "mv" in row.hint
+
+
+def test_a_store_with_a_hole_is_lost_and_not_fine(tmp_path: Path, make: Callable[..., Fleet]) -> None:
+    fleet = make(state=state(tmp_path, time.time()))
+    assert fleet.settled().rows[0].state == "OK"
+    path = tmp_path / "telemetry.sqlite"
+    path.write_bytes(path.read_bytes()[:4096] + b"\xa5" * (path.stat().st_size - 4096))
+    row = until(fleet, lambda seen: seen.rows[0].state == "LOST").rows[0]
+    assert "telemetry.sqlite cannot be read" in row.why and "mv" in row.hint and row.requests == 5
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_device_whose_records_go_away_stays_and_is_lost(
+    tmp_path: Path, make: Callable[..., Fleet], fake: Fake, left: bool
+) -> None:
+    fake.page = lambda path: (200, metrics().render())
+    place = state(tmp_path / "state", time.time())
+    fleet = make(Device("other", fake.url), state=place)
+    until(fleet, lambda seen: seen.count("OK") == 2)
+    place.rename(tmp_path / "moved")
+    if left:
+        place.mkdir()  # as where a disk was mounted
+    glance = until(fleet, lambda seen: seen.count("LOST"))
+    assert (
+        len(glance.rows) == 2
+        and "its records are gone" in glance.alert
+        and "Next: see whether" in glance.alert
+    )
+    assert "all well" not in str(table.strip(glance, Symbols())) and glance.rows[0].requests == 5
+    shutil.rmtree(place, ignore_errors=True)
+    (tmp_path / "moved").rename(place)
+    until(fleet, lambda seen: seen.count("OK") == 2)
+
+
+def test_releases_without_a_heartbeat_are_not_fine() -> None:
+    from edgekit.app.views.rows import row_of
+
+    seen = Seen("aaa", "OK", True, NOW, NOW, 0, 0, 0, None, None, None, None, None, [], None)
+    assert row_of("x", seen, NOW, {}).state == "LOST"
+
+
+# a day of numbers
+
+
+def test_a_day_is_kept_in_few_points_and_no_spike_is_lost() -> None:
+    history = History(hold_s=1.0)
+    for second in range(int(KEPT_S) + 3600):
+        spike = 9.0 if second == 40_000 else 0.1
+        history.add([Point(NOW + second, 20.0, spike, None, None, None)])
+    end = NOW + KEPT_S + 3599
+    assert len(history) < 1400
+    day = history.bins("ttft_p95_s", end - KEPT_S, end, 96)
+    assert day.count(9.0) == 1 and None not in day[1:]
+    assert None not in history.bins("ttft_p95_s", end - 300, end, 96)[1:]
+    assert set(history.bins("confidence", end - 300, end, 10)) == {None}
+
+
+def test_a_gap_stays_a_gap_and_a_clock_set_back_adds_nothing() -> None:
+    history = History(hold_s=15.0)
+    history.add([Point(NOW, 1.0), Point(NOW + 10, 2.0), Point(NOW + 500, 3.0), Point(NOW + 20, 4.0)])
+    bins = history.bins("tokens_per_s", NOW, NOW + 600, 60)
+    assert bins[0] == 1.0 and bins[1] == 2.0 and bins[50] == 3.0 and bins[20] is None
+    assert all(value is None or math.isfinite(value) for value in bins) and 4.0 not in bins
+
+
+# the table
+
+
+def rows() -> list[Row]:
+    return [
+        Row("b", "b", "7f3a", "smol", "CRITICAL", ttft_p95_s=0.1, tokens_per_s=5.0, why="Too slow"),
+        Row("a", "a", "61bc", "smol", "WARNING", ttft_p95_s=None, tokens_per_s=9.0),
+        Row("c", "c", "61bc", "tall", "OK", ttft_p95_s=0.9, tokens_per_s=None),
+    ]
+
+
+def test_sorting_puts_the_worst_first_and_the_unknown_last() -> None:
+    def order(name: str) -> str:
+        return "".join(row.device for row in table.ordered(rows(), name))
+
+    assert (order("worst"), order("device"), order("p95"), order("tokens")) == ("bac", "abc", "cba", "bac")
+
+
+def test_filtering_looks_at_device_release_state_and_why() -> None:
+    def left(text: str) -> str:
+        return "".join(row.device for row in table.matching(rows(), text))
+
+    assert (left(""), left("61bc"), left("@61bc ok"), left("too SLOW"), left("nothing")) == (
+        "bac",
+        "ac",
+        "c",
+        "b",
+        "",
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 99, 100, 120, 160, 200, 300])
+def test_columns_fit_every_width(width: int) -> None:
+    shown = table.columns(width)
+    names = [column.name for column in shown]
+    assert sum(column.width + table.PADDING for column in shown) <= width
+    assert {"device", "state", "p95"} <= set(names) and ("spark" in names) == (width >= 100)
+    long = Row("x" * 64, "k", "f" * 64, "日本" * 20, "CRITICAL", why="w" * 500)
+    for column, text in zip(shown, table.cells(long, shown, {}, Symbols(), NOW), strict=True):
+        from rich.cells import cell_len
+
+        assert cell_len(text) <= column.width
+
+
+def test_a_release_out_of_use_on_a_lost_device_is_not_fine(tmp_path: Path) -> None:
+    from edgekit.field.incidents.overview import overview
+
+    store = Store(tmp_path / "telemetry.sqlite")
+    for release, at in (("old", 1000.0), ("new", 1060.0)):
+        store.add(Observation(at, release, "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98))
+    store.heartbeat(1070.0)
+    store.close()
+    rows = overview(tmp_path, Store(tmp_path / "telemetry.sqlite"), 1080.0, 600.0)
+    assert {row.release: row.state for row in rows} == {"new": "OK", "old": "OK"}
+    rows = overview(tmp_path, Store(tmp_path / "telemetry.sqlite"), 2000.0, 600.0)
+    assert {row.release: row.state for row in rows} == {"new": "LOST", "old": "IDLE"}

@@ -1,0 +1,444 @@
+"""What the incident screen knows: from a real state folder, over SSH, and from stores that are damaged or missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from field_state import FAILING, HOT, SLOW, answers, bad_hour, versions
+
+from edgekit.app.views import evidence, incident_reader
+from edgekit.app.views.command import Command, Outcome
+from edgekit.app.views.devices import Device
+from edgekit.app.views.incident import Source, read_document, read_list, read_one
+from edgekit.app.views.incident_reader import Reader, Wanted
+from edgekit.app.views.rollback import WATCH_S, Look, Watch, look, plan, rollback, seen
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
+from edgekit.field.incidents.incidents import Incidents
+from edgekit.field.telemetry.machine import Machine
+from edgekit.field.telemetry.store import Store
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, str, str]:
+    """A state folder after a bad hour, the time, and the releases before and after the switch. Only for reading."""
+    state, now = tmp_path_factory.mktemp("hour") / "state", time.time()
+    old, new = bad_hour(state, now, rules=(SLOW, FAILING, HOT), hot=True)
+    return state, now, old, new
+
+
+@pytest.fixture
+def copy(hour: tuple[Path, float, str, str], tmp_path: Path) -> Path:
+    """A copy of it, for changing."""
+    return Path(shutil.copytree(hour[0], tmp_path / "copy"))
+
+
+def number_of(state: Path, kind: str) -> int:
+    return next(one.id for one in Incidents(state).find() if one.kind == kind)
+
+
+def test_the_list_is_worst_first_and_says_for_how_long(hour: tuple[Path, float, str, str]) -> None:
+    state, now, _, new = hour
+    entries = read_list(Source(state))
+    assert entries[0].label == "Failing requests" and len(entries) == 3
+    assert entries[0].severity == "critical" and entries[0].release == new
+    assert entries[0].length(now).startswith(("9 min", "10 min")) and entries[0].words(now) == "OPEN"
+    silenced = replace(entries[0], silenced_until=now + 60)
+    assert silenced.words(now).startswith("OPEN, silenced until ") and silenced.words(now + 61) == "OPEN"
+    over = replace(silenced, state="RESOLVED", resolved=entries[0].since + 90)
+    assert over.words(now) == "RESOLVED" and over.duration(now).endswith("(1 min 30 s)") and over.over
+
+
+def test_the_switch_before_it_is_the_likely_cause_unless_going_back_would_not_help(
+    hour: tuple[Path, float, str, str],
+) -> None:
+    state, _, old, new = hour
+    shown = read_one(Source(state), number_of(state, "errors"))
+    assert [(change.release, change.what, change.who) for change in shown.changes] == [
+        (old, "promoted", "anna"), (new, "promoted", "anna"),
+    ]  # fmt: skip
+    assert shown.changes[0].mark == "" and "likely cause" in shown.changes[1].mark
+    assert "releases rollback" in shown.steps[0].command and shown.meaning
+    assert (
+        shown.timeline[0].what == "opened" and shown.timeline[0].why == ""
+    )  # the sentence stands above already
+    hot = read_one(Source(state), number_of(state, "temperature"))
+    assert hot.entry.action == "never" and not any(change.mark for change in hot.changes)
+
+
+def test_a_switch_long_before_is_a_possible_cause_and_one_after_is_none(
+    hour: tuple[Path, float, str, str],
+) -> None:
+    state, _, _, _ = hour
+    document = dict(read_one(Source(state), number_of(state, "errors")).document)
+    since = document["incident"]["since"]
+
+    def marks(*times: float) -> list[str]:
+        line = {"who": "anna", "what": "promote", "why": ""}
+        switches = [{**line, "time": since - at, "release": f"r{at:g}"} for at in times]
+        return [
+            c.mark for c in read_document({**document, "changed_before": switches}, Source(state)).changes
+        ]
+
+    assert marks(7200.0) == ["possible cause: 2 h 00 min before"]
+    assert marks(7200.0, 30.0, -5.0) == ["", "likely cause: 30 s before", ""]
+    assert marks() == []
+
+
+def test_the_plot_shows_both_releases_and_the_limit(hour: tuple[Path, float, str, str]) -> None:
+    state, now, _, _ = hour
+    shown = read_one(Source(state), number_of(state, "latency"))
+    plot = evidence.Series(state).plot(shown, now)
+    assert plot.line == 5.0 and plot.line_name == "limit" and plot.unit == "s" and not plot.figures
+    assert len(plot.xs) >= 9 and min(plot.ys) > 5 and all(x >= shown.entry.since - 120 for x in plot.xs)
+    assert len(plot.earlier) >= 25 and max(y for _, y in plot.earlier) < 5
+    assert shown.entry.opened == plot.opened
+    assert evidence.rule_words(shown) == "Time to first token (p95) above 5 s for 30 s, over 5 min 00 s"
+
+
+def test_minutes_that_are_over_are_read_once(
+    hour: tuple[Path, float, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, now, _, _ = hour
+    shown = read_one(Source(state), number_of(state, "errors"))
+    asked: list[float] = []
+    window = Store.window
+
+    def counted(self: Store, since: float, until: float, release: str | None = None) -> Any:
+        asked.append(since)
+        return window(self, since, until, release)
+
+    monkeypatch.setattr(Store, "window", counted)
+    series = evidence.Series(state)
+    first = series.plot(shown, now)
+    whole = len(asked)
+    asked.clear()
+    assert series.plot(shown, now) == first and len(asked) <= 6 < whole
+    assert all(now - at <= 300 for at in asked)
+
+
+def test_without_a_series_the_evidence_file_speaks(
+    hour: tuple[Path, float, str, str], tmp_path: Path
+) -> None:
+    state, now, _, _ = hour
+    shown = read_one(Source(state), number_of(state, "errors"))
+    told = evidence.Series(tmp_path).plot(shown, now)  # no telemetry there
+    assert "There is no telemetry" in told.note and not told.xs
+    assert any(line.startswith("Requests: ") and "(before: " in line for line in told.figures)
+    integrity = replace(shown, rule={"metric": "digest_mismatches", "above": 0.0})
+    assert "Changed files are no series" in evidence.Series(state).plot(integrity, now).note
+    bare = replace(shown, evidence={})
+    assert "no evidence file" in evidence.figures(bare, "Nothing.").note
+    odd = {
+        "during": {"requests": "many", "alarms": [3, {"words": "it\x1b[31m fell"}]},
+        "left_out": {"machine": "no time"},
+    }
+    lines = evidence.figures(replace(shown, evidence=odd), "").figures
+    assert not any("\x1b" in line for line in lines) and "machine was left out: no time" in lines
+
+
+def test_a_drift_is_shown_by_the_signal_that_was_told(hour: tuple[Path, float, str, str]) -> None:
+    state, now, _, _ = hour
+    shown = read_one(Source(state), number_of(state, "errors"))
+    alarms = [{"signal": "classes", "words": "x"}, {"signal": "confidence", "words": "It fell."}]
+    drift = replace(
+        shown, rule={"metric": "drift_alarms", "above": 0.0}, evidence={"during": {"alarms": alarms}}
+    )
+    plot = evidence.Series(state).plot(drift, now)
+    assert plot.name == "Confidence of answers" and plot.ys[0] == pytest.approx(90.0) and plot.line is None
+    assert evidence.plotted(replace(drift, evidence={})) == "drift_alarms"
+
+
+def test_texts_of_a_store_can_do_nothing_to_a_terminal(hour: tuple[Path, float, str, str]) -> None:
+    state, _, _, _ = hour
+    document = dict(read_one(Source(state), number_of(state, "errors")).document)
+    evil = "\x1b[2J[red]gone[/]\n\u202eback"
+    document["incident"] = {**document["incident"], "what": evil, "release": evil}
+    document["timeline"] = [{"time": 1.0, "who": evil, "what": evil, "why": evil}]
+    document["next_steps"] = [{"text": evil, "command": evil}]
+    shown = read_document(document, Source(state))
+    texts = [
+        shown.entry.what,
+        shown.entry.release,
+        shown.timeline[0].who,
+        shown.steps[0].text,
+        shown.steps[0].command,
+    ]
+    assert all("[red]gone" in text and "\x1b" not in text and "\u202e" not in text for text in texts)
+
+
+def test_missing_places_and_numbers_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no state folder") as told:
+        read_list(Source(tmp_path / "gone"))
+    assert "edgekit serve" in told.value.hint
+    assert read_list(Source(tmp_path)) == () and "was never heard of" in evidence.unheard(
+        tmp_path, time.time()
+    )
+    with pytest.raises(ConfigError, match="There is no incident 7"):
+        read_one(Source(tmp_path), 7)
+
+
+@pytest.mark.parametrize("damage", ["text", "half", "rule", "empty"])
+def test_a_damaged_store_is_a_sentence_with_what_to_do(copy: Path, damage: str) -> None:
+    state, path = copy, copy / "incidents.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("pragma journal_mode = delete")
+    if damage == "text":
+        path.write_bytes(b"this is no database" * 1000)
+    elif damage == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "rule":
+        with sqlite3.connect(path) as db:
+            db.execute("update incidents set rule_json = '{', opened = 'noon'")
+        db.close()
+    else:
+        path.write_bytes(b"")
+    with pytest.raises(EdgekitError) as told:
+        read_one(Source(state), 1)
+    assert told.value.message.endswith(".") and told.value.hint
+
+
+def test_a_changed_audit_log_is_told_with_the_incident(copy: Path) -> None:
+    state = copy
+    assert read_one(Source(state), 1).warning == ""
+    log = state / "audit.jsonl"
+    log.write_text(log.read_text().replace("watcher", "nobody", 1))
+    assert "The audit log was changed: line" in read_one(Source(state), 1).warning
+    log.unlink()
+    assert "missing" in read_one(Source(state), 1).warning
+
+
+DOCUMENTS = [None, [], {}, {"incident": None}, {"incident": {"id": "x"}}, "text", 7]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_that_is_none_of_ours_is_said_so(document: Any) -> None:
+    with pytest.raises(CorruptError, match="not understood"):
+        read_document(document, Source(Path("."), Device("line-3", host="line-3")))
+
+
+def test_a_device_over_ssh_is_read_by_the_same_commands(
+    hour: tuple[Path, float, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, now, _, new = hour
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    (folder / "edgekit").write_text(f'#!/bin/sh\nexec {sys.executable} -m edgekit.cli "$@"\n')
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    source = Source(Path("/not/this"), Device("line-3", host="op@line-3", state=state))
+    found = Reader().read(Wanted(source, number_of(state, "errors")), now)
+    assert (
+        found.shown is not None
+        and found.shown.entry.release == new
+        and "likely cause" in found.shown.changes[-1].mark
+    )
+    assert found.plot is not None and found.plot.figures and "another device" in found.plot.note
+    assert source.command("incident", "list").text == f"ssh op@line-3 'edgekit incident list --state {state}'"
+    (folder / "ssh").write_text("#!/bin/sh\necho 'ssh: no route to host' >&2\nexit 255\n")
+    lost = Reader().read(Wanted(source), now)
+    assert "no route to host" in lost.trouble and "ssh op@line-3" in lost.hint
+
+
+def test_what_stays_is_not_read_again_and_a_change_is_seen(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, now = copy, time.time()
+    reads: list[int] = []
+    true = incident_reader.read_one
+    monkeypatch.setattr(
+        incident_reader, "read_one", lambda source, number: reads.append(number) or true(source, number)
+    )
+    reader, wanted = Reader(), Wanted(Source(state), 1)
+    first = reader.read(wanted, now)
+    assert reader.read(wanted, now + 1) is first and reads == [1]
+    Incidents(state).acknowledge(1, who="anna", why="on it")
+    after = reader.read(wanted, now + 2)
+    assert after.shown is not None and after.shown.entry.state == "ACKNOWLEDGED"
+    assert after.shown.timeline[-1].why == "on it"
+    (state / "incidents.sqlite").write_bytes(b"no database at all")
+    lost = reader.read(wanted, now + 3)
+    assert (
+        lost.trouble and lost.hint and lost.shown == after.shown
+    )  # what was known stays, and is said to be old
+
+
+@pytest.mark.parametrize(
+    "value", [1e300, float("inf"), float("nan"), 1e11, pytest.param(10**400, id="huge"), True, "noon", [1]]
+)
+@pytest.mark.parametrize("name", ["since", "opened", "resolved", "silenced_until", "switch", "event"])
+def test_a_time_that_is_none_is_said_so_and_goes_no_further(
+    hour: tuple[Path, float, str, str], name: str, value: Any
+) -> None:
+    state, _, _, _ = hour
+    document = dict(read_one(Source(state), number_of(state, "errors")).document)
+    line = {"time": value, "who": "anna", "what": "promote", "release": "r", "why": ""}
+    if name == "switch":
+        document["changed_before"] = [line]
+    elif name == "event":
+        document["timeline"] = [line]
+    else:
+        document["incident"] = {**document["incident"], name: value}
+    with pytest.raises(CorruptError, match="not understood"):
+        read_document(document, Source(state))
+
+
+@pytest.mark.parametrize(
+    "value", [1e300, float("inf"), float("nan"), pytest.param(10**400, id="huge"), True, "x"]
+)
+def test_figures_and_limits_that_are_none_are_left_out(
+    hour: tuple[Path, float, str, str], value: Any
+) -> None:
+    state, now, _, _ = hour
+    shown = read_one(Source(state), number_of(state, "latency"))
+    rule = {**shown.rule, "above": value, "for_s": value, "window_s": value}
+    odd = replace(shown, rule=rule, evidence={"during": {"requests": value, "errors": 2}})
+    assert evidence.rule_words(odd) == "Time to first token (p95)"
+    assert evidence.figures(odd, "").figures == ("Errors: 2 (before: not known)",)
+    plot = evidence.Series(state).plot(odd, now)
+    assert plot.line is None and plot.xs and min(plot.xs) > now - 86_400
+
+
+def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_told(
+    hour: tuple[Path, float, str, str], copy: Path
+) -> None:
+    _, now, _, _ = hour
+    shown = read_one(Source(copy), number_of(copy, "temperature"))
+    whole = evidence.Series(copy).plot(shown, now)
+    store = Store(copy / "telemetry.sqlite", every_s=3600)
+    store.sample(Machine(now - 300, 300.0, float("inf"), 0.0, 0.5), shown.entry.release)
+    store.close()
+    with sqlite3.connect(store.path) as db:
+        db.execute("update alive set time = 9e999")
+    db.close()
+    plot = evidence.Series(copy).plot(shown, now)
+    assert len(plot.xs) == len(whole.xs) - 1 and max(plot.ys) < 100
+    assert "a time that cannot be read" in evidence.unheard(copy, now)
+    (copy / "telemetry.sqlite").write_bytes(b"no database" * 500)
+    for side in copy.glob("telemetry.sqlite-*"):
+        side.unlink()
+    assert "not known" in evidence.unheard(copy, now) and "cannot be read" in evidence.unheard(copy, now)
+
+
+def test_what_is_exported_is_json_whatever_was_told(hour: tuple[Path, float, str, str]) -> None:
+    state, _, _, _ = hour
+    document = dict(read_one(Source(state), number_of(state, "errors")).document)
+    document["evidence"] = {
+        "during": {"ttft_p95_s": float("nan"), "all": [float("inf"), 1.5, "NaN"]},
+        "raw": b"x",
+    }
+    exported = read_document(document, Source(state)).document
+    assert json.loads(json.dumps(exported, allow_nan=False)) == exported
+    assert exported["evidence"]["during"] == {"ttft_p95_s": None, "all": [None, 1.5, "NaN"]}
+
+
+# Going back
+
+
+def listed(*places: str) -> Outcome:
+    names = [
+        {"name": f"{place[:1]}" * 12, "place": place, "model": "m", "target": "t", "size_mib": 1.0}
+        for place in places
+    ]
+    return Outcome(Command(("releases", "list")), 0, names)
+
+
+def test_the_way_back_is_from_the_trial_to_the_current_one_else_to_the_previous() -> None:
+    here = Source(Path("/state"))
+    found = plan(listed("current", "previous", "bad"), here)
+    assert (found.leaving.name, found.back_to.name, found.typed) == ("c" * 12, "p" * 12, "p" * 12)
+    trial = plan(listed("pending", "current", "previous"), here)
+    assert trial.leaving.place == "pending" and trial.back_to.name == "c" * 12
+    assert plan(listed("current", "good", "bad"), here).back_to.name == "g" * 12  # the one between was lost
+    assert plan(listed("pending", "previous"), here).back_to.name == "p" * 12
+    with pytest.raises(ConfigError, match="No earlier release than cccccccccccc is kept"):
+        plan(listed("current", "bad"), here)
+    away = Source(Path("/state"), Device("line-3", host="line-3"))
+    assert plan(listed("current", "previous"), away).typed == "line-3"
+    with pytest.raises(ConfigError, match="No release is in use"):
+        plan(listed("new"), here)
+    endless = [{"name": "x", "place": "current", "size_mib": float("inf")}]
+    for document in (None, {"a": 1}, [3], [{"place": "current"}], endless):
+        with pytest.raises(CorruptError):
+            plan(Outcome(Command(("x",)), 0, document), here)
+    with pytest.raises(EdgekitError, match="damaged"):
+        plan(Outcome(Command(("x",)), 5, None, "state.json is damaged."), here)
+
+
+def test_the_command_names_the_release_that_it_leaves() -> None:
+    source = Source(Path("/state"), Device("line-3", host="line-3"))
+    found = plan(listed("pending", "current"), source)
+    assert rollback(source, found.leaving, "it's slow").arguments == (
+        "releases", "rollback", "--release", "p" * 12, "--why", "it's slow",
+    )  # fmt: skip
+
+
+WELL = Look("old", 2.0, 30, 0, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("last", "word", "why"),
+    [
+        (WELL, "HEALTHY", "answered 20 requests"),
+        (replace(WELL, requests=10), "NOT PROVEN", "nobody asked"),
+        (replace(WELL, errors=5), "STILL BAD", "5 of 20 requests failed"),
+        (replace(WELL, in_use="new"), "STILL BAD", "new answers"),
+        (replace(WELL, silent_s=31.0), "STILL BAD", "nothing answers"),
+        (replace(WELL, silent_s=None), "STILL BAD", "never heard of"),
+        (replace(WELL, incidents=((13, "It is slow."),)), "STILL BAD", "incident 13"),
+        (Look(trouble="No route to host."), "STILL BAD", "No route"),
+    ],
+)
+def test_the_verdict_of_a_minute(last: Look, word: str, why: str) -> None:
+    watch = Watch(Source(Path("/state")), "old", 1000.0).taking(Look("old", 1.0, 10, 0)).taking(last)
+    assert watch.verdict(1000.0 + WATCH_S - 1) is None and watch.left_s(1030.0) == WATCH_S - 30
+    verdict = watch.verdict(1000.0 + WATCH_S)
+    assert verdict is not None and verdict.word == word and why in verdict.why
+    assert bool(verdict.next) == (word != "HEALTHY") and verdict.words.startswith(f"{word}: ")
+
+
+def test_looks_at_a_device_that_answers_and_at_one_that_does_not(tmp_path: Path) -> None:
+    state, now = tmp_path / "state", time.time()
+    old, new = versions(state, ["well", "slow"], now - 600)
+    assert look(Source(state), old, 1.0, now).silent_s is None
+    store = Store(state / "telemetry.sqlite", every_s=3600)
+    answers(store, new, now, count=4)
+    store.heartbeat(now)
+    store.flush()
+    found = look(Source(state), new, 5.0, now)
+    assert (found.in_use, found.silent_s, found.requests) == (new, 0.0, 4) and found.ttft_p95_s
+    assert look(Source(state), old, 5.0, now).requests == 0
+    assert look(Source(state), new, 100.0, now + 90).silent_s == 90.0
+    (state / "incidents.sqlite").write_bytes(b"no database at all")
+    assert "damaged" in look(Source(state), new, 5.0, now).trouble
+    store.close()
+    assert seen([], "old", now) == Look()
+
+
+@pytest.mark.parametrize("name", ["last_seen", "requests", "errors", "ttft_p95_s", "id"])
+@pytest.mark.parametrize("value", ["0.4", float("nan"), float("inf"), 1e300])
+def test_a_number_that_is_none_is_a_trouble_of_the_look(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incident = {"id": 1, "what": "It is slow."}
+    row = {
+        "release": "old", "in_use": True, "last_seen": 999.0, "requests": 3, "errors": 0, "ttft_p95_s": None,
+        "incidents": [incident],
+    }  # fmt: skip
+    source = Source(Path("/state"), Device("line-3", host="line-3"))
+    told = {"time": 1000.0, "releases": [row]}
+    monkeypatch.setattr(Command, "run", lambda self, timeout_s=None: Outcome(self, 0, told))
+    assert look(source, "old", 5.0, 0.0) == Look("old", 1.0, 3, 0, None, ((1, "It is slow."),))
+    (incident if name == "id" else row)[name] = value  # type: ignore[index]
+    found = look(source, "old", 5.0, 0.0)
+    watch = Watch(source, "old", 0.0).taking(found)
+    assert f"'{name}' is no number" in found.trouble and watch.figures() == (found.trouble,)

@@ -1,0 +1,328 @@
+"""What the results screen shows, without a screen: rows, gates, pictures, and reports from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from results_support import report, write_bundle
+
+from edgekit.app.views import bundles, deploy, differences, pictures, results
+from edgekit.app.views.report import cleaned
+from edgekit.app.views.symbols import Symbols
+from edgekit.base.errors import CorruptError
+from edgekit.proof.calibration import Bin, binned, calibration_error
+
+UNICODE, ASCII = Symbols(), Symbols(ascii=True)
+
+
+def test_a_row_holds_the_best_thread_count_with_its_range(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b"))
+    row = found.row("gguf")
+    assert row is not None and row.variant.speed["threads"] == 2
+    assert results.RANGES["decode"].cell(row) == "90 [81..99.0]"
+    assert [each.variant.name for each in found.rows] == ["base", "tuned", "gguf", "onnx"]
+
+
+def test_columns_give_way_as_room_gets_less(tmp_path: Path) -> None:
+    rows = results.load(write_bundle(tmp_path / "b")).rows
+    for width in (120, 70, 40, 12):
+        chosen = results.columns_for(rows, width)
+        assert sum(2 + max(len(c.head), *(len(c.cell(row)) for row in rows)) for c in chosen) <= max(
+            width, 12
+        )
+    wide = [column.cell(rows[2]) for column in results.columns_for(rows, 120)]
+    assert "90 [81..99.0]" in wide
+    assert "KLD" in [column.head for column in results.columns_for(rows, 12)]
+
+
+def test_failed_gates_stand_first_with_value_limit_stage_and_advice(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b", passed=False))
+    lines = results.detail(found, found.row("onnx"), UNICODE)
+    kinds = [kind for kind, _ in lines]
+    first = next(text for kind, text in lines if kind == "failed")
+    assert first.startswith("✗ FAIL gguf.mean_kld_nats") and "0.0100, limit 0.005" in first
+    assert "stage quantize.gguf" in first
+    assert kinds.index("failed") < kinds.index("head")
+    assert any("calibration_rows" in text for _, text in lines)
+    assert "NOT PASSED: 3 of 4" in results.title(found, UNICODE)
+
+
+def test_the_gate_word_names_what_failed_as_far_as_there_is_room(tmp_path: Path) -> None:
+    gates = [
+        {"name": f"gguf.{name}", "value": 1, "limit": 0, "passed": False} for name in ("size_mib", "ttft_ms")
+    ]
+    row = results.load(write_bundle(tmp_path / "b", gates=gates)).row("gguf")
+    assert row is not None
+    assert results.gate_word(row, ASCII) == "x FAIL size_mib ttft_ms"
+    assert results.gate_word(row, ASCII, 20) == "x FAIL size_mib +1"
+    base = results.load(tmp_path / "b").row("base")
+    assert base is not None and results.gate_word(base, ASCII) == "–"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "damaged"),
+        (b'{"schema": "edgekit.report/1", ', "damaged"),
+        (b"[]", "no JSON object"),
+        (b'{"schema": "other/1"}', "other/1"),
+        (b"[" * 100_000, "damaged"),
+        (b"\x00\xff\xfe" * 100, "damaged"),
+        (b" " * (bundles.MOST_BYTES + 1), "16 MiB"),
+    ],
+)
+def test_a_bad_report_is_told_with_its_file_and_the_next_step(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    (bundle / "report.json").write_bytes(content)
+    with pytest.raises(CorruptError) as caught:
+        results.load(bundle)
+    assert said in caught.value.message and str(bundle / "report.json") in caught.value.message
+    assert caught.value.hint == f"edgekit verify {bundle}"
+
+
+def test_a_report_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    (bundle / "report.json").unlink()
+    with pytest.raises(CorruptError, match="cannot be read"):
+        results.load(bundle)
+    os.mkfifo(bundle / "report.json")
+    with pytest.raises(CorruptError, match="is not a file"):
+        results.load(bundle)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.fixed_dictionaries({}, optional={key: JSON for key in report()} | {"reliability": JSON}))
+def test_any_value_in_any_place_can_be_shown(values: dict[str, Any]) -> None:
+    show_all({**report(), **values})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["artifacts", "stages", "profile", "gates"]), st.data())
+def test_any_value_within_a_row_can_be_shown(part: str, data: st.DataObject) -> None:
+    whole = report()
+    row = data.draw(st.sampled_from(whole[part]))
+    row[data.draw(st.sampled_from(sorted(row)))] = data.draw(JSON)
+    show_all(whole)
+
+
+def show_all(whole: dict[str, Any]) -> None:
+    clean = cleaned(json.loads(json.dumps(whole)))
+    found = results.Results(
+        bundle=Path("b"),
+        name="b",
+        verdict=clean["verdict"],
+        sentence=results.summary.verdict_sentence(clean),
+        rows=tuple(results.Row(each, ()) for each in results.summary.variants(clean)),
+        gates=tuple(clean["gates"]),
+        stages=tuple(clean["stages"]),
+        budget=clean["budget"],
+        bins=tuple(clean["bins"]),
+    )
+    lines = [results.title(found, UNICODE), json.dumps(results.table(found), allow_nan=False)]
+    for row in found.rows:
+        lines += [text for _, text in results.detail(found, row, UNICODE)]
+        lines += [column.cell(row) for column in results.columns_for(found.rows, 80)]
+    for x in range(3):
+        for y in range(2):
+            plot = pictures.pareto(found, x, y)
+            lines += [*pictures.pareto_lines(plot, UNICODE), str(plot.labels)]
+    lines += [text for _, text in pictures.waterfall_lines(found, UNICODE, 60)]
+    lines += pictures.reliability_lines(pictures.reliability(found))
+    assert not [line for line in lines if "\x1b" in line]
+
+
+def test_texts_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b", target="\x1b[2Jgone\x07\nline"))
+    assert "\x1b" not in found.sentence and "\x07" not in found.sentence and "\n" not in found.sentence
+
+
+def test_a_manifest_that_disagrees_is_told_and_not_promoted(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "verdict": "fail"}))
+    found = results.load(bundle)
+    assert not found.passed and "one of them was changed" in found.notes[0]
+    assert "cannot be promoted" in deploy.refusal(found)
+    assert bundles.bundles_in(tmp_path)[0].verdict == "?"
+
+
+def test_bundles_are_listed_newest_first_and_damaged_ones_are_told(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "old", when=1_000)
+    write_bundle(tmp_path / "new", passed=False, when=2_000)
+    (write_bundle(tmp_path / "bad", when=500) / "manifest.json").write_text("{")
+    os.utime(tmp_path / "bad" / "manifest.json", (500, 500))
+    (tmp_path / "else").mkdir()
+    (tmp_path / ".new.partial").mkdir()
+    found = bundles.bundles_in(tmp_path)
+    assert [(each.name, each.verdict) for each in found] == [("new", "fail"), ("old", "pass"), ("bad", "?")]
+    assert "manifest.json is damaged" in found[2].fault
+    assert bundles.newest(tmp_path) == tmp_path / "new"
+    assert bundles.bundles_in(tmp_path / "nowhere") == [] and bundles.newest(tmp_path / "nowhere") is None
+
+
+def test_the_front_is_what_no_other_file_beats(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b"))
+    by_drift = pictures.pareto(found)
+    assert {point.name: point.front for point in by_drift.points} == {"gguf": True, "onnx": False}
+    by_loss = pictures.pareto(found, 0, 1)
+    assert {point.name: (point.y, point.front) for point in by_loss.points} == {
+        "gguf": (25.0, True),
+        "onnx": (0.0, True),
+    }
+    assert (by_drift.x_limit, by_drift.y_limit, pictures.pareto(found, 2).x_limit) == (240.0, 0.05, 400.0)
+    said = pictures.pareto_lines(by_drift, ASCII)
+    assert said[0].startswith("o gguf") and said[1].startswith("x onnx") and "beaten" in said[1]
+
+
+def test_a_variant_that_was_not_measured_is_named(tmp_path: Path) -> None:
+    plot = pictures.pareto(results.load(write_bundle(tmp_path / "b", profile=[])), 1)
+    assert not plot.points and plot.missing == ("gguf", "onnx")
+    assert "? gguf was not measured so" in pictures.pareto_lines(plot, UNICODE)
+
+
+def test_points_near_each_other_share_a_label() -> None:
+    def plot(*points: tuple[str, float, float]) -> pictures.Pareto:
+        made = tuple(pictures.Point(*point, True) for point in points)
+        return pictures.Pareto(pictures.X_AXES[0], pictures.Y_AXES[0], made, 240.0, None, ())
+
+    assert [name for name, *_ in plot(("a", 100, 0.01), ("b", 101, 0.0101)).labels] == ["a, b"]
+    assert [name for name, *_ in plot(("a", 100, 0.01), ("b", 200, 0.0101)).labels] == ["a", "b"]
+
+
+def test_the_waterfall_blames_stages_over_the_budget_but_not_the_base(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b", passed=False))
+    assert [step.name for step in pictures.waterfall(found) if step.over] == ["quantize.gguf", "export.onnx"]
+    for width in (36, 76):
+        lines = [text for _, text in pictures.waterfall_lines(found, ASCII, width)]
+        assert any("[0.0090" in line or "[0.00900" in line for line in lines)  # the interval, as text
+        assert any("from its input 2 [" in line for line in lines)
+        assert any("#" in line for line in lines)
+        assert max(len(line) for line in lines[:-2]) <= width
+
+
+def test_reliability_says_what_is_missing_and_shows_what_is_there(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    none = pictures.reliability(results.load(bundle))
+    assert none == [] and "No confidence was recorded" in pictures.reliability_lines(none)[0]
+    whole = json.loads((bundle / "report.json").read_text())
+    whole["reliability"] = {"bins": [{"confidence": 0.8, "accuracy": 0.5, "n": 4}]}
+    (bundle / "report.json").write_text(json.dumps(whole))
+    found = pictures.reliability(results.load(bundle))
+    assert found == [Bin(0.8, 0.5, 4)] and calibration_error(found) == pytest.approx(0.3)
+    assert "30" in pictures.reliability_lines(found)[0] and "n=4" in pictures.reliability_lines(found)[1]
+
+
+def test_bins_hold_each_answer_once_the_least_sure_first() -> None:
+    sure = [(at / 100, at % 3 == 0) for at in range(100)]
+    bins = binned(sure)
+    assert [each.n for each in bins] == [10] * 10
+    assert [each.confidence for each in bins] == sorted(each.confidence for each in bins)
+    assert sum(each.accuracy * each.n for each in bins) == pytest.approx(34)
+    assert binned([]) == [] and len(binned([(0.5, True)])) == 1
+
+
+def test_differences_tell_better_from_worse_by_what_the_figure_means(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b"))
+    first, second = found.row("gguf"), found.row("onnx")
+    assert first is not None and second is not None
+    change = {each.name: each.change for each in differences.differences(first, second)}
+    assert change["size, MiB"] == "+100 (+100%) worse"
+    assert change["decode, tokens/s"] == "-30 (-33%) worse"
+    assert change["right answers"].endswith("points better")
+    assert change["gates"] == "same"
+
+
+def test_two_bundles_beside_each_other_name_what_one_alone_has(tmp_path: Path) -> None:
+    first = results.load(write_bundle(tmp_path / "a"))
+    second = results.load(write_bundle(tmp_path / "b", passed=False, artifacts=report()["artifacts"][:1]))
+    tables = dict(differences.between(first, second))
+    assert [each.change for each in tables["bundle"]] == ["differs"]
+    assert list(tables) == ["bundle", "base", "tuned", "gguf", "onnx"]
+    assert next(each for each in tables["gguf"] if each.name == "gates").second == "FAIL mean_kld_nats"
+
+
+def test_a_failed_bundle_is_refused_by_the_names_of_its_gates(tmp_path: Path) -> None:
+    assert "gguf.mean_kld_nats" in deploy.refusal(results.load(write_bundle(tmp_path / "bad", passed=False)))
+    assert deploy.refusal(results.load(write_bundle(tmp_path / "good"))) == ""
+    assert deploy.refusal(None)
+
+
+def test_the_commands_are_those_of_the_shell(tmp_path: Path) -> None:
+    assert deploy.import_command(Path("b c"), Path("s")).text == "edgekit releases import 'b c' --state s"
+    promote = deploy.promote_command("abc", "it's better", Path("s"))
+    assert promote.text == """edgekit releases promote abc --why 'it'"'"'s better' --state s --yes"""
+    assert deploy.serve_command(Path("s"), 9000).text == "edgekit serve --state s --port 9000"
+
+
+@pytest.mark.parametrize(
+    ("typed", "port"),
+    [("", 8080), (" 9000 ", 9000), ("0", None), ("65536", None), ("-1", None), ("x", None), ("²", None), ("9" * 99, None)],
+)  # fmt: skip
+def test_a_port_is_a_port(typed: str, port: int | None) -> None:
+    assert deploy.port_of(typed) == port
+
+
+def test_a_promotion_is_told_with_the_comparison() -> None:
+    document = {"name": "abc", "place": "pending", "tries": 3, "comparison": {"detail": "0 lost and 2 won"}}
+    assert "0 lost and 2 won" in deploy.promoted_words(document)
+    assert "no version before" in deploy.promoted_words({**document, "comparison": None})
+    assert deploy.promoted_words({"name": "abc", "place": "current"}) == "abc is in use already."
+    assert deploy.promoted_words(None)
+
+
+def test_what_listens_on_a_port_is_told_apart(tmp_path: Path) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        body = b"ok\n"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    try:
+        assert deploy.answering(port) == deploy.OURS
+        started = deploy.wait_until_ready(os.getpid(), port, tmp_path / "serve.log", limit_s=5)
+        assert started.ready and str(port) in started.words
+        Healthy.body = b"hello"
+        assert deploy.answering(port) == "another program"
+    finally:
+        server.shutdown()
+        server.server_close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert deploy.answering(silent.getsockname()[1], 0.2) == "another program"
+        free = silent.getsockname()[1]
+    assert deploy.answering(free) == ""
+
+
+def test_a_server_that_ended_is_told_by_its_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "serve.log"
+    log.write_bytes(b"x" * 10_000_000 + b"\nedgekit: There is no release in use.\n  \x1b[31mimport one\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    started = deploy.wait_until_ready(2**22 + 1, port, log, limit_s=5)  # no such process
+    assert not started.ready and "There is no release in use." in started.words
+    assert "\x1b" not in started.words

@@ -1,0 +1,116 @@
+"""Rows: three shapes in, every fault with its line, and splits that never move."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.base.errors import ConfigError
+from edgekit.data.dataset import load_dataset
+from edgekit.data.rows import Row, read_rows, split_by_id
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def test_three_shapes_give_the_same_conversation(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "rows.jsonl",
+        {"id": "a", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]},
+        {"id": "b", "prompt": "q", "completion": "r", "label": "x"},
+        {"id": "c", "instruction": "q", "input": "", "output": "r"},
+    )
+    rows = read_rows(file)
+    assert {tuple(message["content"] for message in row.messages) for row in rows} == {("q", "r")}
+    assert [row.label for row in rows] == [None, "x", None]
+
+
+def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
+    rows = read_rows(
+        write(tmp_path / "rows.jsonl", {"instruction": "Sum up.", "input": "Long.", "output": "Short."})
+    )
+    assert rows[0].messages[0]["content"] == "Sum up.\n\nLong."
+
+
+def test_every_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "rows.jsonl",
+        {"prompt": "fine", "completion": "fine"},
+        "{not json",
+        {"prompt": "no answer", "completion": "  "},
+        {"messages": [{"role": "user", "content": "q"}]},
+        {"messages": [{"role": "tool", "content": "q"}, {"role": "assistant", "content": "r"}]},
+        [],
+        {"text": "no conversation"},
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_rows(file)
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == [f"rows.jsonl:{n}:" for n in range(2, 8)]
+    assert "no answer" in caught.value.faults[1]
+
+
+def test_an_id_with_two_texts_is_a_fault_and_an_exact_copy_is_not(tmp_path: Path) -> None:
+    row = {"id": "a", "prompt": "q", "completion": "r"}
+    assert len(read_rows(write(tmp_path / "copy.jsonl", row, row))) == 1
+    with pytest.raises(ConfigError, match="1 of 2 rows"):
+        read_rows(write(tmp_path / "clash.jsonl", row, {**row, "completion": "other"}))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match="no rows"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def test_a_missing_file_names_itself(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no data file .*nowhere\.jsonl"):
+        read_rows(tmp_path / "nowhere.jsonl")
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write(file, *({"id": str(n), "prompt": q, "completion": r} for n, (q, r) in enumerate(pairs)))
+    assert [(row.messages[0]["content"], row.answer) for row in read_rows(file)] == pairs
+
+
+def test_a_row_keeps_its_split_when_others_are_added() -> None:
+    rows = [
+        Row(str(n), ({"role": "user", "content": str(n)}, {"role": "assistant", "content": "r"}))
+        for n in range(500)
+    ]
+    few, all_ = split_by_id(rows[:200]), split_by_id(rows)
+    for split in few:
+        assert {row.id for row in few[split]} <= {row.id for row in all_[split]}
+    assert 30 <= len(all_["test"]) <= 70
+
+
+def test_a_question_in_two_splits_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        write(tmp_path / f"{split}.jsonl", {"prompt": "q" if split != "test" else "other", "completion": "r"})
+    with pytest.raises(ConfigError, match="two splits"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_pipe_is_refused_because_it_may_have_no_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(ConfigError, match="not a file"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def test_a_folder_names_each_missing_split(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", {"prompt": "q", "completion": "r"})
+    with pytest.raises(ConfigError, match=r"validation\.jsonl, test\.jsonl"):
+        load_dataset(str(tmp_path))

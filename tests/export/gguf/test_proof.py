@@ -1,0 +1,271 @@
+"""A GGUF file is proven against its model without running it: clean files pass, each planted fault is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+from faults import plant
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from edgekit import registry
+from edgekit.base.errors import CorruptError, UnsupportedError
+from edgekit.base.events import ignore
+from edgekit.export.gguf import write as export
+from edgekit.export.gguf.families import interleave
+from edgekit.export.gguf.proof import GRIDS, deinterleave, prove
+from edgekit.export.gguf.quantize import quantize
+from edgekit.export.weights.weight_proof import Grid, StaticProof, Stored, compare, largest_singular
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
+MHA = {"num_key_value_heads": 4}
+
+Make = Callable[..., Path]
+Write = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Tiny models with a small tokenizer, each made once."""
+    return tiny.maker(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def write(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """A model and its GGUF file, each written once; `copied` before a test changes it."""
+    written: dict[str, Path] = {}
+
+    def file(family: str, kind: str, imatrix: bool = False, **changes: Any) -> tuple[Path, Path]:
+        folder = make(family, **changes)
+        key = f"{folder}/{kind}/{imatrix}"
+        if key not in written:
+            out = tmp_path_factory.mktemp("gguf")
+            export.write(folder, out / "floats.gguf", ignore)
+            written[key] = out / "floats.gguf"
+            if kind != "F32":
+                written[key] = out / "model.gguf"
+                weights = _importance(out / "floats.gguf") if imatrix else None
+                quantize(out / "floats.gguf", out / "model.gguf", kind, imatrix=weights)
+        return folder, written[key]
+
+    return file
+
+
+def _importance(file: Path) -> dict[str, Any]:
+    """Uneven weights for columns, as real activations give."""
+    chance = np.random.default_rng(0)
+    return {
+        tensor.name: np.exp(1.5 * chance.standard_normal(int(tensor.shape[0]))).astype(np.float32)
+        for tensor in gguf.GGUFReader(file).tensors
+        if len(tensor.shape) == 2 and tensor.name.startswith("blk.")
+    }
+
+
+def copied(written: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    return written[0], Path(shutil.copy(written[1], folder / "model.gguf"))
+
+
+def held(proof: StaticProof) -> bool:
+    return all(gate.passed and gate.value == gate.limit for gate in proof.gates)
+
+
+def details(proof: StaticProof) -> dict[str, str]:
+    return {gate.name: "" if gate.passed else gate.detail for gate in proof.gates}
+
+
+CLEAN = [
+    *((family, kind, {}) for family in tiny.FAMILIES for kind in ("F32", "Q8_0", "Q4_0")),
+    *(("llama", kind, WIDE) for kind in ("F16", "BF16", "Q6_K", "Q5_K_M", "Q4_K_M", "Q5_0", "Q4_1", "Q3_K_M", "Q2_K")),
+    ("qwen3", "Q4_K_M", {"hidden_size": 256, "intermediate_size": 256}),
+    ("llama", "F32", {"attention_bias": True, "mlp_bias": True}),
+    ("qwen2", "F32", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                          "original_max_position_embeddings": 16}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "kind", "changes"), CLEAN)
+def test_a_clean_file_is_proven(family: str, kind: str, changes: dict[str, Any], write: Write) -> None:
+    folder, file = write(family, kind, **changes)
+    proof = prove(file, folder, stage="export.gguf")
+    assert held(proof), details(proof)
+    assert [gate.name for gate in proof.gates] == ["gguf.structure", "gguf.vocabulary", "gguf.weights"]
+    assert {gate.stage for gate in proof.gates} == {"export.gguf"}
+    excesses = [tensor.excess for tensor in proof.tensors]
+    assert len(excesses) == len(gguf.GGUFReader(file).tensors) and excesses == sorted(excesses, reverse=True)
+    assert not [tensor for tensor in proof.tensors if tensor.note or tensor.relative_error > tensor.limit]
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M", "IQ4_XS", "IQ3_S"])
+def test_an_importance_matrix_is_no_fault(kind: str, write: Write) -> None:
+    folder, file = write("llama", kind, imatrix=True, **WIDE)
+    proof = prove(file, folder, stage="x")
+    assert held(proof), details(proof)
+
+
+def test_a_reference_of_halves_in_shards(make: Make, tmp_path: Path) -> None:
+    folder = make("llama-untied")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    for file in folder.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "shards")
+    export.write(tmp_path / "shards", tmp_path / "model.gguf", ignore)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert held(prove(tmp_path / "model.gguf", tmp_path / "shards", stage="x"))
+    assert not held(prove(tmp_path / "model.gguf", folder, stage="x"))  # its weights are not rounded to bf16
+
+
+def test_what_llama_cpp_takes_by_default_may_be_left_out(write: Write, tmp_path: Path) -> None:
+    folder, file = copied(write("llama", "F32"), tmp_path)
+    names = ("key_length", "value_length", "dimension_count", "vocab_size", "freq_base")
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(tmp_path / "short.gguf", "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.")) and not key.endswith(names):
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert held(prove(tmp_path / "short.gguf", folder, stage="x"))
+
+
+# Fault, family, type, changes, the gate it fails, and the words it is named with.
+FAULTS: list[tuple[Callable[[Path], None], str, str, dict[str, Any], str, str]] = [
+    (plant.plant_swapped_q_and_k, "llama", "Q8_0", MHA, "weights", "blk.1.attn_q.weight holds blk.1.attn_k.weight"),
+    (plant.plant_swapped_q_and_k, "qwen3", "Q4_0", MHA, "weights", "blk.1.attn_k.weight holds blk.1.attn_q.weight"),
+    (plant.plant_unpermuted_q_and_k, "llama", "Q4_0", {}, "weights", "Hugging Face's order, not permuted for rope"),
+    (plant.plant_transposed_projection, "llama", "Q8_0", {}, "weights", "blk.1.attn_output.weight is the reference transposed"),
+    (plant.plant_doubled_tensor, "qwen2", "Q8_0", {}, "weights", "blk.1.ffn_up.weight is 2.00 times the reference"),
+    (plant.plant_repeated_layer, "llama", "Q8_0", {}, "weights", "blk.2 repeats blk.1"),
+    (plant.plant_repeated_layer, "gemma3", "F32", {}, "weights", "blk.2 repeats blk.1"),
+    (plant.plant_missing_layer, "qwen3", "Q8_0", {}, "structure", "3 layers expected, 2 found"),
+    (plant.plant_tied_head, "llama-untied", "Q8_0", {}, "structure", "the head is tied in the file, the model has one of its own"),
+    (plant.plant_rope_base, "llama", "Q8_0", {}, "structure", "rope base is 20000, the model's is 10000"),
+    (plant.plant_norm_epsilon, "qwen3", "Q8_0", {}, "structure", "norm epsilon is 0.0001, the model's is 1e-06"),
+    (plant.plant_flipped_bits, "llama", "Q4_0", {}, "weights", "blk.1.ffn_down.weight has 1 damaged block in row 3, columns 32 to 63"),
+    (plant.plant_flipped_bits, "llama", "Q4_K_M", WIDE, "weights", "damaged blocks, the worst in row 3, columns"),
+    (plant.plant_broken_scale, "llama", "Q4_0", {}, "weights", "blk.0.ffn_gate.weight holds 32 weights that are no finite numbers"),
+    (plant.plant_negated_rows, "llama", "Q4_0", {}, "weights", "blk.1.attn_v.weight has the wrong sign in 16 of 32 rows"),
+    (plant.plant_negated_rows, "llama", "F32", {}, "weights", "blk.1.attn_v.weight has the wrong sign in 16 of 32 rows"),
+    (plant.plant_noise, "llama", "Q4_0", {}, "weights", "noise, or another"),
+    (plant.plant_swapped_embeddings, "llama", "Q4_0", {}, "weights", "token_embd.weight has its rows 40 and 70 swapped"),
+    (plant.plant_doubled_alpha, "llama", "Q8_0", WIDE, "weights", "low-rank update (rank 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault", FAULTS, ids=[f"{f[0].__name__.removeprefix('plant_')}-{f[1]}-{f[2]}" for f in FAULTS]
+)
+def test_a_planted_fault_is_named(fault: Any, write: Write, tmp_path: Path) -> None:
+    change, family, kind, changes, gate, words = fault
+    folder, file = copied(write(family, kind, **changes), tmp_path)
+    change(file)
+    found = details(prove(file, folder, stage="x"))
+    assert words in found[f"gguf.{gate}"]
+    other = {"weights": "structure", "structure": "weights"}[gate]
+    assert not found[f"gguf.{other}"]  # the other gate has nothing to say
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M"])
+def test_another_merge_below_the_rounding_error_is_found(kind: str, write: Write, tmp_path: Path) -> None:
+    folder, floats = copied(write("llama", "F32", **WIDE), tmp_path)
+    plant.plant_doubled_alpha(floats)
+    quantize(floats, tmp_path / "merged.gguf", kind)
+    proof = prove(tmp_path / "merged.gguf", folder, stage="x")
+    notes = {tensor.name: tensor.note for tensor in proof.tensors if tensor.note}
+    assert sorted(notes) == [f"blk.{i}.attn_{part}.weight" for i in range(3) for part in "qv"]
+    assert all("low-rank update" in note for note in notes.values())
+    assert any("hides a low-rank update in its rounding" in note for note in notes.values())
+
+
+def test_another_model_is_found_out(make: Make, write: Write) -> None:
+    _, file = write("llama", "Q8_0")
+    proof = prove(file, make("llama", seed=1), stage="x")
+    structure, _, weights = proof.gates
+    assert structure.passed and not weights.passed and weights.value < 0.1
+    other = prove(file, make("qwen2"), stage="x").gates[0]
+    assert "the file is of the architecture llama, the model is qwen2" in other.detail
+
+
+def test_settings_that_the_model_lacks_are_found(write: Write, tmp_path: Path) -> None:
+    folder, file = copied(write("llama", "F32"), tmp_path)
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(tmp_path / "scaled.gguf", "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    detail = details(prove(tmp_path / "scaled.gguf", folder, stage="x"))["gguf.structure"]
+    assert "the file sets rope.scaling.factor to 4, and the model has nothing of the kind" in detail
+
+
+def test_no_file_and_no_such_model(make: Make, write: Write, tmp_path: Path) -> None:
+    folder, file = write("llama", "Q8_0")
+    (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(CorruptError, match="truncated or damaged"):
+        prove(tmp_path / "cut.gguf", folder, stage="x")
+    shutil.copytree(folder, tmp_path / "phi")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["PhiForCausalLM"]}
+    (tmp_path / "phi" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="PhiForCausalLM"):
+        prove(file, tmp_path / "phi", stage="x")
+
+
+def test_it_is_registered() -> None:
+    assert registry.load("proofs", "gguf") is prove
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_deinterleave_takes_interleave_back(heads: int, pairs: int, columns: int) -> None:
+    values = np.arange(heads * 2 * pairs * columns, dtype=np.float32).reshape(-1, columns)
+    assert np.array_equal(deinterleave(interleave(values, heads), heads), values)
+
+
+FINITE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])
+@given(rows=arrays.arrays(np.float32, (3, 64), elements=FINITE))
+def test_rounding_to_the_nearest_stays_within_every_limit(kind: str, rows: Any) -> None:
+    type = gguf.GGMLQuantizationType[kind]
+    values = gguf.quants.dequantize(gguf.quants.quantize(rows, type), type).reshape(rows.shape)
+    stored = Stored("x", kind, rows.shape, GRIDS[kind], lambda start, stop: values[start:stop])
+    assert compare(stored, rows).excess <= 1
+
+
+def test_a_fault_hidden_in_a_large_tensor_is_seen_in_its_block() -> None:
+    rows = np.random.default_rng(0).standard_normal((512, 512), np.float32)
+    values = np.round(rows * 40) / 40
+    values[7, 64:96] *= -1
+    found = compare(Stored("x", "Q", rows.shape, Grid(32, 127, "peak"), lambda a, b: values[a:b]), rows)
+    assert found.relative < found.limit * 2 and found.bad_blocks == 1 and found.excess > 2
+    assert int(found.worst.argmax()) == 7 and found.place[7] == 64
+
+
+def test_white_noise_has_no_direction_and_a_faint_update_has() -> None:
+    chance = np.random.default_rng(0)
+    noise = chance.standard_normal((200, 300), np.float32)
+    update = np.outer(chance.standard_normal(200), chance.standard_normal(300)).astype(np.float32)
+    assert 0.9 < largest_singular(noise) < 1.05
+    assert largest_singular(noise + 0.2 * update) > 1.25
+    assert largest_singular(0 * noise) == 0

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgekit.base.artifacts import sha256_tree
+from edgekit.base.errors import CorruptError, MissingPartError, StageError
+from edgekit.base.events import Event, Progress, ignore
+from edgekit.export.onnx import build as onnx_build
+from edgekit.export.onnx import export as exporting
+from edgekit.export.onnx.gptq import Rounded, Rounding, round_gptq, round_nearest
+from edgekit.proof.battery import battery
+from edgekit.proof.drift import kl_divergence
+from edgekit.registry import ExportContext
+from edgekit.runtimes.onnxruntime import open_model
+from edgekit.targets.target import OnnxExport
+
+CHANCE = random.Random(0)
+CALIBRATION = [[CHANCE.randrange(3, 49152) for _ in range(48)] for _ in range(6)]
+HELD_OUT = [1] + [CHANCE.randrange(3, 49152) for _ in range(47)]
+
+
+def reference(model: Path, ids: list[int]) -> NDArray[np.float32]:
+    import transformers
+
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = network(torch.tensor([ids])).logits[0].numpy()
+    return logits
+
+
+def options(**changes: Any) -> OnnxExport:
+    return OnnxExport(format="onnx", **changes)
+
+
+def export(
+    model: Path, out: Path, emit: Any = ignore, calibration: Any = CALIBRATION, **changes: Any
+) -> Path:
+    (step,) = exporting.exporter.steps(options(**changes))
+    step.run(model, out, ExportContext(model, calibration, threads=1), emit)
+    return out
+
+
+def write(model: Path, folder: Path, bits: int, calibration: Any = CALIBRATION, **changes: Any) -> Path:
+    """What the child process does, in this one."""
+    task = {"model": str(model), "out": str(folder / "onnx"), "work": str(folder / "work"), "bits": bits}
+    task |= {
+        "int8_modules": options().int8_modules,
+        "block_size": 32,
+        "accuracy_level": 4,
+        "calibration": calibration,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx_build.write(task | changes, lambda *done: None)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return folder / "onnx"
+
+
+def drift(model: Path, folder: Path, ids: list[int] = HELD_OUT) -> float:
+    return float(kl_divergence(reference(model, ids), open_model(folder, threads=1).logits(ids)).mean())
+
+
+@pytest.fixture(scope="module")
+def int4(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    events: list[Event] = []
+    return export(tiny_llama, tmp_path_factory.mktemp("int4") / "onnx", events.append), events
+
+
+@pytest.fixture(scope="module")
+def fp32(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_llama, tmp_path_factory.mktemp("fp32") / "onnx", precision="fp32")
+
+
+def test_fp32_folder_answers_as_torch_does(tiny_llama: Path, fp32: Path) -> None:
+    got = open_model(fp32, threads=1).logits(HELD_OUT)
+    assert np.abs(got - reference(tiny_llama, HELD_OUT)).max() < 1e-5
+
+
+def test_int4_is_small_and_close(
+    tiny_llama: Path, int4: tuple[Path, list[Event]], fp32: Path, tmp_path: Path
+) -> None:
+    folder, _ = int4
+    int8 = write(tiny_llama, tmp_path / "int8", 8)
+    nearest = write(tiny_llama, tmp_path / "nearest", 4, calibration=[])
+    everything4 = write(tiny_llama, tmp_path / "all4", 4, int8_modules=[])
+    assert drift(tiny_llama, int8) < 2e-4
+    # GPTQ fits the rounding to the calibration rows; random weights leave nothing to carry over to other text
+    calibrated, by_itself = (
+        sum(drift(tiny_llama, path, ids) for ids in CALIBRATION) for path in (folder, nearest)
+    )
+    assert calibrated < by_itself
+    assert drift(tiny_llama, int8) < drift(tiny_llama, folder) < drift(tiny_llama, everything4)
+    size = {name: (path / "model.onnx.data").stat().st_size for name, path in
+            {"fp32": fp32, "int8": int8, "int4": folder, "all4": everything4}.items()}  # fmt: skip
+    assert (
+        size["all4"] < size["int4"] < size["int8"] < 0.3 * size["fp32"]
+    )  # the tied embedding is rounded too
+
+
+def test_int8_modules_are_the_named_ones(int4: tuple[Path, list[Event]]) -> None:
+    graph = onnx.load(int4[0] / "model.onnx", load_external_data=False).graph
+    bits = {
+        node.name: next(a.i for a in node.attribute if a.name == "bits")
+        for node in graph.node
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+    }
+    eight = {
+        name
+        for name in bits
+        if any(part in name for part in ("k_proj", "v_proj", "down_proj", "lm_head", "embed"))
+    }
+    assert {name for name, count in bits.items() if count == 8} == eight
+    assert len(bits) == 3 * 7 + 2
+    assert not [
+        node.name for node in graph.node if node.op_type in ("MatMul", "Gather") and "embed" in node.name
+    ]
+
+
+def test_progress_is_reported_for_every_layer(int4: tuple[Path, list[Event]]) -> None:
+    done = [(event.done, event.total) for event in int4[1] if isinstance(event, Progress)]
+    assert done == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_equal_input_gives_equal_bytes_and_names_no_place(
+    tiny_llama: Path, int4: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
+    again = export(tiny_llama, tmp_path / "elsewhere" / "onnx")
+    assert sha256_tree(again) == sha256_tree(int4[0])
+    for path in again.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+        assert str(tiny_llama).encode() not in path.read_bytes(), path.name
+    assert [path.name for path in again.parent.iterdir()] == ["onnx"]
+
+
+@pytest.mark.parametrize("family", ["llama-untied", "llama3", "mistral", "qwen2", "qwen3"])
+def test_families(family: str, tmp_path: Path) -> None:
+    model = tiny.make(tmp_path / "model", family)
+    config = json.loads((model / "config.json").read_text())
+    assert exporting.refusal(config, options()) == ""
+    assert drift(model, write(model, tmp_path / "int8", 8)) < 2e-4
+
+
+@pytest.mark.parametrize("stop", [2, [2, 5], [0]])
+def test_stop_ids_are_the_models_own(fp32: Path, tmp_path: Path, stop: int | list[int]) -> None:
+    shutil.copytree(fp32, tmp_path / "onnx")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
+    exporting._set_stop_ids(tmp_path / "onnx", tmp_path, {"eos_token_id": 7})
+    assert open_model(tmp_path / "onnx").stop_ids == frozenset([stop] if isinstance(stop, int) else stop)
+
+
+def test_stop_ids_without_a_generation_config_are_the_configs(fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "onnx")
+    exporting._set_stop_ids(tmp_path / "onnx", tmp_path, {"eos_token_id": 7})
+    assert open_model(tmp_path / "onnx").stop_ids == {7}
+
+
+def test_the_builders_extra_stop_id_is_taken_back(tmp_path: Path) -> None:
+    model = tiny.make(tmp_path / "model", eos_token_id=5)  # the tokenizer's own end token is 2
+    folder = write(model, tmp_path, 32)
+    assert open_model(folder).stop_ids == {2, 5}
+    exporting._set_stop_ids(folder, model, {})
+    assert open_model(folder).stop_ids == {5}
+
+
+def test_template_and_tokenizer_are_the_models_own(tiny_llama: Path, fp32: Path) -> None:
+    assert (fp32 / "chat_template.jinja").read_bytes() == (tiny_llama / "chat_template.jinja").read_bytes()
+    before, after = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (tiny_llama, fp32))
+    opened = open_model(fp32)
+    assert '"Digits"' in (tiny_llama / "tokenizer.json").read_text()
+    assert '"Digits"' not in (fp32 / "tokenizer.json").read_text()
+    for text in battery():
+        ids = before.encode(text, add_special_tokens=False).ids
+        assert after.encode(text, add_special_tokens=False).ids == ids
+        assert opened.encode(text) == ids, text
+
+
+def test_another_tokenizer_is_copied_byte_for_byte(tiny_llama: Path, fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "onnx")
+    plain = json.loads((tiny_llama / "tokenizer.json").read_text())
+    plain["pre_tokenizer"] = plain["pre_tokenizer"]["pretokenizers"][1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
+    exporting._set_tokenizer(tmp_path / "onnx", tmp_path)
+    assert (tmp_path / "onnx/tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+
+
+def test_refusals() -> None:
+    llama = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 160}
+    assert exporting.refusal(llama, options()) == ""
+    assert "cannot build" in exporting.refusal({"architectures": ["MambaForCausalLM"]}, options())
+    assert "not among" in exporting.refusal(llama | {"architectures": ["Gemma3ForCausalLM"]}, options())
+    windowed = llama | {
+        "architectures": ["MistralForCausalLM"],
+        "sliding_window": 64,
+        "max_position_embeddings": 128,
+    }
+    assert "window of 64" in exporting.refusal(windowed, options())
+    assert exporting.refusal(windowed | {"use_sliding_window": False}, options()) == ""
+    assert exporting.refusal(windowed | {"sliding_window": 128}, options()) == ""
+    assert "unnamed" in exporting.refusal({}, options())
+    assert "float weights" in exporting.refusal(llama | {"quantization_config": {}}, options())
+    assert "hidden_size that 16 divides" in exporting.refusal(llama | {"hidden_size": 100}, options())
+    assert exporting.refusal(llama | {"hidden_size": 100}, options(precision="fp32")) == ""
+
+
+def test_without_onnxruntime_genai_the_missing_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPartError, match="onnxruntime_genai"):
+        exporting.refusal({"architectures": ["LlamaForCausalLM"]}, options())
+
+
+def test_a_failing_child_leaves_nothing_and_is_quoted(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(StageError, match="(?i)safetensor"):
+        export(tmp_path / "model", tmp_path / "made" / "onnx")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_a_model_without_tokenizer_is_refused_before_the_child_starts(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").unlink()
+    with pytest.raises(CorruptError, match=r"tokenizer\.json"):
+        export(tmp_path / "model", tmp_path / "onnx")
+
+
+def correlated(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight `(rows, columns)` and the second moment of inputs whose columns go together."""
+    torch.manual_seed(0)
+    inputs = torch.randn(400, columns // 4) @ torch.randn(columns // 4, columns) + 0.3 * torch.randn(
+        400, columns
+    )
+    return torch.randn(rows, columns), inputs.T @ inputs
+
+
+def test_gptq_changes_products_less_than_rounding_to_nearest() -> None:
+    weight, hessian = correlated(24, 64)
+
+    def loss(rounded: Rounded) -> float:
+        error = weight - rounded.weight()
+        return float(((error @ hessian) * error).sum())
+
+    assert loss(round_gptq(weight, hessian, 4, 16)) < 0.4 * loss(round_nearest(weight, 4, 16))
+
+
+def test_gptq_without_correlations_rounds_to_nearest() -> None:
+    weight, _ = correlated(24, 64)
+    found, expected = round_gptq(weight, torch.eye(64), 4, 16), round_nearest(weight, 4, 16)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.weight(), expected.weight())
+
+
+def test_gptq_bears_columns_that_are_never_used() -> None:
+    weight, hessian = correlated(8, 32)
+    hessian[3] = hessian[:, 3] = 0
+    assert round_gptq(weight, hessian, 4, 16).weight().isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([4, 8]), st.floats(-3, 3), st.integers(0, 99))
+def test_packed_tensors_say_what_the_rounded_weight_is(
+    rows: int, blocks: int, bits: int, shift: float, seed: int
+) -> None:
+    weight = torch.randn(rows, 16 * blocks, generator=torch.Generator().manual_seed(seed)) + shift
+    rounded = round_nearest(weight, bits, 16)
+    packed = {name: tensor.numpy() for name, tensor in rounded.tensors("x").items()}
+
+    def unpacked(values: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+        halves = values if bits == 8 else np.stack([values & 15, values >> 4], -1).reshape(rows, -1)
+        return halves[:, :columns]
+
+    codes, zeros = unpacked(packed["x.qweight"], 16 * blocks), unpacked(packed["x.qzeros"], blocks)
+    steps = codes.astype(np.float32).reshape(rows, blocks, 16) - zeros[:, :, None]
+    assert np.array_equal(
+        (steps * packed["x.scales"][:, :, None]).reshape(rows, -1), rounded.weight().numpy()
+    )
+    widest = torch.cat([weight.abs(), weight - weight.amin(), weight.amax() - weight]).max()
+    assert (rounded.weight() - weight).abs().max() <= 0.3 * widest
+
+
+def test_patterns_choose_bits() -> None:
+    rounding = Rounding(4, 32, ["*.v_proj", "model.layers.0.*"])
+    names = ("model.layers.0.mlp.up_proj", "model.layers.5.self_attn.v_proj", "model.layers.5.mlp.up_proj")
+    assert [rounding.bits_of(name) for name in names] == [8, 8, 4]
