@@ -15,7 +15,7 @@ from edgekit.field.releases import Releases
 from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 SLOW = Rule(kind="latency", above=5.0, clear=4.0, for_s=30.0, min_requests=3)
 FAILING = Rule(kind="errors", above=0.05, for_s=0.0, min_requests=3, severity="critical")

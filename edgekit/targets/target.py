@@ -7,26 +7,22 @@ Names carry units (`memory_mib`, `max_mean_kld_nats` ...). Unknown keys are erro
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 from pydantic.types import Discriminator
 
-GGUF_TYPES = (
-    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
-    "IQ4_NL", "IQ4_XS", "Q3_K_M",
-)  # fmt: skip
+from edgekit.targets.rules import Rule
+from edgekit.targets.table import Table
+
 GgufType = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
     "IQ4_NL", "IQ4_XS", "Q3_K_M",
 ]  # fmt: skip
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Device(_Table):
+class Device(Table):
     """The machine a target stands for."""
 
     arch: list[Literal["x86_64", "aarch64"]] = ["x86_64", "aarch64"]
@@ -37,7 +33,7 @@ class Device(_Table):
     """Memory of the device, MiB."""
 
 
-class Tune(_Table):
+class Tune(Table):
     """LoRA tuning (Hu et al. 2021, arXiv 2106.09685) through peft and transformers' Trainer."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
@@ -76,21 +72,21 @@ class Tune(_Table):
     """Seed of initialisation and row order."""
 
 
-class Prune(_Table):
+class Prune(Table):
     """Depth pruning: whole decoder layers are removed."""
 
     drop_layers: Annotated[int, Field(ge=0)] = 0
     """Layers to remove, least influential first (block influence, Men et al. 2024, arXiv 2403.03853)."""
 
 
-class Quantize(_Table):
+class Quantize(Table):
     """Calibration shared by the quantizers."""
 
     calibration_rows: Annotated[int, Field(ge=0)] = 64
     """Training rows whose activations weigh the rounding errors (importance matrix); 0 uses none."""
 
 
-class GgufExport(_Table):
+class GgufExport(Table):
     """A GGUF file for llama.cpp."""
 
     format: Literal["gguf"]
@@ -104,7 +100,7 @@ class GgufExport(_Table):
     """A llama.cpp checkout whose converter is used for architectures that edgekit does not convert itself."""
 
 
-class OnnxExport(_Table):
+class OnnxExport(Table):
     """A folder for onnxruntime-genai. The embedding and the head are kept at 8 bits, as one tensor when tied."""
 
     format: Literal["onnx"]
@@ -118,7 +114,7 @@ class OnnxExport(_Table):
     """Activations in the products with rounded weights: 1 keeps them fp32, 4 rounds them to int8, which is faster."""
 
 
-class PluginExport(_Table):
+class PluginExport(Table):
     """A format that another package provides through the entry point `edgekit.exporters`."""
 
     format: str
@@ -139,7 +135,7 @@ Export = Annotated[
 ]
 
 
-class Profile(_Table):
+class Profile(Table):
     """How speed and memory are measured."""
 
     threads: list[Annotated[int, Field(ge=1)]] = [1, 2]
@@ -154,7 +150,7 @@ class Profile(_Table):
     """Runs counted."""
 
 
-class Budget(_Table):
+class Budget(Table):
     """What an exported file may cost; a miss is exit code 3. Drift is against the tuned, merged fp32 model."""
 
     size_mib: Annotated[float, Field(gt=0)] | None = None
@@ -185,87 +181,7 @@ class Budget(_Table):
     """Most that exact-match accuracy may fall below the tuned model's, percentage points."""
 
 
-RuleKind = Literal[
-    "latency", "speed", "memory", "temperature", "errors", "empty", "drift", "calibration", "integrity", "heartbeat",
-    "store",
-]  # fmt: skip
-Metric = Literal[
-    "ttft_p95_s", "tokens_per_s", "rss_mib", "temperature_c", "throttled_s", "error_rate", "empty_rate", "drift_alarms",
-    "confidence", "confidence_gap", "digest_mismatches", "heartbeat_age_s", "store_troubles",
-]  # fmt: skip
-METRICS: dict[str, tuple[Metric, ...]] = {
-    "latency": ("ttft_p95_s",),
-    "speed": ("tokens_per_s",),
-    "memory": ("rss_mib",),
-    "temperature": ("temperature_c", "throttled_s"),
-    "errors": ("error_rate",),
-    "empty": ("empty_rate",),
-    "drift": ("drift_alarms",),
-    "calibration": ("confidence_gap", "confidence"),
-    "integrity": ("digest_mismatches",),
-    "heartbeat": ("heartbeat_age_s",),
-    "store": ("store_troubles",),
-}
-
-
-class Rule(_Table):
-    """When an operator is told of a model in the field: a reading beyond a limit, for so long, and what is then done."""
-
-    kind: RuleKind
-    """What is wrong when it holds; each kind has a runbook."""
-    metric: Metric = "ttft_p95_s"
-    """The reading; its name carries the unit, rates are shares of requests. By default the first of its kind."""
-    above: float | None = None
-    """The reading is bad above this limit."""
-    below: float | None = None
-    """The reading is bad below this limit; give this or `above`."""
-    clear: float | None = None
-    """The reading is well again at this value or beyond it (hysteresis); by default the limit itself."""
-    for_s: Annotated[float, Field(ge=0)] = 30.0
-    """How long it must be bad before it is told, and well before it is over, seconds. Memory and temperature are the
-    highest of the window: there it says something when it is longer than the window and a minute."""
-    window_s: Annotated[float, Field(gt=0)] = 300.0
-    """The stretch of time that is read, seconds."""
-    min_requests: Annotated[int, Field(ge=0)] = 10
-    """Readings of answers from fewer requests in the window say nothing."""
-    action: Literal["never", "suggest", "auto"] = "suggest"
-    """Go back to the release before: never, as the first next step, or at once and by itself."""
-    severity: Literal["warning", "critical"] = "warning"
-    """How soon a person should look."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _metric_of_kind(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "metric" not in values and values.get("kind") in METRICS:
-            return {**values, "metric": METRICS[values["kind"]][0]}
-        return values
-
-    @model_validator(mode="after")
-    def _limits_agree(self) -> Rule:
-        if self.metric not in METRICS[self.kind]:
-            raise ValueError(
-                f"a rule of kind '{self.kind}' reads {' or '.join(METRICS[self.kind])}, not '{self.metric}'"
-            )
-        if (self.above is None) == (self.below is None):
-            raise ValueError("give one limit: above or below")
-        if self.clear is not None and (
-            self.clear > self.limit if self.above is not None else self.clear < self.limit
-        ):
-            raise ValueError(f"clear = {self.clear:g} lies on the bad side of the limit {self.limit:g}")
-        return self
-
-    @property
-    def limit(self) -> float:
-        """The limit, whichever side is bad."""
-        return self.above if self.above is not None else self.below if self.below is not None else 0.0
-
-    @property
-    def key(self) -> str:
-        """The rule in a few words, such as `ttft_p95_s > 1`; no two rules of a target share it."""
-        return f"{self.metric} {'>' if self.above is not None else '<'} {self.limit:g}"
-
-
-class Target(_Table):
+class Target(Table):
     """One device class: how to tune, prune, quantize, export and profile for it, and what it may cost."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1

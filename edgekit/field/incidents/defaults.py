@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from edgekit.base.errors import CorruptError
 from edgekit.device.manifest import read_manifest
-from edgekit.targets.target import Budget, Device, Rule
+from edgekit.targets.rules import Rule
+from edgekit.targets.target import Budget, Device
 
 TTFT_P95_S = 5.0  # people wait so long for a first word; the end of a bucket, where the sketch is exact
 SLOWER = 3.0  # times the profiled time to first token: prompts in the field are longer, and wait their turn

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from edgekit.field.incidents.readings import OF_ANSWERS, Reading
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 DEVICE = "device"  # the subject of rules on the machine, whichever release it runs
 OF_DEVICE = frozenset({"temperature", "heartbeat", "store"})

@@ -23,7 +23,7 @@ from edgekit.field.incidents.incidents import Incident, Incidents
 from edgekit.field.incidents.readings import Reading, reading_of
 from edgekit.field.incidents.rules import GAP_S, AlertState, Change, Evaluator
 from edgekit.field.incidents.webhook import Webhook
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 WHO = "watcher"
 LOCK = "watcher.lock"

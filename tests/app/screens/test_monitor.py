@@ -28,7 +28,7 @@ from edgekit.field.incidents.rules import Change
 from edgekit.field.telemetry.metrics import Metrics, UnderWay
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 from edgekit.tui import EdgekitApp
 
 

@@ -17,7 +17,7 @@ from edgekit.field.telemetry.drift import DriftAlarm
 from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 
 def device(state: Path, age_s: float = 0.0) -> None:

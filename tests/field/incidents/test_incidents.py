@@ -19,7 +19,7 @@ from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.readings import Reading
 from edgekit.field.incidents.rules import Change
 from edgekit.field.incidents.runbook import runbook
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 RULE = Rule(kind="errors", above=0.05, severity="critical")
 T = 1_800_000_000.0

@@ -18,7 +18,7 @@ from edgekit.field.incidents.readings import Reading
 from edgekit.field.incidents.rules import GAP_S, Evaluator
 from edgekit.field.incidents.words import SENTENCES, seconds, sentence
 from edgekit.profiles import targets
-from edgekit.targets.target import METRICS, Rule
+from edgekit.targets.rules import METRICS, Rule
 
 SLOW = Rule(kind="latency", above=1.0, clear=0.8, for_s=30.0)
 
@@ -145,8 +145,8 @@ def test_no_reading_makes_it_flap(
     [
         ({"kind": "latency"}, "give one limit"),
         ({"kind": "latency", "above": 1, "below": 2}, "give one limit"),
-        ({"kind": "latency", "above": 1, "clear": 2}, "bad side"),
-        ({"kind": "speed", "below": 5, "clear": 4}, "bad side"),
+        ({"kind": "latency", "above": 1, "clear": 2}, "wrong side"),
+        ({"kind": "speed", "below": 5, "clear": 4}, "wrong side"),
         ({"kind": "latency", "above": 1, "metric": "rss_mib"}, "reads ttft_p95_s"),
         ({"kind": "latency", "above": 1, "limit": 2}, "extra"),
     ],

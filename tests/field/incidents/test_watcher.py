@@ -23,7 +23,7 @@ from edgekit.field.incidents.watcher import Watcher
 from edgekit.field.telemetry.drift import DriftAlarm
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 T = 1_800_000_000.0
 ERRORS = Rule(

@@ -23,7 +23,7 @@ from edgekit.field.serving.deployment import Deployment
 from edgekit.field.serving.engine import Engine
 from edgekit.field.telemetry.collector import release_of
 from edgekit.field.telemetry.metrics import Metrics
-from edgekit.targets.target import Rule
+from edgekit.targets.rules import Rule
 
 QUESTION = "close job 4512, thanks"
 
