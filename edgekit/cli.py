@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
     except ModuleNotFoundError as error:
-        from edgekit.registry import missing_part
+        from edgekit.base.parts import missing_part
 
         missing = missing_part(error)
         _fail(ExitCode.MISSING, missing.message, missing.hint)

@@ -13,7 +13,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from edgekit.base.errors import ConfigError, MissingPartError
+from edgekit.base.errors import ConfigError
+from edgekit.base.parts import missing_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,12 +57,6 @@ BUILT_IN = {
         "tui": "edgekit.tui:EdgekitApp",
     },
 }
-
-
-ON_DEVICE = (
-    "jinja2", "llama_cpp", "llguidance", "numpy", "onnxruntime_genai", "prometheus_client", "psutil", "pydantic", "rich",
-    "starlette", "textual", "textual_plotext", "typer", "uvicorn",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -204,10 +199,3 @@ def load(kind: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         raise missing_part(error) from error
     return getattr(loaded, attribute) if attribute else loaded
-
-
-def missing_part(error: ModuleNotFoundError) -> MissingPartError:
-    """What to tell a person when an import failed because a package is not installed."""
-    package = (error.name or "a package").partition(".")[0]
-    install = "pip install edgekit" if package in ON_DEVICE else "pip install 'edgekit[build]'"
-    return MissingPartError(f"This needs the package '{package}', which is not installed.", install)

@@ -14,19 +14,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from edgekit.base import events
+from edgekit.base.clock import span
 
 PLAIN_INTERVAL_S = 20.0  # off a terminal: one progress line for each so many seconds
-
-
-def span(seconds: float) -> str:
-    """A duration as people say it: `0.4 s`, `12 s`, `2 min 05 s`, `1 h 03 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class _Left(ProgressColumn):

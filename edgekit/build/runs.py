@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 
 from edgekit.base.artifacts import remove, write_json
+from edgekit.base.clock import clock
 from edgekit.base.errors import ConfigError, EdgekitError, StageError
 from edgekit.base.events import LARGEST, Event, StageFinished
-from edgekit.field.incidents.words import clock
 from edgekit.field.releases.disk import locked
 
 if TYPE_CHECKING:

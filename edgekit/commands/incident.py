@@ -64,7 +64,8 @@ def show(
     if json:
         shell.print_json(told.to_dict())
         return
-    from edgekit.field.incidents.words import LABELS, clock
+    from edgekit.base.clock import clock
+    from edgekit.field.incidents.words import LABELS
 
     incident, book, path = told.incident, told.book, evidence.path_of(state, number)
 
@@ -120,8 +121,8 @@ def silence(
     verbose: shell.Verbose = False,
 ) -> None:
     """Tell nobody of an incident for a time, and do nothing by itself; it is told again when the time is over."""
+    from edgekit.base.clock import seconds
     from edgekit.field.incidents.incidents import Incidents
-    from edgekit.field.incidents.words import seconds
 
     until = time.time() + seconds(for_)
     _told(Incidents(state).silence(number, until=until, who=who or getpass.getuser(), why=why), json)
@@ -139,8 +140,8 @@ def audit(
     state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False, verbose: shell.Verbose = False
 ) -> None:
     """Every change with who and why, and whether a line of the log was changed or taken out."""
+    from edgekit.base.clock import clock
     from edgekit.field.incidents.audit import Audit
-    from edgekit.field.incidents.words import clock
 
     log = Audit(state)
     faults, entries = log.check(), log.entries()
@@ -167,7 +168,7 @@ def _told(incident: Incident, json: bool) -> None:
 
 
 def _status(incident: Incident) -> str:
-    from edgekit.field.incidents.words import clock
+    from edgekit.base.clock import clock
 
     words = [incident.state, incident.severity]
     if incident.state != "RESOLVED" and incident.silenced(time.time()):

@@ -75,7 +75,7 @@ def monitor(
 
     In a terminal this is the app's fourth screen (`edgekit tui monitor`); ctrl-c ends the plain form.
     """
-    from edgekit.field.incidents.words import seconds
+    from edgekit.base.clock import seconds
     from edgekit.field.telemetry.store import FILE, Store
 
     window_s = seconds(window)
@@ -199,8 +199,7 @@ def _print(rows: Sequence[Row], now: float, window_s: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from edgekit.base.console import span
-    from edgekit.field.incidents.words import clock
+    from edgekit.base.clock import clock, span
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"{socket.gethostname()}  {clock(now, now)}  window {span(window_s)}")

@@ -78,7 +78,7 @@ def tui(
     verbose: shell.Verbose = False,
 ) -> None:
     """Build, watch, compare and operate in the terminal, led by screens."""
-    from edgekit.field.incidents.words import seconds
+    from edgekit.base.clock import seconds
 
     settings = settings_of(
         device, fleet, seconds(window), every, ascii=ascii, cache_dir=cache_dir, bundles=bundles, state=state
@@ -174,7 +174,7 @@ def _plain_results(settings: Settings) -> None:
 
 def _plain_run(settings: Settings) -> None:
     from edgekit.app.views.run import Watch
-    from edgekit.base.console import span
+    from edgekit.base.clock import span
 
     view = Watch(settings.cache_dir).look(time.time())
     shell.say(f"{view.state}  {view.sentence}".rstrip())

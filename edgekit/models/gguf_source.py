@@ -11,6 +11,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base.errors import CorruptError, StageError, UnsupportedError
 from edgekit.base.events import Emit, GateResult
+from edgekit.base.parts import missing_part
 from edgekit.containers.gguf import GgufLayout, read_gguf
 
 KLD_LIMIT_NATS = (
@@ -79,7 +80,7 @@ def _transformers_reading(path: Path) -> dict[str, Any]:
         from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ModuleNotFoundError as error:
-        raise registry.missing_part(error) from error
+        raise missing_part(error) from error
     try:
         config: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
     except ValueError as error:  # "GGUF model with architecture x is not supported yet."
@@ -99,7 +100,7 @@ def convert(path: Path, out: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
-        raise registry.missing_part(error) from error
+        raise missing_part(error) from error
     try:
         with _reading_once():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

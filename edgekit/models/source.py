@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit import registry
 from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.base.events import Emit, ignore
+from edgekit.base.parts import missing_part
 from edgekit.containers.safetensors import read_safetensors
 from edgekit.models import gguf_source
 
@@ -118,7 +118,7 @@ def fetch(source: Source) -> Source:
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:
-        raise registry.missing_part(error) from error
+        raise missing_part(error) from error
     try:
         folder = snapshot_download(source.given, allow_patterns=HUB_FILES)
     except Exception as error:

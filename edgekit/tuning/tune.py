@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekit import registry
 from edgekit.base.artifacts import digest_of, sha256_file, written_whole
 from edgekit.base.errors import ConfigError, MissingPartError, StageError
 from edgekit.base.events import Alert, Emit, ignore
 from edgekit.base.hardware import cpu_has_bf16
+from edgekit.base.parts import missing_part
 from edgekit.data.rows import Row
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
@@ -58,7 +58,7 @@ def tune(
         from edgekit.tuning.trainer import AnswerTrainer
         from edgekit.tuning.watch import Watch
     except ModuleNotFoundError as error:
-        raise registry.missing_part(error) from error
+        raise missing_part(error) from error
 
     main = os.environ.get("RANK", "0") == "0"  # torchrun: one process of several writes and speaks
     emit = emit if main else ignore

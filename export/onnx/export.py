@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgekit import registry
 from edgekit.base.artifacts import remove
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress
+from edgekit.base.parts import missing_part
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import OnnxExport
 
@@ -60,7 +60,7 @@ def _buildable() -> set[str]:
     """The architectures that the installed builder dispatches on, read from its source without importing it."""
     spec = importlib.util.find_spec("onnxruntime_genai")
     if spec is None or spec.origin is None:
-        raise registry.missing_part(ModuleNotFoundError(name="onnxruntime_genai"))
+        raise missing_part(ModuleNotFoundError(name="onnxruntime_genai"))
     source = (Path(spec.origin).parent / "models" / "builder.py").read_text(encoding="utf-8")
     return set(re.findall(r'config\.architectures\[0\] == "(\w+)"', source))
 

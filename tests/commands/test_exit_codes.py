@@ -118,7 +118,7 @@ def test_a_missing_part(plan, tmp_path: Path, hidden: str) -> None:
 
 def test_a_disk_that_is_too_small(shell, tiny_llama: Path, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom edgekit import cli, hardware\nhardware.free_disk_mib = lambda path: 3\n"
+        "import sys\nfrom edgekit import cli\nfrom edgekit.base import hardware\nhardware.free_disk_mib = lambda path: 3\n"
         f"sys.argv = ['edgekit', 'build', '--model', {str(tiny_llama)!r}, '--cache-dir', {str(tmp_path / 'c')!r}]\ncli.main()"
     )
     import subprocess

@@ -20,7 +20,7 @@ from textual.widgets.option_list import Option
 from edgekit.app.views.bundles import Found
 from edgekit.app.views.differences import Difference
 from edgekit.app.views.symbols import Symbols
-from edgekit.field.incidents.words import clock
+from edgekit.base.clock import clock
 
 BOX = """
     {0} {{ align: center middle; }}

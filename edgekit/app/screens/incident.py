@@ -25,8 +25,8 @@ from edgekit.app.views.devices import Device
 from edgekit.app.views.incident import Entry, Source
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
 from edgekit.app.views.symbols import Symbols
+from edgekit.base.clock import seconds
 from edgekit.base.errors import EdgekitError
-from edgekit.field.incidents.words import seconds
 
 
 class IncidentScreen(RollingBack):

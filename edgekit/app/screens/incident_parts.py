@@ -18,8 +18,7 @@ from edgekit.app.views.evidence import Plot, figures, rule_words
 from edgekit.app.views.incident import Entry, Shown, Source, Step
 from edgekit.app.views.incident_reader import Found
 from edgekit.app.views.symbols import Symbols
-from edgekit.base.console import span
-from edgekit.field.incidents.words import clock
+from edgekit.base.clock import clock, span
 
 COLUMNS = (("#", 4), ("severity", 10), ("state", 12), ("for", 11))
 COLUMN_NAMES = tuple(name for name, _ in COLUMNS)

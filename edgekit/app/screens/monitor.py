@@ -28,7 +28,7 @@ from edgekit.app.views.fleet import Fleet, Glance
 from edgekit.app.views.fleet_table import SORTS, Column
 from edgekit.app.views.reach import span_option
 from edgekit.app.views.rows import Row, Trouble
-from edgekit.base.console import span
+from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
 
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)

@@ -18,7 +18,7 @@ from edgekit.app.views import rollback
 from edgekit.app.views.command import Outcome
 from edgekit.app.views.incident import Source
 from edgekit.app.views.rollback import Look, Plan, Verdict, Watch
-from edgekit.base.console import span
+from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
 
 if TYPE_CHECKING:

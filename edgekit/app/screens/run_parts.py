@@ -10,8 +10,7 @@ from rich.text import Text
 
 from edgekit.app.views.run_fold import RunView, Stage
 from edgekit.app.views.symbols import Symbols
-from edgekit.base.console import span
-from edgekit.field.incidents.words import clock
+from edgekit.base.clock import clock, span
 
 WIDE = 100
 NAME, WORD, BAR = 14, 7, 8  # cells of a stage's name, word and bar

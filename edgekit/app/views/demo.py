@@ -21,12 +21,12 @@ from edgekit.app import demo
 from edgekit.app.views.demo_devices import Here, Other, here_of, others_of
 from edgekit.app.views.settings import Settings
 from edgekit.base.artifacts import remove, write_json
+from edgekit.base.clock import clock
 from edgekit.base.events import Alert, StageFinished, StageStarted, from_json, jsonl_writer, to_json
 from edgekit.build import runs
 from edgekit.device.manifest import MANIFEST
 from edgekit.field.incidents import evidence, incidents
 from edgekit.field.incidents.audit import Audit
-from edgekit.field.incidents.words import clock
 from edgekit.field.releases.slots import SCHEMA as SLOTS
 from edgekit.field.telemetry import store as telemetry
 from edgekit.field.telemetry.minutes import SECONDS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.app.views.incident import Shown
 from edgekit.app.views.numbers import finite
 from edgekit.app.views.texts import one_line
-from edgekit.base.console import span
+from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
 from edgekit.base.events import LARGEST
 from edgekit.field.incidents.defaults import HEARTBEAT_S

@@ -20,7 +20,7 @@ from edgekit.app.views.devices import Device, check_names, parse_device, read_fl
 from edgekit.app.views.history import SERIES, History
 from edgekit.app.views.reach import Way, way_to
 from edgekit.app.views.rows import Row, Trouble, Unheard
-from edgekit.base.console import span
+from edgekit.base.clock import span
 from edgekit.field.incidents.overview import STATES
 
 __all__ = ["Device", "Fleet", "Glance", "Row", "Trouble", "parse_device", "read_fleet"]

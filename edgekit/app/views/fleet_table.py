@@ -10,8 +10,8 @@ from rich.cells import cell_len, set_cell_size
 from edgekit.app.views.fleet import Glance, Values, hushed
 from edgekit.app.views.rows import Row
 from edgekit.app.views.symbols import Symbols
+from edgekit.base.clock import clock
 from edgekit.field.incidents.overview import STATES
-from edgekit.field.incidents.words import clock
 
 UNKNOWN = "-"
 PADDING = 1  # cells after each column

@@ -17,9 +17,9 @@ from edgekit.app.views.command import Command
 from edgekit.app.views.devices import Device
 from edgekit.app.views.numbers import moment, number
 from edgekit.app.views.texts import one_line, plain
-from edgekit.base.console import span
+from edgekit.base.clock import clock, span
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
-from edgekit.field.incidents.words import LABELS, clock
+from edgekit.field.incidents.words import LABELS
 
 Value = TypeVar("Value")
 ANSWER_S = 30.0  # for a device over SSH

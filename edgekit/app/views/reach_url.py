@@ -17,10 +17,10 @@ from edgekit.app.views.history import THIN_EVERY, Point, thinned
 from edgekit.app.views.rows import Row, Trouble, Unheard
 from edgekit.app.views.scrape import Key, Totals, added, read_page
 from edgekit.app.views.texts import one_line
-from edgekit.base.console import span
+from edgekit.base.clock import clock, span
 from edgekit.base.errors import CorruptError
 from edgekit.field.incidents.defaults import default_rules
-from edgekit.field.incidents.words import LABELS, clock
+from edgekit.field.incidents.words import LABELS
 from edgekit.field.telemetry.metrics import UnderWay
 
 URL_S = 3.0  # for one answer

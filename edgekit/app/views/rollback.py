@@ -10,7 +10,7 @@ from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.incident import FOREIGN, Source
 from edgekit.app.views.numbers import moment, number
 from edgekit.app.views.texts import one_line
-from edgekit.base.console import span
+from edgekit.base.clock import span
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 

@@ -11,7 +11,8 @@ from typing import Any
 from edgekit.app.views.curve import NO_POINTS, Curve, Points
 from edgekit.app.views.tail import MIB
 from edgekit.app.views.texts import one_line
-from edgekit.base.console import PLAIN_INTERVAL_S, span
+from edgekit.base.clock import clock, span
+from edgekit.base.console import PLAIN_INTERVAL_S
 from edgekit.base.events import (
     Alert,
     Event,
@@ -23,7 +24,6 @@ from edgekit.base.events import (
     from_json,
 )
 from edgekit.build.runs import Run
-from edgekit.field.incidents.words import clock
 
 LOG_LINES = 2000
 LOG_TEXT = 400  # signs of one line

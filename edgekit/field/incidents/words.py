@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import time
-
-from edgekit.base.console import span
-from edgekit.base.errors import ConfigError
+from edgekit.base.clock import clock, span
 from edgekit.field.incidents.rules import Change
 
 SENTENCES = {
@@ -49,23 +45,3 @@ def sentence(change: Change) -> str:
         )
         + since
     )
-
-
-def clock(moment: float, now: float | None = None) -> str:
-    """A time of day as `14:02`, with the date when that is not today's."""
-    then, today = time.localtime(moment), time.localtime(now)
-    return time.strftime("%H:%M" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
-
-
-UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds(text: str) -> float:
-    """A stretch of time such as `90s`, `5m`, `2h`, `1h30m` or `1d`, in seconds. Raises `ConfigError` for anything else."""
-    whole = text.strip().lower().replace(" ", "")
-    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", whole)
-    if not parts or "".join(number + unit for number, unit in parts) != whole:
-        raise ConfigError(
-            f"'{text}' is no stretch of time; nothing changed.", "Give it as 90s, 5m, 2h or 1d."
-        )
-    return sum(float(number) * UNITS_S[unit] for number, unit in parts)

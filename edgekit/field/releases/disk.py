@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgekit.base import locks
+
 BLOCK = 1 << 20
 
 
@@ -116,10 +118,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: one writer at a time. The system lets go of it when its holder dies."""
-    import fcntl
-
+    """Hold the lock file `path`: one writer at a time. Its folder is made durably first."""
     make_folder(path.parent)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.locked(path):
         yield

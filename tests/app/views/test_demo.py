@@ -15,6 +15,7 @@ from edgekit.app import demo
 from edgekit.app.views.demo import Replay, shifted, unpack
 from edgekit.app.views.scrape import ANSWERS, Page, added, read_page
 from edgekit.app.views.settings import Settings
+from edgekit.base.clock import clock
 from edgekit.base.events import GateResult, Measured, Progress, StageFinished, StageStarted, from_json
 from edgekit.build import runs
 from edgekit.device.manifest import read_manifest
@@ -24,7 +25,6 @@ from edgekit.field.incidents.defaults import TTFT_P95_S
 from edgekit.field.incidents.history import switches
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.overview import current_release, overview
-from edgekit.field.incidents.words import clock
 from edgekit.field.releases import Releases
 from edgekit.field.telemetry.store import FILE, Store
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from edgekit.base.clock import seconds
 from edgekit.base.errors import ConfigError
 from edgekit.base.hardware import fingerprint
 from edgekit.device.manifest import SCHEMA
 from edgekit.field.incidents.defaults import default_rules, rules_of
 from edgekit.field.incidents.readings import Reading
 from edgekit.field.incidents.rules import GAP_S, Evaluator
-from edgekit.field.incidents.words import SENTENCES, seconds, sentence
+from edgekit.field.incidents.words import SENTENCES, sentence
 from edgekit.profiles import targets
 from edgekit.targets.rules import METRICS, Rule
 

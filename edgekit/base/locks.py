@@ -1,0 +1,29 @@
+"""Locks between processes: a lock file that the system releases when its holder ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from edgekit.base.errors import ConfigError
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True, busy: str = "", hint: str = "") -> Iterator[None]:
+    """Hold the lock file `path`; its folder is made where it is missing.
+
+    Waits for another holder, or, with `wait=False`, raises `ConfigError(busy, hint)` when there is one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(busy or f"Another process holds {path}; nothing was done.", hint) from error
+    try:
+        yield
+    finally:
+        lock.release()
