@@ -29,7 +29,7 @@ from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
 
 LONGEST_NAME = 24
-OVERVIEW = {"picture", "axis", "up", "diff", "mark", "bundles", "samples"}
+OVERVIEW = {"picture", "diff", "mark", "bundles", "samples"}
 
 
 class ResultsScreen(Deploying):
@@ -55,9 +55,7 @@ class ResultsScreen(Deploying):
     ResultsScreen #nothing { padding: 1 2; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("v", "picture", "Picture", id="results-picture", tooltip="Pareto plot, drift by stage, reliability"),
-        Binding("x", "axis", "X axis", id="results-axis", tooltip="Size, time to the first token or memory"),
-        Binding("k", "up", "Y axis", id="results-up", tooltip="Mean KLD or accuracy lost", show=False),
+        Binding("v", "picture", "Picture", id="results-picture", tooltip="Size against drift, or drift by stage"),
         Binding("space", "mark", "Mark", id="results-mark", tooltip="Mark a variant to compare", show=False),
         Binding("d", "diff", "Diff", id="results-diff", tooltip="The two marked variants beside each other"),
         Binding("s", "samples", "Samples", id="results-samples", tooltip="Answers side by side"),
@@ -190,11 +188,11 @@ class ResultsScreen(Deploying):
             wide = max([len(column.head), *(len(column.cell(row)) for row in found.rows)])
             table.add_column(Text(column.head, justify="right"), key=column.key, width=wide)
         table.add_column("gates", key="gate", width=gates)
-        front = self.query_one(PicturesPane).front
+        best = self.query_one(PicturesPane).best
         cursor = self._cursor
         for row in found.rows:
             name = row.variant.name
-            signs = ("*" if name in self._marked else " ") + (symbols.dot if name in front else " ")
+            signs = ("*" if name in self._marked else " ") + (symbols.dot if name in best else " ")
             style = "bold red" if row.failed else ""
             cells = [Text(column.cell(row), justify="right") for column in columns]
             word = Text(results.gate_word(row, symbols, 22), style)
@@ -283,19 +281,6 @@ class ResultsScreen(Deploying):
             pane.next_picture()
         else:
             self.add_class("-drawn")
-
-    def action_axis(self) -> None:
-        """Another measure across."""
-        self._turn(x=1)
-
-    def action_up(self) -> None:
-        """Another measure up."""
-        self._turn(y=1)
-
-    def _turn(self, **axes: int) -> None:
-        self.add_class("-drawn")
-        self.query_one(PicturesPane).turn_axis(**axes)
-        self._draw()
 
     def action_mark(self) -> None:
         """Mark the variant under the cursor; the third mark takes the first's place."""

@@ -1,4 +1,4 @@
-"""The pictures of the results screen as numbers and lines: Pareto front, drift by stage, reliability."""
+"""The pictures of the results screen as numbers and lines: size against drift, and drift by stage."""
 
 from __future__ import annotations
 
@@ -8,146 +8,103 @@ from typing import Any
 
 from edgekit.app.views.results import Results, interval
 from edgekit.app.views.symbols import Symbols
-from edgekit.proof.calibration import Bin, calibration_error
 from edgekit.report.plots import SMALLEST_DRIFT, logarithmic
-from edgekit.report.summary import Variant, figure, percent
+from edgekit.report.summary import figure
 
 NEAR = 0.15  # of the plot's width and height
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A measure of a variant; `limit` is the budget's name for it, less is better on all."""
-
-    key: str
-    label: str
-    limit: str
-
-
-X_AXES = (
-    Axis("size", "size, MiB", "size_mib"),
-    Axis("ttft", "first token, ms", "ttft_ms"),
-    Axis("rss", "peak memory, MiB", "peak_rss_mib"),
-)
-Y_AXES = (
-    Axis("kld", "mean KLD, nats", "mean_kld_nats"),
-    Axis("loss", "accuracy lost, points", "accuracy_drop_points"),
-)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One variant in the Pareto plot; `front` when no other is at most as large and lossy and better in one."""
+class FilePoint:
+    """A file's size, MiB, and its drift, nats; `best` when no other file is at most as large and lossy and better in one."""
 
     name: str
-    x: float
-    y: float
-    front: bool
+    size: float
+    drift: float
+    best: bool
 
 
 @dataclass(frozen=True)
-class Pareto:
-    """Points, axes and budget lines; `missing` names the variants that were not measured so."""
+class SizeAgainstDrift:
+    """The files as points, with the limits of the budget; `missing` names the files without a measured drift."""
 
-    x: Axis
-    y: Axis
-    points: tuple[Point, ...]
-    x_limit: float | None
-    y_limit: float | None
+    points: tuple[FilePoint, ...]
+    size_limit: float | None
+    drift_limit: float | None
     missing: tuple[str, ...]
 
     @property
-    def x_ends(self) -> tuple[float, float]:
-        """The least and greatest x of the plot, the budget in it."""
-        return _ends([point.x for point in self.points], self.x_limit)
+    def size_range(self) -> tuple[float, float]:
+        """The ends of the horizontal axis; the limit is inside."""
+        return _range([point.size for point in self.points], self.size_limit)
 
     @property
-    def y_ends(self) -> tuple[float, float]:
-        """The least and greatest y of the plot, the budget and no loss at all in it."""
-        return _ends([0.0, *(point.y for point in self.points)], self.y_limit)
+    def drift_range(self) -> tuple[float, float]:
+        """The ends of the vertical axis; zero and the limit are inside."""
+        return _range([0.0, *(point.drift for point in self.points)], self.drift_limit)
 
     @property
     def labels(self) -> list[tuple[str, float, float]]:
-        """Names where they stand; those of points too near each other to be read apart stand together."""
-        across, up = (high - low for low, high in (self.x_ends, self.y_ends))
+        """Names and their places; points too close to be read apart share one label."""
+        across, up = (high - low for low, high in (self.size_range, self.drift_range))
         labels: list[tuple[str, float, float]] = []
         for point in self.points:
             name, x, y = labels[-1] if labels else ("", 0.0, 0.0)
-            if labels and abs(point.x - x) < NEAR * across and abs(point.y - y) < NEAR * up:
-                labels[-1] = (f"{name}, {point.name}", point.x, point.y)
+            if labels and abs(point.size - x) < NEAR * across and abs(point.drift - y) < NEAR * up:
+                labels[-1] = (f"{name}, {point.name}", point.size, point.drift)
             else:
-                labels.append((point.name, point.x, point.y))
+                labels.append((point.name, point.size, point.drift))
         return labels
 
 
-def _ends(values: Sequence[float], limit: float | None) -> tuple[float, float]:
+def _range(values: Sequence[float], limit: float | None) -> tuple[float, float]:
     known = [*values, *([] if limit is None else [limit])] or [0.0]
     low, high = min(known), max(known)
     edge = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return (low - edge if low else low), high + edge
 
 
-def pareto(results: Results, x: int = 0, y: int = 0) -> Pareto:
-    """The files by the `x`th and `y`th axis."""
-    across, up = X_AXES[x % len(X_AXES)], Y_AXES[y % len(Y_AXES)]
+def size_against_drift(results: Results) -> SizeAgainstDrift:
+    """The exported files by size and mean KLD."""
     files = [row.variant for row in results.rows if row.variant.path]
-    tuned = results.row("tuned")
-    before = tuned.variant.accuracy if tuned else None
-    measured = [(one.name, _measure(one, across.key, before), _measure(one, up.key, before)) for one in files]
-    known = [(name, a, b) for name, a, b in measured if a is not None and b is not None]
+    known = [
+        (one.name, one.bytes / 2**20, float(drift))
+        for one in files
+        if one.bytes is not None and (drift := one.drift.get("mean_kld_nats")) is not None
+    ]
     points = [
-        Point(name, a, b, not any(c <= a and d <= b and (c, d) != (a, b) for _, c, d in known))
+        FilePoint(name, a, b, not any(c <= a and d <= b and (c, d) != (a, b) for _, c, d in known))
         for name, a, b in known
     ]
-    return Pareto(
-        across,
-        up,
-        tuple(sorted(points, key=lambda point: (point.x, point.y))),
-        results.budget.get(across.limit),
-        results.budget.get(up.limit),
-        tuple(name for name, a, b in measured if a is None or b is None),
+    names = {name for name, _, _ in known}
+    return SizeAgainstDrift(
+        tuple(sorted(points, key=lambda point: (point.size, point.drift))),
+        results.budget.get("size_mib"),
+        results.budget.get("mean_kld_nats"),
+        tuple(one.name for one in files if one.name not in names),
     )
 
 
-def _measure(one: Variant, key: str, accuracy: float | None) -> float | None:
-    match key:
-        case "size":
-            return None if one.bytes is None else one.bytes / 2**20
-        case "ttft":
-            return one.ttft
-        case "rss":
-            found: float | None = one.speed.get("peak_rss_mib")
-            return found
-        case "kld":
-            drift: float | None = one.drift.get("mean_kld_nats")
-            return drift
-        case _:
-            return None if accuracy is None or one.accuracy is None else 100 * (accuracy - one.accuracy)
-
-
-def pareto_lines(found: Pareto, symbols: Symbols) -> list[str]:
-    """The plot in words: each point with its figures, whether it is on the front, and the budget."""
+def size_lines(found: SizeAgainstDrift, symbols: Symbols) -> list[str]:
+    """The plot in words: each file with its figures, whether another one beats it, and the budget."""
     lines = [
-        f"{point_sign(point, symbols)} {point.name}  {figure(point.x)}, {figure(point.y)}"
-        + ("  on the front" if point.front else "  beaten by another file")
+        f"{point_sign(point, symbols)} {point.name}  {figure(point.size)} MiB, KLD {figure(point.drift)}"
+        + ("" if point.best else "  another file is smaller and closer")
         for point in found.points
     ]
-    lines += [f"{symbols.lost} {name} was not measured so" for name in found.missing]
-    limits = [
-        f"{axis.label} at most {figure(limit)}"
-        for axis, limit in ((found.x, found.x_limit), (found.y, found.y_limit))
-        if limit is not None
-    ]
-    return [*lines, "budget: " + "; ".join(limits) if limits else "no budget for these"]
+    lines += [f"{symbols.lost} {name}: not measured" for name in found.missing]
+    limits = (("size, MiB", found.size_limit), ("mean KLD, nats", found.drift_limit))
+    told = [f"{name} at most {figure(limit)}" for name, limit in limits if limit is not None]
+    return [*lines, "budget: " + "; ".join(told) if told else "no budget for size and drift"]
 
 
-def point_sign(point: Point, symbols: Symbols) -> str:
-    """A dot on the front, a cross where another file beats it."""
-    return symbols.dot if point.front else "x"
+def point_sign(point: FilePoint, symbols: Symbols) -> str:
+    """A dot, or a cross where another file is better."""
+    return symbols.dot if point.best else "x"
 
 
 @dataclass(frozen=True)
-class Step:
+class StageDrift:
     """A stage of the drift waterfall: how far from the tuned model after it, and from what entered it."""
 
     name: str
@@ -157,11 +114,11 @@ class Step:
     """Whether it is over the budget."""
 
 
-def waterfall(results: Results) -> list[Step]:
+def waterfall(results: Results) -> list[StageDrift]:
     """The stages whose drift was measured, in order. The base is meant to be far from the tuned model: no limit holds it."""
     limit = results.budget.get("mean_kld_nats")
     return [
-        Step(
+        StageDrift(
             stage["name"],
             stage["drift"],
             stage["drift_from_input"] or {},
@@ -210,26 +167,3 @@ def waterfall_lines(results: Results, symbols: Symbols, width: int) -> list[tupl
         lines.append(("failed" if over else "fact", f"budget {figure(limit)}: " + (
             f"{symbols.failed} over it after {', '.join(over)}" if over else f"{symbols.ok} no file's stage is over it")))  # fmt: skip
     return [*lines, ("more", f"nats, log scale{none}")]
-
-
-def reliability(results: Results) -> list[Bin]:
-    """The bins of the report, the least sure first; none where no confidence was recorded."""
-    return [
-        Bin(each["confidence"], each["accuracy"], int(each["n"])) for each in results.bins if each["n"] >= 1
-    ]
-
-
-def reliability_lines(bins: Sequence[Bin]) -> list[str]:
-    """The diagram in words, or what is missing and how to get it."""
-    if not bins:
-        return [
-            "No confidence was recorded with these answers, so how sure the model",
-            "was cannot be held against how often it was right.",
-            "",
-            "`edgekit build` records it since report.json has `reliability`: build again.",
-        ]
-    total = sum(each.n for each in bins)
-    return [
-        f"expected calibration error {percent(calibration_error(bins))} over {total} answers",
-        *(f"  sure {percent(each.confidence)}  right {percent(each.accuracy)}  n={each.n}" for each in bins),
-    ]

@@ -14,8 +14,6 @@ MOST_ROWS = 2000  # of one list
 def cleaned(report: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a report that can be shown; what is missing, of another kind or not finite is left out."""
     evaluation, budget = report.get("evaluation"), report.get("budget")
-    reliability = report.get("reliability")
-    bins = reliability.get("bins") if isinstance(reliability, dict) else None
     return {
         "target": text(report.get("target")) or "an unknown target",
         "model": text(report.get("model")),
@@ -47,7 +45,6 @@ def cleaned(report: Mapping[str, Any]) -> dict[str, Any]:
             for row in _rows(report.get("gates"), "name")
         ],
         "budget": _numbers(budget),
-        "bins": [each for row in _rows(bins) if len(each := _numbers(row)) >= 3 and {"confidence", "accuracy", "n"} <= each.keys()],
     }  # fmt: skip
 
 

@@ -53,8 +53,6 @@ class Results:
     gates: tuple[Mapping[str, Any], ...]
     stages: tuple[Mapping[str, Any], ...]
     budget: Mapping[str, float]
-    bins: tuple[Mapping[str, float], ...] = ()
-    """Of the reliability diagram; empty when confidences were not recorded."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -102,7 +100,6 @@ def load(bundle: Path) -> Results:
         gates=tuple(clean["gates"]),
         stages=tuple(clean["stages"]),
         budget=clean["budget"],
-        bins=tuple(clean["bins"]),
         notes=tuple(notes),
     )
 

@@ -32,7 +32,7 @@ def test_variants_stand_in_a_table_with_the_verdict_above(tmp_path: Path, size: 
             assert ("90 [81..99.0]" in text.partition("Built")[0]) == (size[0] == 160)
             assert "90 [81..99.0]" in text  # at 80 columns below the table
             assert shown.query_one("#pictures").display == (size[0] == 160)
-            assert ("on the front" in text and "from its input" in text) == (size[0] == 160)
+            assert ("KLD 0.0100" in text and "from its input" in text) == (size[0] == 160)
 
     run(look())
 
@@ -59,21 +59,16 @@ def test_pictures_follow_each_other(tmp_path: Path) -> None:
         found = opened(tmp_path)
         async with found.run_test(size=(80, 24), notifications=True) as pilot:
             shown = await read(pilot)
-            assert "[Pareto]" not in text_of(found)
+            assert "[size and drift]" not in text_of(found)
             await pilot.press("v")
-            await until(pilot, lambda: "on the front" in text_of(found))
+            await until(pilot, lambda: "[size and drift]" in text_of(found))
             assert "x onnx" in text_of(found) and "variant" in text_of(found)
-            await pilot.press("x")
-            await until(pilot, lambda: "first token, ms" in text_of(found))
-            await pilot.press("x")
-            await until(pilot, lambda: "at most 400" in text_of(found))
+            assert "size, MiB at most 240" in text_of(found)
             await pilot.press("v")
-            await until(pilot, lambda: "[drift]" in text_of(found))
+            await until(pilot, lambda: "[drift by stage]" in text_of(found))
             assert "from its input 2" in text_of(found) and "no file's stage is over it" in text_of(found)
             await pilot.press("v")
-            await until(pilot, lambda: "No confidence was recorded" in text_of(found))
-            await pilot.press("v")
-            await until(pilot, lambda: "No confidence" not in text_of(found))
+            await until(pilot, lambda: "[drift by stage]" not in text_of(found))
             assert not shown.query_one("#pictures").display
 
     run(look())

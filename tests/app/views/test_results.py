@@ -19,7 +19,6 @@ from edgekit.app.views import bundles, deploy, differences, pictures, results
 from edgekit.app.views.report import cleaned
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
-from edgekit.proof.calibration import Bin, binned, calibration_error
 
 UNICODE, ASCII = Symbols(), Symbols(ascii=True)
 
@@ -109,7 +108,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.fixed_dictionaries({}, optional={key: JSON for key in report()} | {"reliability": JSON}))
+@given(st.fixed_dictionaries({}, optional={key: JSON for key in report()}))
 def test_any_value_in_any_place_can_be_shown(values: dict[str, Any]) -> None:
     show_all({**report(), **values})
 
@@ -134,18 +133,14 @@ def show_all(whole: dict[str, Any]) -> None:
         gates=tuple(clean["gates"]),
         stages=tuple(clean["stages"]),
         budget=clean["budget"],
-        bins=tuple(clean["bins"]),
     )
     lines = [results.title(found, UNICODE), json.dumps(results.table(found), allow_nan=False)]
     for row in found.rows:
         lines += [text for _, text in results.detail(found, row, UNICODE)]
         lines += [column.cell(row) for column in results.columns_for(found.rows, 80)]
-    for x in range(3):
-        for y in range(2):
-            plot = pictures.pareto(found, x, y)
-            lines += [*pictures.pareto_lines(plot, UNICODE), str(plot.labels)]
+    plot = pictures.size_against_drift(found)
+    lines += [*pictures.size_lines(plot, UNICODE), str(plot.labels)]
     lines += [text for _, text in pictures.waterfall_lines(found, UNICODE, 60)]
-    lines += pictures.reliability_lines(pictures.reliability(found))
     assert not [line for line in lines if "\x1b" in line]
 
 
@@ -178,33 +173,27 @@ def test_bundles_are_listed_newest_first_and_damaged_ones_are_told(tmp_path: Pat
     assert bundles.bundles_in(tmp_path / "nowhere") == [] and bundles.newest(tmp_path / "nowhere") is None
 
 
-def test_the_front_is_what_no_other_file_beats(tmp_path: Path) -> None:
-    found = results.load(write_bundle(tmp_path / "b"))
-    by_drift = pictures.pareto(found)
-    assert {point.name: point.front for point in by_drift.points} == {"gguf": True, "onnx": False}
-    by_loss = pictures.pareto(found, 0, 1)
-    assert {point.name: (point.y, point.front) for point in by_loss.points} == {
-        "gguf": (25.0, True),
-        "onnx": (0.0, True),
-    }
-    assert (by_drift.x_limit, by_drift.y_limit, pictures.pareto(found, 2).x_limit) == (240.0, 0.05, 400.0)
-    said = pictures.pareto_lines(by_drift, ASCII)
-    assert said[0].startswith("o gguf") and said[1].startswith("x onnx") and "beaten" in said[1]
+def test_a_file_that_another_one_beats_is_told(tmp_path: Path) -> None:
+    plot = pictures.size_against_drift(results.load(write_bundle(tmp_path / "b")))
+    assert {point.name: point.best for point in plot.points} == {"gguf": True, "onnx": False}
+    assert (plot.size_limit, plot.drift_limit) == (240.0, 0.05)
+    said = pictures.size_lines(plot, ASCII)
+    assert said[0].startswith("o gguf") and said[1].startswith("x onnx") and "another file is" in said[1]
 
 
-def test_a_variant_that_was_not_measured_is_named(tmp_path: Path) -> None:
-    plot = pictures.pareto(results.load(write_bundle(tmp_path / "b", profile=[])), 1)
+def test_a_file_whose_drift_was_not_measured_is_named(tmp_path: Path) -> None:
+    plot = pictures.size_against_drift(results.load(write_bundle(tmp_path / "b", stages=[])))
     assert not plot.points and plot.missing == ("gguf", "onnx")
-    assert "? gguf was not measured so" in pictures.pareto_lines(plot, UNICODE)
+    assert "? gguf: not measured" in pictures.size_lines(plot, UNICODE)
 
 
 def test_points_near_each_other_share_a_label() -> None:
-    def plot(*points: tuple[str, float, float]) -> pictures.Pareto:
-        made = tuple(pictures.Point(*point, True) for point in points)
-        return pictures.Pareto(pictures.X_AXES[0], pictures.Y_AXES[0], made, 240.0, None, ())
+    def names(*points: tuple[str, float, float]) -> list[str]:
+        made = tuple(pictures.FilePoint(*point, True) for point in points)
+        return [name for name, *_ in pictures.SizeAgainstDrift(made, 240.0, None, ()).labels]
 
-    assert [name for name, *_ in plot(("a", 100, 0.01), ("b", 101, 0.0101)).labels] == ["a, b"]
-    assert [name for name, *_ in plot(("a", 100, 0.01), ("b", 200, 0.0101)).labels] == ["a", "b"]
+    assert names(("a", 100, 0.01), ("b", 101, 0.0101)) == ["a, b"]
+    assert names(("a", 100, 0.01), ("b", 200, 0.0101)) == ["a", "b"]
 
 
 def test_the_waterfall_blames_stages_over_the_budget_but_not_the_base(tmp_path: Path) -> None:
@@ -216,27 +205,6 @@ def test_the_waterfall_blames_stages_over_the_budget_but_not_the_base(tmp_path: 
         assert any("from its input 2 [" in line for line in lines)
         assert any("#" in line for line in lines)
         assert max(len(line) for line in lines[:-2]) <= width
-
-
-def test_reliability_says_what_is_missing_and_shows_what_is_there(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "b")
-    none = pictures.reliability(results.load(bundle))
-    assert none == [] and "No confidence was recorded" in pictures.reliability_lines(none)[0]
-    whole = json.loads((bundle / "report.json").read_text())
-    whole["reliability"] = {"bins": [{"confidence": 0.8, "accuracy": 0.5, "n": 4}]}
-    (bundle / "report.json").write_text(json.dumps(whole))
-    found = pictures.reliability(results.load(bundle))
-    assert found == [Bin(0.8, 0.5, 4)] and calibration_error(found) == pytest.approx(0.3)
-    assert "30" in pictures.reliability_lines(found)[0] and "n=4" in pictures.reliability_lines(found)[1]
-
-
-def test_bins_hold_each_answer_once_the_least_sure_first() -> None:
-    sure = [(at / 100, at % 3 == 0) for at in range(100)]
-    bins = binned(sure)
-    assert [each.n for each in bins] == [10] * 10
-    assert [each.confidence for each in bins] == sorted(each.confidence for each in bins)
-    assert sum(each.accuracy * each.n for each in bins) == pytest.approx(34)
-    assert binned([]) == [] and len(binned([(0.5, True)])) == 1
 
 
 def test_differences_tell_better_from_worse_by_what_the_figure_means(tmp_path: Path) -> None:
