@@ -53,7 +53,7 @@ bench: install
 
 # torch and its CUDA packages stay out: which build is right depends on the machine.
 constraints:
-	uv pip compile pyproject.toml --extra build --group dev --generate-hashes --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra all --group dev --generate-hashes --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --no-header --quiet \
 	| $(PYTHON) tools/drop_torch.py > constraints.txt
 

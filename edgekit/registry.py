@@ -150,8 +150,8 @@ class ExportStep:
     """One step of an export: `run(source, out, context, emit)` writes `out`, a file or folder that is new.
 
     `source` is the previous step's output, or the merged folder for the first step. `stage` is the name in the
-    report (`export.gguf`), `options` what its result depends on (for the cache), `output` the name in the bundle,
-    `packages` the distributions that do the work, whose versions the result depends on.
+    report (`export.gguf`), `output` the name in the bundle. The result depends on `options`, on the versions of the
+    distributions `packages`, and on the code of `modules`: the modules that do the work, by their import names.
     """
 
     stage: str
@@ -159,6 +159,7 @@ class ExportStep:
     output: str
     run: Callable[[Path, Path, ExportContext, Emit], None]
     packages: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

