@@ -6,7 +6,6 @@ Source of every call: `llama.h` of llama.cpp, <https://github.com/ggml-org/llama
 from __future__ import annotations
 
 import ctypes
-import unicodedata
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from edgekit.models.chat import ChatTemplate
 from edgekit.models.source import MERGED
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
+from edgekit.runtimes.checks import check_fits, check_ids, nfc
 
 PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
 LOGITS_CHUNK = 128  # rows of logits held twice by llama.cpp: 128 x 50,000 x 4 bytes = 25 MB each
@@ -260,8 +260,9 @@ class LlamaCpp:
         llama.cpp leaves Unicode as it comes; where the model's own tokenizer normalises it first (NFC, as Qwen's),
         the file says so and it is done here.
         """
-        if self._unicode_form == "NFC":
-            text = unicodedata.normalize("NFC", text)
+        return self._tokenize(nfc(text, self._unicode_form == "NFC"))
+
+    def _tokenize(self, text: str) -> list[int]:
         data = text.encode()
         ids = np.empty(
             len(data) + 16, np.int32
@@ -274,8 +275,7 @@ class LlamaCpp:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
-        if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:  # llama.cpp would abort the process
-            raise ConfigError(f"Token id {unknown[0]} is outside the vocabulary of {self.vocab_size}.")
+        check_ids(ids, self.vocab_size)
         return b"".join(self._piece(token) for token in ids).decode(errors="replace")
 
     def _piece(self, token: int) -> bytes:
@@ -289,7 +289,7 @@ class LlamaCpp:
 
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
-        self._check_fits(len(ids), 0)
+        check_fits(len(ids), 0, self._context)
         rows = np.empty((len(ids) - first, self.vocab_size), np.float32)
         with self._fresh_context() as context:
             for start in range(0, len(ids), LOGITS_CHUNK):
@@ -310,7 +310,7 @@ class LlamaCpp:
         process: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
-        self._check_fits(len(ids), max_tokens)
+        check_fits(len(ids), max_tokens, self._context)
         with self._fresh_context() as context, _sampler(sampling) as sampler:
             context.prefill(ids)
             answer: list[int] = []
@@ -337,8 +337,8 @@ class LlamaCpp:
         """
         if not prompts or max_tokens == 0:
             return [[] for _ in prompts]
-        self._check_fits(min(map(len, prompts)), 0)
-        self._check_fits(max(map(len, prompts)), max_tokens)
+        check_fits(min(map(len, prompts)), 0, self._context)
+        check_fits(max(map(len, prompts)), max_tokens, self._context)
         cells = -(-(max(map(len, prompts)) + max_tokens) // 256) * 256  # llama.cpp pads each sequence to 256
         slots = max(1, min(SEQUENCES, len(prompts), BATCH_CELLS // cells))
         context = _Context(self._model, self._threads, slots * cells, slots)
@@ -383,15 +383,6 @@ class LlamaCpp:
         self._idle.clear()
         vars(self).pop("_model", None)
 
-    def _check_fits(self, prompt: int, max_tokens: int) -> None:
-        if prompt == 0:
-            raise ConfigError("An empty prompt has no next token.", "Give at least one token.")
-        if prompt + max_tokens > self._context:
-            raise ConfigError(
-                f"A prompt of {prompt} tokens and {max_tokens} to generate exceed the context of {self._context}.",
-                f"Open the model with context={prompt + max_tokens}, or ask for less.",
-            )
-
     @contextmanager
     def _fresh_context(self) -> Iterator[_Context]:
         """An empty context of its own for each answer under way, so that interleaved answers never mix."""
@@ -408,7 +399,7 @@ class LlamaCpp:
 @contextmanager
 def _sampler(sampling: Sampling) -> Iterator[ctypes.c_void_p | None]:
     """llama.cpp's samplers in the order of transformers, temperature then top-p; none for greedy."""
-    if sampling.temperature <= 0:
+    if sampling.greedy:
         yield None
         return
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())

@@ -6,7 +6,6 @@ Source of every call: <https://onnxruntime.ai/docs/genai/api/python.html>.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from edgekit.containers.onnx import check_onnx
 from edgekit.models.chat import ChatTemplate
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
+from edgekit.runtimes.checks import check_fits, check_ids, nfc
 
 BATCH = 8  # answers computed together
 BATCH_CELLS = 8192  # tokens of KV cache for all of them
@@ -131,7 +131,7 @@ class _Text:
 
     def before_encoding(self, text: str) -> str:
         """The text as onnxruntime-genai must be given it: normalised, with U+0001 for NUL."""
-        return (unicodedata.normalize("NFC", text) if self.nfc else text).replace("\0", "\1")
+        return nfc(text, self.nfc).replace("\0", "\1")
 
     def after_encoding(self, text: str, ids: Sequence[int]) -> list[int]:
         """The ids it gave, with NUL's own where `text` has one, and without those of bytes that have no token."""
@@ -227,7 +227,7 @@ class OnnxRuntime:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
-        self._check_ids(ids)
+        check_ids(ids, self.vocab_size)
         pieces = self._text.pieces
         if pieces is not None:
             return b"".join(pieces[id_] for id_ in ids if id_ < len(pieces)).decode(errors="replace")
@@ -308,15 +308,9 @@ class OnnxRuntime:
         """A generator that has read `prompts`; every search option is set, whatever the folder says."""
         longest = max(map(len, prompts))
         for prompt in prompts:
-            self._check_ids(prompt)
-        if min(map(len, prompts)) == 0:
-            raise ConfigError("An empty prompt has no next token.", "Give at least one token.")
-        if longest + max_tokens > self._context:
-            raise ConfigError(
-                f"A prompt of {longest} tokens and {max_tokens} to generate exceed the context of {self._context}.",
-                f"Open the model with context={longest + max_tokens} if it was made for so many, or ask for less.",
-            )
-        greedy = sampling.temperature <= 0
+            check_ids(prompt, self.vocab_size)
+            check_fits(len(prompt), max_tokens, self._context)
+        greedy = sampling.greedy
         params = og.GeneratorParams(self._model)
         params.set_search_options(
             batch_size=len(prompts),
@@ -338,10 +332,6 @@ class OnnxRuntime:
         rows = [[*prompt, *[NO_PAD] * (longest - len(prompt))] for prompt in prompts]
         generator.append_tokens(np.array(rows, np.int32))
         return generator
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        if unknown := [id_ for id_ in ids if not 0 <= id_ < self.vocab_size]:
-            raise ConfigError(f"Token id {unknown[0]} is outside the vocabulary of {self.vocab_size}.")
 
     def use(self, adapter: Path | None) -> None:
         """Answer with the `.onnx_adapter` file `adapter` from now on, with none for None; as in `LlamaCpp.use`."""

@@ -16,6 +16,7 @@ from edgekit.base.errors import CorruptError
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
+from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
 
@@ -23,7 +24,7 @@ BATCH = 32  # answers computed together
 def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Path | None = None) -> Runtime:
     """Open the Hugging Face folder `path` in float32, with a PEFT adapter on top unmerged when one is given.
 
-    Raises `CorruptError` when the weights cannot be read or do not fit the config.
+    An answer and its prompt may take `context` tokens together, and no more than the model was made for. Raises `CorruptError` when the weights cannot be read or do not fit the config.
     """
     torch.set_num_threads(threads)
     try:
@@ -42,7 +43,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Pa
         raise CorruptError(
             f"{path} cannot be opened: {str(error).splitlines()[0]}", "Check the folder."
         ) from error
-    return TorchModel(model.eval(), ModelTokenizer(path))
+    return TorchModel(model.eval(), ModelTokenizer(path), context)
 
 
 class TorchModel:
@@ -50,9 +51,10 @@ class TorchModel:
 
     name = "torch"
 
-    def __init__(self, model: Any, tokenizer: ModelTokenizer) -> None:
+    def __init__(self, model: Any, tokenizer: ModelTokenizer, context: int) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._context = min(context, getattr(model.config, "max_position_embeddings", None) or context)
 
     @property
     def vocab_size(self) -> int:
@@ -80,6 +82,7 @@ class TorchModel:
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
+        self._check(ids)
         kept = len(ids) - first
         found = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=kept).logits[
             0, -kept:
@@ -97,6 +100,7 @@ class TorchModel:
         process: LogitsProcessor | None = None,
     ) -> Iterator[int]:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
+        self._check(ids, max_tokens)
         generator = torch.Generator().manual_seed(sampling.seed)
         step, cache = torch.tensor([list(ids)]), None
         answer: list[int] = []
@@ -117,6 +121,8 @@ class TorchModel:
     @torch.inference_mode()
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         """Greedy answers to many prompts, padded on the left and computed together."""
+        for prompt in prompts:
+            self._check(prompt, max_tokens)
         stops = sorted(self.stop_ids)
         answers: list[list[int]] = []
         for start in range(0, len(prompts), BATCH):
@@ -131,13 +137,17 @@ class TorchModel:
             answers += [_until_stop(row, self.stop_ids) for row in found[:, longest:].tolist()]
         return answers
 
+    def _check(self, prompt: Sequence[int], max_tokens: int = 0) -> None:
+        check_fits(len(prompt), max_tokens, self._context)
+        check_ids(prompt, self.vocab_size)
+
     def close(self) -> None:
         """Free the model."""
         vars(self).pop("_model", None)
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    if sampling.temperature <= 0:
+    if sampling.greedy:
         return int(logits.argmax())
     chances, order = torch.softmax(logits.float() / sampling.temperature, -1).sort(descending=True)
     chances[chances.cumsum(-1) - chances >= sampling.top_p] = 0.0

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from edgekit.device.certainty import Certainty
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
-
-if TYPE_CHECKING:
-    from edgekit.field.telemetry.observation import Certainty
-
 
 WHOLE = ("stop", "length")  # how an answer ends that was given; all else was cancelled or failed
 
@@ -53,13 +50,9 @@ class Answer:
         self.duration_s = 0.0
         self.finish: str | None = None
         self.error: str | None = None
-        self.certainty: Certainty | None = None
+        self.certainty = None if records is None else Certainty()
         self._records = records
         self._process = process
-        if records is not None:
-            from edgekit.field.telemetry.observation import Certainty
-
-            self.certainty = Certainty()
         self._pieces = self._made(runtime, max_tokens, sampling)
 
     def __iter__(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ from bytewise import Bytewise
 
 from edgekit.base.errors import StageError
 from edgekit.device.answer import Answer
-from edgekit.field.telemetry.observation import WATCHED, Certainty
+from edgekit.device.certainty import WATCHED, Certainty
 
 BYTES = ["a", "é", " ", "👩‍🚀", "b", "日本"]
 

@@ -72,3 +72,20 @@ def test_what_it_forbids_is_not_chosen(model: Any, sampling: Sampling) -> None:
 
     answer = list(model.generate(PROMPT, 8, sampling, process=only))
     assert len(answer) == 8 and set(answer) <= set(allowed)
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-12, 1e-5])
+def test_a_very_low_temperature_never_chooses_a_forbidden_token(model: Any, temperature: float) -> None:
+    allowed = [200, 201, 202]
+
+    def forbid(ids: Sequence[int], logits: np.ndarray) -> None:
+        kept = logits[allowed].copy()
+        logits[:] = -np.inf
+        logits[allowed] = kept
+
+    greedy = list(model.generate(PROMPT, 4, process=forbid))
+    assert set(greedy) <= set(allowed)
+    answer = list(model.generate(PROMPT, 4, Sampling(temperature, 1.0, 3), process=forbid))
+    assert len(answer) == 4 and set(answer) <= set(allowed)
+    if temperature < 1e-5:
+        assert answer == greedy

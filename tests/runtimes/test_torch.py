@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from edgekit import registry
-from edgekit.base.errors import EdgekitError
+from edgekit.base.errors import ConfigError, EdgekitError
 from edgekit.registry import Sampling
 from edgekit.runtimes.torch import open_model
 
@@ -104,6 +104,20 @@ def test_sampling_follows_its_seed(model: Any) -> None:
     answers = [list(model.generate(PROMPTS[0], 8, Sampling(3.0, 1.0, seed))) for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
     assert list(model.generate(PROMPTS[0], 8, Sampling(3.0, 1e-6, 1))) == list(model.generate(PROMPTS[0], 8))
+
+
+def test_a_context_is_held(tiny_llama: Path) -> None:
+    small = open_model(tiny_llama, threads=1, context=8)
+    assert len(list(small.generate(PROMPTS[2][:4], 4, ignore_stop=True))) == 4
+    for ask in (
+        lambda: list(small.generate(PROMPTS[2][:4], 5)),
+        lambda: small.generate_batch([PROMPTS[1], PROMPTS[2][:4]], 5),
+        lambda: small.logits(list(range(9))),
+    ):
+        with pytest.raises(ConfigError, match="exceed the context of 8"):
+            ask()
+    with pytest.raises(ConfigError, match="exceed the context of 512"):  # the model was made for no more
+        open_model(tiny_llama, threads=1, context=4096).logits(list(range(513)))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from edgekit.base.artifacts import write_json
 from edgekit.base.errors import CorruptError
 from edgekit.data.rows import Row
 from edgekit.device.answer import Answer
+from edgekit.device.certainty import Certainty
 from edgekit.field.telemetry import reference
-from edgekit.field.telemetry.observation import Certainty
 from edgekit.field.telemetry.reference import OTHER, ClassMix, Distribution, Signals, bitmap, label_key
 
 
