@@ -1,4 +1,4 @@
-"""The child process of the profiler: opens one artifact, answers a few prompts, and prints what it cost as JSON.
+"""The child process of the profiler: limits itself, opens one artifact, answers prompts, and prints the cost as JSON.
 
 echo '{"artifact": ..., "runtime": ..., ...}' | python -m edgekit.profiles.probe
 """
@@ -10,11 +10,13 @@ import os
 import random
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgekit import registry
 from edgekit.base.memory import own_peak_mib
+from edgekit.profiles import limits
 
 
 def main() -> None:
@@ -22,22 +24,31 @@ def main() -> None:
     task = json.load(sys.stdin)
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    json.dump(measure(task), results)
+    applied = limits.apply(task.get("cores"), task.get("memory_mib"))
+    try:
+        found = measure(task, applied)
+    except limits.MemoryExceededError as error:
+        found = {"exceeded_mib": error.peak_mib}
+    json.dump(found, results)
     results.close()
 
 
-def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Readings of every counted run, and the peak resident memory of this process, MiB."""
+def measure(task: dict[str, Any], applied: limits.Applied = limits.Applied()) -> dict[str, Any]:
+    """Readings of every counted run, the peak resident memory of this process in MiB, and the limits it ran under.
+
+    Raises `MemoryExceededError` as soon as the process took more than the memory of `applied`.
+    """
     length, count = task["prompt_tokens"], task["generate_tokens"]
     joules = _Joules()
     model = registry.load("runtimes", task["runtime"])(
         Path(task["artifact"]), threads=task["threads"], context=length + count + 8
     )
+    applied.check()
     chance = random.Random(0)
     runs: list[dict[str, float]] = []
     energy = 0.0
     for number in range(task["warmup"] + task["repeats"]):
-        # another prompt each time, so that nothing remembered of the last one helps
+        # a new prompt each time, so that no cached prefix shortens the work
         prompt = [chance.randrange(3, model.vocab_size) for _ in range(length)]
         before, start = joules.read(), time.perf_counter()
         answer = model.generate(prompt, count, ignore_stop=True)
@@ -45,6 +56,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         first = time.perf_counter()
         rest = sum(1 for _ in answer)
         end = time.perf_counter()
+        applied.check()
         if number >= task["warmup"]:
             runs.append(
                 {
@@ -60,6 +72,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "runs": runs,
         "peak_rss_mib": own_peak_mib(),
         "joules_per_token": energy / tokens if joules.files else None,
+        "limits": {"threads": task["threads"], **asdict(applied)},
     }
 
 

@@ -5,7 +5,6 @@ The reference is the tuned, merged fp32 model; the conversations are validation 
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from edgekit.proof import gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
 from edgekit.proof.texts import TEXTS
+from edgekit.report.summary import conditions
 
 if TYPE_CHECKING:
     from edgekit.build.pipeline import Request
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DRIFT_ROWS = 48
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
 BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
+PROFILE_VERSION = 2  # raise it when an entry of the profile records something else
 SIGNALS_VERSION = 2  # raise it when the reference for drift records something else
 
 
@@ -275,15 +276,20 @@ def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
 
     machine = fingerprint()
     device = request.target.device
-    simulated = platform.machine() not in device.arch or device.threads > machine["cores"]
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         entries = registry.load("profiles", "profile")(
-            artifact.path, artifact.runtime, request.target.profile, emit=cache.emit, simulated=simulated
+            artifact.path, artifact.runtime, request.target.profile, device=device, emit=cache.emit
         )
         return {"entries": entries}
 
-    inputs = {"artifact": artifact.digest, "options": request.target.profile.model_dump(), "machine": machine}
+    inputs = {
+        "artifact": artifact.digest,
+        "options": request.target.profile.model_dump(),
+        "device": device.model_dump(),
+        "machine": machine,
+        "version": PROFILE_VERSION,
+    }
     return cache.stage(f"profile.{artifact.format}", inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
 
 
@@ -295,14 +301,18 @@ def budget_gates(
     found = [gates.accuracy_drop(tuned.result, answers.result, budget, artifact.format, last)]
     if budget.size_mib is not None:
         found.append(gates.size(size_of(artifact.path), budget.size_mib, artifact.format, last))
+    entries = speed.result["entries"]
     if budget.peak_rss_mib is not None:
-        peak = max(entry["peak_rss_mib"] for entry in speed.result["entries"])
-        found.append(gates.peak_rss(peak, budget.peak_rss_mib, artifact.format, last))
+        largest = max(entries, key=lambda entry: float(entry["peak_rss_mib"]))
+        peak = gates.peak_rss(largest["peak_rss_mib"], budget.peak_rss_mib, artifact.format, last)
+        found.append(replace(peak, detail=conditions(largest)))
     threads = request.target.device.threads
-    device = min(speed.result["entries"], key=lambda entry: abs(entry["threads"] - threads))
+    device = min(entries, key=lambda entry: abs(entry["threads"] - threads))
     if budget.ttft_ms is not None:
-        found.append(gates.ttft(device["ttft_ms"]["median"], budget.ttft_ms, artifact.format, last))
+        first = gates.ttft(device["ttft_ms"]["median"], budget.ttft_ms, artifact.format, last)
+        found.append(replace(first, detail=conditions(device)))
     if budget.decode_tokens_per_s is not None:
         rate = device["decode_tokens_per_s"]["median"]
-        found.append(gates.decode_speed(rate, budget.decode_tokens_per_s, artifact.format, last))
+        decoded = gates.decode_speed(rate, budget.decode_tokens_per_s, artifact.format, last)
+        found.append(replace(decoded, detail=conditions(device)))
     return found

@@ -26,6 +26,7 @@ _environment.filters.update(
     mib=summary.mib,
     median=summary.median,
     gate_words=summary.gate_words,
+    conditions=summary.conditions,
 )
 
 
@@ -43,6 +44,7 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         verdict=summary.verdict_word(report),
         sentence=summary.verdict_sentence(report),
         failed=summary.failed_gates(report),
+        simulation=summary.simulation(report),
         files=[variant for variant in variants if variant.path],
         pictures=_pictures(report, variants),
         gate_groups=_gate_groups(report),

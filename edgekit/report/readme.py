@@ -45,6 +45,7 @@ def bundle_readme(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str
         verdict=summary.verdict_word(report),
         sentence=summary.verdict_sentence(report),
         failed=summary.failed_gates(report),
+        simulation=summary.simulation(report),
         variants=summary.variants(report),
         paths={name: entry["path"] for name, entry in manifest["formats"].items()},
         messages=example["messages"],

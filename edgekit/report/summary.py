@@ -164,7 +164,28 @@ def verdict_sentence(report: Mapping[str, Any]) -> str:
         threads = timed[0].speed.get("threads")
         text += f"; {subject} write{verb} {join([figure(file.decode) for file in timed])} tokens per second"
         text += f" on {threads} threads" if threads and threads > 1 else ""
+        text += " (simulated)" if timed[0].speed.get("simulated") else ""
     return text + "."
+
+
+def conditions(row: Mapping[str, Any]) -> str:
+    """How a row of the profile was measured: threads, the limits applied, and whether the device was simulated."""
+    threads, limits = row["threads"], row.get("limits") or {}
+    cores, memory = limits.get("cores"), limits.get("memory_mib")
+    applied = [f"{cores} core{'s' if cores > 1 else ''}"] if cores else []
+    applied += [f"{memory:,} MiB of memory"] if memory else []
+    text = f"{threads} thread{'s' if threads > 1 else ''}"
+    text += f", limited to {join(applied)}" if applied else ""
+    if row.get("simulated"):
+        why = f", which {row['differs']}" if row.get("differs") else ""
+        text = f"simulated: not measured on the device{why}; {text}"
+    return text
+
+
+def simulation(report: Mapping[str, Any]) -> str:
+    """One sentence when the profile was not measured on the target's device; empty when it was."""
+    row = next((row for row in report.get("profile") or [] if row.get("simulated")), None)
+    return f"Speed and memory are {conditions(row)}." if row else ""
 
 
 def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:

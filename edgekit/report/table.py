@@ -32,7 +32,8 @@ def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
     `report` is a dict of schema `edgekit.report/1`.
     """
     gates, failed = report.get("gates") or [], summary.failed_gates(report)
-    lines: list[RenderableType] = [_figures(report), ""]
+    simulation = summary.simulation(report)
+    lines: list[RenderableType] = [_figures(report), *([Text(f" {simulation}")] if simulation else []), ""]
     for gate in failed:
         stage = f", stage {gate['stage']}" if gate["stage"] else ""
         lines.append(

@@ -1,4 +1,4 @@
-"""The typed form of a target: what a TOML file in `profiles/targets/` may say.
+"""The typed form of a target: the tables and keys of a TOML file in `profiles/targets/`.
 
 Names carry units (`memory_mib`, `max_mean_kld_nats` ...). Unknown keys are errors; the loader in
 `edgekit.profiles.targets` reports every fault of a file at once.
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, Tag, model_validator
 from pydantic.types import Discriminator
 
+from edgekit.targets.host import Host
 from edgekit.targets.rules import Rule
 from edgekit.targets.table import Table
 
@@ -23,14 +24,26 @@ GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
 
 class Device(Table):
-    """The machine a target stands for."""
+    """The machine that a target describes. On any other machine, measured speed and memory are marked as simulated."""
 
     arch: list[Literal["x86_64", "aarch64"]] = ["x86_64", "aarch64"]
-    """Processor architectures it runs on."""
+    """Processor architectures of the device."""
+    recognised_by: str = ""
+    """Text in the name of the device's board, processor or system, such as `Raspberry Pi 5`; empty for any name."""
     threads: Annotated[int, Field(ge=1, le=256)] = 2
-    """CPU threads used for answering."""
+    """CPU threads that answer. The profile is limited to as many cores."""
     memory_mib: Annotated[int, Field(ge=64)] = 2048
-    """Memory of the device, MiB."""
+    """Memory of the device, MiB. The profile is limited to it: a model that needs more fails."""
+
+    def differs(self, host: Host) -> str:
+        """Why `host` is not such a device, such as `needs aarch64`; empty when it is."""
+        if host.arch not in self.arch:
+            return f"needs {' or '.join(self.arch)}"
+        if self.recognised_by.lower() not in host.names.lower():
+            return f"needs {self.recognised_by}"
+        if self.threads > host.cores:
+            return f"needs {self.threads} cores"
+        return f"needs {self.memory_mib} MiB" if self.memory_mib > host.memory_mib else ""
 
 
 class Tune(Table):
@@ -51,7 +64,7 @@ class Tune(Table):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     """Peak learning rate of AdamW, with linear decay."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the steps that warm the learning rate up."""
+    """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW weight decay."""
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -59,13 +72,13 @@ class Tune(Table):
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes summed into one optimiser step."""
     max_length: Annotated[int, Field(ge=16)] = 512
-    """Longest row in tokens; longer rows are left out and reported."""
+    """Longest row in tokens; longer rows are skipped and reported."""
     evaluations_per_epoch: Annotated[int, Field(ge=1)] = 2
-    """How often the validation loss is read and a checkpoint is kept."""
+    """How often the validation loss is measured and a checkpoint is saved."""
     patience: Annotated[int, Field(ge=1)] = 3
-    """Evaluations without a better validation loss before tuning stops early."""
+    """Evaluations without a lower validation loss after which tuning stops early."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Dtype of the frozen base: auto is bfloat16 where the processor or GPU computes in it."""
+    """Dtype of the frozen base model: auto means bfloat16 where the processor or GPU supports it natively."""
     qlora: bool = False
     """4-bit base through bitsandbytes (Dettmers et al. 2023, arXiv 2305.14314); needs a CUDA GPU."""
     seed: int = 7
@@ -80,10 +93,10 @@ class Prune(Table):
 
 
 class Quantize(Table):
-    """Calibration shared by the quantizers."""
+    """Calibration that all quantizers share."""
 
     calibration_rows: Annotated[int, Field(ge=0)] = 64
-    """Training rows whose activations weigh the rounding errors (importance matrix); 0 uses none."""
+    """Training rows whose activations weight the rounding errors (importance matrix); 0 turns it off."""
 
 
 class GgufExport(Table):
@@ -93,9 +106,9 @@ class GgufExport(Table):
     type: GgufType = "Q4_K_M"
     """llama.cpp's file type."""
     token_embedding_type: GgufType | None = None
-    """Another type for the token embedding (and the head, when tied); none leaves it to llama.cpp."""
+    """Type of the token embedding (and of the output head, when tied); by default llama.cpp chooses."""
     tensor_types: dict[str, GgufType] = {}
-    """Other types for tensors whose name matches a regular expression, such as `{ ffn_down = "Q6_K" }`."""
+    """Types of the tensors whose names match a regular expression, such as `{ ffn_down = "Q6_K" }`."""
     llama_cpp: Annotated[Path | None, Field(exclude=True)] = None
     """A llama.cpp checkout whose converter is used for architectures that edgekit does not convert itself."""
 
@@ -139,50 +152,50 @@ class Profile(Table):
     """How speed and memory are measured."""
 
     threads: list[Annotated[int, Field(ge=1)]] = [1, 2]
-    """Thread counts to measure; those above the machine's cores are left out and reported."""
+    """Thread counts to measure; counts above the machine's cores are skipped and reported."""
     prompt_tokens: Annotated[int, Field(ge=1)] = 128
     """Length of the prompt, tokens."""
     generate_tokens: Annotated[int, Field(ge=2)] = 32
     """Tokens generated after it."""
     warmup: Annotated[int, Field(ge=0)] = 1
-    """Runs not counted."""
+    """Runs before measuring starts."""
     repeats: Annotated[int, Field(ge=3)] = 7
-    """Runs counted."""
+    """Measured runs."""
 
 
 class Budget(Table):
-    """What an exported file may cost; a miss is exit code 3. Drift is against the tuned, merged fp32 model."""
+    """Limits on an exported file; exit code 3 when one is exceeded. Drift is measured from the tuned, merged fp32 model."""
 
     size_mib: Annotated[float, Field(gt=0)] | None = None
     """Largest file or folder, MiB."""
     peak_rss_mib: Annotated[float, Field(gt=0)] | None = None
-    """Largest resident memory of a fresh process that answers, MiB."""
+    """Largest peak resident memory of a fresh process that answers, MiB."""
     ttft_ms: Annotated[float, Field(gt=0)] | None = None
     """Longest time to the first token of the profile's prompt on the device's threads, ms."""
     decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
-    """Least decode speed on the device's threads, tokens/s."""
+    """Lowest decode speed on the device's threads, tokens/s."""
     mean_kld_nats: Annotated[float, Field(gt=0)] = 0.05
     """Largest mean KL divergence of the next-token distributions on held-out conversations, nats."""
     p99_kld_nats: Annotated[float, Field(gt=0)] = 1.0
     """Largest 99th percentile of the same, nats."""
     top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Least share of positions with the same most likely token, in whole conversations: a user's next word is often
-    a toss-up, and 4-bit files of far larger models agree on about 92 %."""
+    """Lowest share of positions with the same most likely token, in whole conversations. A user's next word is often
+    uncertain: 4-bit files of far larger models agree on about 92 %."""
     answer_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
-    """The same on the positions of the answers alone, where the model itself speaks."""
+    """The same on the positions of the answers only."""
     greedy_agreement: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Least share of an answer that comes out before the first other token, the mean of greedy answers."""
+    """Lowest mean share of a greedy answer before its first different token."""
     stop_agreement: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Least share of the ends of answers at which the file stops where the reference does, and only there."""
+    """Lowest share of the ends of answers at which the file stops exactly where the reference does."""
     text_mean_kld_nats: Annotated[float, Field(gt=0)] = 0.15
-    """Largest mean KL divergence on plain text, nats: what a file lost outside its own use. A 4-bit file of a model as
-    small as SmolLM2-135M has 0.05 to 0.08 there, a larger model's less."""
+    """Largest mean KL divergence on plain text, nats: what the file lost outside the tuned task. A 4-bit file of
+    SmolLM2-135M has 0.05 to 0.08, that of a larger model less."""
     accuracy_drop_points: Annotated[float, Field(ge=0)] = 2.0
-    """Most that exact-match accuracy may fall below the tuned model's, percentage points."""
+    """Largest loss of exact-match accuracy from the tuned model's, percentage points."""
 
 
 class Target(Table):
-    """One device class: how to tune, prune, quantize, export and profile for it, and what it may cost."""
+    """One class of devices: how to tune, prune, quantize, export and profile for it, and the limits on the result."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     """Version of this format."""
@@ -198,7 +211,7 @@ class Target(Table):
     profile: Profile = Profile()
     budget: Budget = Budget()
     rule: list[Rule] = []
-    """When an operator is told in the field; those of `edgekit.field.incidents.defaults` when there are none."""
+    """Alert rules for deployed models; by default those of `edgekit.field.incidents.defaults`."""
 
     @model_validator(mode="after")
     def _formats_differ(self) -> Target:
@@ -211,5 +224,5 @@ class Target(Table):
     def _rules_differ(self) -> Target:
         keys = [rule.key for rule in self.rule]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"two [[rule]] tables say the same: {', '.join(sorted(twice))}")
+            raise ValueError(f"two [[rule]] tables are the same: {', '.join(sorted(twice))}")
         return self

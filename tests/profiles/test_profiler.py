@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import tiny
 from edgekit import registry
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Event
-from edgekit.profiles import probe, profiler
-from edgekit.targets.target import Profile
+from edgekit.profiles import limits, probe, profiler
+from edgekit.targets.target import Device, Profile
 
 QUICK = Profile(threads=[1], prompt_tokens=16, generate_tokens=4, warmup=1, repeats=3)
 
@@ -31,6 +33,58 @@ def test_a_real_file_is_measured_in_a_process_of_its_own() -> None:
         assert 0 < reading["min"] <= reading["median"] <= reading["max"]
     assert 100 < entry["peak_rss_mib"] < 700  # at least the weights
     assert json.loads(json.dumps(entry)) == entry
+    assert entry["limits"] == {"threads": 1, "cores": None, "memory_mib": None, "how": "no limits"}
+
+
+def test_a_device_limits_the_process_that_is_measured() -> None:
+    device = Device(threads=1, memory_mib=700)
+    (entry,) = profiler.profile(tiny.sample_gguf(), "llama.cpp", QUICK, device=device)
+    how = "CPU affinity, RLIMIT_DATA, peak resident memory"
+    assert entry["limits"] == {"threads": 1, "cores": 1, "memory_mib": 700, "how": how}
+    assert entry["peak_rss_mib"] < 700
+
+
+def test_a_model_that_does_not_fit_in_the_devices_memory_fails_its_profile() -> None:
+    device = Device(threads=1, memory_mib=100)  # the weights alone are larger
+    with pytest.raises(StageError, match=r"does not fit.*100 MiB \(device.memory_mib\)") as refusal:
+        profiler.profile(tiny.sample_gguf(), "llama.cpp", QUICK, device=device)
+    assert tiny.SAMPLE in refusal.value.message and refusal.value.hint
+
+
+def test_a_mapped_file_counts_against_the_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "own_peak_mib", lambda: 100.5)  # resident, whether allocated or mapped
+    limits.Applied(memory_mib=101).check()
+    with pytest.raises(limits.MemoryExceededError):
+        limits.Applied(memory_mib=100).check()
+    monkeypatch.setattr(profiler, "_probe", lambda task: {"exceeded_mib": 100.5})
+    with pytest.raises(StageError, match="took 100 MiB, and the limit is 100 MiB"):
+        profiler.profile(Path("model.gguf"), "llama.cpp", QUICK, device=Device(memory_mib=100))
+
+
+def test_a_damaged_file_is_not_said_to_be_too_large(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(StageError, match="could not be profiled"):
+        profiler.profile(broken, "llama.cpp", QUICK, device=Device(memory_mib=700))
+
+
+def test_every_thread_of_the_limited_process_has_its_cores_alone() -> None:
+    code = """
+import json, os, numpy, resource, sys
+from edgekit.profiles import limits
+applied = limits.apply(1, 512)
+cores = [len(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")]
+print(json.dumps([applied.cores, cores, resource.getrlimit(resource.RLIMIT_DATA)[0]]))
+try:
+    bytearray(600 * 2**20)
+except MemoryError:
+    sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    cores, seen, data = json.loads(done.stdout)
+    assert cores == 1 and set(seen) == {1}
+    assert data == 512 * 2**20
 
 
 def test_an_artifact_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
@@ -44,18 +98,21 @@ def test_an_artifact_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 def test_thread_counts_above_the_cores_are_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[int] = []
 
-    def fake(artifact: Path, runtime: str, threads: int, options: Profile) -> dict[str, Any]:
+    def fake(
+        artifact: Path, runtime: str, threads: int, options: Profile, device: Device | None
+    ) -> dict[str, Any]:
         run.append(threads)
         reading = {metric: 1.0 for metric in profiler.METRICS}
-        return {"runs": [reading] * 3, "peak_rss_mib": 10.0, "joules_per_token": None}
+        return {"runs": [reading] * 3, "peak_rss_mib": 10.0, "joules_per_token": None, "limits": {}}
 
     monkeypatch.setattr(profiler, "fingerprint", lambda: {"cores": 4})
     monkeypatch.setattr(profiler, "_run", fake)
     events: list[Event] = []
     options = Profile(threads=[1, 4, 8], repeats=3)
-    entries = profiler.profile(Path("model.gguf"), "llama.cpp", options, emit=events.append, simulated=True)
+    board = Device(recognised_by="a board that this is not")
+    entries = profiler.profile(Path("model.gguf"), "llama.cpp", options, emit=events.append, device=board)
     assert run == [1, 4] == [entry["threads"] for entry in entries]
-    assert all(entry["simulated"] for entry in entries)
+    assert all(entry["simulated"] and "a board that" in entry["differs"] for entry in entries)
     (alert,) = [event for event in events if isinstance(event, Alert)]
     assert "8" in alert.message and "4 cores" in alert.message
 

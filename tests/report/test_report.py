@@ -488,3 +488,44 @@ def test_readme_example_for_llama_cpp_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", block], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and "4" in done.stdout, done.stderr
+
+
+# Simulated profiles
+
+
+def limited(simulated: bool) -> dict[str, Any]:
+    """The report of a profile under limits, on the device or on another machine."""
+    report = copy.deepcopy(REPORT)
+    applied = {"cores": 2, "memory_mib": 1024, "how": "CPU affinity, RLIMIT_DATA, peak resident memory"}
+    for row in report["profile"]:
+        row |= {"simulated": simulated, "differs": "needs aarch64" if simulated else ""}
+        row["limits"] = {"threads": row["threads"], **applied}
+    return report
+
+
+def outputs(tmp_path: Path, report: dict[str, Any]) -> dict[str, str]:
+    return {
+        "page": words(tree(tmp_path, report)),
+        "readme": bundle_readme(MANIFEST, report),
+        "table": " ".join(terminal(report).split()),
+    }
+
+
+@pytest.mark.parametrize("output", ["page", "readme", "table"])
+def test_a_simulated_profile_is_called_so_everywhere(tmp_path: Path, output: str) -> None:
+    said = "simulated: not measured on the device, which needs aarch64"
+    assert said in outputs(tmp_path, limited(simulated=True))[output]
+    assert "limited to 2 cores and 1,024 MiB of memory" in outputs(tmp_path, limited(simulated=True))[output]
+    assert "simulated" not in outputs(tmp_path, limited(simulated=False))[output]
+
+
+def test_no_limit_is_claimed_that_was_not_applied(tmp_path: Path) -> None:
+    report = limited(simulated=True)
+    for row in report["profile"]:
+        row["limits"] = {"threads": row["threads"], "cores": None, "memory_mib": None, "how": "no limits"}
+    for text in outputs(tmp_path, report).values():
+        assert "simulated" in text and "limited to" not in text and "limits" not in text
+    for row in report["profile"]:
+        del row["limits"], row["differs"]  # a report of an earlier version
+    for text in outputs(tmp_path, report).values():
+        assert "simulated" in text and "limited to" not in text

@@ -29,6 +29,7 @@ from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.places import Place, look_at_place
 from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, Choice, Finding
 from edgekit.models.source import BUILT_IN
+from edgekit.targets.host import Host
 from edgekit.targets.target import Budget
 
 TYPING = "you are typing: esc leaves the line, then ? and q work"
@@ -74,7 +75,7 @@ class BuildScreen(View):
         self.choice = Choice()
         self.checks = Checks()
         self.place: Place | None = None
-        self._machine: wizard.Machine | None = None
+        self._machine: Host | None = None
         self._shipped: list[wizard.Shipped] = []
         self._timer: Timer | None = None
         self._last_plan: Outcome | None = None
@@ -248,13 +249,13 @@ class BuildScreen(View):
                 self.action_build()
 
     def _look_here(self) -> None:
-        def look() -> tuple[wizard.Machine, list[wizard.Shipped]]:
-            machine = wizard.Machine.here()
+        def look() -> tuple[Host, list[wizard.Shipped]]:
+            machine = Host.here()
             return machine, wizard.shipped(machine)
 
         in_thread(self, look, self._here_found)
 
-    def _here_found(self, found: tuple[wizard.Machine, list[wizard.Shipped]]) -> None:
+    def _here_found(self, found: tuple[Host, list[wizard.Shipped]]) -> None:
         self._machine, self._shipped = found
         self._draw_targets()
         names = [one.name for one in self._shipped]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +14,10 @@ from pydantic import ValidationError
 
 from edgekit import registry
 from edgekit.app.views.command import Command, Outcome
-from edgekit.base import hardware
-from edgekit.commands.shell import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET, cores
+from edgekit.commands.shell import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.models.source import BUILT_IN, HUB_ID, Source
-from edgekit.targets.target import Budget
+from edgekit.targets.host import Host
+from edgekit.targets.target import Budget, Device
 
 STEPS = ("model", "target", "data", "budget", "review")
 QUESTIONS = {
@@ -116,20 +115,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What decides whether a target runs on this machine."""
-
-    arch: str
-    cores: int
-    memory_mib: int
-
-    @classmethod
-    def here(cls) -> Machine:
-        """This one."""
-        return cls(platform.machine(), cores(0), hardware.total_memory_mib())
-
-
-@dataclass(frozen=True)
 class Shipped:
     """A target that comes with edgekit; `apart` says why this machine is none of its kind, empty when it is."""
 
@@ -150,22 +135,13 @@ class Limit:
     fault: str = ""
 
 
-def shipped(machine: Machine) -> list[Shipped]:
+def shipped(machine: Host) -> list[Shipped]:
     """Every target that comes with edgekit."""
     targets = registry.load("profiles", "targets")
     return [
-        Shipped(name, found.summary, found.budget.peak_rss_mib, _apart(found.device.model_dump(), machine))
+        Shipped(name, found.summary, found.budget.peak_rss_mib, found.device.differs(machine))
         for name, found in ((name, targets.load(name)) for name in targets.names())
     ]
-
-
-def _apart(device: Mapping[str, Any], machine: Machine) -> str:
-    """Why figures measured on this machine are not those of the device (`edgekit.build.checks.profile` has the same rule)."""
-    if machine.arch not in device["arch"]:
-        return f"needs {' or '.join(device['arch'])}"
-    if device["threads"] > machine.cores:
-        return f"needs {device['threads']} cores"
-    return f"needs {device['memory_mib']} MiB" if device["memory_mib"] > machine.memory_mib else ""
 
 
 def planned(outcome: Outcome | None) -> dict[str, Any] | None:
@@ -193,7 +169,7 @@ def model_finding(choice: Choice, plan: Outcome | None) -> Finding:
 
 
 def target_finding(
-    choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Machine | None
+    choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Host | None
 ) -> Finding:
     """What the target makes of the model, and whether it runs on this machine."""
     if not choice.target.strip():
@@ -206,7 +182,7 @@ def target_finding(
     device = {
         key.removeprefix("device."): value for key, value in values.items() if key.startswith("device.")
     }
-    apart = _apart(device, machine)
+    apart = Device.model_validate(device).differs(machine)
     exports = (planned(plan) or {}).get("exports", [])
     limit = values.get("budget.peak_rss_mib")
     lines = [

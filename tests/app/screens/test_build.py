@@ -22,8 +22,9 @@ from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.inputs import Choices
 from edgekit.app.screens.pages import Sheet
 from edgekit.app.views.command import Command, Outcome
-from edgekit.app.views.wizard import STEPS, Machine
+from edgekit.app.views.wizard import STEPS
 from edgekit.build import runs
+from edgekit.targets.host import Host
 
 SIZES = [(80, 24), (160, 50)]
 LABELS = {split: {"a": 4, "b": 5} for split in ("train", "validation", "test")}
@@ -90,7 +91,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shell]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Command, "run", lambda self, timeout_s=None: found.run(self, timeout_s))
     monkeypatch.setattr(Command, "stop", lambda self: found.stopped.append(self.text))
-    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: cls("x86_64", 2, 8000)))
+    monkeypatch.setattr(Host, "here", classmethod(lambda cls: cls("x86_64", 2, 8000)))
     monkeypatch.setattr(start, "launch", found.launch)
     monkeypatch.setitem(tui.SCREENS, "run", f"{__name__}:Watch")
     yield found

@@ -20,11 +20,12 @@ from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.launch import LOG, last_words, launch
 from edgekit.app.views.places import look_at_place, suggest
 from edgekit.app.views.symbols import Symbols
-from edgekit.app.views.wizard import Choice, Finding, Machine
+from edgekit.app.views.wizard import Choice, Finding
 from edgekit.build import runs
 from edgekit.commands.shell import DEFAULT_CACHE
+from edgekit.targets.host import Host
 
-HERE = Machine("x86_64", 2, 8000)
+HERE = Host("x86_64", 2, 8000)
 SHOWN = {
     "summary": {"value": "small CPUs", "origin": "a.toml"},
     "device.arch": {"value": ["x86_64"], "origin": "a.toml"},
@@ -334,7 +335,7 @@ def test_the_end_of_an_endless_log_is_read(tmp_path: Path) -> None:
 def test_shipped_targets_are_listed_with_what_keeps_them_from_this_machine() -> None:
     found = {one.name: one for one in wizard.shipped(HERE)}
     assert found["cpu-int4"].apart == "" and found["mobile-int4"].apart == "needs aarch64"
-    assert wizard.Machine.here().cores >= 1
+    assert Host.here().cores >= 1
 
 
 def test_views_import_no_textual() -> None:

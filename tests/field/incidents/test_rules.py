@@ -209,7 +209,7 @@ def test_rules_are_read_from_a_target(tmp_path: Path) -> None:
     path.write_text(text + '[[rule]]\nkind = "latency"\nabove = 1.5\n[[rule]]\nkind = "speed"\nbelov = 2\n')
     assert any("did you mean 'below'" in fault for fault in targets.validate(path))
     path.write_text(text + '[[rule]]\nkind = "latency"\nabove = 1.5\n')
-    assert "say the same" in targets.validate(path)[0]
+    assert "are the same" in targets.validate(path)[0]
 
 
 def test_a_stretch_of_time_is_read_as_people_write_it() -> None:

@@ -1,0 +1,67 @@
+"""A device's limits, put on the process that is profiled: processor cores and memory.
+
+The memory limit has two parts, so that it holds for weights that are read and for weights that are mapped:
+`RLIMIT_DATA` makes an allocation beyond the limit fail, and the peak of resident memory, which counts mapped files
+as well, is compared with the limit after opening and after each answer. A control group would only add that a file
+that is too large runs slowly before it fails, and needs rights that most users do not have.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from edgekit.base.memory import own_peak_mib
+
+
+class MemoryExceededError(Exception):
+    """The process took more resident memory than its limit; `peak_mib` says how much."""
+
+    def __init__(self, peak_mib: float) -> None:
+        super().__init__(f"{peak_mib:.0f} MiB resident")
+        self.peak_mib = peak_mib
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The limits that this process really has; `None` where one is not set or cannot be set here."""
+
+    cores: int | None = None
+    memory_mib: int | None = None
+    how: str = "no limits"
+
+    def check(self) -> None:
+        """Raise `MemoryExceededError` when this process ever took more than its memory."""
+        peak = own_peak_mib()
+        if self.memory_mib is not None and peak > self.memory_mib:
+            raise MemoryExceededError(peak)
+
+
+def apply(cores: int | None, memory_mib: int | None) -> Applied:
+    """Limit this process and its threads to `cores` of the cores it has and to `memory_mib` MiB; for good."""
+    methods = []
+    pinned = _pin(cores) if cores is not None else None
+    if pinned is not None:
+        methods.append("CPU affinity")
+    if memory_mib is not None:
+        if sys.platform == "linux":  # other systems accept the call and ignore the limit
+            import resource
+
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            wanted = memory_mib * 2**20
+            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+            methods.append("RLIMIT_DATA")
+        methods.append("peak resident memory")
+    return Applied(pinned, memory_mib, ", ".join(methods) or "no limits")
+
+
+def _pin(cores: int) -> int | None:
+    """Bind every thread of this process to the first `cores` cores; returns how many it may use then."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    chosen = sorted(os.sched_getaffinity(0))[:cores]
+    for thread in os.listdir("/proc/self/task"):  # those that libraries started keep their own
+        os.sched_setaffinity(int(thread), chosen)
+    return len(os.sched_getaffinity(0))
