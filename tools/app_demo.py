@@ -10,7 +10,6 @@ the story does not hold; the screens of each step are kept beside the state.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shlex
@@ -21,16 +20,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import psutil
-from field_demo import Load, next_release, traffic, typos
+from story import EDGEKIT, Load, Story, next_release, questions, traffic, typos, wait
 
-from edgekit.data.dataset import load_dataset
-
-EDGEKIT = [sys.executable, "-m", "edgekit.cli"]
 BUNDLE = "smollm2-135m-cpu-int4"
 
 
@@ -88,26 +83,20 @@ class Terminal:
         return done.stdout
 
 
-class Story:
-    """Says what happens, and stops at the first thing that does not hold, with the screen as it is."""
+class Screens(Story):
+    """The story told on the screens of a terminal, which are kept."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, state: Path) -> None:
+        super().__init__(state, self._ended)
         self.terminal = terminal
-
-    def say(self, text: str) -> None:
-        """Say what comes next."""
-        print(f"\n── {text}", flush=True)
-
-    def holds(self, fact: bool, text: str) -> None:
-        """Go on where `fact` holds."""
-        print(f"   {'✓' if fact else '✗'} {text}", flush=True)
-        if not fact:
-            self.terminal.keep("failed")
-            sys.exit(f"The story does not hold. The screen shows:\n{self.terminal.text}")
 
     def shows(self, *words: str, seconds: float = 30) -> None:
         """Go on once the screen shows one of `words`."""
         self.holds(self.terminal.see(*words, seconds=seconds), f"the screen shows {' or '.join(words)}")
+
+    def _ended(self) -> str:
+        self.terminal.keep("failed")
+        return f"The screen shows:\n{self.terminal.text}"
 
 
 def main() -> int:
@@ -132,17 +121,16 @@ def main() -> int:
     print(f"$ edgekit tui {shlex.join(places)}", flush=True)
     with Terminal(command, (columns, rows), folder / "screens") as terminal:
         try:
-            tell(Story(terminal), terminal, folder)
+            tell(Screens(terminal, folder / "state"), terminal, folder)
         finally:
             end_server(folder / "state")
     print("\n✓ The story holds", flush=True)
     return 0
 
 
-def tell(story: Story, terminal: Terminal, folder: Path) -> None:
+def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     """Build, serve, watch, be told, roll back, recover."""
-    bundles, state = folder / "bundles", folder / "state"
-    questions = [row.messages[-2]["content"] for row in load_dataset("demo").test]
+    bundles, asked = folder / "bundles", questions()
 
     story.say("Five questions, each answered with enter, and a build")
     story.shows("1/5")
@@ -172,7 +160,7 @@ def tell(story: Story, terminal: Terminal, folder: Path) -> None:
     terminal.type(str(port))
     base = f"http://127.0.0.1:{port}/v1"
     story.holds(wait(lambda: answers(port), 120), "the service answers")
-    first = releases(state)["current"]
+    first = story.releases()["current"]
 
     story.say("The next release follows while the service runs")
     next_release(bundles / BUNDLE, bundles / "next")
@@ -180,10 +168,12 @@ def tell(story: Story, terminal: Terminal, folder: Path) -> None:
     story.shows("next")
     terminal.press("Enter")
     promote(story, "next", "an update")
-    story.holds(wait(lambda: releases(state).get("previous") == first, 60), "it answers, and was marked good")
+    story.holds(
+        wait(lambda: story.releases().get("previous") == first, 60), "it answers, and was marked good"
+    )
 
     story.say("Good traffic")
-    told = traffic(base, [questions[n % len(questions)] for n in range(120)])
+    told = traffic(base, [asked[n % len(asked)] for n in range(120)])
     story.holds(set(told) == {200}, f"answered: {dict(told)}")
     terminal.press("4")
     story.shows("OK")
@@ -191,7 +181,7 @@ def tell(story: Story, terminal: Terminal, folder: Path) -> None:
 
     story.say("Traffic in which every word is mistyped")
     draw = random.Random(7)
-    told = traffic(base, [typos(questions[n % len(questions)], draw) for n in range(240)])
+    told = traffic(base, [typos(asked[n % len(asked)], draw) for n in range(240)])
     story.holds(set(told) == {200}, f"answered: {dict(told)}")
     story.shows("WARNING", "CRITICAL", seconds=60)
     terminal.keep("monitor-alert")
@@ -207,7 +197,7 @@ def tell(story: Story, terminal: Terminal, folder: Path) -> None:
     story.shows("ACKNOWLEDGED")
 
     story.say("Back to the release before, under load")
-    load = Load(base, questions)
+    load = Load(base, asked)
     time.sleep(3)
     terminal.press("R")
     story.shows("Roll back: why?")
@@ -231,7 +221,7 @@ def tell(story: Story, terminal: Terminal, folder: Path) -> None:
     story.holds(answers(port), "the service still answers")
 
 
-def promote(story: Story, bundle: str, why: str) -> None:
+def promote(story: Screens, bundle: str, why: str) -> None:
     """Put the bundle that is shown on trial."""
     story.terminal.press("P")
     story.shows("Why is it promoted")
@@ -246,13 +236,6 @@ def promote(story: Story, bundle: str, why: str) -> None:
 def recovered(text: str, release: str) -> bool:
     """Whether the monitor shows the release, and shows it well."""
     return any(release[:7] in line and " OK " in line for line in text.splitlines())
-
-
-def releases(state: Path) -> dict[str, str]:
-    """The release in each place, as the shell tells it."""
-    command = [*EDGEKIT, "releases", "list", "--state", str(state), "--json"]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return {one["place"]: one["name"] for one in reversed(found)}
 
 
 def answers(port: int) -> bool:
@@ -278,16 +261,6 @@ def end_server(state: Path) -> None:
         if "serve" in words and str(state) in words:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-
-
-def wait(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether `condition()` comes true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.25)
-    return condition()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Make what `edgekit tui --demo` shows anew: `python tools/record_demo.py` (some 12 minutes, once a bundle is built).
+"""Record what `edgekit tui --demo` shows: `python tools/record_demo.py` (some 12 minutes, once a bundle is built).
 
-Two recordings go to `edgekit/app/demo/`, with the reports of the bundle and without its model:
-- A real build, from the log and the samples of a finished one. What each stage took, and every measurement and gate, is as
-  it was recorded. A stage that came from the cache has no ticks in that log: tune's are made of its recorded losses, and
-  all others are laid out evenly over the stage's recorded seconds, with no reading that was not recorded.
+Two recordings go to `tools/demo/`, with the reports of the bundle and without its model:
+- A real build, from its log: every measurement, gate and time is as recorded. Build into an empty `--cache-dir` first, as
+  stages that come from the cache have no progress in the log.
 - A real day. The bundle answers some 650 requests through the product's own serving, telemetry, rules and releases; only
   the clock is set forward between them, so that 24 hours pass in minutes. Readings of the machine are this machine's. A
-  new release takes over in the 15th hour, people begin to mistype in the 19th, and the detector says so when it finds out.
+  new release takes over in the 15th hour, people begin to mistype in the 19th, and the detector reports it.
 No prompt is kept, as none is in any store. `--pack-only` packs the recorded state folder again and records nothing.
 """
 
@@ -29,7 +28,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from edgekit.app.demo import SCHEMA
+from story import next_release, typos
+
+from edgekit.app.views.demo import RECORDING, SCHEMA
 from edgekit.data.dataset import load_dataset
 from edgekit.device.loaded import load
 from edgekit.field.incidents.audit import Audit
@@ -41,6 +42,7 @@ from edgekit.field.telemetry.machine import MachineWatch
 from edgekit.field.telemetry.observation import Observation
 
 HOUR_S, MINUTE_S = 3600.0, 60.0
+APART_S = 0.5  # between two recorded ticks that are kept
 RATES = (22, *[8] * 6, 24, 24, *[36] * 3, 26, *[34] * 11)  # requests in each hour of the day
 RESTART_H, SWITCH_H, DRIFT_H = 5.0, 14.3, 18.2  # hours of the day at which these things happen
 ACKNOWLEDGED_S = 25 * MINUTE_S  # after it was told
@@ -61,7 +63,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, default=Path("bundles/smollm2-135m-cpu-int4"))
     parser.add_argument("--cache-dir", type=Path, default=Path(".edgekit/cache"))
     parser.add_argument("--state", type=Path, default=Path(".edgekit/demo-day"), help="where the day goes")
-    parser.add_argument("--out", type=Path, default=Path("edgekit/app/demo"))
+    parser.add_argument("--out", type=Path, default=RECORDING)
     parser.add_argument("--pack-only", action="store_true", help="pack the day that is in --state again")
     parser.add_argument("--parts", nargs="*", default=["build", "bundle", "day"], help="what is packed")
     arguments = parser.parse_args()
@@ -70,8 +72,6 @@ def main() -> int:
     if not arguments.pack_only:
         shutil.rmtree(arguments.state, ignore_errors=True)
         Day(arguments.bundle, arguments.state).record()
-    from demo_build import build_of
-
     samples = chosen_samples(arguments.bundle)
     texts = {name: (arguments.bundle / name).read_text(encoding="utf-8") for name in FILES}
     bundle = {"schema": SCHEMA, "name": arguments.bundle.name, "files": {**texts, **samples}}
@@ -179,8 +179,6 @@ class Day:
             chance -= 1
 
     def _question(self, hour: float) -> str:
-        from field_demo import typos
-
         self.asked += 1
         question = self.questions[self.asked % len(self.questions)]
         return typos(question, self.draw) if hour >= DRIFT_H else question
@@ -217,14 +215,24 @@ class Day:
         return found
 
 
-def next_release(bundle: Path, out: Path) -> Path:
-    """The next version, as the demo of the field makes it."""
-    import field_demo
-
-    return field_demo.next_release(bundle, out)
-
-
 # What is packed
+
+
+def build_of(cache_dir: Path, bundle: Path) -> dict[str, Any]:
+    """The events of a build, their times in seconds from its start, without progress that follows other closely."""
+    lines = [json.loads(line) for line in (cache_dir / "events.jsonl").read_text("utf-8").splitlines()]
+    if kept := [line["stage"] for line in lines if line.get("cached")]:
+        sys.exit(
+            f"Stages of this build came from the cache: {', '.join(kept)}. Build with a new --cache-dir."
+        )
+    start, shown = lines[0]["time"], 0.0
+    events = []
+    for line in lines:
+        if line["event"] == "Progress" and line["time"] - shown < APART_S and line["done"] != line["total"]:
+            continue
+        shown = line["time"] if line["event"] == "Progress" else shown
+        events.append({**line, "time": round(line["time"] - start, 3)})
+    return {"schema": SCHEMA, "seconds": events[-1]["time"], "events": events}
 
 
 def chosen_samples(bundle: Path) -> dict[str, str]:
@@ -268,7 +276,11 @@ def day_of(state: Path) -> dict[str, Any]:
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "end": recorded["end"],
-        "minutes": [[minute, release, json.loads(body)] for minute, release, body in minutes],
+        "machine": [
+            [minute, release, round(highest["rss_mib"]), round(highest.get("load", 0.0), 2)]
+            for minute, release, body in minutes
+            if (highest := json.loads(body)["highest"]).get("rss_mib")
+        ],
         "alarms": [[at, release, json.loads(body)] for at, release, body in alarms],
         "incidents": incidents,
         "changes": changes,
@@ -301,5 +313,4 @@ def _short(seen: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))  # for its neighbour, the demo of the field
     sys.exit(main())

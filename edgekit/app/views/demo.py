@@ -1,4 +1,4 @@
-"""The recorded build and day of `edgekit.app.demo` as if they were here and now, for looking before there is a model.
+"""A recorded build and a recorded day of a device, shown as if they were here and now; `tools/record_demo.py` makes both.
 
 `unpack` writes the day into a folder so that it ends now: the same files as a device has, but for the models. `Replay`
 plays the build again and again, keeps the device alive, and has others beside it (`edgekit.app.views.demo_devices`).
@@ -7,6 +7,7 @@ plays the build again and again, keeps the device alive, and has others beside i
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import sqlite3
@@ -17,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from edgekit.app import demo
 from edgekit.app.views.demo_devices import Here, Other, here_of, others_of
 from edgekit.app.views.settings import Settings
 from edgekit.base.artifacts import remove, write_json
 from edgekit.base.clock import clock
+from edgekit.base.errors import MissingPartError
 from edgekit.base.events import Alert, StageFinished, StageStarted, from_json, jsonl_writer, to_json
 from edgekit.build import runs
 from edgekit.device.manifest import MANIFEST
@@ -29,11 +30,14 @@ from edgekit.field.incidents import evidence, incidents
 from edgekit.field.incidents.audit import Audit
 from edgekit.field.releases.slots import SCHEMA as SLOTS
 from edgekit.field.telemetry import store as telemetry
+from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.minutes import SECONDS
+from edgekit.field.telemetry.observation import Observation
 
 SPEED = 20.0  # times as fast as it was: a whole build in a minute
 REST_S = 10.0  # between two builds
 LOOK_S = 0.2
+AT_ONCE = 50  # readings and answers written together; the store keeps 120 minutes in memory
 BEFORE_S = 600.0  # between the end of the build and its import
 LOST_S = 45.0  # after so long one device answers no more
 TIMES = frozenset(
@@ -42,16 +46,35 @@ TIMES = frozenset(
         "well_since",
     }
 )  # fmt: skip
+RECORDING = Path(__file__).resolve().parents[3] / "tools" / "demo"
+"""In a clone of the repository; the installed package does without."""
+SCHEMA = "edgekit.demo/1"
 SINCE = "{since}"  # stands in a recorded sentence for the time of day
 
 
 # The day
 
 
+def read(part: str) -> dict[str, Any]:
+    """One part of the recording: `build` (events), `bundle` (files) or `day` (what the stores of a device held).
+
+    Raises `MissingPartError` where edgekit was installed without it.
+    """
+    path = RECORDING / f"{part}.json.gz"
+    if not path.is_file():
+        raise MissingPartError(
+            "The recorded demo is not part of the installed package; nothing was started.",
+            "Run `edgekit tui --demo` from a clone of the edgekit repository, or `edgekit tui` on your own data.",
+        )
+    document: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+    assert document["schema"] == SCHEMA
+    return document
+
+
 def unpack(folder: Path, now: float | None = None) -> Settings:
     """Write the recorded bundle and day into `folder`, the day ending `now` (Unix seconds); returns where all is."""
     moment = time.time() if now is None else now
-    bundle, day = demo.read("bundle"), demo.read("day")
+    bundle, day = read("bundle"), read("day")
     shift = moment // SECONDS * SECONDS - day["end"]  # whole minutes, which telemetry keeps
     found = Settings(folder / "cache", folder / "state", folder / "bundles", demo=True)
     found.cache_dir.mkdir(parents=True)
@@ -98,19 +121,20 @@ def _switches(root: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _telemetry(path: Path, day: Mapping[str, Any], shift: float, now: float) -> None:
+    store = telemetry.Store(path, every_s=3600)
+    for first in range(0, len(day["machine"]), AT_ONCE):
+        for minute, release, rss_mib, load in day["machine"][first : first + AT_ONCE]:
+            store.sample(Machine(minute * SECONDS + shift, rss_mib, None, None, load), release)
+        for answer in day["answers"][first : first + AT_ONCE]:
+            store.add(Observation(**shifted(answer, shift)))
+        store.flush()
+    store.heartbeat(now)
+    store.close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute("pragma auto_vacuum = incremental")
-        db.executescript(telemetry.TABLES)
-        minutes = (
-            (minute + round(shift / SECONDS), release, json.dumps(body, separators=(",", ":")))
-            for minute, release, body in day["minutes"]
-        )
-        db.executemany("insert into minutes values (?, ?, ?)", minutes)
         alarms = (
             (at + shift, release, json.dumps(shifted(body, shift))) for at, release, body in day["alarms"]
         )
         db.executemany("insert into alarms values (?, ?, ?)", alarms)
-        db.execute("insert into alive values (?, ?)", (os.getpid(), now))
 
 
 def _incidents(state: Path, day: Mapping[str, Any], shift: float) -> None:
@@ -167,7 +191,7 @@ class Replay:
         self._began = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo", daemon=True)
-        day = demo.read("day")
+        day = read("day")
         self._build = _Build(settings, speed)
         self._here: Here = here_of(day, settings.state)
         self._others: list[Other] = others_of(day, self._build.model)
@@ -209,7 +233,7 @@ class _Build:
     """The recorded build, written as a build that runs here writes it: to its events and its record."""
 
     def __init__(self, settings: Settings, speed: float) -> None:
-        recorded, files = demo.read("build"), demo.read("bundle")
+        recorded, files = read("build"), read("bundle")
         self.seconds: float = recorded["seconds"]
         self._speed = speed
         self._events = [(line["time"], from_json(json.dumps(line))) for line in recorded["events"]]

@@ -137,5 +137,4 @@ def _seen(answer: Mapping[str, Any], now: float) -> Observation:
 
 def _memory_mib(day: Mapping[str, Any]) -> float:
     """The highest memory that the recorded process took in its last hour."""
-    known = [body.get("highest", {}).get("rss_mib") for _, _, body in day["minutes"][-60:]]
-    return max((float(value) for value in known if value is not None), default=0.0)
+    return max(float(rss_mib) for _, _, rss_mib, _ in day["machine"][-60:])

@@ -5,17 +5,17 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgekit.app import demo
+from edgekit.app.views import demo
 from edgekit.app.views.demo import Replay, shifted, unpack
 from edgekit.app.views.scrape import ANSWERS, Page, added, read_page
 from edgekit.app.views.settings import Settings
 from edgekit.base.clock import clock
+from edgekit.base.errors import MissingPartError
 from edgekit.base.events import GateResult, Measured, Progress, StageFinished, StageStarted, from_json
 from edgekit.build import runs
 from edgekit.device.manifest import read_manifest
@@ -69,13 +69,20 @@ def test_it_is_unpacked_at_once(tmp_path: Path) -> None:
 
 
 def test_the_recording_is_small_and_names_no_machine() -> None:
-    files = list(resources.files(demo).iterdir())
-    assert sum(len(file.read_bytes()) for file in files if file.name.endswith(".gz")) <= 400 * 1024
-    assert {f"{part}.json.gz" for part in demo.PARTS} <= {file.name for file in files}
-    for part in demo.PARTS:
+    files = list(demo.RECORDING.iterdir())
+    assert {file.name for file in files} == {"build.json.gz", "bundle.json.gz", "day.json.gz"}
+    assert sum(file.stat().st_size for file in files) <= 80 * 1024
+    for part in ("build", "bundle", "day"):
         text = json.dumps(demo.read(part))
         for word in ("/work/", "/root/", "/home/", "/tmp/", '"root"'):
             assert word not in text, (part, word)
+
+
+def test_without_the_recording_it_says_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "RECORDING", tmp_path / "none")
+    with pytest.raises(MissingPartError, match="not part of the installed package") as told:
+        unpack(tmp_path / "demo", NOW)
+    assert "clone" in told.value.hint and not (tmp_path / "demo").exists()
 
 
 def test_the_monitor_shows_a_day_that_ends_now_and_drifts(day: Settings) -> None:
