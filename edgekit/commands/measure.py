@@ -111,9 +111,9 @@ def compare(
     verbose: shell.Verbose = False,
 ) -> None:
     """Which answers changed from right to wrong and back between two sample logs, with McNemar's exact test."""
-    from edgekit.evaluation import accuracy as evaluation
+    from edgekit.evaluation.compare import compare as compare_logs
 
-    result = evaluation.compare(first, second)
+    result = compare_logs(first, second)
     if json:
         shell.print_json(result)
         return

@@ -1,1 +1,1 @@
-"""Measuring answers on rows: accuracy and its statistics."""
+"""Measuring answers on rows: accuracy, the log of samples, comparisons, and their statistics."""

@@ -1,17 +1,17 @@
-"""Exact-match accuracy of an opened model on rows with known answers, and what changed between two models."""
+"""Exact-match accuracy of an opened model on rows with known answers."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.artifacts import written_whole
-from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
+from edgekit.evaluation.samples import write_log
+from edgekit.evaluation.statistics import wilson
 from edgekit.registry import Runtime
 
 CHUNK = 24  # prompts answered between two readings of the progress
@@ -57,10 +57,7 @@ def evaluate(
         }
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
     ]
-    with written_whole(log, force=True) as staging:
-        staging.write_text(
-            "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples), encoding="utf-8"
-        )
+    write_log(log, samples)
     return {
         "accuracy": correct / len(rows),
         "n": len(rows),
@@ -73,65 +70,6 @@ def evaluate(
 def cut_after(expected: int) -> int:
     """Tokens after which an answer is cut where `expected` are right: it is wrong by then, and may never end."""
     return round(1.25 * expected) + 4
-
-
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927), 95 % by default."""
-    share, spread = correct / n, z * z / n
-    middle = share + spread / 2
-    half = z * math.sqrt(share * (1 - share) / n + spread / n / 4)
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
-
-
-def compare(first: Path, second: Path) -> dict[str, Any]:
-    """What changed between two sample logs of the same rows.
-
-    Returns `n`, the accuracies, the ids that went from right to wrong (`lost`) and from wrong to right (`won`), and
-    `mcnemar_p`: the two-sided exact probability of so uneven a split if both models were equally good (McNemar
-    1947). Raises `CorruptError` for a malformed log and `ConfigError` when the rows differ.
-    """
-    a, b = _read_log(first), _read_log(second)
-    if a.keys() != b.keys():
-        only = sorted(a.keys() ^ b.keys())
-        raise ConfigError(
-            f"{first} and {second} are logs of different rows; {len(only)} ids are in one only, such as '{only[0]}'.",
-            "Evaluate both models on the same rows.",
-        )
-    lost = [id_ for id_ in a if a[id_] and not b[id_]]
-    won = [id_ for id_ in a if b[id_] and not a[id_]]
-    return {
-        "n": len(a),
-        "accuracy_first": sum(a.values()) / len(a),
-        "accuracy_second": sum(b.values()) / len(b),
-        "lost": lost,
-        "won": won,
-        "mcnemar_p": mcnemar(len(lost), len(won)),
-    }
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p of McNemar's test: `lost` against `won` among their sum under a fair coin."""
-    n = lost + won
-    tail = sum(math.comb(n, k) for k in range(min(lost, won) + 1))
-    return min(1.0, 2 * tail / (1 << n))
-
-
-def _read_log(path: Path) -> dict[str, bool]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            samples = [json.loads(line) for line in lines]
-        found = {str(sample["id"]): bool(sample["correct"]) for sample in samples}
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no sample log {path}.", "Sample logs are in a bundle's folder samples/."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"{path} is not a whole sample log: {error}", "Evaluate the model again."
-        ) from error
-    if not found:
-        raise CorruptError(f"{path} holds no samples.", "Evaluate the model again.")
-    return found
 
 
 def _same_json(expected: str, answer: str) -> bool:

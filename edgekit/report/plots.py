@@ -13,7 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from edgekit.report.summary import Variant, figure, mib, percent, wilson
+from edgekit.evaluation.statistics import wilson
+from edgekit.report.summary import Variant, figure, mib, percent
 
 WIDTH = 400  # user units; a phone shows them nearly one to one
 ROW = 30
@@ -69,7 +70,7 @@ def accuracy(variants: Sequence[Variant]) -> Markup:
     axis = Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left, WIDTH - 64)
     parts, words = [_columns(axis, ROW * len(scored), [f"{100 * t:.0f} %" for t in axis.ticks])], []
     for row, (name, share, n) in enumerate(scored):
-        y, (low, high) = ROW * row + ROW / 2, wilson(share, n)
+        y, (low, high) = ROW * row + ROW / 2, wilson(share * n, n)
         parts += [
             _text(left - 10, y + 4, name, "name", "end"),
             _tag("rect", class_="bar", x=left, y=y - 8, width=axis.at(share) - left, height=16),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 NONE = "–"  # shown where nothing was measured
@@ -186,14 +185,6 @@ def simulation(report: Mapping[str, Any]) -> str:
     """One sentence when the profile was not measured on the target's device; empty when it was."""
     row = next((row for row in report.get("profile") or [] if row.get("simulated")), None)
     return f"Speed and memory are {conditions(row)}." if row else ""
-
-
-def wilson(share: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a share of `n` trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209)."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def median(measured: Mapping[str, Any] | None) -> float | None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from fake_runtime import FakeRuntime
-from scipy.stats import binomtest
 
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Event, Progress, ignore
 from edgekit.data.rows import Row
-from edgekit.evaluation.accuracy import compare, evaluate, mcnemar, wilson
+from edgekit.evaluation.accuracy import evaluate
+from edgekit.evaluation.compare import compare
 
 
 @dataclass
@@ -115,18 +115,6 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
         run([], {}, tmp_path / "log")
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (270, 300), (1, 3)])
-def test_the_interval_is_wilsons(correct: int, n: int) -> None:
-    expected = binomtest(correct, n).proportion_ci(method="wilson")
-    assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (3, 12), (12, 3), (7, 7), (40, 60), (900, 1000)])
-def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int) -> None:
-    expected = binomtest(lost, lost + won).pvalue if lost + won else 1.0
-    assert mcnemar(lost, won) == pytest.approx(expected)
-
-
 def test_compare_names_what_was_lost_and_won(tmp_path: Path) -> None:
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     run(ROWS, SCRIPT, first)
@@ -135,12 +123,16 @@ def test_compare_names_what_was_lost_and_won(tmp_path: Path) -> None:
         SCRIPT | {"q": '{"intent": "b"}', "line\u2028separator": "?", "middle one": ROWS[2].answer},
         second,
     )
-    assert compare(first, second) == {
+    found = compare(first, second)
+    low, high = found.pop("difference_points_95")
+    assert low < 0 and high > 25
+    assert found == {
         "n": 4,
         "accuracy_first": 0.5,
         "accuracy_second": 0.75,
         "lost": ["odd"],
         "won": ["short", "spaced"],
+        "difference_points": 25.0,
         "mcnemar_p": 1.0,
     }
     assert compare(second, first)["lost"] == ["short", "spaced"]

@@ -394,12 +394,6 @@ def test_at_most_twenty_changed_answers_lost_ones_first(tmp_path: Path) -> None:
 # The pictures
 
 
-def test_wilson_interval_as_scipy_computes_it() -> None:
-    assert summary.wilson(144 / 150, 150) == pytest.approx((0.915486535783444, 0.9815408393979256))
-    assert summary.wilson(0.0, 150) == pytest.approx((0.0, 0.024970244368076596))
-    assert summary.wilson(1.0, 150) == pytest.approx((0.9750297556319234, 1.0))
-
-
 @given(st.lists(st.floats(0, 1e9), min_size=1))
 def test_axes_hold_their_values_in_order(values: list[float]) -> None:
     for axis in (plots.linear(values, 10, 300), plots.logarithmic(values, 10, 300)):

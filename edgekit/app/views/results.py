@@ -13,6 +13,7 @@ from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
 from edgekit.device.manifest import MANIFEST
+from edgekit.evaluation.statistics import wilson
 from edgekit.report import summary
 from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
 
@@ -228,7 +229,7 @@ def about(row: Row, symbols: Symbols) -> list[Line]:
     if one.bytes is not None:
         facts.append(f"{mib(one.bytes)} MiB, {figure(one.bits_per_weight)} bits per weight")
     if one.accuracy is not None:
-        low, high = summary.wilson(one.accuracy, one.n) if one.n else (None, None)
+        low, high = wilson(one.accuracy * one.n, one.n) if one.n else (None, None)
         facts.append(
             f"right answers {percent(one.accuracy)} of {one.n or '?'}, 95 % interval {percent(low)} to {percent(high)}"
         )

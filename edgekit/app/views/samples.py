@@ -17,7 +17,7 @@ from edgekit.app.views.command import Command
 from edgekit.app.views.differences import Difference
 from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
-from edgekit.evaluation.accuracy import mcnemar
+from edgekit.evaluation.statistics import mcnemar
 
 BEFORE = "tuned"  # what the files are held against
 UNHELD = ("base", BEFORE)

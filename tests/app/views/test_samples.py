@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from results_support import ASKED, PROMPT, write_bundle
 
 from edgekit.app.views import samples
-from edgekit.evaluation.accuracy import compare
+from edgekit.evaluation.compare import compare
 
 
 def test_the_users_words_are_told_from_the_template(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""The log of an evaluation: one JSON object a row, with the prompt, the expected answer and the model's answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.artifacts import written_whole
+from edgekit.base.errors import ConfigError, CorruptError
+
+
+def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write the samples as JSONL, whole or not at all."""
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    with written_whole(path, force=True) as staging:
+        staging.write_text("".join(lines), encoding="utf-8")
+
+
+def read_log(path: Path) -> dict[str, bool]:
+    """Whether each row of a sample log was answered correctly, by id.
+
+    Raises `ConfigError` when there is no such file and `CorruptError` when it is malformed or empty.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            samples = [json.loads(line) for line in lines]
+        found = {str(sample["id"]): bool(sample["correct"]) for sample in samples}
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no sample log {path}.", "Sample logs are in a bundle's folder samples/."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{path} is not a complete sample log: {error}", "Evaluate the model again."
+        ) from error
+    if not found:
+        raise CorruptError(f"{path} holds no samples.", "Evaluate the model again.")
+    return found

@@ -1,0 +1,132 @@
+"""Intervals and tests for measured shares, means and differences: the one place where edgekit computes them.
+
+Every interval is given by the normal quantile `z` of its ends. `TWO_SIDED_95` gives the usual 95 % interval, which
+reports show; with `ONE_SIDED_95` each end is a one-sided 95 % bound, which gates and promotions use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TWO_SIDED_95 = 1.959964
+ONE_SIDED_95 = 1.644854
+RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+
+def wilson(correct: float, n: float, z: float = TWO_SIDED_95) -> Interval:
+    """The score interval of a proportion of `n` trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
+
+    `correct` and `n` need not be whole: a mean of values between 0 and 1 varies no more than a proportion, and
+    trials that depend on each other count as fewer (`clustered_share`). Without trials nothing is known: 0 to 1.
+    """
+    if n <= 0:
+        return Interval(0.0, 1.0)
+    share, spread = correct / n, z * z / n
+    middle = share + spread / 2
+    half = z * math.sqrt(max(0.0, share * (1 - share) / n + spread / n / 4))
+    return Interval(max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread)))
+
+
+def clustered_share(hits: Sequence[float], sizes: Sequence[float], z: float = TWO_SIDED_95) -> Interval:
+    """The interval of a share over clusters of trials that are not independent, such as the tokens of one answer.
+
+    `hits[i]` of `sizes[i]` trials of cluster `i` succeeded. Wilson's interval for as many independent trials as the
+    clusters are worth: their number over the design effect (Korn and Graubard 1998, Survey Methodology 24, 193).
+    """
+    total = sum(sizes)
+    if total <= 0:
+        return Interval(0.0, 1.0)
+    share, count = sum(hits) / total, len(sizes)
+    independent = share * (1 - share) / total
+    effect = 1.0
+    if independent > 0 and count > 1:
+        residuals = sum((hit - share * size) ** 2 for hit, size in zip(hits, sizes, strict=True))
+        effect = max(1.0, count / (count - 1) * residuals / total**2 / independent)
+    effective = total / effect
+    return wilson(share * effective, effective, z)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided exact p of McNemar's test (1947): `lost` against `won` among their sum under a fair coin."""
+    n = lost + won
+    tail = sum(math.comb(n, k) for k in range(min(lost, won) + 1))
+    return min(1.0, 2 * tail / (1 << n))
+
+
+def mcnemar_worse(lost: int, won: int) -> float:
+    """One-sided exact p of McNemar's test: the probability of at least `lost` losses if both were equally good."""
+    n = lost + won
+    return sum(math.comb(n, k) for k in range(lost, n + 1)) / (1 << n)
+
+
+def paired_difference(lost: int, won: int, n: int, z: float = TWO_SIDED_95) -> Interval:
+    """The score interval of the difference of two accuracies on the same `n` rows, after minus before.
+
+    `lost` rows went from right to wrong and `won` from wrong to right. Tango 1998, Statistics in Medicine 17, 891.
+    Without any change it is as wide as the number of rows demands, `z² / (n + z²)` to either side, where Wald's
+    interval has no width at all. Without rows nothing is known: -1 to 1.
+    """
+    if n <= 0:
+        return Interval(-1.0, 1.0)
+    high = _score_bound(won, lost, n, z)
+    return Interval(-_score_bound(lost, won, n, z), high)
+
+
+def _score_bound(up: int, down: int, n: int, z: float) -> float:
+    """The upper bound of `(up - down) / n`: the largest difference whose score statistic is not below `-z`."""
+    low, high = (up - down) / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _score(up, down, n, middle) >= -z:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _score(up: int, down: int, n: int, difference: float) -> float:
+    """Tango's statistic: the observed difference less `difference`, over its standard error where that is true."""
+    linear = -up - down + (2 * n - up + down) * difference
+    constant = -down * difference * (1 - difference)
+    chance_down = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
+    variance = n * (2 * chance_down + difference * (1 - difference))
+    distance = up - down - n * difference
+    if variance <= 0:
+        return 0.0 if distance == 0 else math.copysign(math.inf, distance)
+    return distance / math.sqrt(variance)
+
+
+def bootstrap_mean(
+    values: NDArray[np.floating],
+    clusters: NDArray[np.integer],
+    z: float = TWO_SIDED_95,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of the mean of `values (N,)`, the same on every call.
+
+    Whole `clusters (N,)` are drawn, because values within one are not independent (Efron and Tibshirani 1993).
+    """
+    import numpy as np
+
+    index = np.unique(clusters, return_inverse=True)[1]
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    outside = 0.5 * math.erfc(z / math.sqrt(2))
+    low, high = np.quantile(means, [outside, 1 - outside])
+    return Interval(float(low), float(high))
