@@ -122,6 +122,7 @@ def _tables(name_or_path: str) -> tuple[list[_Table], list[str]]:
         return [first], [f"{where}: {fault}" for fault in error.faults or [error.message]]
     if "extends" in second.values:
         return [first], [f"{where}: '{base}' extends '{second.values['extends']}'; one level is allowed"]
+    second.values.pop("bits_per_weight", None)  # those of other files
     if "export" in first.values:
         second.values.pop("export", None)
     return [first, second], []

@@ -27,14 +27,20 @@ def _targets() -> Any:
 
 @app.command("list")
 def list_(json: shell.Json = False) -> None:
-    """Every shipped target with its summary."""
+    """List the shipped targets, with the bits per weight of the sample model's files."""
     loaded = [_targets().load(name) for name in _targets().names()]
     if json:
-        shell.print_json([{"name": target.name, "summary": target.summary} for target in loaded])
+        keys = ("name", "summary", "bits_per_weight")
+        shell.print_json([{key: getattr(target, key) for key in keys} for target in loaded])
         return
-    width = max(len(target.name) for target in loaded)
-    for target in loaded:
-        shell.say(f"{target.name:<{width}}  {target.summary}")
+    bits = [
+        ", ".join(f"{format} {value:.1f}" for format, value in target.bits_per_weight.items())
+        for target in loaded
+    ]
+    names, figures = max(len(target.name) for target in loaded), max(map(len, bits))
+    shell.say(f"{'':<{names}}  bits per weight")
+    for target, figure in zip(loaded, bits, strict=True):
+        shell.say(f"{target.name:<{names}}  {figure:<{figures}}  {target.summary}")
 
 
 @app.command("show")

@@ -203,6 +203,8 @@ class Target(Table):
     """The file's name without `.toml`."""
     summary: str = ""
     """One line for `edgekit targets list`."""
+    bits_per_weight: Annotated[dict[str, float], Field(exclude=True)] = {}
+    """File size over the number of weights, measured on the sample model for each format; for `edgekit targets list`."""
     device: Device = Device()
     tune: Tune = Tune()
     prune: Prune = Prune()

@@ -1,4 +1,4 @@
-"""Targets: every shipped one is sound, and every fault of a broken one is named with its line."""
+"""Targets: every shipped one is valid, and every fault of a broken one is named with its line."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def faults_of(path: Path) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("name", targets.names())
-def test_every_shipped_target_is_sound(name: str) -> None:
+def test_every_shipped_target_is_valid(name: str) -> None:
     target = targets.load(name)
     assert targets.validate(name) == []
     assert target.name == name
     assert target.summary
+    assert set(target.bits_per_weight) == {export.format for export in target.export}
     assert target.budget.size_mib and target.budget.peak_rss_mib
     assert target.budget.peak_rss_mib <= target.device.memory_mib
 
@@ -128,6 +129,7 @@ def test_extends_merges_tables_and_replaces_lists(tmp_path: Path) -> None:
     assert mine.device.memory_mib == base.device.memory_mib
     assert mine.profile.threads == [3]
     assert mine.export == base.export
+    assert base.bits_per_weight and not mine.bits_per_weight  # measured on the base's files, not on these
     replaced = write(tmp_path, 'extends = "cpu-int4"\n' + SMALLEST)
     assert [export.format for export in targets.load(replaced).export] == ["gguf"]
 
