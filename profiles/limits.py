@@ -1,9 +1,10 @@
 """A device's limits, put on the process that is profiled: processor cores and memory.
 
-The memory limit has two parts, so that it holds for weights that are read and for weights that are mapped:
-`RLIMIT_DATA` makes an allocation beyond the limit fail, and the peak of resident memory, which counts mapped files
-as well, is compared with the limit after opening and after each answer. A control group would only add that a file
-that is too large runs slowly before it fails, and needs rights that most users do not have.
+The peak of resident memory, which counts allocated memory and mapped files alike, is compared with the limit after
+opening and after each answer: this is what the device would have to hold. `RLIMIT_DATA` ends a process that goes far
+beyond it. It counts memory that is reserved and never used as well (the stacks of threads, buffers for long prompts), so
+it is set higher. A control group would only add that a file that is too large runs slowly before it fails, and
+needs rights that most users do not have.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from dataclasses import dataclass
 
 from edgekit.base.memory import own_peak_mib
+
+RESERVED_MIB = 1024  # for memory that a runtime reserves and does not use
 
 
 class MemoryExceededError(Exception):
@@ -49,10 +52,10 @@ def apply(cores: int | None, memory_mib: int | None) -> Applied:
             import resource
 
             hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            wanted = memory_mib * 2**20
+            wanted = (memory_mib + RESERVED_MIB) * 2**20
             limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-            methods.append("RLIMIT_DATA")
+            methods.append(f"RLIMIT_DATA of {limit // 2**20} MiB")
         methods.append("peak resident memory")
     return Applied(pinned, memory_mib, ", ".join(methods) or "no limits")
 

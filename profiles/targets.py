@@ -1,4 +1,4 @@
-"""Targets from TOML files: found, extended one level, and checked with every fault named at once."""
+"""Target files (TOML): finds them, applies `extends` (one level), and reports every fault at once."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
         try:
             _set(values, key.strip(), _value(text) if equals else None)
         except (KeyError, IndexError, ValueError, TypeError):
-            faults.append(
-                f"--set {change}: give it as key=value, such as tune.epochs=2 or export.0.type=Q5_K_M"
-            )
+            faults.append(f"--set {change}: use key=value, such as tune.epochs=2 or export.0.type=Q5_K_M")
     faults += _faults(values, tables)
     if faults:
         many = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
@@ -83,7 +81,7 @@ def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
 
 
 def validate(path: str | Path) -> list[str]:
-    """Every fault of a target file, none when it is right."""
+    """Every fault of a target file; empty when it is valid."""
     try:
         load(path)
     except ConfigError as error:
@@ -149,7 +147,7 @@ def _read(name_or_path: str) -> _Table:
         return _Table(Path(name).name, text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"{name} is not TOML: {error}", "Mend that line.", [f"{Path(name).name}: {error}"]
+            f"{name} is not TOML: {error}", "Fix that line.", [f"{Path(name).name}: {error}"]
         ) from error
 
 

@@ -11,9 +11,7 @@ from edgekit import registry
 from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 
-app = typer.Typer(
-    help="Device classes: what they are, and whether a file for one is right.", no_args_is_help=True
-)
+app = typer.Typer(help="List, show and check targets.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -47,11 +45,11 @@ def list_(json: shell.Json = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A target's name, or a TOML file.")],
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Every value with the file it comes from.")
+        bool, typer.Option("--resolved", help="Show every value and the file it comes from.")
     ] = False,
     json: shell.Json = False,
 ) -> None:
-    """A target's values."""
+    """Show the values of a target."""
     values = _targets().resolved(name)
     if json:
         shell.print_json({key: {"value": value, "origin": origin} for key, value, origin in values})
@@ -64,16 +62,16 @@ def show(
 
 @app.command("validate")
 def validate(file: Annotated[Path, typer.Argument(help="A TOML file.")], json: shell.Json = False) -> None:
-    """Name every fault of a target file at once."""
+    """Check a target file and list every fault."""
     faults = _targets().validate(file)
     if faults:
         raise ConfigError(
-            f"{file} has {len(faults)} fault{'s' if len(faults) > 1 else ''}.", "Mend them all.", faults
+            f"{file} has {len(faults)} fault{'s' if len(faults) > 1 else ''}.", "Fix all of them.", faults
         )
     shell.print_json({"valid": True}) if json else shell.say(f"{file} is a valid target.")
 
 
 @app.command("schema")
 def schema() -> None:
-    """The JSON Schema of a target file, for editors."""
+    """Print the JSON Schema of a target file, for editors."""
     shell.print_json(_targets().schema())
