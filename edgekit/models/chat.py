@@ -1,65 +1,48 @@
 """Chat templates, rendered the same way at tuning time, in the proofs and on the device.
 
-Follows `transformers.utils.chat_template_utils`: Jinja with `trim_blocks` and `lstrip_blocks`, loop controls, the
-`{% generation %}` tag, `raise_exception`, `strftime_now` and a `tojson` that keeps unicode; always in Jinja's
-immutable sandbox, because a template is code that comes with a downloaded file.
+The variables are those of `transformers.PreTrainedTokenizerBase.apply_chat_template`, the dialect and its limits are
+in `edgekit.models.template` and `edgekit.models.meter`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, nodes
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.models import template
+from edgekit.models.meter import LimitReached, metered
 
 Message = Mapping[str, str]
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks an answer for training; it renders what it holds."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-@lru_cache(maxsize=32)
-def _compiled(source: str) -> Template:
-    return _environment().from_string(source)
+# Jinja's own errors, and Python's that a template's expressions and its compiled form raise.
+REFUSALS = (
+    TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError,
+)  # fmt: skip
 
 
 def parse(source: str) -> nodes.Template:
-    """The syntax tree of a template, in the dialect that `ChatTemplate` renders."""
-    return _environment().parse(source)
+    """The syntax tree of a template, in the dialect that `ChatTemplate` renders.
+
+    Raises `CorruptError` for a template beyond the limits, and jinja2's `TemplateSyntaxError` for a malformed one.
+    """
+    with _limits_told():
+        return template.parse(source)
+
+
+@contextmanager
+def _limits_told() -> Iterator[None]:
+    try:
+        yield
+    except (LimitReached, RecursionError, MemoryError) as error:
+        reason = str(error) if isinstance(error, LimitReached) else "its program is nested too deeply"
+        raise CorruptError(
+            f"The model's chat template was stopped: {reason}. Nothing was answered.",
+            "Chat templates render within fixed limits. Take the model from a source that you trust.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -75,17 +58,25 @@ class ChatTemplate:
     ) -> str:
         """The text the model reads for `messages`.
 
-        Raises `ConfigError` when the template is malformed or refuses the conversation.
+        Raises `ConfigError` when the template is malformed or refuses the conversation, and `CorruptError` when it
+        exceeds the limits of steps and text. Fields that are None are left out, and `tools` and `documents` are
+        None unless given, as in transformers.
         """
+        given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        values = {
+            "messages": given,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        values |= {name: token for name, token in tokens.items() if token} | variables
         try:
-            return _compiled(self.source).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos_token,
-                eos_token=self.eos_token,
-                **variables,
-            )
-        except TemplateError as error:
+            with _limits_told(), metered(_characters(values)):
+                return template.compiled(self.source).render(values)
+        except CorruptError:
+            raise
+        except REFUSALS as error:
             raise ConfigError(
                 f"The model's chat template refused a conversation: {error}",
                 "Check the roles and their order: most templates want user and assistant in turn.",
@@ -105,3 +96,11 @@ class ChatTemplate:
                 "Use a template whose generation prompt is a prefix of the rendered answer.",
             )
         return prompt, whole[len(prompt) :]
+
+
+def _characters(value: Any) -> int:
+    """How much a template is given to read: the characters of every text in `value`."""
+    if isinstance(value, str):
+        return len(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return 16 + sum(map(_characters, parts))
