@@ -1,15 +1,13 @@
-"""`edgekit monitor`: how each release on this device fares, worst first; with `--watch` its rules are held as well."""
+"""`edgekit monitor`: the status of each release on this device, worst first; `--watch` also evaluates its alert rules."""
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,12 +29,15 @@ from edgekit.commands.tui import (
 
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
-    from edgekit.field.incidents.overview import Row
     from edgekit.field.incidents.watcher import Watcher
+    from edgekit.field.status import DeviceStatus
     from edgekit.field.telemetry.store import Store
 
 WEBHOOK = "EDGEKIT_WEBHOOK"
 MARKS = {"LOST": "?", "CRITICAL": "▲", "WARNING": "!", "OK": " ", "IDLE": " "}
+NUMBERS = (
+    "requests", "errors", "ttft p95 s", "tokens/s", "rss MiB", "temp °C", "confidence", "drift", "incidents",
+)  # fmt: skip
 STYLES = {"LOST": "bold red", "CRITICAL": "bold red", "WARNING": "yellow", "OK": "green", "IDLE": "dim"}
 
 
@@ -46,22 +47,22 @@ def register(app: typer.Typer) -> None:
 
 
 def monitor(
-    once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
     window: Annotated[
-        str, typer.Option("--window", metavar="TIME", help="The time looked at: 5m, 1h.")
+        str, typer.Option("--window", metavar="TIME", help="Time window, e.g. 5m or 1h.")
     ] = "5m",
-    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 2.0,
+    every: Annotated[float, typer.Option("--every", min=0.5, help="Refresh interval in seconds.")] = 2.0,
     device: Devices = None,
     fleet: FleetFile = None,
     watch: Annotated[
         bool,
-        typer.Option(
-            "--watch", help="Hold the rules too and open incidents, while no server does: a watchdog."
-        ),
+        typer.Option("--watch", help="Also evaluate alert rules when no server is running."),
     ] = False,
     webhook: Annotated[
         str | None,
-        typer.Option("--webhook", envvar=WEBHOOK, help="With --watch: the URL that is told of changes."),
+        typer.Option(
+            "--webhook", envvar=WEBHOOK, help="With --watch: a URL that receives each change of an incident."
+        ),
     ] = None,
     demo: Demo = False,
     ascii: Ascii = False,
@@ -122,9 +123,9 @@ def monitor(
 def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
     """A watcher beside the program that serves, which acts on nothing: going back is for those who serve."""
     from edgekit.field.incidents.defaults import rules_of
-    from edgekit.field.incidents.overview import current_release, in_use
     from edgekit.field.incidents.watcher import Watcher
     from edgekit.field.incidents.webhook import Webhook
+    from edgekit.field.status import current_release, in_use
 
     kept = in_use(state)
     return Watcher(
@@ -168,64 +169,41 @@ def glance(settings: Settings, once: bool, json: bool) -> None:
 
 
 def _show(state: Path, store: Store, now: float, window_s: float, json: bool) -> None:
-    from edgekit.field.incidents.overview import overview
+    from edgekit.field.status import device_status
 
-    rows = overview(state, store, now, window_s)
+    status = device_status(state, store, now, window_s)
     if json:
-        shell.print_json(
-            {
-                "schema": "edgekit.monitor/1",
-                "device": socket.gethostname(),
-                "time": now,
-                "window_s": window_s,
-                "state": rows[0].state if rows else "IDLE",
-                "releases": [_document(row, state) for row in rows],
-            }
-        )
-        return
-    _print(rows, now, window_s)
+        shell.print_json(status.to_dict())
+    else:
+        _print(status)
 
 
-def _document(row: Row, state: Path) -> dict[str, Any]:
-    from edgekit.field.incidents.runbook import runbook
-
-    found = row.to_dict()
-    for incident, entry in zip(row.incidents, found["incidents"], strict=True):
-        entry["next_steps"] = [vars(step) for step in runbook(incident, state).steps]
-    return found
-
-
-def _print(rows: Sequence[Row], now: float, window_s: float) -> None:
+def _print(status: DeviceStatus) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from edgekit.base.clock import clock, span
+    from edgekit.base.texts import one_line
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(f"{socket.gethostname()}  {clock(now, now)}  window {span(window_s)}")
-    if not rows:
+    def safe(text: str) -> str:
+        return escape(one_line(text))
+
+    console, now = Console(width=None if sys.stdout.isatty() else 140, highlight=False), status.time
+    console.print(f"{safe(status.device)}  {clock(now, now)}  window {span(status.window_s)}")
+    if not status.releases:
         console.print("Nothing is recorded here yet: `edgekit serve BUNDLE` records.")
         return
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in ("", "state", "release"):
         table.add_column(name, no_wrap=True)
-    for name in (
-        "requests",
-        "errors",
-        "ttft p95 s",
-        "tokens/s",
-        "rss MiB",
-        "temp °C",
-        "confidence",
-        "drift",
-        "incidents",
-    ):
+    for name in NUMBERS:
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in status.releases:
         table.add_row(
             MARKS[row.state],
             f"[{STYLES[row.state]}]{row.state}[/]",
-            (row.release or "(model file)") + (" in use" if row.in_use else ""),
+            (safe(row.release) or "(model file)") + (" in use" if row.in_use else ""),
             str(row.requests),
             str(row.errors),
             *(
@@ -234,23 +212,23 @@ def _print(rows: Sequence[Row], now: float, window_s: float) -> None:
                     (row.ttft_p95_s, 2), (row.tokens_per_s, 1), (row.rss_mib, 0), (row.temperature_c, 0), (row.confidence, 2),
                 )
             ),
-            str(len(row.alarms)),
+            str(row.drift),
             " ".join(f"#{incident.id}" for incident in row.incidents) or "none",
         )  # fmt: skip
     console.print(table)
-    for row in rows:
+    for row in status.releases:
         if row.state == "LOST":
             told = (
                 "never heard: nothing serves it yet."
                 if row.last_seen is None
-                else f"last heard of {span(now - row.last_seen)} ago; these are its last numbers."
+                else f"last heard {span(now - row.last_seen)} ago; these are its last numbers."
             )
-            console.print(f"? {row.release or 'The device'}: {told}")
+            console.print(f"? {safe(row.release) or 'The device'}: {told}")
         for incident in row.incidents:
             mark = MARKS[incident.severity.upper()]
             about = incident.state + (", silenced" if incident.silenced(now) else "")
             console.print(
-                f"{mark} #{incident.id} {about}: {incident.what}  edgekit incident show {incident.id}"
+                f"{mark} #{incident.id} {about}: {safe(incident.what)}  edgekit incident show {incident.id}"
             )
 
 

@@ -93,6 +93,10 @@ def serve(
             f"{host} can be reached from other machines, and no token is set. Nothing was started.",
             "Set EDGEKIT_TOKEN (or --token), or listen on 127.0.0.1.",
         )
+    if uds is None and not is_loopback(host):
+        _remark(
+            "Warning: this is plain HTTP, so the token and all texts can be read on the network. Use a TLS proxy."
+        )
     bound = serving.listen(host, port) if uds is None else serving.listen_unix(uds)
     options = {
         "format": format, "threads": threads or None, "allow_failed": allow_failed, "keep_texts": keep_texts,
@@ -149,11 +153,12 @@ def _serve(
 ) -> None:
     from edgekit.field.serving import api
     from edgekit.field.serving import server as serving
+    from edgekit.field.serving.deployment import model_name
     from edgekit.field.serving.engine import Engine
     from edgekit.field.telemetry.metrics import Metrics
 
     opened = deployment.opened
-    name = _name(opened.bundle)
+    name = model_name(opened.bundle)
     engine = Engine(opened.model, name=name, source=opened.bundle, release=opened.release, **limits)
     metrics = Metrics(name, lambda: engine.waiting, lambda: engine.running)
     deployment.metrics = metrics
@@ -176,19 +181,17 @@ def _serve(
         _remark(f"Stopping: finishing {engine.waiting + engine.running} accepted requests.")
 
     local = not address.startswith("unix:")
-    app = api.create_app(engine, metrics, token=token, local=local, shadow=shadow)
+    app = api.create_app(
+        engine,
+        metrics,
+        token=token,
+        local=local,
+        shadow=shadow,
+        status=lambda window_s: deployment.status(engine, window_s),
+    )
     try:
         serving.serve(
             serving.Server(app, engine, drain_s=drain, ready=ready, stopping=stopping), bound, engine
         )
     finally:
         deployment.close()
-
-
-def _name(bundle: Path) -> str:
-    """What askers call the model: the bundle's own name, else the file's."""
-    from edgekit.device.manifest import MANIFEST, read_manifest
-
-    if (bundle / MANIFEST).is_file():
-        return str(read_manifest(bundle)["name"])
-    return bundle.stem

@@ -14,7 +14,7 @@ from edgekit.app.screens.threads import in_thread, tell
 from edgekit.app.views import deploy
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.results import Results
-from edgekit.app.views.texts import plain
+from edgekit.base.texts import plain
 
 
 class Deploying(View):

@@ -25,8 +25,8 @@ from edgekit.app.views.bundles import REPORT, Found
 from edgekit.app.views.command import Command
 from edgekit.app.views.results import Results, Row
 from edgekit.app.views.samples import Samples
-from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
+from edgekit.base.texts import plain
 
 LONGEST_NAME = 24
 OVERVIEW = {"picture", "diff", "mark", "bundles", "samples"}

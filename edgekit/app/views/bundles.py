@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
+from edgekit.base.texts import plain
 from edgekit.device.manifest import MANIFEST
 
 MOST_BYTES = 16 * 2**20

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.app.views.incident import Shown
-from edgekit.app.views.numbers import finite
-from edgekit.app.views.texts import one_line
 from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
 from edgekit.base.events import LARGEST
+from edgekit.base.numbers import finite
+from edgekit.base.texts import one_line
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 from edgekit.field.incidents.readings import expected_confidence, reading_of
 from edgekit.field.telemetry import reference

@@ -21,7 +21,7 @@ from edgekit.app.views.history import SERIES, History
 from edgekit.app.views.reach import Way, way_to
 from edgekit.app.views.rows import Row, Trouble, Unheard
 from edgekit.base.clock import span
-from edgekit.field.incidents.overview import STATES
+from edgekit.field.status import STATES
 
 __all__ = ["Device", "Fleet", "Glance", "Row", "Trouble", "parse_device", "read_fleet"]
 

@@ -11,7 +11,7 @@ from edgekit.app.views.fleet import Glance, Values, hushed
 from edgekit.app.views.rows import Row
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock
-from edgekit.field.incidents.overview import STATES
+from edgekit.field.status import STATES
 
 UNKNOWN = "-"
 PADDING = 1  # cells after each column

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from edgekit.app.views.command import Command
 from edgekit.app.views.devices import Device
-from edgekit.app.views.numbers import moment, number
-from edgekit.app.views.texts import one_line, plain
 from edgekit.base.clock import clock, span
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
+from edgekit.base.numbers import moment, number
+from edgekit.base.texts import one_line, plain
 from edgekit.field.incidents.words import LABELS
 
 Value = TypeVar("Value")

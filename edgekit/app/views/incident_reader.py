@@ -9,8 +9,8 @@ from edgekit.app.views.evidence import Plot, Series, figures, unheard
 from edgekit.app.views.incident import Entry, Shown, Source, read_list, read_one
 from edgekit.app.views.reach_url import Metrics
 from edgekit.app.views.rows import Unheard
-from edgekit.app.views.texts import one_line
 from edgekit.base.errors import EdgekitError
+from edgekit.base.texts import one_line
 
 FRESH_S = 10.0  # what stayed as it was is read anew after so long, a device over SSH not before
 FILES = (

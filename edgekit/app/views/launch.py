@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from edgekit.app.views.command import Command
-from edgekit.app.views.texts import plain
+from edgekit.base.texts import plain
 from edgekit.build import runs
 
 LOG = "build.log"  # in the cache: what the process prints

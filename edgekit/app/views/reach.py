@@ -7,7 +7,6 @@ another machine is bounded in time and size, and is text of strangers: control c
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,15 +16,15 @@ from pydantic import TypeAdapter, ValidationError
 from edgekit.app.views.command import OUT_OF_TIME, Command
 from edgekit.app.views.devices import Device
 from edgekit.app.views.history import Point
-from edgekit.app.views.numbers import finite
 from edgekit.app.views.reach_url import Metrics
 from edgekit.app.views.rows import Row, Unheard, row_of
-from edgekit.app.views.texts import one_line
 from edgekit.base.errors import EdgekitError
-from edgekit.field.incidents.overview import Row as Seen
-from edgekit.field.incidents.overview import overview
+from edgekit.base.numbers import finite
+from edgekit.base.texts import one_line
 from edgekit.field.incidents.runbook import runbook
-from edgekit.field.telemetry.store import FILE, FOREIGN, Store
+from edgekit.field.status import ReleaseStatus as Seen
+from edgekit.field.status import overview
+from edgekit.field.telemetry.store import FILE, Store
 
 SSH_S = 15.0  # for one answer
 SSH_EVERY_S = 10.0  # a login and a Python start are no small thing on a device
@@ -166,8 +165,8 @@ class Here:
             if now - since < 60:
                 continue
             try:
-                windows = self._store.series(since, now - 60, row.release)
-            except (sqlite3.Error, OSError, *FOREIGN):  # `ask` says what is wrong with the file
+                windows = self._store.series(since, now - 60, row.release, strict=True)
+            except EdgekitError:  # `ask` says what is wrong with the file
                 continue
             self._told[row.release] = now // 60 * 60
             found[row.key] = [

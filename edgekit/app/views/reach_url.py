@@ -16,9 +16,9 @@ from edgekit.app.views.devices import TOKEN, Device, private
 from edgekit.app.views.history import THIN_EVERY, Point, thinned
 from edgekit.app.views.rows import Row, Trouble, Unheard
 from edgekit.app.views.scrape import Key, Totals, added, read_page
-from edgekit.app.views.texts import one_line
 from edgekit.base.clock import clock, span
 from edgekit.base.errors import CorruptError
+from edgekit.base.texts import one_line
 from edgekit.field.incidents.defaults import default_rules
 from edgekit.field.incidents.words import LABELS
 from edgekit.field.telemetry.metrics import UnderWay

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekit.app.views.numbers import finite
-from edgekit.app.views.texts import one_line
+from edgekit.base.numbers import finite
+from edgekit.base.texts import one_line
 
 MOST_ROWS = 2000  # of one list
 

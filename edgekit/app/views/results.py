@@ -10,8 +10,8 @@ from typing import Any
 from edgekit.app.views.bundles import REPORT, read_json
 from edgekit.app.views.report import cleaned
 from edgekit.app.views.symbols import Symbols
-from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
+from edgekit.base.texts import plain
 from edgekit.device.manifest import MANIFEST
 from edgekit.evaluation.statistics import wilson
 from edgekit.report import summary

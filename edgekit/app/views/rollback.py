@@ -8,10 +8,10 @@ from typing import Any
 
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.incident import FOREIGN, Source
-from edgekit.app.views.numbers import moment, number
-from edgekit.app.views.texts import one_line
 from edgekit.base.clock import span
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
+from edgekit.base.numbers import moment, number
+from edgekit.base.texts import one_line
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 
 WATCH_S = 60.0
@@ -215,7 +215,7 @@ def look(source: Source, release: str, elapsed_s: float, now: float) -> Look:
     """Look once, at what happened in the last `elapsed_s`. Never raises."""
     try:
         if not source.host:
-            from edgekit.field.incidents.overview import overview
+            from edgekit.field.status import overview
             from edgekit.field.telemetry.store import FILE, Store
 
             rows = overview(source.state, Store(source.state / FILE), now, max(1.0, elapsed_s))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgekit.app.views.numbers import MOST, finite
-from edgekit.app.views.texts import one_line
 from edgekit.base.events import LARGEST
-from edgekit.field.incidents.overview import STATES
-from edgekit.field.incidents.overview import Row as Seen
+from edgekit.base.numbers import MOST, finite
+from edgekit.base.texts import one_line
+from edgekit.field.status import STATES
+from edgekit.field.status import ReleaseStatus as Seen
 
 
 class Unheard(Exception):
@@ -40,7 +40,7 @@ class Trouble:
 class Row:
     """A release on a device as it was last heard of, in the window until `heard`; what is not known is None.
 
-    `state` is one of `edgekit.field.incidents.overview.STATES`. `ttft_p95_s` is the wait for a first token, `drift` counts drift
+    `state` is one of `edgekit.field.status.STATES`. `ttft_p95_s` is the wait for a first token, `drift` counts drift
     alarms in the window. `key` is what the row is known by as long as it is there. `why` says what is wrong, empty when nothing is; `hint` what to do, `since` when it began, Unix seconds.
     """
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from edgekit.app.views.curve import NO_POINTS, Curve, Points
 from edgekit.app.views.tail import MIB
-from edgekit.app.views.texts import one_line
 from edgekit.base.clock import clock, span
 from edgekit.base.console import PLAIN_INTERVAL_S
 from edgekit.base.events import (
@@ -23,6 +22,7 @@ from edgekit.base.events import (
     StageStarted,
     from_json,
 )
+from edgekit.base.texts import one_line
 from edgekit.build.runs import Run
 
 LOG_LINES = 2000

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from edgekit.app.views.bundles import read_bounded
 from edgekit.app.views.command import Command
 from edgekit.app.views.differences import Difference
-from edgekit.app.views.texts import plain
 from edgekit.base.errors import CorruptError
+from edgekit.base.texts import plain
 from edgekit.evaluation.statistics import mcnemar
 
 BEFORE = "tuned"  # what the files are held against

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from edgekit.app.views.numbers import MOST, finite
 from edgekit.base.errors import CorruptError
 from edgekit.base.events import LARGEST
+from edgekit.base.numbers import MOST, finite
 from edgekit.field.telemetry.metrics import UnderWay
 from edgekit.field.telemetry.sketch import Sketch
 

@@ -16,9 +16,10 @@ from starlette.routing import Route
 
 from edgekit.base.errors import ConfigError, EdgekitError, UnsupportedError
 from edgekit.field.serving import wire
-from edgekit.field.serving.engine import Draining, Engine, QueueFull, Ticket, TimeUp
+from edgekit.field.serving.engine import ALIAS, Draining, Engine, QueueFull, Ticket, TimeUp
 from edgekit.field.serving.guard import Guard
 from edgekit.field.serving.wire import ApiError, Body, ChatBody, CompletionBody, Reply
+from edgekit.field.status import window_option
 from edgekit.field.telemetry.metrics import CONTENT_TYPE, Metrics
 
 BODY_BYTES = 1 << 20
@@ -45,11 +46,13 @@ def create_app(
     token: str | None = None,
     local: bool = True,
     shadow: Callable[[], Mapping[str, Any]] | None = None,
+    status: Callable[[float], Mapping[str, Any]] | None = None,
 ) -> Starlette:
     """The ASGI application that serves `engine`.
 
     With `token`, every request but health needs it; `local` says that without one only loopback names are answered.
-    `shadow` tells how a candidate fares that answers the same requests unseen, at `/shadow`.
+    `shadow` gives the comparison with a candidate that answers the same requests unseen, at `/shadow`; `status` gives
+    the document of schema `edgekit.monitor/1` for a window in seconds, at `/status`.
     """
 
     def refused(error: ApiError) -> None:
@@ -58,10 +61,10 @@ def create_app(
 
     async def answer(request: Request, kind: type[Body]) -> Response:
         body = wire.parse(kind, await _read(request))
-        if body.model is not None and body.model != engine.name:
+        if body.model is not None and not engine.answers_to(body.model):
             raise ApiError(
                 404,
-                f"There is no model '{body.model}' here; this is '{engine.name}'.",
+                f"There is no model '{body.model}' here; this is '{engine.name}' (or '{ALIAS}').",
                 code="model_not_found",
                 param="model",
             )
@@ -105,7 +108,7 @@ def create_app(
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name != engine.name:
+        if not engine.answers_to(name):
             return problem(ApiError(404, f"There is no model '{name}' here.", code="model_not_found"))
         return JSONResponse(wire.models(engine.name, engine.started)["data"][0])
 
@@ -117,6 +120,19 @@ def create_app(
 
     async def prometheus(request: Request) -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+    building = asyncio.Lock()  # one status at a time: it reads the stores
+
+    async def shown(request: Request) -> Response:
+        if status is None:
+            return problem(ApiError(404, "This server keeps no telemetry, so it has no status."))
+        try:
+            window_s = window_option(request.query_params.get("window"))
+            async with building:
+                document = await asyncio.to_thread(status, window_s)
+        except Exception as error:  # noqa: BLE001 - a store that cannot be read is told in a sentence
+            return problem(error)
+        return JSONResponse(dict(document), headers={"cache-control": "no-store"})
 
     async def compared(request: Request) -> Response:
         if shadow is None:
@@ -138,6 +154,7 @@ def create_app(
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", prometheus),
+            Route("/status", shown),
             Route("/shadow", compared),
         ],
         middleware=[Middleware(Guard, token=token, local=local, refused=refused)],

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import edgekit
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, MissingPartError, in_words
-from edgekit.device.manifest import MANIFEST
+from edgekit.device.manifest import MANIFEST, read_manifest
 from edgekit.field.incidents.defaults import rules_of
 from edgekit.field.incidents.readings import expected_confidence
 from edgekit.field.incidents.watcher import Watcher
 from edgekit.field.releases import Releases
+from edgekit.field.status import ServerStatus, device_status
 from edgekit.field.telemetry.collector import Telemetry, release_of
 from edgekit.proof.golden import FILE as GOLDEN
 
@@ -114,7 +116,12 @@ class Deployment:
         )
 
     def start(self, engine: Engine) -> None:
-        """Watch, and follow the releases with `engine`."""
+        """Watch, and follow the releases with `engine`, which also accepts the names of the releases kept in use."""
+        if self.releases is not None:
+            with contextlib.suppress(EdgekitError, OSError, KeyError):
+                for release in self.releases.journal.read().good:
+                    folder = self.state / RELEASES / "versions" / release
+                    engine.earlier_names |= {model_name(folder)} if folder.is_dir() else set()
         self.opened.telemetry.beat()
         self.watcher.start()
         self._follower = threading.Thread(target=self._follow, args=(engine,), name="follow", daemon=True)
@@ -131,6 +138,19 @@ class Deployment:
     def window(self, since: float, until: float, release: str | None = None) -> Window:
         """The telemetry of a stretch of time, whichever release answered."""
         return self.opened.telemetry.store.window(since, until, release)
+
+    def status(self, engine: Engine, window_s: float) -> dict[str, Any]:
+        """The document of schema `edgekit.monitor/1` of this device and of `engine`, which serves it."""
+        server = ServerStatus(
+            os.getpid(),
+            float(engine.started),
+            engine.name,
+            engine.waiting,
+            engine.running,
+            self.switch_trouble or self.trouble or self.watcher.trouble,
+        )
+        store = self.opened.telemetry.store
+        return device_status(self.state, store, time.time(), window_s, server=server).to_dict()
 
     @property
     def trouble(self) -> str:
@@ -222,7 +242,7 @@ class Deployment:
             words = self.switch_trouble or self.trouble or self.watcher.trouble
             if words != said:
                 said = words
-                self._say(words or "What was wrong is over.")
+                self._say(words or "Recovered.")
 
     def _look(self, engine: Engine) -> None:
         if self.releases is None:
@@ -250,7 +270,15 @@ class Deployment:
         before, self.opened = self.opened, opened
         self.watcher.use(rules_of(self._bundle(), opened.model.format), self._expected())
         judged = releases.get(before.release).place == "bad"
-        engine.swap(opened.model, source=folder, release=name, grace_s=GRACE_S if judged else None)
+        engine.swap(
+            opened.model,
+            source=folder,
+            release=name,
+            name=model_name(folder),
+            grace_s=GRACE_S if judged else None,
+        )
+        if self.metrics:
+            self.metrics.model = engine.name
         before.telemetry.close()
         opened.telemetry.beat()
         releases.mark_good(name)
@@ -262,6 +290,11 @@ class Deployment:
         assert self.releases is not None
         back = self.releases.rollback(who="watcher", why=incident.what, release=incident.release)
         return f"rolled back to {back.name}"
+
+
+def model_name(bundle: Path) -> str:
+    """The model's name for clients: the bundle's own name, else the file's."""
+    return str(read_manifest(bundle)["name"]) if (bundle / MANIFEST).is_file() else bundle.stem
 
 
 def _hold(model: LoadedModel, bundle: Path) -> None:

@@ -25,6 +25,7 @@ from edgekit.field.serving.stops import StopStrings
 from edgekit.registry import LogitsProcessor, Sampling
 
 GREEDY = Sampling()
+ALIAS = "default"  # a model name that every release answers to
 # Why the engine ended an answer before the model did, and what its finish is then.
 FINISH = {"stop": "stop", "timeout": "length", "cancelled": "cancelled", "drained": "cancelled"}
 
@@ -121,6 +122,7 @@ class _Deployed:
         self.model = model
         self.release = release
         self.constraints = Constraints(source, model.runtime)
+        self.name = ""
 
 
 class _Told:
@@ -145,7 +147,8 @@ class _Told:
 class Engine:
     """Answers requests with one model after another; see the module.
 
-    `name` is what askers call the model, `source` the bundle or folder it came from, `release` its version.
+    `name` is the model's name in requests and answers, `source` its bundle or folder, `release` its version. A name that
+    the model had before a switch, each of `earlier_names`, and `default` are accepted in requests as well.
     `queue_size` requests may wait, `max_tokens` is the longest answer that may be asked for, and `timeout_s` seconds
     after it was accepted a request ends: with what it has, or with `TimeUp`.
     """
@@ -162,6 +165,7 @@ class Engine:
         timeout_s: float = 120.0,
     ) -> None:
         self.name = name
+        self.earlier_names: frozenset[str] = frozenset()
         self.queue_size = queue_size
         self.max_tokens = max_tokens
         self.timeout_s = timeout_s
@@ -196,6 +200,10 @@ class Engine:
         """Whether a request would be accepted now."""
         return not self._draining and len(self._queue) < self.queue_size
 
+    def answers_to(self, name: str) -> bool:
+        """Whether a request for the model `name` is answered here."""
+        return name in (self.name, ALIAS) or name in self.earlier_names
+
     def submit(self, request: Request) -> Ticket:
         """Put a request in the queue; called on the event loop that will read its answer.
 
@@ -220,6 +228,7 @@ class Engine:
         *,
         source: Path | None = None,
         release: str = "",
+        name: str | None = None,
         grace_s: float | None = None,
     ) -> None:
         """Answer with `model` from now on, also what waits already; the answer under way ends on the old one.
@@ -228,6 +237,7 @@ class Engine:
         the old one is closed right after.
         """
         incoming = self._adopt(model, source, release)
+        incoming.name = self.name if name is None else name
 
         def placed() -> bool:
             return self._incoming is not incoming or self._closed
@@ -334,6 +344,8 @@ class Engine:
                     self._running = self._queue.popleft()
                     return self._running
                 old, self._deployed, self._incoming = self._deployed, self._incoming, None
+                self.earlier_names |= {self.name}
+                self.name = self._deployed.name
             old.model.close()
 
     def _answer(self, ticket: Ticket, deployed: _Deployed) -> str | None:

@@ -50,7 +50,7 @@ class Metrics:
     def __init__(
         self, model: str, queue: Callable[[], float] = lambda: 0, running: Callable[[], float] = lambda: 0
     ) -> None:
-        self._model = model
+        self.model = model
         self._registry = registry = CollectorRegistry()
 
         def seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
@@ -115,7 +115,7 @@ class Metrics:
 
     def observe(self, observation: Observation) -> None:
         """Count one answer."""
-        common = (observation.operation, PROVIDER, self._model)
+        common = (observation.operation, PROVIDER, self.model)
         error = observation.error or ""
         self._usage.labels(*common, "input").observe(observation.prompt_tokens)
         self._usage.labels(*common, "output").observe(observation.answer_tokens)
@@ -142,7 +142,7 @@ class Metrics:
 
     def stand(self, release: str, under_way: Iterable[UnderWay] | None) -> None:
         """Show which release answers, and the incidents under way; None where these cannot be read, and are not shown."""
-        self._release.info({"release": release, "model": self._model})
+        self._release.info({"release": release, "model": self.model})
         self._incidents.under_way = None if under_way is None else tuple(under_way)
 
     def render(self) -> bytes:

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = ["FILE", "Store", "Window"]
 FILE = "telemetry.sqlite"
 EVERY_S = 1.0
 SLOWEST_RETRY_S = 30.0
+AHEAD_S = 60.0  # a time further ahead of the clock than this comes from a clock that was wrong
 KEPT_MINUTES = 120  # in memory, while nothing can be written
 KEPT_ALARMS = 256
 PAGE = 4096
@@ -124,7 +125,8 @@ class Store:
                     rows = f"SELECT time, release, body FROM alarms WHERE {between}"
                     told += [_told(alarm) for alarm in reader.execute(rows, given)]
                 with self._guard(strict):
-                    found = reader.execute("SELECT max(time) FROM alive")
+                    latest = max(until, time.time()) + AHEAD_S  # a heartbeat of a wrong clock tells nothing
+                    found = reader.execute("SELECT max(time) FROM alive WHERE time <= ?", (latest,))
                     beats += [float(at) for (at,) in found if at is not None]
         minutes += [m for (at, name), m in waiting if first <= at <= last and release in (None, name)]
         told = sorted([*told, *map(_told, kept)], key=lambda alarm: float(alarm["time"]))
@@ -133,30 +135,33 @@ class Store:
     def releases(self, since: float, *, strict: bool = False) -> list[str]:
         """The releases in the file since then, Unix seconds."""
         query = "SELECT DISTINCT release FROM minutes WHERE minute >= ?"
-        return self._names(query, since // SECONDS, strict)
+        return self._names(query, (since // SECONDS,), strict)
 
     def latest_releases(self, minutes: int, *, strict: bool = False) -> list[str]:
         """The releases in the file up to so many minutes before its newest one, the newest first."""
         return self._names(
-            "SELECT release FROM minutes WHERE minute >= (SELECT max(minute) FROM minutes) - ? GROUP BY release "
+            "WITH told AS (SELECT release, minute FROM minutes WHERE minute <= :latest) "
+            "SELECT release FROM told WHERE minute >= (SELECT max(minute) FROM told) - :minutes GROUP BY release "
             "ORDER BY max(minute) DESC, count(*) DESC",
-            minutes,
+            {"minutes": minutes, "latest": (time.time() + AHEAD_S) // SECONDS},
             strict,
         )
 
-    def series(self, since: float, until: float, release: str) -> list[Window]:
-        """Each minute of one release that touches `since` to `until` and is on disk, oldest first, without its alarms.
+    def series(
+        self, since: float, until: float, release: str, *, step_s: int = SECONDS, strict: bool = False
+    ) -> list[Window]:
+        """The steps of `step_s` seconds of one release on disk from `since` to `until`, oldest first, without alarms.
 
-        Raises `sqlite3.Error`, `OSError` and what a foreign row raises when the file cannot be read.
+        `step_s` is a multiple of a minute; a step with no minute on disk is left out.
         """
-        if not self.path.is_file():
-            return []
         rows = "SELECT minute, body FROM minutes WHERE release = ? AND minute BETWEEN ? AND ? ORDER BY minute"
-        with self._reader() as reader:
-            found = reader.execute(rows, (release, int(since // SECONDS), int(until // SECONDS))).fetchall()
+        steps: dict[int, list[Minute]] = {}
+        with self._guard(strict), self._reader() as reader:
+            for at, body in reader.execute(rows, (release, int(since // SECONDS), int(until // SECONDS))):
+                steps.setdefault(at * SECONDS // step_s, []).append(Minute.from_json(json.loads(body)))
         return [
-            window([Minute.from_json(json.loads(body))], at * SECONDS, (at + 1) * SECONDS, release, [], None)
-            for at, body in found
+            window(minutes, step * step_s, (step + 1) * step_s, release, [], None)
+            for step, minutes in steps.items()
         ]
 
     def flush(self) -> bool:
@@ -256,7 +261,9 @@ class Store:
             connection.executemany("INSERT INTO alarms VALUES (?, ?, ?)", alarms)
             if beat is not None:
                 connection.execute("INSERT OR REPLACE INTO alive VALUES (?, ?)", (os.getpid(), beat))
-                connection.execute("DELETE FROM alive WHERE time < ?", (beat - 86_400,))
+                connection.execute(
+                    "DELETE FROM alive WHERE time < ? OR time > ?", (beat - 86_400, beat + AHEAD_S)
+                )
             self._shrink(connection)
         with contextlib.suppress(
             sqlite3.Error, OSError
@@ -333,10 +340,10 @@ class Store:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self.note = f"The telemetry was damaged ({why}); it is now {aside}, and a new one was begun."
 
-    def _names(self, query: str, value: float, strict: bool) -> list[str]:
+    def _names(self, query: str, values: Sequence[float] | Mapping[str, float], strict: bool) -> list[str]:
         found: list[str] = []
         with self._guard(strict), self._reader() as reader:
-            found += [str(name) for (name,) in reader.execute(query, (value,))]
+            found += [str(name) for (name,) in reader.execute(query, values)]
         return found
 
     @contextlib.contextmanager

@@ -23,8 +23,8 @@ from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.monitor import MonitorScreen, _fitted
 from edgekit.app.views.devices import Device
 from edgekit.field.incidents.incidents import Incidents
-from edgekit.field.incidents.overview import Row
 from edgekit.field.incidents.rules import Change
+from edgekit.field.status import ReleaseStatus as Row
 from edgekit.field.telemetry.metrics import Metrics, UnderWay
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store

@@ -24,8 +24,8 @@ from edgekit.field.incidents.audit import Audit
 from edgekit.field.incidents.defaults import TTFT_P95_S
 from edgekit.field.incidents.history import switches
 from edgekit.field.incidents.incidents import Incidents
-from edgekit.field.incidents.overview import current_release, overview
 from edgekit.field.releases import Releases
+from edgekit.field.status import current_release, overview
 from edgekit.field.telemetry.store import FILE, Store
 
 NOW = 1_800_000_012.0

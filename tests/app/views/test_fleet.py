@@ -24,8 +24,8 @@ from edgekit.app.views.reach_url import Metrics as Metered
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import ConfigError
 from edgekit.field.incidents.incidents import Incidents
-from edgekit.field.incidents.overview import Row as Seen
 from edgekit.field.incidents.rules import Change
+from edgekit.field.status import ReleaseStatus as Seen
 from edgekit.field.telemetry.metrics import Metrics, UnderWay
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
@@ -662,7 +662,7 @@ def test_columns_fit_every_width(width: int) -> None:
 
 
 def test_a_release_out_of_use_on_a_lost_device_is_not_fine(tmp_path: Path) -> None:
-    from edgekit.field.incidents.overview import overview
+    from edgekit.field.status import overview
 
     store = Store(tmp_path / "telemetry.sqlite")
     for release, at in (("old", 1000.0), ("new", 1060.0)):

@@ -70,7 +70,7 @@ def test_a_device_that_is_not_heard_of_is_lost_with_its_last_numbers(tmp_path: P
     kinds = {incident["kind"] for row in shown["releases"] for incident in row["incidents"]}
     assert kinds == {"errors", "drift", "heartbeat"}
     plain = shell("monitor", "--once", "--state", tmp_path)
-    assert "? LOST" in " ".join(plain.stdout.split()) and "last heard of 2 h 00 min ago" in plain.stdout
+    assert "? LOST" in " ".join(plain.stdout.split()) and "last heard 2 h 00 min ago" in plain.stdout
 
 
 def test_an_operator_takes_an_incident_from_open_to_closed(tmp_path: Path, shell) -> None:

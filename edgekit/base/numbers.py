@@ -1,4 +1,4 @@
-"""Numbers from elsewhere: what is none that can be told and drawn goes no further."""
+"""Numbers from other machines: only finite ones of a sensible size are used."""
 
 from __future__ import annotations
 
