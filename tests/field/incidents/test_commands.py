@@ -101,7 +101,7 @@ def test_an_operator_takes_an_incident_from_open_to_closed(tmp_path: Path, shell
     ("arguments", "words"),
     [
         (["incident", "ack", "7", "--why", "x"], "There is no incident 7"),
-        (["incident", "silence", "7", "--why", "x", "--for", "soon"], "no stretch of time"),
+        (["incident", "silence", "7", "--why", "x", "--for", "soon"], "not a duration"),
         (["incident", "close", "7"], "--why"),
     ],
 )
