@@ -10,11 +10,11 @@ from edgekit import registry
 from edgekit.base.artifacts import remove, sha256_tree
 from edgekit.base.cache import Cache
 from edgekit.base.events import Alert
+from edgekit.build.request import Request
+from edgekit.report.outcome import Artifact
 
 if TYPE_CHECKING:
     from edgekit.base.cache import StageOutput
-    from edgekit.build.pipeline import Request
-    from edgekit.build.stages import Artifact
 
 PROOF_ROWS = 8
 FOLDER = "adapters"

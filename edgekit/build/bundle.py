@@ -16,6 +16,7 @@ import edgekit
 from edgekit.base.artifacts import digest_of, list_files, sha256_file, write_json, written_whole
 from edgekit.base.cache import versions
 from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.build.request import Request
 from edgekit.device.manifest import MANIFEST, SCHEMA, read_manifest
 from edgekit.evaluation.accuracy import cut_after
 from edgekit.field.telemetry.reference import FILE as SIGNALS
@@ -23,10 +24,9 @@ from edgekit.field.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
 from edgekit.models import source as model
 from edgekit.proof.golden import FILE as GOLDEN
 from edgekit.proof.golden import SCHEMA as GOLDEN_SCHEMA
+from edgekit.report.outcome import Artifact, Outcome
 
 if TYPE_CHECKING:
-    from edgekit.build.pipeline import Request
-    from edgekit.build.stages import Artifact
     from edgekit.models.tokenizer import ModelTokenizer
 
 REPORT = "report.json"
@@ -67,14 +67,7 @@ def check_free(request: Request) -> None:
 
 
 def write(
-    request: Request,
-    tokenizer: ModelTokenizer,
-    artifacts: Sequence[Artifact],
-    report: dict[str, Any],
-    samples: Mapping[str, Path],
-    golden: Mapping[str, dict[str, Any]],
-    signals: Mapping[str, dict[str, Any]],
-    log: Path,
+    request: Request, tokenizer: ModelTokenizer, outcome: Outcome, report: dict[str, Any], log: Path
 ) -> None:
     """Write the bundle beside its place and move it there when whole."""
     from edgekit.report.html import write_html
@@ -82,21 +75,23 @@ def write(
 
     with written_whole(request.out, force=True) as out:
         out.mkdir()
-        for artifact in artifacts:
+        for artifact in outcome.artifacts:
             copy(artifact.path, out / artifact.output)
         (out / "tokenizer").mkdir()
         for name in TOKENIZER_FILES:
             if (tokenizer.folder / name).is_file():
                 shutil.copyfile(tokenizer.folder / name, out / "tokenizer" / name)
         (out / "samples").mkdir()
-        for name, path in samples.items():
-            shutil.copyfile(path, out / "samples" / f"{name}.jsonl")
+        for name, answers in outcome.answers.items():
+            shutil.copyfile(answers.path / "samples.jsonl", out / "samples" / f"{name}.jsonl")
         write_json(out / REPORT, report)
-        write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": golden})
-        write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": signals})
+        golden = [kept.result for kept in outcome.golden]
+        write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": _by_format(outcome, golden)})
+        signals = [kept.result["signals"] for kept in outcome.signals]
+        write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": _by_format(outcome, signals)})
         write_html(report, out / "report.html", out / "samples")
         shutil.copyfile(log, out / "events.jsonl")
-        manifest = _manifest(request, tokenizer, artifacts, report)
+        manifest = _manifest(request, tokenizer, outcome.artifacts, report)
         (out / "README.md").write_text(bundle_readme(manifest, report), encoding="utf-8")
         manifest["files"] = [
             {
@@ -107,6 +102,10 @@ def write(
             for file in list_files(out)
         ]
         write_json(out / MANIFEST, manifest)
+
+
+def _by_format(outcome: Outcome, values: Sequence[Any]) -> dict[str, Any]:
+    return {artifact.format: value for artifact, value in zip(outcome.artifacts, values, strict=True)}
 
 
 def copy(source: Path, target: Path) -> None:

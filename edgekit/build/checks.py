@@ -5,7 +5,7 @@ The reference is the tuned, merged fp32 model; the conversations are validation 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,15 @@ from edgekit import registry
 from edgekit.base.artifacts import size_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import Emit, Event, GateResult, Progress
+from edgekit.build.request import Request
 from edgekit.proof import gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
 from edgekit.proof.texts import TEXTS
+from edgekit.report.outcome import Artifact, Proof
 from edgekit.report.summary import conditions
 
 if TYPE_CHECKING:
-    from edgekit.build.pipeline import Request
-    from edgekit.build.stages import Artifact
     from edgekit.models.tokenizer import ModelTokenizer
 
 DRIFT_ROWS = 48
@@ -29,15 +29,6 @@ SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits 
 BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
 PROFILE_VERSION = 2  # raise it when an entry of the profile records something else
 SIGNALS_VERSION = 2  # raise it when the reference for drift records something else
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was found of one artifact: the drift of each step that made it, from the tuned model and from its input."""
-
-    stage: StageOutput
-    drift: dict[str, Drift]
-    from_input: dict[str, Drift]
 
 
 def tokenizer_of(model: StageOutput) -> ModelTokenizer:

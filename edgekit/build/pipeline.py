@@ -9,8 +9,7 @@ its output is kept by `edgekit.base.cache`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from edgekit import registry
@@ -18,23 +17,12 @@ from edgekit.base.cache import Cache
 from edgekit.base.events import Emit, fan_out, jsonl_writer
 from edgekit.build import bundle, checks, runs, stages
 from edgekit.build.plan import plan
-from edgekit.data.dataset import Dataset
+from edgekit.build.request import Request
 from edgekit.models import source as model
+from edgekit.proof.source import bring_in
 from edgekit.report.assemble import assemble
+from edgekit.report.outcome import Outcome
 from edgekit.targets.target import Target
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to build: from which model and rows, for which target, and where to."""
-
-    source: model.Source
-    data: Dataset
-    target: Target
-    out: Path
-    cache_dir: Path
-    threads: int
-    force: bool = False
 
 
 def build(request: Request, emit: Emit) -> dict[str, Any]:
@@ -80,7 +68,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
     log = request.cache_dir / runs.EVENTS
     cache = Cache(request.cache_dir, fan_out(emit, jsonl_writer(log)))
 
-    base = stages.bring_in(cache, request.source)
+    base = bring_in(cache, request.source)
     adapter = stages.tune(cache, request, base)
     merged = stages.merge(cache, request, base, adapter)
     pruned = stages.prune(cache, request, merged)
@@ -109,17 +97,20 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         for gate in checks.budget_gates(request, artifact, answers["tuned"], answers[artifact.format], speed):
             cache.emit(gate)
 
-    report = assemble(
-        request, cache, [base, adapter, merged, pruned], artifacts, drift, from_input, proofs, answers, signals, speeds
-    )  # fmt: skip
-    bundle.write(
-        request,
-        tokenizer,
-        artifacts,
-        report,
-        {name: done.path / "samples.jsonl" for name, done in answers.items()},
-        {artifact.format: kept.result for artifact, kept in zip(artifacts, golden, strict=True)},
-        {artifact.format: kept.result["signals"] for artifact, kept in zip(artifacts, signals, strict=True)},
-        log,
+    outcome = Outcome(
+        model=request.source.name,
+        target=request.target,
+        made=[base, adapter, merged, pruned],
+        artifacts=artifacts,
+        drift=drift,
+        from_input=from_input,
+        proofs=proofs,
+        answers=answers,
+        golden=golden,
+        signals=signals,
+        speeds=speeds,
+        facts=cache.facts,
     )
+    report = assemble(outcome)
+    bundle.write(request, tokenizer, outcome, report, log)
     return report

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -26,10 +26,8 @@ from edgekit.base.artifacts import remove, write_json
 from edgekit.base.clock import clock
 from edgekit.base.errors import ConfigError, EdgekitError, StageError
 from edgekit.base.events import LARGEST, Event, StageFinished
+from edgekit.build.request import Request
 from edgekit.field.releases.disk import locked
-
-if TYPE_CHECKING:
-    from edgekit.build.pipeline import Request
 
 SCHEMA = "edgekit.run/1"
 FILE, EVENTS, LOCK = "run.json", "events.jsonl", ".run.lock"

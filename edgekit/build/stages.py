@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit import registry
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
+from edgekit.build.request import Request
 from edgekit.data.rows import Row
-from edgekit.models import source as model
 from edgekit.registry import ExportContext
+from edgekit.report.outcome import Artifact
 from edgekit.targets.target import Export
-
-if TYPE_CHECKING:
-    from edgekit.build.pipeline import Request
 
 MERGE_LOGIT_TOLERANCE = 1e-3  # rounding of float32 reaches 2e-4; a wrong scale or a bfloat16 merge shows 1e-2
 MERGE_PROOF_ROWS = 8
 MERGE_PROOF = 2  # raise it when the proof measures something else
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One exported file or folder with the steps that made it; the last step's output is what ships."""
-
-    format: str
-    runtime: str
-    output: str
-    steps: tuple[StageOutput, ...]
-    outputs: tuple[Path, ...]
-
-    @property
-    def path(self) -> Path:
-        """The file or folder that ships."""
-        return self.outputs[-1]
-
-    @property
-    def digest(self) -> str:
-        """Digest of the last step's output."""
-        return self.steps[-1].digest
-
-
-def bring_in(cache: Cache, source: model.Source) -> StageOutput:
-    """The source model as a Hugging Face folder, proven to be what the source was."""
-    source = model.fetch(source)
-
-    def run(out: Path, work: Path) -> None:
-        model.bring_in(source, out, cache.emit)
-
-    return cache.stage(
-        "model", {"source": model.digest(source), "kind": source.kind}, run, ("transformers", "torch")
-    )
 
 
 def tune(cache: Cache, request: Request, base: StageOutput) -> StageOutput:

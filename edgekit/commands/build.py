@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,8 +45,12 @@ def build(
     if dry_run:
         plan(target, model, data, out, set_, llama_cpp, cache_dir, threads, offline, json, quiet, verbose)
         return
-    request = make_request(target, model, data, out, set_, llama_cpp, cache_dir, threads, force, offline)
     from edgekit.build import pipeline
+    from edgekit.build.request import Order
+
+    request = Order(
+        target, model, data, out, set_ or [], llama_cpp, cache_dir, threads, force, offline
+    ).request()
 
     with shell.working() as emit:
         report = pipeline.build(request, emit)
@@ -84,8 +88,11 @@ def plan(
 ) -> None:
     """Say what a build would do and need, before anything is trained (the same as `build --dry-run`)."""
     from edgekit.build.plan import plan as make_plan
+    from edgekit.build.request import Order
 
-    request = make_request(target, model, data, out, set_, llama_cpp, cache_dir, threads, False, offline)
+    request = Order(
+        target, model, data, out, set_ or [], llama_cpp, cache_dir, threads, offline=offline
+    ).request()
     with shell.working():
         result = make_plan(
             request.source, request.target, request.data, cache_dir=cache_dir, out=request.out.parent
@@ -95,40 +102,9 @@ def plan(
     else:
         from rich.console import Console
 
-        from edgekit.report.plan_table import plan_table
+        from edgekit.build.plan_table import plan_table
 
         Console().print(plan_table(result))
     result.check()
     if not json:
         shell.say(f"Next: edgekit build --target {target} --model {model} --data {data}")
-
-
-def make_request(
-    target: str,
-    model: str,
-    data: str,
-    out: Path | None,
-    set_: list[str] | None,
-    llama_cpp: Path | None,
-    cache_dir: Path,
-    threads: int,
-    force: bool,
-    offline: bool,
-) -> Any:
-    """The typed request for what was typed; raises `ConfigError` for everything wrong with it."""
-    from edgekit import registry
-    from edgekit.build.pipeline import Request
-    from edgekit.data.dataset import load_dataset
-    from edgekit.models.source import resolve
-
-    chosen = registry.load("profiles", "targets").load(target, set_ or [])
-    if llama_cpp is not None:
-        exports = [
-            export.model_copy(update={"llama_cpp": llama_cpp}) if export.format == "gguf" else export
-            for export in chosen.export
-        ]
-        chosen = chosen.model_copy(update={"export": exports})
-    source = resolve(model, offline=offline)
-    dataset = load_dataset(data)
-    place = out or Path("bundles") / f"{source.name}-{chosen.name}"
-    return Request(source, dataset, chosen, place, cache_dir, shell.cores(threads), force)

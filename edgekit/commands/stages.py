@@ -47,18 +47,17 @@ def tune(
 ) -> None:
     """Tune a LoRA adapter on the answers of the training rows."""
     from edgekit.base.cache import Cache
-    from edgekit.build import pipeline, stages
+    from edgekit.build import stages
     from edgekit.build.plan import missing_parts, missing_parts_error
-    from edgekit.commands.build import make_request
+    from edgekit.build.request import Order
+    from edgekit.proof.source import bring_in
 
-    request: pipeline.Request = make_request(
-        target, model, data, out, set_, None, cache_dir, threads, force, offline
-    )
+    request = Order(target, model, data, out, set_ or [], None, cache_dir, threads, force, offline).request()
     if parts := missing_parts([]):
         raise missing_parts_error(parts)
     with shell.working() as emit:
         cache = Cache(cache_dir, emit)
-        base = stages.bring_in(cache, request.source)
+        base = bring_in(cache, request.source)
         if show_mask:
             from edgekit.models.tokenizer import ModelTokenizer
             from edgekit.tuning.encode import encode_rows
@@ -238,11 +237,12 @@ def export(
     from edgekit import registry
     from edgekit.base.cache import Cache
     from edgekit.base.errors import GateError
-    from edgekit.build import adapters, checks, pipeline, stages
+    from edgekit.build import adapters, checks, stages
     from edgekit.build.bundle import copy
-    from edgekit.commands.build import make_request
+    from edgekit.build.request import Order
     from edgekit.commands.verify import GENERAL
     from edgekit.models.source import read_config
+    from edgekit.proof.source import bring_in
 
     _need_folder(model, "config.json")
     if adapter:
@@ -250,9 +250,9 @@ def export(
     values = (
         [*GENERAL, *(set_ or [])] if adapter else set_
     )  # a base is unsure of what only its adapter was taught
-    request: pipeline.Request = make_request(
-        target, str(model), data, out, values, None, cache_dir, threads, force, True
-    )
+    request = Order(
+        target, str(model), data, out, values or [], None, cache_dir, threads, force, offline=True
+    ).request()
     config = read_config(model)
     for options in request.target.export:
         if refusal := registry.load("exporters", options.format).refusal(config, options):
@@ -261,7 +261,7 @@ def export(
             )
     with shell.working() as emit, written_whole(out, force=force) as staging:
         cache = Cache(cache_dir, emit)
-        source = stages.bring_in(cache, request.source)
+        source = bring_in(cache, request.source)
         artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
         reference = checks.capture(cache, request, source)
         for artifact in artifacts:

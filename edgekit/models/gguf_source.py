@@ -8,15 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgekit import registry
-from edgekit.base.errors import CorruptError, StageError, UnsupportedError
-from edgekit.base.events import Emit, GateResult
+from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.parts import missing_part
 from edgekit.containers.gguf import GgufLayout, read_gguf
 
-KLD_LIMIT_NATS = (
-    0.05  # llama.cpp rounds activations to 8 bits (0.005 nats); a swapped tensor costs whole nats
-)
 HINT = "Give the model's Hugging Face folder instead."
 
 # Names in the metadata to names in `config.json`, and what transformers fills in; a test holds both against it.
@@ -148,41 +143,3 @@ def mend_pre_tokenizer(tokenizer: Any, path: Path) -> None:
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-
-
-def prove(path: Path, folder: Path, emit: Emit) -> None:
-    """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
-
-    Raises `StageError` at the first that differs.
-    """
-    from edgekit.proof import gates
-    from edgekit.proof.drift import kl_divergence
-
-    source = registry.load("runtimes", "llama.cpp")(path)
-    reference = registry.load("runtimes", "torch")(folder)
-    try:
-        from edgekit.models.tokenizer import ModelTokenizer
-
-        facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
-        prompt = facts.template.render(
-            [{"role": "user", "content": facts.texts[-1]}], add_generation_prompt=True
-        )
-        ids = reference.encode(prompt)[:256]
-        divergence = float(kl_divergence(source.logits(ids), reference.logits(ids)).mean())
-    finally:
-        reference.close()
-    close = divergence <= KLD_LIMIT_NATS
-    found = [
-        *gates.identity(source, facts, "source", "model"),
-        GateResult(
-            "source.mean_kld_nats", divergence, KLD_LIMIT_NATS, close, f"{len(ids)} positions", "model"
-        ),
-    ]
-    source.close()
-    for gate in found:
-        emit(gate)
-        if not gate.passed:
-            raise StageError(
-                f"What was read from {path.name} is not what the file holds: {gate.name}, {gate.detail}.",
-                HINT,
-            )

@@ -1,7 +1,6 @@
 """A model as it comes in: a Hugging Face folder, a hub id, a `.gguf` file, or a built-in name.
 
-`resolve` finds it, `describe` reads its config without loading weights, `bring_in` makes a Hugging Face folder of it
-and proves that nothing was lost on the way.
+`resolve` finds it, `describe` reads its config without loading weights, `bring_in` makes a Hugging Face folder of it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any, Literal
 
 from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
-from edgekit.base.events import Emit, ignore
 from edgekit.base.parts import missing_part
 from edgekit.containers.safetensors import read_safetensors
 from edgekit.models import gguf_source
@@ -181,10 +179,10 @@ def digest(source: Source) -> str:
     return sha256_file(source.path) if source.path.is_file() else sha256_tree(source.path)
 
 
-def bring_in(source: Source, out: Path, emit: Emit = ignore) -> None:
-    """Write the model as a Hugging Face folder `out`: links to a folder's files, or a GGUF file read and proven.
+def bring_in(source: Source, out: Path) -> None:
+    """Write the model as a Hugging Face folder `out`: links to a folder's files, or a GGUF file read.
 
-    Raises `CorruptError` for damaged weights and `StageError` when what was read does not answer as the source does.
+    What was read of a GGUF file is proven by `edgekit.proof.source`. Raises `CorruptError` for damaged weights.
     """
     assert source.path is not None
     out.mkdir(parents=True)
@@ -195,7 +193,6 @@ def bring_in(source: Source, out: Path, emit: Emit = ignore) -> None:
                 f"{source.path.name} is not the file edgekit knows (its sha256 differs).", built_in.install
             )
         gguf_source.convert(source.path, out)
-        gguf_source.prove(source.path, out, emit)
     else:
         _link_folder(source.path, out)
     provenance = {

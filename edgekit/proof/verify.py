@@ -11,7 +11,6 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
-from edgekit.build import stages
 from edgekit.containers.gguf import read_gguf
 from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
@@ -20,6 +19,7 @@ from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, answered, capture_passages, plain_text
 from edgekit.proof.prove import Subject, prove
+from edgekit.proof.source import bring_in
 from edgekit.targets.target import Budget
 
 FORMATS = {**RUNTIME_OF, "folder": "torch"}
@@ -62,7 +62,7 @@ def verify_file(
     subject = subject_of(path)
     if subject.format == "gguf":
         read_gguf(path)  # before anything else reads it
-    folder = stages.bring_in(cache, reference)
+    folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]
     prompts += [[{"role": "user", "content": prompt}] for prompt in texts.PROMPTS[:count]]

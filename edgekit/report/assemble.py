@@ -2,62 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit.base.artifacts import sha256_tree, size_of
-from edgekit.base.cache import Cache, StageOutput
-from edgekit.base.events import Measured
+from edgekit.base.cache import StageOutput
+from edgekit.base.events import GateResult, Measured
 from edgekit.base.hardware import fingerprint
 from edgekit.models import source as model
 from edgekit.proof.calibration import binned
 from edgekit.proof.drift import Drift
-
-if TYPE_CHECKING:
-    from edgekit.build.checks import Proof
-    from edgekit.build.pipeline import Request
-    from edgekit.build.stages import Artifact
+from edgekit.report.outcome import Artifact, Outcome
 
 SCHEMA = "edgekit.report/1"
 
 
-def assemble(
-    request: Request,
-    cache: Cache,
-    made: Sequence[StageOutput],
-    artifacts: Sequence[Artifact],
-    drift: Mapping[str, Drift],
-    from_input: Mapping[str, Drift],
-    proofs: Sequence[Proof],
-    answers: Mapping[str, StageOutput],
-    signals: Sequence[StageOutput],
-    speeds: Sequence[StageOutput],
-) -> dict[str, Any]:
+def assemble(outcome: Outcome) -> dict[str, Any]:
     """The report as JSON values. The verdict is `pass` only when every gate passed and there is at least one."""
-    drifts = {**drift, **{step: found for proof in proofs for step, found in proof.drift.items()}}
-    entered = {**from_input, **{step: found for proof in proofs for step, found in proof.from_input.items()}}
+    drifts = {
+        **outcome.drift,
+        **{step: found for proof in outcome.proofs for step, found in proof.drift.items()},
+    }
+    entered = {
+        **outcome.from_input,
+        **{step: found for proof in outcome.proofs for step, found in proof.from_input.items()},
+    }
     done = [
-        *{stage.name: stage for stage in made}.values(),
-        *(step for artifact in artifacts for step in artifact.steps),
+        *{stage.name: stage for stage in outcome.made}.values(),
+        *(step for artifact in outcome.artifacts for step in artifact.steps),
     ]
-    done += [*(proof.stage for proof in proofs), *answers.values(), *speeds]
-    gates = cache.gates
-    config = model.read_config(made[-1].path)
-    parameters = model.parameter_count(config)
+    done += [*(proof.stage for proof in outcome.proofs), *outcome.answers.values(), *outcome.speeds]
+    gates = outcome.gates
+    parameters = model.parameter_count(model.read_config(outcome.made[-1].path))
     return {
         "schema": SCHEMA,
-        "target": request.target.name,
-        "model": request.source.name,
+        "target": outcome.target.name,
+        "model": outcome.model,
         "verdict": "pass" if gates and all(gate.passed for gate in gates) else "fail",
-        "artifacts": [_artifact(artifact, parameters) for artifact in artifacts],
+        "artifacts": [_artifact(artifact, parameters) for artifact in outcome.artifacts],
         "stages": [_stage(stage, drifts.get(stage.name), entered.get(stage.name)) for stage in done],
-        "evaluation": {name: stage.result for name, stage in answers.items()},
-        "profile": [entry for stage in speeds for entry in stage.result["entries"]],
+        "evaluation": {name: stage.result for name, stage in outcome.answers.items()},
+        "profile": [entry for stage in outcome.speeds for entry in stage.result["entries"]],
         "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
-        "tuning": {metric: _history(cache, metric) for metric in ("loss", "validation_loss")},
-        "reliability": {"bins": [asdict(each) for each in binned(_sure(signals))]},
-        "budget": request.target.budget.model_dump(),
+        "tuning": {metric: _history(outcome.facts, metric) for metric in ("loss", "validation_loss")},
+        "reliability": {"bins": [asdict(each) for each in binned(_sure(outcome.signals))]},
+        "budget": outcome.target.budget.model_dump(),
         "machine": fingerprint(),
     }
 
@@ -89,9 +79,7 @@ def _sure(signals: Sequence[StageOutput]) -> list[tuple[float, bool]]:
     return [(float(sure), bool(right)) for stage in signals for sure, right in stage.result["sure"]]
 
 
-def _history(cache: Cache, metric: str) -> list[list[float]]:
+def _history(facts: Sequence[GateResult | Measured], metric: str) -> list[list[float]]:
     return [
-        [fact.step or 0, fact.value]
-        for fact in cache.facts
-        if isinstance(fact, Measured) and fact.metric == metric
+        [fact.step or 0, fact.value] for fact in facts if isinstance(fact, Measured) and fact.metric == metric
     ]

@@ -98,10 +98,10 @@ def test_whatever_is_unusual_is_left_to_transformers(
 def test_a_plan_for_the_built_in_model_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     code = """
 import sys
-from edgekit.commands.build import make_request
+from edgekit.build.request import Order
 from edgekit.build.plan import plan
 from pathlib import Path
-request = make_request("cpu-int4", "smollm2-135m", "demo", None, None, None, Path("cache"), 1, False, True)
+request = Order(cache_dir=Path("cache"), threads=1, offline=True).request()
 found = plan(request.source, request.target, request.data, cache_dir=Path("cache"), out=Path("out"))
 print(found.architecture, [export.refusal for export in found.exports], {"torch", "transformers"} & set(sys.modules))
 """

@@ -36,12 +36,12 @@ def look_at_place(choice: Choice) -> Place:
     except (OSError, ValueError) as error:
         return Place(Finding("FAILED", (), f"{out} cannot be looked at: {error}.", "Give another folder."))
     from edgekit.build.bundle import check_free
-    from edgekit.commands.build import make_request
+    from edgekit.build.request import Order
 
     names = (at_home(choice.target), at_home(choice.model), at_home(choice.data))
     sets = [f"budget.{key}={value}" for key, value in choice.limits]
     try:
-        check_free(make_request(*names, out, sets, None, choice.cache_dir, 0, False, False))
+        check_free(Order(*names, out, sets, cache_dir=choice.cache_dir).request())
     except EdgekitError as error:
         return Place(Finding("FAILED", (), error.message, error.hint), _free_name(out))
     return Place(

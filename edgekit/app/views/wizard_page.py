@@ -132,7 +132,7 @@ def plan_text(outcome: Outcome) -> str:
     from rich.console import Console
 
     from edgekit.build.plan import Plan, PlannedExport
-    from edgekit.report.plan_table import plan_table
+    from edgekit.build.plan_table import plan_table
 
     document = planned(outcome) or {}
     plan = Plan(**{**document, "exports": [PlannedExport(**export) for export in document["exports"]]})

@@ -1,0 +1,66 @@
+"""What to build: the typed request, and how it is made from what a person names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit import registry
+from edgekit.base import hardware
+from edgekit.data.dataset import Dataset, load_dataset
+from edgekit.models.source import Source, resolve
+from edgekit.targets.target import Target
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_DATA = "demo"
+DEFAULT_TARGET = "cpu-int4"
+DEFAULT_CACHE = Path(".edgekit/cache")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build: from which model and rows, for which target, and where to."""
+
+    source: Source
+    data: Dataset
+    target: Target
+    out: Path
+    cache_dir: Path
+    threads: int
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person names on the command line or in the app; `request` turns it into a `Request`.
+
+    `changes` are `KEY=VALUE` pairs that change one value of the target each. `threads` is 0 for every core.
+    """
+
+    target: str = DEFAULT_TARGET
+    model: str = DEFAULT_MODEL
+    data: str = DEFAULT_DATA
+    out: Path | None = None
+    changes: list[str] = field(default_factory=list)
+    llama_cpp: Path | None = None
+    cache_dir: Path = DEFAULT_CACHE
+    threads: int = 0
+    force: bool = False
+    offline: bool = False
+
+    def request(self) -> Request:
+        """The typed request; raises `ConfigError` for everything that is wrong with it."""
+        chosen: Target = registry.load("profiles", "targets").load(self.target, self.changes)
+        if self.llama_cpp is not None:
+            exports: list[Any] = [
+                export.model_copy(update={"llama_cpp": self.llama_cpp}) if export.format == "gguf" else export
+                for export in chosen.export
+            ]
+            chosen = chosen.model_copy(update={"export": exports})
+        source = resolve(self.model, offline=self.offline)
+        dataset = load_dataset(self.data)
+        out = self.out or Path("bundles") / f"{source.name}-{chosen.name}"
+        return Request(
+            source, dataset, chosen, out, self.cache_dir, self.threads or hardware.cores(), self.force
+        )

@@ -1,0 +1,67 @@
+"""A model brought in as a Hugging Face folder, proven to be what its source was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgekit import registry
+from edgekit.base.cache import Cache, StageOutput
+from edgekit.base.errors import StageError
+from edgekit.base.events import Emit, GateResult
+from edgekit.models import gguf_source
+from edgekit.models.source import Source, digest, fetch
+from edgekit.models.source import bring_in as write_folder
+from edgekit.models.tokenizer import ModelTokenizer
+from edgekit.proof import gates
+from edgekit.proof.drift import kl_divergence
+
+KLD_LIMIT_NATS = (
+    0.05  # llama.cpp rounds activations to 8 bits (0.005 nats); a swapped tensor costs whole nats
+)
+
+
+def bring_in(cache: Cache, source: Source) -> StageOutput:
+    """The source model as a Hugging Face folder, proven to be what the source was."""
+    source = fetch(source)
+
+    def run(out: Path, work: Path) -> None:
+        write_folder(source, out)
+        if source.kind == "gguf" and source.path is not None:
+            prove(source.path, out, cache.emit)
+
+    return cache.stage(
+        "model", {"source": digest(source), "kind": source.kind}, run, ("transformers", "torch")
+    )
+
+
+def prove(path: Path, folder: Path, emit: Emit) -> None:
+    """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
+
+    Raises `StageError` at the first that differs.
+    """
+    source = registry.load("runtimes", "llama.cpp")(path)
+    reference = registry.load("runtimes", "torch")(folder)
+    try:
+        facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
+        prompt = facts.template.render(
+            [{"role": "user", "content": facts.texts[-1]}], add_generation_prompt=True
+        )
+        ids = reference.encode(prompt)[:256]
+        divergence = float(kl_divergence(source.logits(ids), reference.logits(ids)).mean())
+    finally:
+        reference.close()
+    close = divergence <= KLD_LIMIT_NATS
+    found = [
+        *gates.identity(source, facts, "source", "model"),
+        GateResult(
+            "source.mean_kld_nats", divergence, KLD_LIMIT_NATS, close, f"{len(ids)} positions", "model"
+        ),
+    ]
+    source.close()
+    for gate in found:
+        emit(gate)
+        if not gate.passed:
+            raise StageError(
+                f"What was read from {path.name} is not what the file holds: {gate.name}, {gate.detail}.",
+                gguf_source.HINT,
+            )
