@@ -8,14 +8,10 @@ from typing import Any
 
 from edgekit import registry
 from edgekit.base import hardware
+from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.data.dataset import Dataset, load_dataset
 from edgekit.models.source import Source, resolve
 from edgekit.targets.target import Target
-
-DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_DATA = "demo"
-DEFAULT_TARGET = "cpu-int4"
-DEFAULT_CACHE = Path(".edgekit/cache")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 
 import edgekit
 from edgekit.commands import shell
-from edgekit.models.chat import Message
+from edgekit.data.rows import Message
 
 
 def register(app: typer.Typer) -> None:

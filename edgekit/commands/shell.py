@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.build import defaults
+
 
 @dataclass
 class State:
@@ -67,10 +69,10 @@ StateDir = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
-DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_DATA = "demo"
-DEFAULT_TARGET = "cpu-int4"
-DEFAULT_CACHE = Path(".edgekit/cache")
+DEFAULT_MODEL = defaults.DEFAULT_MODEL
+DEFAULT_DATA = defaults.DEFAULT_DATA
+DEFAULT_TARGET = defaults.DEFAULT_TARGET
+DEFAULT_CACHE = defaults.DEFAULT_CACHE
 DEFAULT_STATE = Path(".edgekit/field")
 
 

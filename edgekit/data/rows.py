@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
-from edgekit.models.chat import Message
 
+Message = Mapping[str, str]
 SHAPES = "'messages', 'prompt' and 'completion', or 'instruction' and 'output'"
 MAX_FAULTS_SHOWN = 20
 

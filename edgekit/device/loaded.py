@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
+from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, Records
 from edgekit.device.manifest import check_files, read_manifest
-from edgekit.models.chat import Message
 from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
 
 if TYPE_CHECKING:

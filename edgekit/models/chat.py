@@ -14,10 +14,10 @@ from typing import Any
 from jinja2 import TemplateError, nodes
 
 from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.data.rows import Message
 from edgekit.models import template
 from edgekit.models.meter import LimitReached, metered
 
-Message = Mapping[str, str]
 # Jinja's own errors, and Python's that a template's expressions and its compiled form raise.
 REFUSALS = (
     TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError,

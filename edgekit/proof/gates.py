@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
-from edgekit.models.chat import ChatTemplate, Message
+from edgekit.data.rows import Message
+from edgekit.models.chat import ChatTemplate
 from edgekit.proof import template_scan
 from edgekit.proof.battery import battery, random_sequences, special_strings
 from edgekit.proof.drift import Drift, Scored

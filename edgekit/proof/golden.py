@@ -14,7 +14,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Emit, GateResult, Progress, ignore
-from edgekit.models.chat import Message
+from edgekit.data.rows import Message
 from edgekit.proof.battery import battery
 from edgekit.registry import Runtime
 

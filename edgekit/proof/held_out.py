@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import CorruptError
 from edgekit.base.events import Emit, Progress, ignore
-from edgekit.models.chat import ChatTemplate, Message
+from edgekit.data.rows import Message
+from edgekit.models.chat import ChatTemplate
 from edgekit.proof.drift import Reference, Scored, capture
 from edgekit.registry import Runtime
 

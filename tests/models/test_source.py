@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from edgekit.base.errors import ConfigError, CorruptError, StageError, UnsupportedError
+from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.containers.safetensors import read_safetensors
-from edgekit.models import gguf_source
 from edgekit.models import source as model
 
 
@@ -80,10 +79,3 @@ def test_a_folder_comes_in_with_its_provenance(tiny_llama: Path, tmp_path: Path)
     found = json.loads((tmp_path / "out" / "edgekit.json").read_text())
     assert found["base_model"] == "llama" and len(found["sha256"]) == 64
     assert (tmp_path / "out" / "model.safetensors").samefile(tiny_llama / "model.safetensors")
-
-
-def test_a_tokenizer_read_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What transformers' reader does by itself: it drops the splitting of digits, and nothing else complains."""
-    monkeypatch.setattr(gguf_source, "mend_pre_tokenizer", lambda tokenizer, path: None)
-    with pytest.raises(StageError, match=r"source\.tokenizer_identity"):
-        model.bring_in(model.resolve("smollm2-135m"), tmp_path / "out")

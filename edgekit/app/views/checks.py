@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import Choice, limit_fault
-from edgekit.commands.shell import DEFAULT_DATA, DEFAULT_TARGET
+from edgekit.build.defaults import DEFAULT_DATA, DEFAULT_TARGET
 
 MOST_ANSWERS = 64
 

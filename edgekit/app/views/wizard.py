@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from edgekit import registry
 from edgekit.app.views.command import Command, Outcome
-from edgekit.commands.shell import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
+from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.models.source import BUILT_IN, HUB_ID, Source
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget, Device

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError, CorruptError
-from edgekit.data.rows import Row
+from edgekit.data.rows import Message, Row
 from edgekit.device.loaded import load
 from edgekit.device.manifest import read_manifest
-from edgekit.models.chat import Message
 from edgekit.proof.golden import FILE as GOLDEN
 
 MARGIN_POINTS = 2.0

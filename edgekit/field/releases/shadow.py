@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit.device.answer import WHOLE, Answer
 
 if TYPE_CHECKING:
+    from edgekit.data.rows import Message
     from edgekit.device.loaded import LoadedModel
-    from edgekit.models.chat import Message
 
 QUEUE = 16
 LEAST_PRIORITY = 19

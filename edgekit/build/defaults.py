@@ -1,0 +1,10 @@
+"""What a build takes where nothing else is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_DATA = "demo"
+DEFAULT_TARGET = "cpu-int4"
+DEFAULT_CACHE = Path(".edgekit/cache")
