@@ -20,6 +20,7 @@ from typing import Any
 
 FILE, HEAD = "audit.jsonl", "audit.head"
 FIRST = "0" * 64
+TAIL = 1 << 16  # bytes of the end that hold the newest line
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class Audit:
         """Add a change and return its line; it is on the disk when this returns. Raises `OSError` when it cannot be."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked() as descriptor:
-            lines = _whole_lines(descriptor)
-            before = _digest(lines[-1]) if lines else FIRST
+            count, before = self._newest(descriptor)
             entry = {
-                "n": len(lines) + 1, "time": time.time(), "who": who, "what": what, "why": why, **details,
+                "n": count + 1, "time": time.time(), "who": who, "what": what, "why": why, **details,
                 "before": before,
             }  # fmt: skip
             line = json.dumps(entry, ensure_ascii=False, default=str).encode()
@@ -55,7 +55,7 @@ class Audit:
             except OSError:
                 os.ftruncate(descriptor, end)  # a full disk leaves no half of a line
                 raise
-            self._write_head(len(lines) + 1, _digest(line))
+            self._write_head(count + 1, _digest(line))
         return entry
 
     def entries(self) -> list[dict[str, Any]]:
@@ -90,7 +90,10 @@ class Audit:
                     faults.append(Fault(number, what))
             before = _digest(line)
         try:
-            count, digest = self._head.read_text(encoding="ascii").split()
+            head = self._head.read_text(encoding="ascii")
+            if not head and lines:  # as a power cut leaves a file; no sign that somebody changed the log
+                return [*faults, Fault(len(lines), f"{HEAD} is empty: later lines may be missing")]
+            count, digest = head.split()
             newest = int(count)
         except (OSError, ValueError):
             return [*faults, Fault(len(lines), f"{HEAD} is missing")] if lines else faults
@@ -99,6 +102,20 @@ class Audit:
         elif newest and _digest(lines[newest - 1]) != digest:
             faults.append(Fault(newest, "it was changed"))
         return faults
+
+    def _newest(self, descriptor: int) -> tuple[int, str]:
+        """The number and the digest of the newest line; the whole log is read only where the head does not tell."""
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        tail = os.pread(descriptor, TAIL, max(0, size - TAIL))
+        last = tail.split(b"\n")[-2:-1] if tail.endswith(b"\n") and tail.count(b"\n") > 1 else []
+        try:
+            count, digest = self._head.read_text(encoding="ascii").split()
+            if last and _digest(last[0]) == digest:
+                return int(count), digest
+        except (OSError, ValueError):
+            pass
+        lines = _whole_lines(descriptor)
+        return len(lines), _digest(lines[-1]) if lines else FIRST
 
     def _lines(self) -> list[bytes]:
         try:
@@ -118,7 +135,10 @@ class Audit:
 
     def _write_head(self, count: int, digest: str) -> None:
         beside = self._head.with_name(f".{HEAD}.partial")
-        beside.write_text(f"{count} {digest}\n", encoding="ascii")
+        with beside.open("w", encoding="ascii") as file:
+            file.write(f"{count} {digest}\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, self._head)
 
 

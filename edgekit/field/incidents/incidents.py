@@ -9,6 +9,7 @@ written to the audit log first, so that a change that is not there was never mad
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import time
@@ -96,7 +97,8 @@ class Incidents:
         with self._changing() as db:
             if _under_way(db, rule.key, change.subject):
                 return None
-            (number,) = db.execute("select coalesce(max(id), 0) + 1 from incidents").fetchone()
+            (newest,) = db.execute("select coalesce(max(id), 0) from incidents").fetchone()
+            number = max(newest, self._newest_evidence()) + 1
             (silence,) = db.execute(
                 "select max(silenced_until) from incidents where rule = ? and subject = ? and silenced_until > ?",
                 (rule.key, change.subject, change.time),
@@ -226,11 +228,18 @@ class Incidents:
 
     def set_aside(self) -> Path:
         """Move a damaged database out of the way, beside its place, and return where it is now."""
-        aside = self.path.with_name(f"{FILE}.damaged-{int(time.time())}")
+        moment = int(time.time())
+        names = (self.path.with_name(f"{FILE}.damaged-{moment + more}") for more in itertools.count())
+        aside = next(name for name in names if not name.exists())
         self.path.replace(aside)
         for suffix in ("-wal", "-shm"):
             self.path.with_name(FILE + suffix).unlink(missing_ok=True)
         return aside
+
+    def _newest_evidence(self) -> int:
+        """The highest number of an evidence file: after a database was set aside, none is written again."""
+        found = (path.stem for path in (self.path.parent / "evidence").glob("*.json"))
+        return max((int(stem) for stem in found if stem.isdecimal()), default=0)
 
     def _live(self, db: sqlite3.Connection, number: int) -> Incident:
         incident = _get(db, number)
@@ -288,7 +297,13 @@ class Incidents:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
-            if db.execute("pragma user_version").fetchone()[0] != VERSION:
+            version = db.execute("pragma user_version").fetchone()[0]
+            if version > VERSION:
+                raise StageError(
+                    f"{self.path} was written by a newer edgekit (version {version} of the file). Nothing changed.",
+                    "Install that edgekit again, or give another --state.",
+                )
+            if version != VERSION:
                 db.execute("pragma journal_mode = wal")
                 db.executescript(TABLES)
                 db.execute(f"pragma user_version = {VERSION}")

@@ -80,8 +80,12 @@ class Reservoir:
         staging = self.path.with_name(f".{self.path.name}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
-            os.chmod(staging, 0o600)
+            staging.unlink(missing_ok=True)
+            descriptor = os.open(
+                staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
+            )  # private from the first byte
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in self._lines)
             os.replace(staging, self.path)
             self.trouble = ""
         except OSError as error:

@@ -47,6 +47,10 @@ FOREIGN = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 Alarm = tuple[float, str, str]  # time, release, JSON
 
 
+class DamagedError(Exception):
+    """SQLite's own check found the file damaged."""
+
+
 class Store:
     """The telemetry of a device in the file `path`, of at most `cap_mib`; opened for reading it writes nothing.
 
@@ -254,8 +258,9 @@ class Store:
                 ).fetchone()
                 whole = minute
                 if found:  # another second of this process, or another process
-                    whole = Minute.from_json(json.loads(found[0]))
-                    whole.merge(minute)
+                    with contextlib.suppress(*FOREIGN):  # a row that is not telemetry is replaced
+                        whole = Minute.from_json(json.loads(found[0]))
+                        whole.merge(minute)
                 body = json.dumps(whole.to_json(), separators=(",", ":"))
                 connection.execute("INSERT OR REPLACE INTO minutes VALUES (?, ?, ?)", (at, release, body))
             connection.executemany("INSERT INTO alarms VALUES (?, ?, ?)", alarms)
@@ -308,7 +313,7 @@ class Store:
             connection.execute("PRAGMA wal_autocheckpoint = 64")
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
-                raise ValueError(f"the file is damaged: {verdict}")
+                raise DamagedError(f"the file is damaged: {verdict}")
             connection.executescript(TABLES)
             if self.note:
                 connection.execute("INSERT INTO notes VALUES (?, ?)", (time.time(), self.note))
@@ -332,8 +337,12 @@ class Store:
             self._connection = None
 
     def _move_aside(self, why: str) -> None:
-        """Keep a damaged file, the newest of them, for looking at, and let a new one begin in its place."""
-        aside = self.path.with_name(f"{self.path.name}.damaged")
+        """Keep a damaged file under a name that is free, and let a new one begin in its place."""
+        names = (f"{self.path.name}.damaged{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+        free = (self.path.with_name(name) for name in names)
+        aside = next((path for path in free if not path.exists()), None)
+        if aside is None:
+            return
         with contextlib.suppress(OSError):
             os.replace(self.path, aside)
             for suffix in ("-wal", "-shm"):
@@ -392,7 +401,6 @@ def _told(alarm: Alarm) -> dict[str, Any]:
 
 
 def _damaged(error: Exception) -> bool:
-    """Whether the file itself is broken, and not the disk full or the folder closed."""
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED
-    return isinstance(error, FOREIGN)
+    """Whether SQLite says that the file itself is broken; a full disk, or one foreign row, is no such thing."""
+    code = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
+    return isinstance(error, DamagedError) or code & 0xFF in DAMAGED

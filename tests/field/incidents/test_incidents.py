@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.base.errors import ConfigError, CorruptError, StageError
-from edgekit.field.incidents.audit import Audit
+from edgekit.field.incidents.audit import HEAD, Audit
 from edgekit.field.incidents.history import switches
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.readings import Reading
@@ -232,3 +234,23 @@ def test_what_changed_before_comes_from_the_log_of_releases(tmp_path: Path) -> N
 
 def test_the_audit_log_is_its_users_alone(tmp_path: Path) -> None:
     assert os.stat(filled(tmp_path).path).st_mode & 0o077 == 0
+
+
+def test_a_database_of_a_newer_edgekit_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "incidents.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("pragma user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(StageError, match="newer edgekit"):
+        Incidents(tmp_path).find()
+    assert path.read_bytes() == before
+
+
+def test_the_audit_says_of_an_empty_head_only_what_is_known_and_goes_on(tmp_path: Path) -> None:
+    audit = Audit(tmp_path)
+    for number in range(3):
+        audit.append(who="ann", what=f"change {number}")
+    (tmp_path / HEAD).write_text("")
+    assert ["is empty" in fault.what for fault in audit.check()] == [True]
+    audit.append(who="ann", what="one more")
+    assert audit.check() == [] and [entry["n"] for entry in audit.entries()] == [1, 2, 3, 4]

@@ -148,7 +148,7 @@ def test_kill_9_of_a_writing_process_leaves_a_readable_store(tmp_path: Path) -> 
     store.close()
 
 
-@pytest.mark.parametrize("damage", ["no database", "a hole", "a foreign row"])
+@pytest.mark.parametrize("damage", ["no database", "a hole"])
 def test_a_damaged_file_is_moved_aside_and_a_new_one_begun(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "telemetry.sqlite"
     store = Store(path, every_s=3600)
@@ -159,12 +159,9 @@ def test_a_damaged_file_is_moved_aside_and_a_new_one_begun(tmp_path: Path, damag
     store.close()
     if damage == "no database":
         path.write_bytes(b"this is not a database " * 400)
-    elif damage == "a hole":
+    else:
         whole = path.read_bytes()
         path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
-    else:
-        with sqlite3.connect(path) as connection:
-            connection.execute("UPDATE minutes SET body = '[1]'")
     store = Store(path, every_s=3600)
     assert store.window(T0, T0).requests in (0, 1)  # damage does not stop a reader either
     store.add(SEEN)
@@ -319,3 +316,31 @@ def test_a_file_that_another_process_moved_aside_is_left_behind(tmp_path: Path) 
     store.add(SEEN)
     assert store.flush() and Store(store.path).window(T0, T0).requests == 1
     store.close()
+
+
+def test_one_foreign_row_costs_no_other_minute(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.sqlite"
+    store = Store(path, every_s=3600)
+    for minute in range(3):
+        store.add(seen(time=T0 + 60 * minute))
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE minutes SET body = '[1]' WHERE minute = ?", (int(T0 // 60),))
+    store = Store(path, every_s=3600)
+    store.add(SEEN)
+    assert store.flush() and not store.trouble
+    assert store.window(T0, T0 + 120).requests == 3
+    assert [file.name for file in tmp_path.glob("*damaged*")] == []
+    store.close()
+
+
+def test_a_second_damaged_file_does_not_replace_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.sqlite"
+    for text in (b"first", b"second"):
+        path.write_bytes(text * 2000)
+        store = Store(path, every_s=3600)
+        store.add(SEEN)
+        assert not store.flush() and store.flush()
+        store.close()
+    kept = {file.read_bytes()[:6] for file in tmp_path.glob("*.damaged*")}
+    assert kept == {b"firstf", b"second"}
