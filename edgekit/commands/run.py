@@ -45,9 +45,12 @@ def run(
 
 
 def _stream(model: edgekit.LoadedModel, question: str | list[Message], max_tokens: int | None) -> str:
-    answer = ""
+    from edgekit.base.texts import plain
+
+    answer, terminal = "", sys.stdout.isatty()
     for piece in model.stream(question, max_tokens=max_tokens):
-        sys.stdout.write(piece)
+        # a model may write escape sequences, which a terminal would obey
+        sys.stdout.write(plain(piece.expandtabs(4)) if terminal else piece)
         sys.stdout.flush()
         answer += piece
     sys.stdout.write("\n")
@@ -55,7 +58,7 @@ def _stream(model: edgekit.LoadedModel, question: str | list[Message], max_token
 
 
 def _chat(model: edgekit.LoadedModel, max_tokens: int | None) -> None:
-    sys.stderr.write("Chat. An empty line begins anew; ctrl-d ends.\n")
+    sys.stderr.write("Chat. Press Enter on an empty line to start a new conversation, ctrl-d to exit.\n")
     messages: list[Message] = []
     while True:
         try:

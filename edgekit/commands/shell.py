@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.base.texts import plain
 from edgekit.build import defaults
 
 
@@ -104,8 +105,8 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """One line of data on stdout."""
-    sys.stdout.write(text + "\n")
+    """One line of data on stdout, with control characters in foreign text replaced."""
+    sys.stdout.write(plain(text) + "\n")
 
 
 def cores(threads: int) -> int:

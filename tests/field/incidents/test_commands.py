@@ -173,3 +173,12 @@ def test_the_demo_without_a_terminal_is_the_recorded_one(shell: Any, tmp_path: P
     shown = json.loads(done.stdout)
     assert done.returncode == 0 and shown["schema"] == "edgekit.monitor/1"
     assert any(row["requests"] for row in shown["releases"]) and not list(tmp_path.iterdir())
+
+
+def test_control_characters_of_foreign_text_do_not_reach_the_terminal(tmp_path: Path, shell) -> None:
+    device(tmp_path)
+    with sqlite3.connect(tmp_path / "incidents.sqlite") as db:
+        db.execute("update incidents set what = 'bad\x1b[2J [bold]name[/bold]'")
+    for arguments in (["incident", "show", 1], ["incident", "list"], ["monitor", "--once"]):
+        done = shell(*arguments, "--state", tmp_path)
+        assert done.returncode == 0 and "\x1b" not in done.stdout and "[bold]name[/bold]" in done.stdout
