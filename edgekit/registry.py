@@ -131,6 +131,15 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
+class HasControlTokens(Protocol):
+    """A runtime that knows which texts its `encode` turns into control tokens."""
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts of the control tokens, such as `<|im_start|>`."""
+
+
+@runtime_checkable
 class TakesAdapters(Protocol):
     """A runtime that puts LoRA adapters on its opened model and takes them off again."""
 

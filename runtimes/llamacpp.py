@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,13 @@ class LlamaCpp:
     def eog_ids(self) -> frozenset[int]:
         """Ids that llama.cpp takes for an end of generation: the file's own, and others it guesses from their text."""
         return frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(self._model.vocab, i))
+
+    @cached_property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts of the tokens that the file marks as control tokens."""
+        vocab = self._model.vocab
+        ids = (id_ for id_ in range(self.vocab_size) if lib.llama_vocab_is_control(vocab, id_))
+        return frozenset(lib.llama_vocab_get_text(vocab, id_).decode(errors="replace") for id_ in ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none are added.

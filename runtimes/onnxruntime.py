@@ -116,6 +116,7 @@ class _Text:
         added = {token["id"]: token for token in tokenizer.get("added_tokens", [])}
         vocabulary = tokenizer["model"]["vocab"]
         self.special = {id_ for id_, token in added.items() if token["special"]}
+        self.control_tokens = frozenset(added[id_]["content"] for id_ in self.special)
         self.nfc = '{"type": "NFC"}' in json.dumps(tokenizer.get("normalizer"))
         self.control_ids = {}
         self.pieces: list[bytes] | None = None
@@ -219,6 +220,11 @@ class OnnxRuntime:
     def stop_ids(self) -> frozenset[int]:
         """The `eos_token_id` of genai_config.json."""
         return self._stop_ids
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts of the tokens that tokenizer.json marks as special."""
+        return self._text.control_tokens
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none are added."""

@@ -71,6 +71,12 @@ class TorchModel:
         """Ids at which the folder's configuration stops an answer."""
         return self._tokenizer.stop_ids
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts of the tokens that the folder's tokenizer marks as special."""
+        added = self._tokenizer.tokenizer.added_tokens_decoder.values()
+        return frozenset(str(token) for token in added if token.special)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none are added."""
         return self._tokenizer.encode(text)

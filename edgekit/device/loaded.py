@@ -12,6 +12,7 @@ from edgekit.base.errors import ConfigError, GateError, UnsupportedError
 from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, Records
 from edgekit.device.manifest import check_files, read_manifest
+from edgekit.device.prompt import encode_prompt
 from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
 
 if TYPE_CHECKING:
@@ -62,12 +63,15 @@ class LoadedModel:
         return iter(self.answer(self.prompt(messages), max_tokens=max_tokens, sampling=sampling))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where its answer begins; raises `ConfigError` for an empty one."""
+        """Token ids of a conversation, up to where its answer begins; its texts hold no control tokens.
+
+        Raises `ConfigError` for an empty conversation; see `edgekit.device.prompt`.
+        """
         if not messages:
             raise ConfigError("There is no message to answer.", "Give a text or a list of messages.")
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        return self.runtime.encode(self.runtime.chat_template.render(messages, add_generation_prompt=True))
+        return encode_prompt(self.runtime, messages)
 
     def answer(
         self,
