@@ -1,4 +1,4 @@
-"""An adapter exported for swapping in: in each format's own form, beside a base that takes it, proven against the merge."""
+"""An adapter exported for swapping in: in each format's own form, beside a base that takes it, proven together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from edgekit import registry
 from edgekit.base.artifacts import remove, sha256_tree
 from edgekit.base.cache import Cache
 from edgekit.base.events import Alert
+from edgekit.build import checks
 from edgekit.build.request import Request
 from edgekit.report.outcome import Artifact
 
@@ -30,7 +31,8 @@ def export(
 ) -> dict[str, str]:
     """Write `adapter` for each of the base's `artifacts` that already lie in the folder `out`; gates go to `cache`.
 
-    Returns the adapter's path below `out` for each format. An ONNX base is written anew with places for an adapter.
+    The base with its adapter is held against their merge: on the validation rows, as a merged file is, and in the change
+    that the adapter makes. Returns the adapter's path below `out` for each format. An ONNX base is written anew with places for an adapter.
     Raises `UnsupportedError` for an adapter that does more than add low-rank products to linear layers.
     """
     from edgekit.models.tokenizer import ModelTokenizer
@@ -40,6 +42,7 @@ def export(
 
     inputs = {"base": base.digest, "adapter": sha256_tree(adapter)}
     merged = cache.stage("merge", inputs, merge, ("torch", "peft", "safetensors"))
+    reference = checks.capture(cache, request, merged)
     ids = ModelTokenizer(base.path).render_ids(request.data.validation[:PROOF_ROWS])
     (out / FOLDER).mkdir()
     written = {}
@@ -58,17 +61,10 @@ def export(
                 Alert("warning", f"Adapters cannot be exported as {artifact.format}; the base stands alone.")
             )
             continue
+        checks.verify_adapter(cache, request, reference, artifact, file, out / name)
+        pair = registry.load("stages", "adapter-pair")(file, out / name, artifact.runtime, base.path, adapter)
         registry.load("stages", "adapter-proof")(
-            file,
-            out / name,
-            base.path,
-            merged.path,
-            artifact.runtime,
-            ids,
-            cache.emit,
-            prefix=artifact.format,
-            max_mean_kld_nats=request.target.budget.mean_kld_nats,
-            threads=request.threads,
+            pair, ids, cache.emit, prefix=artifact.format, threads=request.threads
         )
         written[artifact.format] = name
     return written

@@ -38,9 +38,9 @@ def tokenizer_of(model: StageOutput) -> ModelTokenizer:
     return ModelTokenizer(model.path)
 
 
-def capture(cache: Cache, request: Request, model: StageOutput) -> StageOutput:
-    """The tuned model's next-token distributions on held-out conversations and plain text, stored."""
-    rows = request.data.validation[:DRIFT_ROWS]
+def capture(cache: Cache, request: Request, model: StageOutput, *, conversations: bool = True) -> StageOutput:
+    """The model's next-token distributions on plain text and, with `conversations`, on held-out ones, stored."""
+    rows = request.data.validation[:DRIFT_ROWS] if conversations else []
 
     def run(out: Path, work: Path) -> None:
         tokenizer = tokenizer_of(model)
@@ -105,7 +105,7 @@ def verify(
             step.name: _score(request, store, artifact.runtime, path, cache, name)
             for step, path in zip(artifact.steps, artifact.outputs, strict=True)
         }
-        drifts = {step: at.among(store.conversations(at)) for step, at in scored.items()}
+        drifts = {step: at.among(store.main(at)) for step, at in scored.items()}
         guilty = next(
             (step for step, found in drifts.items() if found.mean_kld_nats > budget.mean_kld_nats), last
         )
@@ -151,6 +151,35 @@ def verify(
     )
 
 
+def verify_adapter(
+    cache: Cache, request: Request, reference: StageOutput, artifact: Artifact, base: Path, adapter: Path
+) -> None:
+    """Hold the exported `base` with the file `adapter` on it against the merged model, as a merged file is held.
+
+    `reference` holds what the merged model answers; the gates are called `gguf.adapter_greedy_agreement` and so on.
+    """
+    name = f"verify.{artifact.format}.adapter"
+    store = HeldOut.load(reference.path)
+    runtime = registry.load("runtimes", artifact.runtime)(base, threads=request.threads)
+    try:
+        runtime.use(adapter)
+        scored = score(runtime, store.reference, cache.emit, stage=name)
+        found = prove.behaviour(
+            runtime.stop_ids,
+            store,
+            scored,
+            request.target.budget,
+            artifact.format,
+            text_stage="export.adapter",
+            drift_stage="export.adapter",
+        )
+    finally:
+        runtime.close()
+    for gate in found:
+        format, _, what = gate.name.rpartition(".")
+        cache.emit(replace(gate, name=f"{format}.adapter_{what}"))
+
+
 def _counting_for(stage: str, emit: Emit) -> Emit:
     """An `emit` that shows progress as that of `stage`, where a gate blames another."""
 
@@ -183,7 +212,7 @@ def _from_input(
         known = held_out.capture_passages(opened, store.passages, cache.emit, stage=name)
         opened.close()
         scored = _score(request, known, artifact.runtime, after, cache, name)
-        entered[step.name] = scored.among(known.conversations(scored))
+        entered[step.name] = scored.among(known.main(scored))
     return entered
 
 

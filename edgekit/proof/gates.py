@@ -216,24 +216,19 @@ def greedy_agreement(
     )
 
 
+def text_drift(text: Drift, budget: Budget, prefix: str, stage: str) -> GateResult:
+    """The gate on the next-token distributions over plain text."""
+    detail = f"{text.n_tokens} positions of plain text"
+    name = f"{prefix}.text_mean_kld_nats"
+    return _at_most(name, text.mean_kld_nats, budget.text_mean_kld_nats, detail, stage)
+
+
 def drift(
     measured: Drift, answers: Drift, text: Drift | None, budget: Budget, prefix: str, stage: str
 ) -> list[GateResult]:
     """The gates on the next-token distributions: over whole conversations, their answers alone, and plain text."""
     everywhere, spoken = f"{measured.n_tokens} positions", f"{answers.n_tokens} positions of answers"
-    read = (
-        [
-            _at_most(
-                f"{prefix}.text_mean_kld_nats",
-                text.mean_kld_nats,
-                budget.text_mean_kld_nats,
-                f"{text.n_tokens} positions of plain text",
-                stage,
-            )
-        ]
-        if text
-        else []
-    )
+    read = [text_drift(text, budget, prefix, stage)] if text else []
     return [
         *read,
         _at_most(f"{prefix}.mean_kld_nats", measured.mean_kld_nats, budget.mean_kld_nats, everywhere, stage),

@@ -74,6 +74,11 @@ class HeldOut:
         """Which positions `(N,)` stand in plain text."""
         return np.asarray(self.kind[scored.sequence] == TEXT)
 
+    def main(self, scored: Scored) -> NDArray[np.bool_]:
+        """The positions `(N,)` that drift is told of: those in conversations, or all where there is plain text alone."""
+        chosen = self.conversations(scored)
+        return chosen if chosen.any() else np.ones_like(chosen)
+
     def answers(self, scored: Scored) -> NDArray[np.bool_]:
         """At which positions `(N,)` the model chooses a token of an answer."""
         return np.asarray(scored.position >= self.answer[scored.sequence])

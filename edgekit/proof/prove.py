@@ -75,13 +75,27 @@ def opened(
     `scored` is its comparison with `held_out`; a fault of the text path is blamed on `text_stage`, of the numbers on
     `drift_stage`.
     """
+    return [
+        *gates.identity(runtime, facts, prefix, text_stage),
+        *behaviour(
+            facts.stop_ids, held_out, scored, budget, prefix, text_stage=text_stage, drift_stage=drift_stage
+        ),
+    ]
+
+
+def behaviour(
+    stop_ids: frozenset[int], held_out: HeldOut, scored: Scored, budget: Budget, prefix: str, *,
+    text_stage: str, drift_stage: str,
+) -> list[GateResult]:  # fmt: skip
+    """Ends of answers and next-token distributions; of plain text alone where `held_out` has no conversation."""
     answers, conversations, text = (
         kind(scored) for kind in (held_out.answers, held_out.conversations, held_out.text)
     )
+    if not conversations.any():
+        return [gates.text_drift(scored.among(text), budget, prefix, drift_stage)]
     return [
-        *gates.identity(runtime, facts, prefix, text_stage),
-        gates.stop_contract(scored, answers, facts.stop_ids, budget, prefix, text_stage),
-        gates.greedy_agreement(scored, answers, facts.stop_ids, budget, prefix, drift_stage),
+        gates.stop_contract(scored, answers, stop_ids, budget, prefix, text_stage),
+        gates.greedy_agreement(scored, answers, stop_ids, budget, prefix, drift_stage),
         *gates.drift(
             scored.among(conversations),
             scored.among(conversations & answers),

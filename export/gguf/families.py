@@ -237,7 +237,24 @@ def to_gguf(name: str, values: NDArray[np.float32], config: Any, family: Family)
     return values
 
 
+def from_gguf(name: str, values: NDArray[np.float32], config: Any, family: Family) -> NDArray[np.float32]:
+    """The inverse of `to_gguf`."""
+    if family.rotary_pairs and ".self_attn.q_proj." in name:
+        return deinterleave(values, config.num_attention_heads)
+    if family.rotary_pairs and ".self_attn.k_proj." in name:
+        return deinterleave(values, config.num_key_value_heads)
+    if family.norm_shift and name.endswith("norm.weight"):
+        return values - values.dtype.type(family.norm_shift)
+    return values
+
+
 def interleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of each head from two halves to neighbouring pairs, `(heads * size, ...)`."""
     halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def deinterleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """The inverse of `interleave`: rows of each head from neighbouring pairs to two halves, `(heads * size, ...)`."""
+    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)

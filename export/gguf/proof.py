@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from edgekit.export.gguf.families import (
     ROPE_FREQS,
     Family,
     architecture,
+    deinterleave,
     faults,
+    from_gguf,
     interleave,
     name_map,
     typed,
@@ -34,6 +36,7 @@ from edgekit.export.gguf.families import (
 )
 from edgekit.export.gguf.vocab import read_vocabulary
 from edgekit.export.gguf.write import EMBEDDING, HEAD, read_tensors
+from edgekit.export.weights.safetensors_io import Weights
 from edgekit.export.weights.weight_proof import (
     BF16,
     EXACT,
@@ -293,6 +296,29 @@ def read_references(model: Path, config: Any, family: Family) -> dict[str, Refer
     return references
 
 
+def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
+    """What the GGUF file `path` of the Hugging Face folder `model` holds, dequantized, as that folder would hold it.
+
+    Each value loads one tensor, in the folder's order of rows and without the shift of norms. A tensor of a type that
+    is not known here is left out.
+    """
+    raw = read_config(model)
+    config, family = typed(raw), FAMILIES[architecture(raw)]
+    layout, data = read_gguf(path), np.memmap(path, np.uint8, "r")
+    names = name_map(config, family)
+
+    def load(name: str, info: TensorInfo) -> Array:
+        values = _stored(info, data).all()
+        return from_gguf(name, values.reshape(info.shape[::-1]), config, family)
+
+    places = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in Weights(model)}
+    return {
+        name: partial(load, name, layout.tensors[place])
+        for name, place in places.items()
+        if place in layout.tensors and _type(layout.tensors[place]) in GRIDS
+    }
+
+
 def _matrix(tensor: Any) -> Array:
     values: Array = tensor.load()
     return values if values.ndim == 2 else values.reshape(1, -1)
@@ -318,12 +344,6 @@ def _variants(name: str, config: Any, family: Family, rows: Array) -> Iterator[t
             f"has the {family.norm_shift:g} that llama.cpp expects added twice",
             rows + np.float32(family.norm_shift),
         )
-
-
-def deinterleave(values: Array, heads: int) -> Array:
-    """The inverse of `interleave`: rows of each head from neighbouring pairs to two halves, `(heads * size, ...)`."""
-    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def _type(info: TensorInfo) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,21 @@ def read_references(model: Path, config: Any) -> dict[str, Reference]:
     if config.tie_word_embeddings:
         references[HEAD] = replace(references[EMBEDDING], name=HEAD)
     return references
+
+
+def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
+    """What the ONNX folder `path` of the Hugging Face folder `model` holds, dequantized, under the names of `model`.
+
+    Each value loads one tensor.
+    """
+    references = read_references(model, typed(read_config(model)))
+    graph = read_graph(path / _file_name(read_json(path / "genai_config.json"), path))
+    found = {tensor.name: tensor for tensor in find_weights(graph, references)}
+
+    def load(tensor: Stored) -> Array:
+        return tensor.all().reshape(tensor.shape)
+
+    return {name: partial(load, found[name]) for name in Weights(model) if name in found}
 
 
 def _variants(name: str, config: Any, rows: Array) -> Iterator[tuple[str, Array]]:

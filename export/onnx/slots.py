@@ -18,7 +18,7 @@ from typing import Any
 from edgekit.base.artifacts import remove
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import Emit, Progress, ignore
-from edgekit.export.adapter import STAGE, base_digest, slot_names
+from edgekit.export.adapters.write import STAGE, base_digest, slot_names
 from edgekit.export.weights.safetensors_io import Weights, read_json
 from edgekit.models.source import BASE_DIGEST, PROVENANCE
 

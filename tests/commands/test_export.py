@@ -40,8 +40,10 @@ def test_each_format_gets_its_base_and_its_adapter_with_the_proof(exported: Any)
     assert names >= {
         f"{format}.adapter_{what}"
         for format in ("gguf", "onnx")
-        for what in ("mean_kld_nats", "change_error")
+        for what in ("mean_kld_nats", "greedy_agreement", "stop_contract", "change_error")
     }
+    # the base alone is held on plain text: nobody asks it the task that its adapter was tuned for
+    assert "gguf.text_mean_kld_nats" in names and not names & {"gguf.greedy_agreement", "onnx.mean_kld_nats"}
     assert all(gate["passed"] for gate in told["gates"])
 
 

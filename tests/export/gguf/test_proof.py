@@ -23,8 +23,8 @@ from edgekit import registry
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import ignore
 from edgekit.export.gguf import write as export
-from edgekit.export.gguf.families import interleave
-from edgekit.export.gguf.proof import GRIDS, deinterleave, prove
+from edgekit.export.gguf.families import deinterleave, interleave
+from edgekit.export.gguf.proof import GRIDS, prove
 from edgekit.export.gguf.quantize import quantize
 from edgekit.export.weights.weight_proof import Grid, StaticProof, Stored, compare, largest_singular
 

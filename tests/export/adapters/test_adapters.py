@@ -20,9 +20,9 @@ from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import GateResult, ignore
 from edgekit.device import loaded
-from edgekit.export import adapter
-from edgekit.export.adapter import read_adapter, to_gguf, to_onnx
-from edgekit.export.adapter_check import adapter_proof
+from edgekit.export.adapters import write as adapter
+from edgekit.export.adapters.proof import Pair, adapter_proof
+from edgekit.export.adapters.write import read_adapter, to_gguf, to_onnx
 from edgekit.export.gguf import families as gguf_families
 from edgekit.export.gguf import write as gguf
 from edgekit.export.gguf.quantize import quantize
@@ -336,26 +336,24 @@ def test_scaling_is_the_merges(files: dict[str, Path]) -> None:
     assert {layer.scaling for layer in read_adapter(files["base"], files["b"])} == {16 / 8**0.5}
 
 
-def prove(files: dict[str, Path], base: str, file: Path, runtime: str) -> dict[str, GateResult]:
+def prove(files: dict[str, Path], base: str, file: Path, runtime: str) -> GateResult:
     seen: list[Any] = []
-    gates = adapter_proof(
-        files[base], file, files["base"], files["a.merged"], runtime, [IDS], seen.append, threads=1
-    )
-    assert [event for event in seen if isinstance(event, GateResult)] == gates
-    return {gate.name: gate for gate in gates}
+    pair = Pair(files[base], file, runtime, files["base"], files["a"])
+    gate = adapter_proof(pair, [IDS], seen.append, threads=1)
+    assert [event for event in seen if isinstance(event, GateResult)] == [gate]
+    return gate
 
 
 def test_the_proof_holds_for_float_and_rounded_bases(
     files: dict[str, Path], onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    quantize(files["base.gguf"], tmp_path / "q8.gguf", "Q8_0", threads=1)
-    rounded = {**files, "q8": tmp_path / "q8.gguf"}
-    for base in ("base.gguf", "q8"):
-        assert all(gate.passed for gate in prove(rounded, base, files["a.gguf"], "llama.cpp").values())
+    for type in ("Q8_0", "Q4_0"):
+        quantize(files["base.gguf"], tmp_path / f"{type}.gguf", type, threads=1)
+    rounded = {**files, "q8": tmp_path / "Q8_0.gguf", "q4": tmp_path / "Q4_0.gguf"}
+    for base in ("base.gguf", "q8", "q4"):
+        assert prove(rounded, base, files["a.gguf"], "llama.cpp").passed
     for base in ("slots32", "slots4"):
-        assert all(
-            gate.passed for gate in prove(onnx_files, base, onnx_files["a.onnx"], "onnxruntime").values()
-        )
+        assert prove(onnx_files, base, onnx_files["a.onnx"], "onnxruntime").passed
 
 
 def doubled_alpha(made: Path, copy: Path) -> Path:
@@ -373,15 +371,16 @@ def test_the_proof_catches_alpha_doubled(
     to_gguf(files["base"], doubled_alpha(files["a"], tmp_path / "a"), tmp_path / "a.gguf")
     to_onnx(onnx_files["base"], doubled_alpha(onnx_files["a"], tmp_path / "o"), tmp_path / "a.onnx_adapter")
     rounded = {**files, "q4": tmp_path / "q4.gguf"}
-    for gates in (
+    for gate in (
         prove(rounded, "q4", tmp_path / "a.gguf", "llama.cpp"),
         prove(onnx_files, "slots4", tmp_path / "a.onnx_adapter", "onnxruntime"),
     ):
-        assert not gates["model.adapter_change_error"].passed
+        assert not gate.passed, gate
 
 
-def test_the_proof_catches_another_adapter(files: dict[str, Path]) -> None:
-    assert not any(gate.passed for gate in prove(files, "base.gguf", files["b.gguf"], "llama.cpp").values())
+def test_the_proof_catches_another_adapter(files: dict[str, Path], onnx_files: dict[str, Path]) -> None:
+    assert not prove(files, "base.gguf", files["b.gguf"], "llama.cpp").passed
+    assert not prove(onnx_files, "slots4", onnx_files["b.onnx"], "onnxruntime").passed
 
 
 def test_the_proof_catches_unpermuted_rows(
@@ -389,13 +388,12 @@ def test_the_proof_catches_unpermuted_rows(
 ) -> None:
     monkeypatch.setattr(gguf_families, "to_gguf", lambda name, values, config, family: values)
     to_gguf(files["base"], files["a"], tmp_path / "a.gguf")
-    gates = prove(files, "base.gguf", tmp_path / "a.gguf", "llama.cpp")
-    assert not gates["model.adapter_change_error"].passed
+    assert not prove(files, "base.gguf", tmp_path / "a.gguf", "llama.cpp").passed
 
 
 def test_no_conversation_proves_nothing(files: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match="no conversations"):
-        adapter_proof(files["base.gguf"], files["a.gguf"], files["base"], files["a.merged"], "llama.cpp", [])
+        adapter_proof(Pair(files["base.gguf"], files["a.gguf"], "llama.cpp", files["base"], files["a"]), [])
 
 
 def test_registered_names_are_there() -> None:

@@ -1,7 +1,7 @@
 """LoRA adapters as files that a runtime puts on its opened base model and takes off again.
 
 `merge.plan_edits` reads the PEFT folder and works out each layer's scaling, so an adapter file and a merge mean the
-same by construction; `adapter_check` proves it. The scaling goes into the factor B: llama.cpp knows one alpha for all
+same by construction; `adapters.proof` proves it. The scaling goes into the factor B: llama.cpp knows one alpha for all
 layers, and onnxruntime none.
 Formats: `convert_lora_to_gguf.py` of llama.cpp; `onnxruntime/lora/adapter_format/adapter_schema.fbs` of onnxruntime.
 """
@@ -135,7 +135,7 @@ def to_gguf(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
 def to_onnx(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
     """Write the PEFT LoRA folder `adapter` of the Hugging Face folder `base` as onnxruntime's adapter file `out`.
 
-    It fits the folders that `onnx_slots.open_slots` makes of an export of `base`, at any precision, and is bound to
+    It fits the folders that `onnx.slots.open_slots` makes of an export of `base`, at any precision, and is bound to
     the base by a parameter `edgekit.base_sha256` of 32 bytes. Raises as `read_adapter` and `base_digest`.
     """
     import onnxruntime

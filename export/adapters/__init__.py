@@ -1,0 +1,1 @@
+"""LoRA adapters as files beside an exported base, and their proof."""
