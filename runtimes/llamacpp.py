@@ -18,8 +18,8 @@ import numpy as np
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
-from edgekit.base.errors import ConfigError, CorruptError, StageError, UnsupportedError
-from edgekit.containers.gguf import read_gguf
+from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.containers.gguf_content import check_gguf
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.source import MERGED
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
@@ -46,16 +46,10 @@ _log_callback = lib.llama_log_callback(_keep_error)  # llama.cpp holds the point
 def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     """Open the GGUF file `path`; an answer and its prompt may take `context` tokens together.
 
-    Raises `CorruptError` when the file is not GGUF, is cut off, or llama.cpp cannot load it, and `UnsupportedError`
+    Raises `CorruptError` when the file is not a sound GGUF model or llama.cpp cannot load it, and `UnsupportedError`
     for one part of a model that is split into many: llama.cpp would read the others unchecked.
     """
-    layout = read_gguf(path)
-    parts = layout.metadata.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise UnsupportedError(
-            f"{path} is one of {parts} parts of a model.",
-            "Join them first: llama-gguf-split --merge FIRST OUT.",
-        )
+    layout = check_gguf(path)
     lib.llama_log_set(_log_callback, None)
     lib.llama_backend_init()
     _errors.clear()

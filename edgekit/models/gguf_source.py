@@ -11,6 +11,7 @@ from typing import Any
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.parts import missing_part
 from edgekit.containers.gguf import GgufLayout, read_gguf
+from edgekit.containers.gguf_content import check_gguf
 
 HINT = "Give the model's Hugging Face folder instead."
 
@@ -90,7 +91,7 @@ def convert(path: Path, out: Path) -> None:
 
     Raises `CorruptError` for a file that cannot be read.
     """
-    read_gguf(path)
+    check_gguf(path)
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer

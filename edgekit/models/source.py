@@ -16,8 +16,8 @@ from typing import Any, Literal
 from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.base.parts import missing_part
-from edgekit.containers.safetensors import read_safetensors
 from edgekit.models import gguf_source
+from edgekit.models.folder_check import check_folder
 
 PROVENANCE = "edgekit.json"
 MERGED = "merged_adapter_sha256"  # noted there of a merge: such a model is no base for the same adapter again
@@ -220,8 +220,7 @@ def _link_folder(folder: Path, out: Path) -> None:
             f"{folder} holds no .safetensors weights; edgekit loads no pickled ones (.bin, .pt).",
             "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
         )
-    for file in weights:
-        read_safetensors(file)
+    check_folder(folder)
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
             (out / file.name).symlink_to(file.resolve())

@@ -7,7 +7,7 @@ Nothing of the model it was made from is needed, and no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from edgekit import registry
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Emit, GateResult, Progress, ignore
 from edgekit.data.rows import Message
+from edgekit.device.isolated import open_isolated
 from edgekit.proof.battery import battery
 from edgekit.registry import Runtime
 
@@ -68,12 +69,24 @@ def _two_largest(rows: Any) -> Any:
     return np.sort(np.partition(-rows, 1, axis=1)[:, :2], axis=1)
 
 
+def open_here(runtime: str, path: Path, *, threads: int) -> Runtime:
+    """Open a file in this process, for a caller that is itself a child process."""
+    opened: Runtime = registry.load("runtimes", runtime)(path, threads=threads)
+    return opened
+
+
 def replay(
-    folder: Path, manifest: Mapping[str, Any], emit: Emit = ignore, *, threads: int
+    folder: Path,
+    manifest: Mapping[str, Any],
+    emit: Emit = ignore,
+    *,
+    threads: int,
+    opener: Callable[..., Runtime] = open_isolated,
 ) -> list[GateResult]:
     """Ask every format of a bundle again; each gate is emitted as it is known.
 
-    Raises `CorruptError` when the bundle has no golden answers, or a file that its runtime cannot load.
+    `opener(runtime, path, threads=)` opens a file, by default in a child process. Raises `CorruptError` when the bundle
+    has no golden answers, or a file that its runtime cannot load.
     """
     try:
         golden = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -96,7 +109,7 @@ def replay(
     for name, entry in manifest["formats"].items():
         if name not in formats:
             raise CorruptError(f"{folder / FILE} holds no answers of '{name}'.", "Build the bundle again.")
-        runtime = registry.load("runtimes", entry["runtime"])(folder / entry["path"], threads=threads)
+        runtime = opener(entry["runtime"], folder / entry["path"], threads=threads)
         try:
             found += _held(runtime, formats[name], name, emit)
         finally:

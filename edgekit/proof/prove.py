@@ -13,6 +13,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base.errors import UnsupportedError
 from edgekit.base.events import Alert, Emit, GateResult
+from edgekit.device.isolated import open_isolated
 from edgekit.models.source import read_config
 from edgekit.proof import gates
 from edgekit.proof.drift import Scored, score
@@ -34,9 +35,8 @@ class Subject:
     runtime: str
 
     def open(self, threads: int) -> Runtime:
-        """The file in its own runtime; raises `CorruptError` when it cannot be loaded."""
-        opened: Runtime = registry.load("runtimes", self.runtime)(self.path, threads=threads)
-        return opened
+        """The file in its own runtime, in a child process; raises `CorruptError` when it cannot be loaded."""
+        return open_isolated(self.runtime, self.path, threads=threads)
 
 
 def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:

@@ -11,10 +11,11 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
-from edgekit.containers.gguf import read_gguf
+from edgekit.containers.gguf_content import check_gguf
 from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
+from edgekit.models.folder_check import check_folder
 from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, answered, capture_passages, plain_text
@@ -61,7 +62,9 @@ def verify_file(
 
     subject = subject_of(path)
     if subject.format == "gguf":
-        read_gguf(path)  # before anything else reads it
+        check_gguf(path)  # before anything else reads it
+    elif subject.format == "folder":
+        check_folder(path)
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]

@@ -55,16 +55,31 @@ def layers(file: Path) -> int:
 
 
 def rewrite(
-    file: Path, leave_out: Callable[[str], bool] = lambda name: False, fields: dict[str, Any] | None = None
+    file: Path,
+    leave_out: Callable[[str], bool] = lambda name: False,
+    fields: dict[str, Any] | None = None,
+    *,
+    added: dict[str, Any] | None = None,
+    architecture: str | None = None,
 ) -> None:
-    """Write the file anew without the tensors that `leave_out` holds for, with other `fields`; None takes one away."""
-    reader, fields = gguf.GGUFReader(file), fields or {}
+    """Write the file anew without the tensors that `leave_out` holds for, with other `fields`; None takes one away.
+
+    `added` fields are there whether the file has them or not, and `architecture` is another family's name.
+    """
+    reader, fields, added = gguf.GGUFReader(file), fields or {}, added or {}
     new = file.with_suffix(".new")
-    writer = gguf.GGUFWriter(new, str(reader.fields["general.architecture"].contents()))
+    writer = gguf.GGUFWriter(new, architecture or str(reader.fields["general.architecture"].contents()))
     for key, field in reader.fields.items():
         value = fields.get(key, field.contents())
-        if not key.startswith("GGUF.") and key != "general.architecture" and value is not None:
+        if not key.startswith("GGUF.") and key not in ("general.architecture", *added) and value is not None:
             writer.add_key_value(key, value, field.types[0], field.types[-1])
+    for key, value in added.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        kind = gguf.GGUFValueType.UINT32 if kind == gguf.GGUFValueType.INT32 else kind
+        if kind == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, kind)
     for tensor in reader.tensors:
         if not leave_out(tensor.name):
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)

@@ -12,22 +12,18 @@ import argparse
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
+from edgekit.base.child import Child
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
 from edgekit.base.events import GateResult
 from edgekit.base.hardware import fingerprint
 from edgekit.base.memory import own_peak_mib
+from edgekit.device.isolated import memory_limit_mib
 from edgekit.device.manifest import check_files, read_manifest
 
 Kind = Literal["", "digest", "verdict", "garbage", "slow", "memory", "timeout", "crash"]
@@ -35,7 +31,6 @@ Kind = Literal["", "digest", "verdict", "garbage", "slow", "memory", "timeout", 
 LIMIT_S = 300.0
 SLOWEST = 2.0  # times as slow as profiled
 RUNAWAY = 2.0  # a process that takes so many times its budget is ended
-SAMPLED_S = 0.02
 REPEATS = 3
 SAME_MACHINE = ("cpu", "arch", "cores", "features")  # of the fingerprint: what speed depends on
 
@@ -65,8 +60,9 @@ def check(
 ) -> Health:
     """Check a bundle, each of its formats (or the one named) in a process of its own; never raises for a bad one.
 
-    `speed` measures time and memory too. A process that takes longer than `limit_s` or more than `memory_mib` (twice
-    the budget when not given) is ended, and that is the verdict.
+    `speed` measures time and memory too. A process that takes longer than `limit_s` or more than `memory_mib` is ended,
+    and that is the verdict. When it is not given, `memory_mib` is twice the target's budget, and without a budget what
+    `device.isolated.memory_limit_mib` allows for the file.
     """
     try:
         manifest = read_manifest(bundle)
@@ -74,8 +70,8 @@ def check(
         budget = _budget(manifest).get("peak_rss_mib")
     except (CorruptError, KeyError, TypeError, AttributeError) as error:
         return Health(False, "digest", f"its manifest cannot be used: {error}")
-    if memory_mib is None and budget:
-        memory_mib = RUNAWAY * float(budget)
+    if memory_mib is None:
+        memory_mib = RUNAWAY * float(budget) if budget else memory_limit_mib(bundle)
     found = Health(False, "crash", "it holds no format")
     gates: tuple[GateResult, ...] = ()
     start = time.perf_counter()
@@ -88,60 +84,24 @@ def check(
 
 
 def _in_process(
-    bundle: Path, format: str, speed: bool, limit_s: float, memory_mib: float | None, threads: int
+    bundle: Path, format: str, speed: bool, limit_s: float, memory_mib: float, threads: int
 ) -> Health:
-    command = [
-        sys.executable,
-        "-m",
-        "edgekit.field.releases.health",
-        str(bundle),
-        "--format",
-        format,
-        "--json",
-    ]
-    command += ["--threads", str(threads)] + ([] if speed else ["--no-speed"])
-    if memory_mib:
-        command += ["--memory-mib", str(memory_mib)]
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(command, stdout=output, stderr=errors)
+    arguments = [str(bundle), "--format", format, "--json", "--threads", str(threads)]
+    arguments += [] if speed else ["--no-speed"]
+    # the process is ended when it holds more than its limit; it cannot reserve far more in the meantime
+    reserved = RUNAWAY * memory_mib
+    with Child("edgekit.field.releases.health", arguments, memory_mib=reserved) as child:
+        exceeded, reached = child.wait(limit_s, memory_mib)
+        if exceeded == "memory":
+            reason = f"its process took {reached:.0f} MiB and was ended at the limit of {memory_mib:.0f} MiB"
+            return Health(False, "memory", reason, peak_rss_mib=round(reached, 1))
+        if exceeded:
+            return Health(False, "timeout", f"it was not done after {limit_s:.0f} s", seconds=reached)
         try:
-            ended = _watched(child, limit_s, memory_mib)
-        finally:
-            child.kill()  # also when we are interrupted ourselves
-            child.wait()
-        if ended is not None:
-            return ended
-        output.seek(0)
-        errors.seek(0)
-        printed, last = output.read(), (errors.read().strip().splitlines() or [""])[-1]
-    try:
-        values = json.loads(printed)
-        return Health(**{**values, "gates": tuple(GateResult(**gate) for gate in values["gates"])})
-    except (ValueError, KeyError, TypeError):
-        number = -child.returncode
-        how = signal.Signals(number).name if number > 0 else f"exit status {child.returncode}"
-        return Health(False, "crash", f"{format}: its process ended with {how}{last and f': {last}'}")
-
-
-def _watched(child: subprocess.Popen[bytes], limit_s: float, memory_mib: float | None) -> Health | None:
-    """Wait for `child`, or until it takes too long or too much: the verdict then."""
-    start, process = time.monotonic(), psutil.Process(child.pid)
-    while True:
-        try:
-            child.wait(SAMPLED_S)
-            return None
-        except subprocess.TimeoutExpired:
-            pass
-        seconds = time.monotonic() - start
-        try:
-            rss = process.memory_info().rss / 2**20
-        except psutil.Error:  # it has just ended
-            continue
-        if memory_mib is not None and rss > memory_mib:
-            reason = f"its process took {rss:.0f} MiB and was ended at the limit of {memory_mib:.0f} MiB"
-            return Health(False, "memory", reason, peak_rss_mib=round(rss, 1))
-        if seconds > limit_s:
-            return Health(False, "timeout", f"it was not done after {limit_s:.0f} s", seconds=seconds)
+            values = json.loads(child.output)
+            return Health(**{**values, "gates": tuple(GateResult(**gate) for gate in values["gates"])})
+        except (ValueError, KeyError, TypeError):
+            return Health(False, "crash", f"{format}: its process ended with {child.how_it_ended()}")
 
 
 def examine(bundle: Path, format: str, *, speed: bool = True, threads: int = 0) -> Health:
@@ -158,10 +118,10 @@ def examine(bundle: Path, format: str, *, speed: bool = True, threads: int = 0) 
     cores = os.cpu_count() or 1
     threads = threads or min(int(manifest.get("threads", 2)), cores)
     try:
-        from edgekit.proof.golden import replay
+        from edgekit.proof.golden import open_here, replay
 
         alone = {**manifest, "formats": {format: manifest["formats"][format]}}
-        gates = replay(bundle, alone, threads=threads)
+        gates = replay(bundle, alone, threads=threads, opener=open_here)
         readings: dict[str, float] = {}
         if speed:
             faults, readings = _measured(bundle, manifest, format, threads)
@@ -256,28 +216,17 @@ def _budget(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return dict(manifest.get("recipe", {}).get("target", {}).get("budget", {}))
 
 
-def _limit_memory(mib: float) -> None:
-    """Refuse this process memory far beyond its limit; the parent, which reads what is resident, ends it before."""
-    import resource
-
-    with_stacks = int((RUNAWAY * mib + 1024) * 2**20)  # each thread reserves a stack of 8 MiB
-    resource.setrlimit(resource.RLIMIT_DATA, (with_stacks, with_stacks))
-
-
 def main() -> None:
     """Check one format of a bundle and print what was found; the exit status says only that the check was done."""
     parser = argparse.ArgumentParser(prog="python -m edgekit.field.releases.health", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--format", required=True, help="gguf or onnx")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes the manifest's")
-    parser.add_argument("--memory-mib", type=float, help="memory that the process may take, MiB")
     parser.add_argument("--no-speed", action="store_true", help="digests and golden answers only")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no data
-    if options.memory_mib:
-        _limit_memory(options.memory_mib)
     found = examine(options.bundle, options.format, speed=not options.no_speed, threads=options.threads)
     output.write(json.dumps(asdict(found)) if options.json else found.reason or "fit")
     output.write("\n")

@@ -123,7 +123,7 @@ class Releases:
         def prove(folder: Path) -> None:
             found = health(folder)
             if not found.passed and not (allow_failed and found.kind == "verdict"):
-                corrupt = found.kind == "digest"
+                corrupt = found.kind in ("digest", "crash", "timeout")
                 raise (CorruptError if corrupt else GateError)(
                     f"{bundle} is not fit for use: {found.reason}; nothing was imported.",
                     f"`edgekit verify {bundle}` shows every check.",

@@ -1,0 +1,281 @@
+"""A runtime in a process of its own: how a file that somebody else made is opened.
+
+llama.cpp and onnxruntime are native code that trusts much of what a file says. A file that makes them abort, crash,
+hang or take all memory ends a child process here, and the caller gets a `CorruptError` that says what happened.
+
+The whole runtime lives in the child, not only a first trial of it: a fault can lie behind any token of any text, and
+so the file is loaded once and no native code of the parent ever sees it. The two processes exchange JSON and plain
+arrays of numbers, never pickles, because a child that opened a hostile file is not to be trusted either. Starting it
+takes about half a second, a call about a tenth of a millisecond, and logits are copied at about a gigabyte a second.
+
+Apps that open their own bundle with `edgekit.load` do without the child; the checks of `edgekit.containers` guard them.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit import registry
+from edgekit.base import errors
+from edgekit.base.artifacts import size_of
+from edgekit.base.child import Child
+from edgekit.models.chat import ChatTemplate
+from edgekit.registry import LogitsProcessor, Runtime, Sampling
+
+STEP_S = 300.0
+MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
+REPLY_BYTES = 64 << 20
+HINT = "Do not use this file. Get it again from a source that you trust, or export it again."
+RAISED = {
+    kind.__name__: kind
+    for kind in (errors.ConfigError, errors.UnsupportedError, errors.MissingPartError, errors.CorruptError)
+}
+
+
+def memory_limit_mib(path: Path) -> float:
+    """The memory that opening `path` may take, MiB: 2 GiB and four times the size of the file or folder."""
+    return MEMORY_MIB + MEMORY_TIMES * size_of(path) / 2**20
+
+
+def open_isolated(
+    runtime: str, path: Path, *, threads: int = 2, context: int = 2048, step_s: float = STEP_S
+) -> IsolatedRuntime:
+    """Open `path` with the runtime of that name in a child process.
+
+    Opening, and each later call, may take `step_s` seconds, and the process as much memory as `memory_limit_mib` says.
+    Raises what the runtime raises, and `CorruptError` when it ends the process or exceeds a limit.
+    """
+    return IsolatedRuntime(runtime, path, threads, context, step_s)
+
+
+class IsolatedRuntime:
+    """A `Runtime` whose work is done in a child process; `generate` computes the whole answer before it yields."""
+
+    def __init__(self, runtime: str, path: Path, threads: int, context: int, step_s: float) -> None:
+        self._path = path
+        self._runtime = runtime
+        self._step_s = step_s
+        self._memory_mib = memory_limit_mib(path)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = [str(theirs.fileno()), runtime, str(path), str(threads), str(context)]
+            self._child = Child(
+                "edgekit.device.isolated",
+                arguments,
+                memory_mib=self._memory_mib,
+                pass_fds=[theirs.fileno()],
+            )
+        self._connection = Connection(ours.detach())
+        try:
+            facts = self._receive("opening it")
+        except BaseException:
+            self.close()
+            raise
+        self.name = str(facts["name"])
+        self._vocab_size = int(facts["vocab_size"])
+        self._stop_ids = frozenset(map(int, facts["stop_ids"]))
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits for one position."""
+        return self._vocab_size
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids at which this file stops an answer."""
+        return self._stop_ids
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template that the file itself carries; it is rendered here, under the limits of `models.chat`."""
+        return ChatTemplate(*map(str, self._ask("reading its chat template", "chat_template")))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        return list(map(int, self._ask("encoding a text", "encode", text)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self._ask("decoding tokens", "decode", list(map(int, ids))))
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Next-token logits `(T - first, V)`; raises `CorruptError` when one of them is not a finite number."""
+        shape = (len(ids) - first, self._vocab_size)
+        self._ask("computing logits", "logits", list(map(int, ids)), first)
+        data = self._received("computing logits", 4 * shape[0] * shape[1])
+        if len(data) != 4 * shape[0] * shape[1]:
+            raise self._corrupt(f"the logits for {shape[0]} positions do not have that size")
+        rows = np.frombuffer(data, np.float32).reshape(shape)
+        if np.isnan(rows).any():
+            raise self._corrupt(
+                f"{self.name} computes logits that are not numbers (NaN), so its weights are damaged"
+            )
+        return rows
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling = Sampling(),
+        *,
+        ignore_stop: bool = False,
+        process: LogitsProcessor | None = None,
+    ) -> Iterator[int]:
+        """Token ids after the prompt `ids`; raises `UnsupportedError` with `process`, which cannot cross to the child."""
+        if process is not None:
+            raise errors.UnsupportedError(
+                "A runtime in a child process takes no logits processor.", "Open the file with edgekit.load."
+            )
+        chosen = [sampling.temperature, sampling.top_p, sampling.seed]
+        answer = self._ask(
+            "computing an answer", "generate", list(map(int, ids)), max_tokens, chosen, ignore_stop
+        )
+        yield from map(int, answer)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy answers to many prompts; all of them count as one call."""
+        plain = [list(map(int, prompt)) for prompt in prompts]
+        found = self._ask("computing answers", "generate_batch", plain, max_tokens)
+        return [list(map(int, answer)) for answer in found]
+
+    def close(self) -> None:
+        """End the child process."""
+        self._connection.close()
+        self._child.close()
+
+    def _ask(self, what: str, method: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send_bytes(json.dumps([method, *arguments]).encode())
+        except OSError:  # it has ended: what it wrote last tells why
+            return self._receive(what)
+        return self._receive(what)
+
+    def _receive(self, what: str) -> Any:
+        """The child's reply; raises the error that it holds."""
+        try:
+            reply = json.loads(self._received(what, REPLY_BYTES))
+            if "error" not in reply:
+                return reply["value"]
+            kind, message, hint = reply["error"], str(reply["message"]), str(reply["hint"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._corrupt(f"the process that opened it sent a malformed reply while {what}") from error
+        if kind not in RAISED:
+            raise self._corrupt(f"{self._runtime} failed while {what}: {message}")
+        raise RAISED[kind](message, hint)
+
+    def _received(self, what: str, limit: int) -> bytes:
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._child.kill()
+
+        timer = threading.Timer(self._step_s, end)
+        timer.start()
+        try:
+            return self._connection.recv_bytes(limit)
+        except (EOFError, OSError) as error:
+            if late.is_set():
+                raise self._corrupt(
+                    f"{self._runtime} was not done with {what} after {self._step_s:g} s"
+                ) from error
+            self._child.kill()
+            how = self._child.how_it_ended()
+            raise self._corrupt(
+                f"{self._runtime} crashed while {what} ({how}); it may take {self._memory_mib:.0f} MiB of memory"
+            ) from error
+        finally:
+            timer.cancel()
+
+    def _corrupt(self, reason: str) -> errors.CorruptError:
+        return errors.CorruptError(f"{self._path} cannot be used: {reason}.", HINT)
+
+
+class _Server:
+    """The child's side: a runtime that answers one call after the other."""
+
+    def __init__(self, connection: Connection, model: Runtime) -> None:
+        self._connection = connection
+        self._model = model
+
+    def facts(self) -> dict[str, Any]:
+        """What does not change once the file is open."""
+        model = self._model
+        return {"name": model.name, "vocab_size": model.vocab_size, "stop_ids": sorted(model.stop_ids)}
+
+    def call(self, method: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
+        """The value for the reply, and the array that follows it."""
+        if method == "chat_template":
+            template = self._model.chat_template
+            return [template.source, template.bos_token, template.eos_token], None
+        if method == "logits":
+            rows = np.ascontiguousarray(self._model.logits(*arguments), np.float32)
+            return list(rows.shape), rows.tobytes()
+        if method == "generate":
+            ids, max_tokens, sampling, ignore_stop = arguments
+            answer = self._model.generate(ids, max_tokens, Sampling(*sampling), ignore_stop=ignore_stop)
+            return list(map(int, answer)), None
+        return getattr(self._model, method)(*arguments), None
+
+    def serve(self) -> None:
+        """Answer until the parent goes away."""
+        while True:
+            try:
+                method, *arguments = json.loads(self._connection.recv_bytes())
+            except (EOFError, OSError):
+                return
+            _reply(self._connection, lambda: self.call(method, arguments))  # noqa: B023 - called at once
+
+
+def _reply(connection: Connection, work: Any) -> bool:
+    """Send what `work` returns, or the error that it raises; returns whether it succeeded."""
+    try:
+        value, array = work()
+        reply = {"value": value}
+    except KeyboardInterrupt:
+        raise
+    except errors.EdgekitError as error:
+        reply = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    except MemoryError:
+        reply = {"error": "MemoryError", "message": "there was not enough memory", "hint": ""}
+    except BaseException as error:  # noqa: BLE001 - a panic of a native library, for one, is no Exception
+        first = (str(error).splitlines() or [""])[0]
+        reply = {"error": type(error).__name__, "message": f"{type(error).__name__}: {first}", "hint": ""}
+    connection.send_bytes(json.dumps(reply).encode())
+    if "error" not in reply and array is not None:
+        connection.send_bytes(array)
+    return "error" not in reply
+
+
+def main() -> None:
+    """Open the file and serve it to the parent; called as `python -m edgekit.device.isolated`."""
+    descriptor, runtime, path, threads, context = sys.argv[1:]
+    connection = Connection(int(descriptor))
+    server: list[_Server] = []
+
+    def opened() -> tuple[Any, None]:
+        model = registry.load("runtimes", runtime)(Path(path), threads=int(threads), context=int(context))
+        server.append(_Server(connection, model))
+        return server[0].facts(), None
+
+    if _reply(connection, opened):
+        server[0].serve()
+
+
+if __name__ == "__main__":
+    main()
