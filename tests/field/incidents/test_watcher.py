@@ -216,7 +216,9 @@ def test_a_changed_file_and_a_lost_device_are_found(tmp_path: Path, store: Store
     bundle.mkdir()
     (bundle / "model.gguf").write_bytes(b"weights")
     files = [{"path": "model.gguf", "bytes": 7, "sha256": sha256_file(bundle / "model.gguf")}]
-    (bundle / "manifest.json").write_text(json.dumps({"schema": SCHEMA, "files": files, "name": "tiny"}))
+    formats = {"gguf": {"path": "model.gguf", "runtime": "llama.cpp"}}
+    manifest = {"schema": SCHEMA, "files": files, "formats": formats, "name": "tiny"}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
     fill(store, T, good=20)
     watcher = make(tmp_path, store, default_rules(), bundle=lambda: bundle)
     assert look(watcher, T, T + 10) == []
