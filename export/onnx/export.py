@@ -111,7 +111,13 @@ def export(source: Path, out: Path, options: OnnxExport, context: ExportContext,
 
 
 def _build(task: dict[str, Any], emit: Emit) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # The builder stamps the graph with the commit of whatever repository its own package lies in, such as the one
+    # around a virtual environment; without a repository it takes the commit of its release.
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "GIT_DIR": os.devnull,
+    }
     command = [sys.executable, "-m", "edgekit.export.onnx.build"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
