@@ -156,9 +156,7 @@ def glance(settings: Settings, once: bool, json: bool) -> None:
                 shown = columns(140)
                 shell.say(" ".join(f"{column.title:<{column.width}}" for column in shown).rstrip())
                 for row in seen.rows:
-                    texts = cells(
-                        row, shown, seen.sparks.get(row.key, {}), Symbols(settings.ascii), seen.time
-                    )
+                    texts = cells(row, shown, Symbols(settings.ascii), seen.time)
                     shell.say(" ".join(texts).rstrip())
                 shell.say(seen.alert or "All is well.")
             if once:

@@ -43,7 +43,7 @@ Devices = Annotated[
     typer.Option(
         "--device",
         metavar="NAME=WHERE",
-        help="Another device: its /metrics URL, or ssh:USER@HOST[:STATE]. May be given again.",
+        help="Another device: the URL of its `edgekit serve`, or ssh:USER@HOST[:STATE]. May be given again.",
     ),
 ]
 FleetFile = Annotated[Path | None, typer.Option("--fleet", help="A TOML file that names devices.")]

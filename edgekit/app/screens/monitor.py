@@ -24,12 +24,12 @@ from edgekit.app.screens.monitor_table import FleetTable, state_style
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import fleet_table as view
 from edgekit.app.views.command import Command, Outcome, state_option, who
-from edgekit.app.views.fleet import Fleet, Glance
+from edgekit.app.views.connection import window_text
+from edgekit.app.views.fleet import Fleet, FleetView, key_of
 from edgekit.app.views.fleet_table import SORTS, Column
-from edgekit.app.views.reach import span_option
-from edgekit.app.views.rows import Row, Trouble
 from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
+from edgekit.field.status import OpenIncident, ReleaseStatus
 
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
 PACES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -44,8 +44,8 @@ class Drawn:
     """A glance made ready in a thread: the rows in their order and the text of each cell."""
 
     number: int  # of the look: an earlier one is not drawn over a later one
-    glance: Glance
-    rows: tuple[Row, ...]
+    fleet: FleetView
+    rows: tuple[ReleaseStatus, ...]
     cells: tuple[tuple[str, ...], ...]
     columns: tuple[Column, ...]
 
@@ -131,23 +131,23 @@ class MonitorScreen(View):
 
     def document(self) -> Any:
         """What is shown, as JSON."""
-        return self._drawn.glance.to_dict() if self._drawn else None
+        return self._drawn.fleet.to_dict() if self._drawn else None
 
     def show(self, device: str = "", **what: Any) -> None:
         """Choose the first row of a device."""
         rows = self._drawn.rows if self._drawn else ()
-        key = next((row.key for row in rows if row.device == device), "")
+        key = next((key_of(row) for row in rows if row.device == device), "")
         if key:
             self._picked = key
             self._look()
 
     @property
-    def chosen(self) -> Row | None:
+    def chosen(self) -> ReleaseStatus | None:
         """The row under the cursor."""
         if self._drawn is None or not self._drawn.rows:
             return None
         key = self._key()
-        return next((row for row in self._drawn.rows if row.key == key), None)
+        return next((row for row in self._drawn.rows if key_of(row) == key), None)
 
     def action_filter(self) -> None:
         """Ask for the words that rows must hold."""
@@ -193,11 +193,11 @@ class MonitorScreen(View):
 
     def action_open(self) -> None:
         """Show the worst incident of the row."""
-        self._to_incident("see it")
+        self._to_incident()
 
     def action_rollback(self) -> None:
         """Show the incident, where going back is asked for."""
-        self._to_incident("go back to the release before", rollback=True)
+        self._to_incident(rollback=True)
 
     def action_ack(self) -> None:
         """Acknowledge the worst incident."""
@@ -239,45 +239,39 @@ class MonitorScreen(View):
     def _look(self) -> None:
         if self._fleet is not None and self.is_mounted:
             self._looks += 1
-            asked = (self._looks, self._fleet, self._key(), self._columns(), self._sort, self._filter)
-            in_thread(self, partial(self._glance, *asked), self._draw)
+            asked = (self._looks, self._fleet, self._columns(), self._sort, self._filter)
+            in_thread(self, partial(self._view, *asked), self._draw)
 
-    def _glance(
-        self, number: int, fleet: Fleet, key: str, columns: tuple[Column, ...], sort: str, words: str
-    ) -> Drawn:
-        """Make ready what is drawn; only the drawing is left to the app's thread."""
-        glance = fleet.glance(key)
-        rows = tuple(view.ordered(view.matching(glance.rows, words), sort))
-        symbols = self.edgekit.symbols
-        cells = tuple(
-            tuple(view.cells(row, columns, glance.sparks.get(row.key, {}), symbols, glance.time))
-            for row in rows
-        )
-        return Drawn(number, glance, rows, cells, columns)
+    def _view(self, number: int, fleet: Fleet, columns: tuple[Column, ...], sort: str, words: str) -> Drawn:
+        """Prepare what is drawn; only the drawing is left to the app's thread."""
+        found, symbols = fleet.view(), self.edgekit.symbols
+        rows = tuple(view.ordered(view.matching(found.rows, words, found.time), sort))
+        cells = tuple(tuple(view.cells(row, columns, symbols, found.time)) for row in rows)
+        return Drawn(number, found, rows, cells, columns)
 
     def _draw(self, drawn: Drawn) -> None:
         if not self.is_mounted or (self._drawn is not None and drawn.number < self._drawn.number):
             return
         self._drawn = drawn
         self._picked = self.query_one(FleetTable).show(drawn.rows, drawn.cells, drawn.columns, self._picked)
-        self._draw_strip(drawn.glance)
+        self._draw_strip(drawn.fleet)
         self._tell()
         self.set_class(bool(drawn.rows), "-charts")
         if "-wide" in self.classes:
-            self.query_one(RowCharts).show(drawn.glance)
+            self.query_one(RowCharts).show(self.chosen, drawn.fleet.time, drawn.fleet.window_s)
 
-    def _draw_strip(self, glance: Glance) -> None:
+    def _draw_strip(self, fleet: FleetView) -> None:
         whole = Text(no_wrap=True, overflow="ellipsis")
-        for words, state in view.strip(glance, self.edgekit.symbols):
+        for words, state in view.strip(fleet, self.edgekit.symbols):
             whole.append(words, state_style(self.app, state, bold=True) if state else "")
             whole.append("   ")
         shown = len(self._drawn.rows) if self._drawn else 0
-        if shown < len(glance.rows):
-            whole.append(f"{shown} of {len(glance.rows)} rows left in by the filter", "italic")
+        if shown < len(fleet.rows):
+            whole.append(f"{shown} of {len(fleet.rows)} rows left in by the filter", "italic")
         self._update("#strip", whole)
-        worst = glance.worst
+        worst = fleet.worst
         words = f"{self.edgekit.symbols.of(worst.state)} {worst.state}  " if worst else ""
-        told = f"{words}{glance.alert}"
+        told = f"{words}{fleet.alert}"
         told = _fitted(told, self.size.width - 2, self.edgekit.symbols.ellipsis)
         alert = Text(told, style=state_style(self.app, worst.state) if worst else "")
         self._update("#alert", alert)
@@ -285,8 +279,8 @@ class MonitorScreen(View):
     def _tell(self) -> None:
         """Why the chosen row is as it is, and the shell's line for it."""
         row = self.chosen
-        worst = self._drawn.glance.worst if self._drawn else None
-        told = worst is not None and row is not None and row.key == worst.key
+        worst = self._drawn.fleet.worst if self._drawn else None
+        told = worst is not None and row is not None and key_of(row) == key_of(worst)
         self._update("#why", Text("" if row is None else _about(row, told=told)))
         self.twin = self._twin(row)
 
@@ -299,7 +293,7 @@ class MonitorScreen(View):
     def _say(self) -> None:
         words = [
             f"refresh {span(self._every_s)}",
-            f"window {span_option(self._window_s)}",
+            f"window {window_text(self._window_s)}",
             f"sort {self._sort}",
         ]
         if self._filter:
@@ -309,18 +303,19 @@ class MonitorScreen(View):
     def _key(self) -> str:
         if self._picked:
             return self._picked
-        return self._drawn.rows[0].key if self._drawn and self._drawn.rows else ""
+        return key_of(self._drawn.rows[0]) if self._drawn and self._drawn.rows else ""
 
-    def _twin(self, row: Row | None) -> str:
+    def _twin(self, row: ReleaseStatus | None) -> str:
         device = self._fleet.device(row.device) if self._fleet and row else None
         if device is not None and device.url:
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
-            return f"curl {shlex.quote(device.url)}{token}"
+            address = f"{device.url}{'&' if '?' in device.url else '?'}window={self._window_s:.0f}"
+            return f"curl {shlex.quote(address)}{token}"
         host = device.host if device else ""
-        window = ("--window", span_option(self._window_s))
+        window = ("--window", window_text(self._window_s))
         return Command(("monitor", "--once", *window, *self._state(row)), host=host).text
 
-    def _state(self, row: Row | None) -> tuple[str, ...]:
+    def _state(self, row: ReleaseStatus | None) -> tuple[str, ...]:
         """The option that names the state folder of a row's device."""
         device = self._fleet.device(row.device) if self._fleet and row else None
         if device is not None and device.host:
@@ -328,41 +323,36 @@ class MonitorScreen(View):
         place = device.state if device is not None and device.state else self.edgekit.settings.state
         return state_option(place)
 
-    def _incident(self, what: str) -> tuple[Row, Trouble] | None:
-        """The worst incident of the chosen row that has a number; a word why there is none."""
+    def _incident(self) -> tuple[ReleaseStatus, OpenIncident] | None:
+        """The worst incident of the chosen row; says so when there is none."""
         row = self.chosen
         if row is None:
             return None
-        known = [trouble for trouble in row.troubles if trouble.number]
-        if known:
-            return row, known[0]
-        device = self._fleet.device(row.device) if self._fleet else None
-        if device is not None and device.url and (row.troubles or row.state == "LOST"):
-            told = (
-                f"{row.device} is known by its metrics alone. To {what}, name it as {row.device}=ssh:USER@HOST, "
-                "or do it on the device: edgekit incident list"
-            )
-        else:
-            told = f"{row.device}: no incident is under way."
-            told += f" {row.why}" if row.why else ""
-        self.notify(told, markup=False)
+        if row.incidents:
+            return row, row.incidents[0]
+        told = f"{row.device}: no incident is under way."
+        self.notify(f"{told} {row.why}".strip(), markup=False)
         return None
 
-    def _to_incident(self, what: str, **more: Any) -> None:
-        found = self._incident(what)
+    def _to_incident(self, **more: Any) -> None:
+        found = self._incident()
         if found is not None:
-            row, trouble = found
+            row, incident = found
             device = self._fleet.device(row.device) if self._fleet else None
-            other = device if device is not None and device.host else None
-            self.edgekit.go("incident", number=trouble.number, device=other, **more)
+            other = device if device is not None and (device.host or device.url) else None
+            self.edgekit.go("incident", number=incident.id, device=other, **more)
 
     def _change(self, what: str, arguments: Callable[[int, str], tuple[str, ...]]) -> None:
         """Ask why, and run the command on the row's device."""
-        found = self._incident(what)
+        found = self._incident()
         if found is None:
             return
-        row, trouble = found
+        row, incident = found
         device = self._fleet.device(row.device) if self._fleet else None
+        if device is not None and device.url:
+            told = f"{row.device} is known by its URL alone. To {what}, name it as {row.device}=ssh:USER@HOST"
+            self.notify(f"{told}, or do it on the device: edgekit incident list", markup=False)
+            return
         host = device.host if device else ""
 
         def done(outcome: Outcome) -> None:
@@ -372,8 +362,8 @@ class MonitorScreen(View):
 
         def answered(why: str | None) -> None:
             if why:
-                command = Command((*arguments(trouble.number, why), *who(host), *self._state(row)), host=host)
-                self.edgekit.act(command, done, what=f"{row.device} #{trouble.number}: done")
+                command = Command((*arguments(incident.id, why), *who(host), *self._state(row)), host=host)
+                self.edgekit.act(command, done, what=f"{row.device} #{incident.id}: done")
             elif why is not None:
                 self.notify("A reason is needed: it goes into the audit log.", severity="warning")
 
@@ -381,7 +371,7 @@ class MonitorScreen(View):
             self.notify("Read-only: press w to be able to change things.", severity="warning")
             return
         self.app.push_screen(
-            Ask(f"{row.device} #{trouble.number}: {trouble.what}\n\nWhy do you {what}?"), answered
+            Ask(f"{row.device} #{incident.id}: {incident.what}\n\nWhy do you {what}?"), answered
         )
 
 
@@ -396,13 +386,13 @@ def _fitted(told: str, width: int, ellipsis: str) -> str:
     return "\n".join(lines)
 
 
-def _about(row: Row, *, told: bool) -> str:
+def _about(row: ReleaseStatus, *, told: bool) -> str:
     """A row in a few words: what is wrong and what to do, unless that is `told` above the table, and its counts."""
     parts = [f"{row.device}: {row.why.rstrip('.')}."] if row.why and not told else [f"{row.device}:"]
     if row.hint and not told:
         parts.append(f"Next: {row.hint.rstrip('.')}.")
-    if len(row.troubles) > 1:
-        parts.append(f"{len(row.troubles)} incidents are under way.")
+    if len(row.incidents) > 1:
+        parts.append(f"{len(row.incidents)} incidents are under way.")
     if told or not row.why:
         many = f"{row.requests} request{'' if row.requests == 1 else 's'}"
         alarms = f"{row.drift} drift alarm{'' if row.drift == 1 else 's'}"

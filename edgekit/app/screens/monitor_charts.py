@@ -9,25 +9,23 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 
 from edgekit.app.screens.chart import Chart, Series
-from edgekit.app.views.fleet import CHART, Glance
+from edgekit.field.status import ReleaseStatus, StatusSeries
 
 CHARTS = (
     ("ttft_p95_s", "first token, p95 ms", 1000.0),
     ("tokens_per_s", "tokens/s", 1.0),
     ("rss_mib", "memory MiB", 1.0),
 )
-SLOWEST_S = 10.0  # between two drawings of the same row
 
 
 class RowCharts(Horizontal):
-    """Time to first token, speed and memory of the row that a glance was asked for."""
+    """Time to first token, speed and memory of the chosen row."""
 
     DEFAULT_CSS = """
     RowCharts Chart { width: 1fr; height: 1fr; }
     """
 
-    _about: tuple[Any, ...] = ()
-    _drawn_at = 0.0
+    _drawn: tuple[Any, ...] = ()
 
     def __init__(self, *, ascii: bool, id: str) -> None:
         super().__init__(id=id)
@@ -38,20 +36,19 @@ class RowCharts(Horizontal):
         for name, _, _ in CHARTS:
             yield Chart(id=f"chart-{name}")
 
-    def show(self, glance: Glance) -> None:
-        """Draw the charts of a glance, no sooner than a point of them can have changed."""
-        about = (glance.chart_key, glance.window_s, self.size, any(map(any, glance.chart.values())))
-        step = min(SLOWEST_S, max(1.0, glance.window_s / CHART / 2))
-        if about == self._about and 0 <= glance.time - self._drawn_at < step:
+    def show(self, row: ReleaseStatus | None, now: float, window_s: float) -> None:
+        """Draw the series of `row`, when they have changed."""
+        series = row.series if row is not None else StatusSeries()
+        about = (row and (row.device, row.release), series, window_s, self.size)
+        if about == self._drawn:
             return
-        self._about, self._drawn_at = about, glance.time
-        unit_s, unit = (3600.0, "h") if glance.window_s > 7200 else (60.0, "min")
+        self._drawn = about
+        unit_s, unit = (3600.0, "h") if window_s > 7200 else (60.0, "min")
         for name, title, factor in CHARTS:
-            values = [math.nan if one is None else one * factor for one in glance.chart.get(name, [])]
-            xs = [(moment - glance.time) / unit_s for moment in glance.chart_times]
-            self._draw(
-                self.query_one(f"#chart-{name}", Chart), title, xs, values, (glance.window_s / unit_s, unit)
-            )
+            values = [math.nan if one is None else one * factor for one in getattr(series, name)]
+            xs = [(series.start + (at + 0.5) * series.step_s - now) / unit_s for at in range(len(values))]
+            chart = self.query_one(f"#chart-{name}", Chart)
+            self._draw(chart, title, xs, values, (window_s / unit_s, unit))
 
     def _draw(
         self, chart: Chart, title: str, xs: list[float], values: list[float], window: tuple[float, str]

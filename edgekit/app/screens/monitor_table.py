@@ -14,8 +14,9 @@ from textual.coordinate import Coordinate
 from textual.message import Message
 from textual.widgets import DataTable
 
+from edgekit.app.views.fleet import key_of
 from edgekit.app.views.fleet_table import PADDING, Column
-from edgekit.app.views.rows import Row
+from edgekit.field.status import ReleaseStatus
 
 ROW = "row"
 STYLES = {"LOST": "text-error", "CRITICAL": "text-error", "WARNING": "text-warning", "OK": "text-success"}
@@ -61,7 +62,7 @@ class FleetTable(DataTable[Text]):
 
     def show(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[ReleaseStatus],
         cells: Sequence[tuple[str, ...]],
         columns: tuple[Column, ...],
         picked: str,
@@ -74,7 +75,7 @@ class FleetTable(DataTable[Text]):
         try:
             if columns != self._shown_columns:
                 self._head(columns)
-            old, keys = self._order(), [row.key for row in rows]
+            old, keys = self._order(), [key_of(row) for row in rows]
             self._fill(rows, cells, columns)
             picked = picked if picked in keys else ""
             if keys and old != keys:
@@ -91,19 +92,19 @@ class FleetTable(DataTable[Text]):
         self.add_column(Text(" ".join(titles)), width=sum(len(title) + PADDING for title in titles), key=ROW)
 
     def _fill(
-        self, rows: Sequence[Row], cells: Sequence[tuple[str, ...]], columns: tuple[Column, ...]
+        self, rows: Sequence[ReleaseStatus], cells: Sequence[tuple[str, ...]], columns: tuple[Column, ...]
     ) -> None:
-        keys = [row.key for row in rows]
+        keys = [key_of(row) for row in rows]
         for key in self._texts.keys() - set(keys):
             self.remove_row(key)
             del self._texts[key]
         for row, texts in zip(rows, cells, strict=True):
-            shown = (row.state, *texts)
-            if row.key not in self._texts:
-                self.add_row(self._line(row, texts, columns), key=row.key)
-            elif self._texts[row.key] != shown:
-                self.update_cell(row.key, ROW, self._line(row, texts, columns))
-            self._texts[row.key] = shown
+            shown, key = (row.state, *texts), key_of(row)
+            if key not in self._texts:
+                self.add_row(self._line(row, texts, columns), key=key)
+            elif self._texts[key] != shown:
+                self.update_cell(key, ROW, self._line(row, texts, columns))
+            self._texts[key] = shown
         if self._order() != keys:
             for place, key in enumerate(keys):
                 line = self.get_cell(key, ROW)
@@ -122,7 +123,7 @@ class FleetTable(DataTable[Text]):
     def _order(self) -> list[str]:
         return [str(row.key.value) for row in self.ordered_rows]
 
-    def _line(self, row: Row, texts: tuple[str, ...], columns: tuple[Column, ...]) -> _Line:
+    def _line(self, row: ReleaseStatus, texts: tuple[str, ...], columns: tuple[Column, ...]) -> _Line:
         """A row: its state in colour, and grey when its numbers are old or it is not in use."""
         line = _Line(no_wrap=True, end="")
         grey = "dim" if row.state in ("LOST", "IDLE") else ""

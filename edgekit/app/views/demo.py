@@ -194,7 +194,7 @@ class Replay:
         day = read("day")
         self._build = _Build(settings, speed)
         self._here: Here = here_of(day, settings.state)
-        self._others: list[Other] = others_of(day, self._build.model)
+        self._others: list[Other] = others_of(day, self._build.model, settings.state.parent / "others")
         self.settings = replace(
             settings, devices=(*settings.devices, *(other.device for other in self._others))
         )

@@ -1,4 +1,4 @@
-"""Which devices are looked at: this one, others by the URL of their metrics, or by SSH; from the command line or a file."""
+"""Which devices are looked at: this one, others by the URL of their status, or by SSH; from the command line or a file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 HOST = re.compile(r"(?:[\w.][\w.+-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)  # never an option of ssh
 TOKEN = "EDGEKIT_TOKEN"  # of the environment: what `edgekit serve` reads too
 LARGEST = 2**20
-EXAMPLES = (
-    "line-3=http://10.0.0.3:8080/metrics, line-4=ssh:user@host or line-4=ssh:user@host:/var/lib/edgekit"
-)
+EXAMPLES = "line-3=http://10.0.0.3:8080/status, line-4=ssh:user@host or line-4=ssh:user@host:/var/lib/edgekit"
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device: `url` where its metrics are, or `host` as ssh takes it, or neither for this one.
+    """A device: `url` where its status is, or `host` as ssh takes it, or neither for this one.
 
     `state` is its state folder, None where it usually is; `token` is sent to `url` as a bearer token, without the white
     space around it.
@@ -47,7 +45,7 @@ class Device:
 
 
 def parse_device(text: str) -> Device:
-    """A device as it is typed: `NAME=http://HOST:PORT/metrics`, `NAME=ssh:HOST` or `NAME=ssh:HOST:STATE`.
+    """A device as it is typed: `NAME=http://HOST:PORT/status`, `NAME=ssh:HOST` or `NAME=ssh:HOST:STATE`.
 
     The bearer token of URLs that are `private` is that of the environment's EDGEKIT_TOKEN. Raises `ConfigError` for
     anything else.
@@ -80,7 +78,7 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
     Keys: `name` and one of `url` and `host`; with a host `state`, with a URL `token`, or `token_env`, the name of the
     environment's variable that holds it.
     """
-    hint = 'A device is [[device]] name = "line-3" url = "http://10.0.0.3:8080/metrics" (or host = "user@line-3").'
+    hint = 'A device is [[device]] name = "line-3" url = "http://10.0.0.3:8080/status" (or host = "user@line-3").'
     try:
         if path.stat().st_size > LARGEST:
             raise ConfigError(f"{path} is larger than {LARGEST:,} bytes, which no list of devices is.", hint)
@@ -135,9 +133,9 @@ def _wrong_url(url: str) -> list[str]:
 
 
 def _whole(url: str) -> str:
-    """An address that names no page, with the page that `edgekit serve` has its metrics on."""
-    bare = re.fullmatch(r"(https?://[^/?#]+)/?", url)
-    return f"{bare[1]}/metrics" if bare else url
+    """The address of the status, where only the server's address or that of its metrics is given."""
+    bare = re.fullmatch(r"(https?://[^/?#]+)(/|/metrics)?", url)
+    return f"{bare[1]}/status" if bare else url
 
 
 class _Entry(BaseModel):

@@ -12,51 +12,33 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.devices import Device, check_names, parse_device, read_fleet
-from edgekit.app.views.history import SERIES, History
-from edgekit.app.views.reach import Way, way_to
-from edgekit.app.views.rows import Row, Trouble, Unheard
+from edgekit.app.views.connection import Connection, NoStatus, connect
+from edgekit.app.views.devices import Device, check_names
 from edgekit.base.clock import span
-from edgekit.field.status import STATES
-
-__all__ = ["Device", "Fleet", "Glance", "Row", "Trouble", "parse_device", "read_fleet"]
+from edgekit.field.status import STATES, DeviceStatus, ReleaseStatus, fleet_document
 
 MOST_WORKERS = 64
 SHARE = 100  # a look takes at most one part in so many of a core
 GRACE_S = 0.5
 PULSE_S = 0.25
-GONE = "its records are gone", "see whether its state folder was moved, or its disk unmounted"
-LATE = "see whether it is switched on, and reachable from here"
-SPARK = 24  # values of a sparkline
-SPARK_S = 30.0  # they are counted anew at least so often
-CHART = 96
-SPARKS = ("ttft_p95_s", "tokens_per_s")
+GONE = "its records are gone", "check whether its state folder was moved, or its disk unmounted"
+LATE = "check that it is switched on and can be reached from here"
 HERE = "here"
-
-Values = list[float | None]
 
 
 @dataclass(frozen=True)
-class Glance:
-    """Every row at one time, worst first; finished, so that drawing it takes no more than drawing.
-
-    `sparks` holds the values of each row's sparklines by its key and number, `chart` those of the row that was asked for,
-    with the times they belong to in `chart_times`. `empty` says why there is nothing to see, if there is nothing.
-    """
+class FleetView:
+    """Every release of every device at one time, worst first. `empty` says why there is nothing to see."""
 
     time: float
     window_s: float
     every_s: float
-    devices: int = 0
-    rows: tuple[Row, ...] = ()
-    sparks: dict[str, dict[str, Values]] = field(default_factory=dict)
-    chart_key: str = ""
-    chart_times: list[float] = field(default_factory=list)
-    chart: dict[str, Values] = field(default_factory=dict)
+    devices: tuple[DeviceStatus, ...] = ()
+    rows: tuple[ReleaseStatus, ...] = ()
     empty: str = ""
 
     def count(self, state: str) -> int:
@@ -66,53 +48,46 @@ class Glance:
     @property
     def silenced(self) -> int:
         """How many incidents are silenced."""
-        return sum(row.silenced for row in self.rows)
+        return sum(row.silenced(self.time) for row in self.rows)
 
     @property
-    def worst(self) -> Row | None:
-        """The row to look at first: one that nobody silenced, if there is one; None when all is well."""
+    def worst(self) -> ReleaseStatus | None:
+        """The row to look at first: one that is not silenced, if there is one; None when nothing is wrong."""
         bad = [row for row in self.rows if row.state in STATES[:3]]
-        return next((row for row in bad if not hushed(row)), bad[0] if bad else None)
+        return next((row for row in bad if not row.is_silenced(self.time)), bad[0] if bad else None)
 
     @property
     def alert(self) -> str:
-        """The worst of all in a sentence with what to do next; empty when all is well."""
+        """The worst of all in a sentence with what to do next; empty when nothing is wrong."""
         row = self.worst
         if row is None:
             return self.empty
-        number = row.troubles[0].number if row.troubles and row.state != "LOST" else 0
-        who = row.device + (f" #{number}" if number else "")
-        why = row.why.rstrip(".")
+        number = f" #{row.incidents[0].id}" if row.incidents and row.state != "LOST" else ""
+        silenced = "silenced: " if row.is_silenced(self.time) else ""
         next_step = f" Next: {row.hint.rstrip('.')}" if row.hint else ""
-        return f"{who}: {'silenced: ' if hushed(row) else ''}{why}.{next_step}"
+        return f"{row.device}{number}: {silenced}{row.why.rstrip('.')}.{next_step}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "schema": "edgekit.fleet/1",
-            "time": self.time,
-            "window_s": self.window_s,
-            "rows": [asdict(row) for row in self.rows],
-        }
+        return fleet_document([device.to_dict() for device in self.devices], self.time, self.window_s)
 
 
-def hushed(row: Row) -> bool:
-    """Whether all that is wrong with a row was silenced; a lost device never is."""
-    return row.state != "LOST" and bool(row.troubles) and row.silenced >= len(row.troubles)
+def key_of(row: ReleaseStatus) -> str:
+    """What a row is known by."""
+    return f"{row.device} {row.release}".rstrip()
 
 
 class _Watched:
-    """A device, and what is known of it."""
+    """A device and its last status; `heard` is when it came, `failure` why there is no newer one."""
 
-    def __init__(self, device: Device, way: Way, due: float) -> None:
-        self.device, self.way, self.due = device, way, due
-        self.rows: list[Row] = []
-        self.asked = False  # whether it was ever asked to the end
-        self.unheard: Unheard | None = None
+    def __init__(self, device: Device, connection: Connection, due: float) -> None:
+        self.device, self.connection, self.due = device, connection, due
+        self.status: DeviceStatus | None = None
+        self.heard = 0.0
+        self.failure: NoStatus | None = None
+        self.asked = False  # whether a question was ever finished
         self.asking: float | None = None
-        self.late = False  # whether what is being asked was given up
-        self.histories: dict[str, History] = {}
-        self.sparks: dict[str, tuple[float, dict[str, Values]]] = {}
+        self.late = False  # whether the question under way was given up
 
 
 class Fleet:
@@ -130,7 +105,7 @@ class Fleet:
         every_s: float = 1.0,
         window_s: float = 900.0,
         now: Callable[[], float] = time.time,
-        way: Callable[[Device, Path], Way] = way_to,
+        connection: Callable[[Device, Path], Connection] = connect,
     ) -> None:
         check_names(devices)
         whole = [*(() if any(map(_is_here, devices)) else (this_device(devices),)), *devices]
@@ -139,7 +114,7 @@ class Fleet:
         begin = time.monotonic()
         self._watched = [
             # spread over the time between two looks, so that no two answers have to be read at once
-            _Watched(device, way(device, state), begin + place / len(whole) * min(every_s, 1.0))
+            _Watched(device, connection(device, state), begin + place / len(whole) * min(every_s, 1.0))
             for place, device in enumerate(whole)
         ]
         self._lock = threading.Lock()
@@ -164,7 +139,7 @@ class Fleet:
         for _ in self._threads:
             self._queue.put(None)
         for watched in self._watched:
-            watched.way.stop()
+            watched.connection.stop()
 
     def look_at(self, window_s: float) -> None:
         """Ask about another window from now on, and at once."""
@@ -178,54 +153,31 @@ class Fleet:
                 watched.due = 0.0
             self._wake.notify_all()
 
-    def glance(self, selected: str = "") -> Glance:
-        """What is known now; `chart` is that of the row whose key is `selected`."""
+    def view(self) -> FleetView:
+        """What is known now."""
         now = self._now()
-        rows: list[Row] = []
-        sparks: dict[str, dict[str, Values]] = {}
-        empty, chart, times = "", {}, []
+        devices: list[DeviceStatus] = []
+        empty = ""
         with self._lock:
             several = len(self._watched) > 1
             for watched in self._watched:
-                if watched.unheard is not None and watched.unheard.nothing and not watched.rows:
-                    empty = "" if several else _sentence(watched.unheard)
-                    continue
-                if not (watched.asked or several):
-                    continue
-                for row in _shown(watched, now):
-                    rows.append(row)
-                    sparks[row.key] = self._sparks(watched, row.key, now)
-                    if row.key == selected and selected in watched.histories:
-                        since = now - self.window_s
-                        step = self.window_s / CHART
-                        times = [since + (place + 0.5) * step for place in range(CHART)]
-                        history = watched.histories[selected]
-                        chart = {name: history.bins(name, since, now, CHART) for name in SERIES}
-        rows.sort(key=lambda row: (STATES.index(row.state), hushed(row), not row.in_use, row.device))
-        return Glance(
-            now, self.window_s, self.every_s, len({row.device for row in rows}), tuple(rows), sparks, selected,
-            times, chart, empty,
-        )  # fmt: skip
+                if watched.failure is not None and watched.failure.empty and watched.status is None:
+                    empty = "" if several else _sentence(watched.failure)
+                elif watched.asked or several:
+                    devices.append(_shown(watched, now, self.window_s))
+        rows = [row for device in devices for row in device.releases]
+        rows.sort(key=lambda row: (STATES.index(row.state), row.is_silenced(now), not row.in_use, row.device))
+        return FleetView(now, self.window_s, self.every_s, tuple(devices), tuple(rows), empty)
 
-    def settled(self) -> Glance:
+    def settled(self) -> FleetView:
         """What is known once every device was asked; each answers, or is given up, within its own time."""
         with self._wake:
             self._wake.wait_for(lambda: self._closed or all(one.asked for one in self._watched))
-        return self.glance()
+        return self.view()
 
     def device(self, name: str) -> Device | None:
         """The device of that name."""
         return next((one.device for one in self._watched if one.device.name == name), None)
-
-    def _sparks(self, watched: _Watched, key: str, now: float) -> dict[str, Values]:
-        """The values of a row's sparklines, counted anew when they may have moved by a quarter of a value."""
-        step = min(SPARK_S, max(1.0, self.window_s / SPARK / 4))
-        due, values = watched.sparks.get(key, (0.0, {}))
-        history = watched.histories.get(key)
-        if history is not None and not due - step <= now < due:
-            values = {name: history.bins(name, now - self.window_s, now, SPARK) for name in SPARKS}
-            watched.sparks[key] = (now + step, values)
-        return values
 
     def _schedule(self) -> None:
         while True:
@@ -239,14 +191,14 @@ class Fleet:
                         if watched.due <= moment:
                             watched.asking = moment
                             self._queue.put(watched)
-                    elif moment - watched.asking > watched.way.limit_s + GRACE_S and not watched.late:
+                    elif moment - watched.asking > watched.connection.limit_s + GRACE_S and not watched.late:
                         watched.asked = watched.late = True
-                        watched.unheard = Unheard(f"no answer within {watched.way.limit_s:g} s", LATE)
+                        watched.failure = NoStatus(f"no answer within {watched.connection.limit_s:g} s", LATE)
                         late.append(watched)
                 waits = [one.due for one in self._watched if one.asking is None]
                 pause = min([PULSE_S, *(max(0.01, due - moment) for due in waits)])
             for watched in late:
-                watched.way.stop()
+                watched.connection.stop()
             with self._wake:
                 if late:
                     self._wake.notify_all()
@@ -258,20 +210,17 @@ class Fleet:
             began, spent = time.monotonic(), time.thread_time()
             window_s, now = self.window_s, self._now()
             try:
-                rows = watched.way.ask(now, window_s)
-                points = watched.way.points(rows, now)
-            except Unheard as error:
+                status = watched.connection.ask(now, window_s)
+            except NoStatus as error:
                 self._failed(watched, error)
             except Exception as error:  # noqa: BLE001 - whatever it was, the row says so and the others go on
                 # not its text, which may hold a token
                 why = f"its answer could not be read ({type(error).__name__})"
-                self._failed(watched, Unheard(why, "see whether edgekit is as new there as here"))
+                self._failed(watched, NoStatus(why, "install the same version of edgekit there and here"))
             else:
                 with self._lock:
-                    watched.rows, watched.unheard, watched.asked = rows, None, True
-                    for key, more in points.items():
-                        watched.histories.setdefault(key, History(watched.way.hold_s)).add(more)
-            least = max(self.every_s, watched.way.every_s, SHARE * (time.thread_time() - spent))
+                    watched.status, watched.heard, watched.failure, watched.asked = status, now, None, True
+            least = max(self.every_s, watched.connection.every_s, SHARE * (time.thread_time() - spent))
             with self._wake:
                 watched.asking, watched.late = None, False
                 again = window_s != self.window_s  # asked about another window meanwhile
@@ -280,34 +229,35 @@ class Fleet:
                 watched.due = 0.0 if again else step if least == self.every_s else began + least
                 self._wake.notify_all()
 
-    def _failed(self, watched: _Watched, error: Unheard) -> None:
+    def _failed(self, watched: _Watched, error: NoStatus) -> None:
         with self._lock:
-            if error.nothing and watched.rows:
-                error = Unheard(*GONE)
-            if not (watched.late and watched.unheard):  # then this is only how giving it up ended
-                watched.unheard, watched.asked = error, True
+            if error.empty and watched.status is not None:
+                error = NoStatus(*GONE)
+            if not (watched.late and watched.failure):  # then this is only how giving it up ended
+                watched.failure, watched.asked = error, True
 
 
-def _shown(watched: _Watched, now: float) -> list[Row]:
-    """The rows of a device as they are to be seen: as heard, or LOST with the last numbers, or LOST and nothing known."""
-    name, unheard = watched.device.name, watched.unheard
-    if unheard is None and not watched.asked:
-        return [Row(name, name, state="IDLE", why="asked for the first time", in_use=True)]
-    rows = watched.rows
-    if unheard is not None:
-        if not rows:
-            return [Row(name, name, why=f"never heard: {unheard.why}", hint=unheard.hint)]
+def _shown(watched: _Watched, now: float, window_s: float) -> DeviceStatus:
+    """A device as it is to be seen: as heard, LOST with its last numbers, or LOST with none."""
+    name, failure, status = watched.device.name, watched.failure, watched.status
+    if status is None:
+        row = ReleaseStatus("", "IDLE", True, device=name, why="waiting for the first answer")
+        if failure is not None:
+            row = replace(row, state="LOST", why=f"never heard: {failure.why}", hint=failure.hint)
+        return DeviceStatus(name, now, window_s, row.state, releases=[row])
+    rows = [replace(row, device=name) for row in status.releases]
+    if failure is not None:
         rows = [
-            replace(row, state="LOST", since=row.heard, why=unheard.why, hint=unheard.hint)
-            for row in rows
-            if row.in_use
-        ] or [replace(rows[0], state="LOST", since=rows[0].heard, why=unheard.why, hint=unheard.hint)]
-    return [
-        replace(row, why=f"last heard {span(max(0.0, now - row.heard))} ago; {row.why}")
-        if row.state == "LOST" and row.heard is not None
+            replace(row, state="LOST", why=failure.why, hint=failure.hint, trouble_since=watched.heard)
+            for row in [row for row in rows if row.in_use] or rows[:1]
+        ]
+    rows = [
+        replace(row, why=f"last heard {span(max(0.0, now - row.trouble_since))} ago; {row.why}")
+        if row.state == "LOST" and row.trouble_since is not None
         else row
         for row in rows
     ]
+    return replace(status, device=name, state=rows[0].state, releases=rows)
 
 
 def this_device(others: Sequence[Device] = ()) -> Device:
@@ -316,8 +266,8 @@ def this_device(others: Sequence[Device] = ()) -> Device:
     return Device(HERE if name in {other.name for other in others} else name)
 
 
-def _sentence(unheard: Unheard) -> str:
-    return f"{unheard.why[0].upper()}{unheard.why[1:]}. {unheard.hint}".strip()
+def _sentence(failure: NoStatus) -> str:
+    return f"{failure.why[0].upper()}{failure.why[1:]}. {failure.hint}".strip()
 
 
 def _is_here(device: Device) -> bool:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
-from edgekit.app.views.fleet import Glance, Values, hushed
-from edgekit.app.views.rows import Row
+from edgekit.app.views.fleet import FleetView
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock
-from edgekit.field.status import STATES
+from edgekit.field.status import STATES, ReleaseStatus
 
 UNKNOWN = "-"
 PADDING = 1  # cells after each column
@@ -20,7 +19,7 @@ LEAST_WHY = 32
 WIDE = 100
 SCROLL_BAR = 2
 
-Number = Callable[[Row], float | None]
+Number = Callable[[ReleaseStatus], float | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ COLUMNS = (
     Column("sure", "conf", 4, 6, lambda row: row.confidence, least=True),
     Column("drift", "drift", 5, 9, lambda row: float(row.drift)),
     Column("errors", "errors", 6, 10, lambda row: row.error_rate),
-    Column("since", "since", 5, 3, lambda row: None if row.since is None else -row.since),
+    Column("since", "since", 5, 3, lambda row: None if row.trouble_since is None else -row.trouble_since),
     Column("why", "why", LEAST_WHY, 7, right=False),
 )
 SORTS = (WORST, "device", *(column.name for column in COLUMNS if column.number is not None))
@@ -73,14 +72,12 @@ def columns(width: int) -> tuple[Column, ...]:
     return tuple(_wide(one, one.width + left) if one.name == grows else one for one in chosen)
 
 
-def cells(
-    row: Row, shown: Sequence[Column], sparks: dict[str, Values], symbols: Symbols, now: float
-) -> list[str]:
+def cells(row: ReleaseStatus, shown: Sequence[Column], symbols: Symbols, now: float) -> list[str]:
     """The texts of a row, one for each column, none wider than its column."""
-    return [_fit(_text(row, column, sparks, symbols, now), column, symbols) for column in shown]
+    return [_fit(_text(row, column, symbols, now), column, symbols) for column in shown]
 
 
-def ordered(rows: Sequence[Row], sort: str) -> list[Row]:
+def ordered(rows: Sequence[ReleaseStatus], sort: str) -> list[ReleaseStatus]:
     """Rows by one column, the worst first and the unknown last; rows come worst first already."""
     if sort == "device":
         return sorted(rows, key=lambda row: row.device)
@@ -91,38 +88,47 @@ def ordered(rows: Sequence[Row], sort: str) -> list[Row]:
     return sorted(rows, key=lambda row: (number(row) is None, sign * (number(row) or 0.0)))
 
 
-def matching(rows: Sequence[Row], text: str) -> list[Row]:
+def matching(rows: Sequence[ReleaseStatus], text: str, now: float) -> list[ReleaseStatus]:
     """The rows that hold each word of `text` in device, model, release, state, or what is wrong."""
     words = text.casefold().split()
 
-    def holds(row: Row) -> bool:
-        more = "silenced" if row.silenced else ""
+    def holds(row: ReleaseStatus) -> bool:
+        more = "silenced" if row.silenced(now) else ""
         whole = f"{row.device} {row.model}@{row.release} {row.state} {row.why} {more}".casefold()
         return all(word in whole for word in words)
 
     return [row for row in rows if holds(row)]
 
 
-def strip(glance: Glance, symbols: Symbols) -> list[tuple[str, str]]:
+def strip(fleet: FleetView, symbols: Symbols) -> list[tuple[str, str]]:
     """What stands above the table: words, each with the state it is of."""
-    many = glance.devices
+    many = len(fleet.devices)
     parts = [(f"{many} device{'' if many == 1 else 's'}", "")]
     for state in STATES[:3]:
-        if count := glance.count(state):
+        if count := fleet.count(state):
             parts.append((f"{symbols.of(state)} {count} {state}", state))
-    if glance.rows and len(parts) == 1:
-        well = "all well" if glance.count("OK") else "nothing in use"
+    if fleet.rows and len(parts) == 1:
+        well = "all well" if fleet.count("OK") else "nothing in use"
         parts.append((f"{symbols.ok} {well}", "OK"))
-    if glance.silenced:
-        parts.append((f"{glance.silenced} silenced", ""))
+    if fleet.silenced:
+        parts.append((f"{fleet.silenced} silenced", ""))
     return parts
+
+
+def joined(values: Sequence[float | None], count: int) -> list[float | None]:
+    """At most `count` values, each the largest of neighbours, so that no peak is lost."""
+    each = -(-len(values) // count) or 1
+    groups = [
+        [one for one in values[at : at + each] if one is not None] for at in range(0, len(values), each)
+    ]
+    return [max(group) if group else None for group in groups]
 
 
 def _wide(column: Column, width: int) -> Column:
     return Column(column.name, column.title, width, column.rank, column.number, column.least, column.right)
 
 
-def _text(row: Row, column: Column, sparks: dict[str, Values], symbols: Symbols, now: float) -> str:
+def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> str:
     match column.name:
         case "device":
             return row.device
@@ -133,23 +139,23 @@ def _text(row: Row, column: Column, sparks: dict[str, Values], symbols: Symbols,
             ):  # the ends tell apart, the middle does not
                 kept = max(1, column.width - len(row.release[:7]) - 1 - len(symbols.ellipsis))
                 name = f"{row.model[:kept]}{symbols.ellipsis}@{row.release[:7]}"
-            return name or (UNKNOWN if row.heard is None else "(model file)")
-        case "state" if row.heard is None and row.state == "IDLE":
+            return name or (UNKNOWN if not row.until else "(model file)")
+        case "state" if not row.until and row.state == "IDLE":
             return f"{symbols.lost} ASKING"
         case "state":
             return f"{symbols.of(row.state)} {row.state}"
         case "spark":
-            return symbols.spark(sparks.get("ttft_p95_s", []), column.width)
+            return symbols.spark(joined(row.series.ttft_p95_s, column.width), column.width)
         case "since":
-            return "" if row.since is None else clock(row.since, now)[-5:]
+            return "" if row.trouble_since is None else clock(row.trouble_since, now)[-5:]
         case "why":
-            hush = "silenced: " if hushed(row) else ""
-            seen = "acknowledged: " if row.troubles and row.troubles[0].acknowledged and not hush else ""
-            return f"{hush}{seen if row.state != 'LOST' else ''}{row.why}"
+            hush = "silenced: " if row.is_silenced(now) else ""
+            seen = bool(row.incidents) and row.incidents[0].state == "ACKNOWLEDGED" and row.state != "LOST"
+            return f"{hush or ('acknowledged: ' if seen else '')}{row.why}"
     return _number(row, column.name)
 
 
-def _number(row: Row, name: str) -> str:
+def _number(row: ReleaseStatus, name: str) -> str:
     values: dict[str, tuple[float | None, str]] = {
         "tokens": (row.tokens_per_s, ".1f"),
         "p95": (None if row.ttft_p95_s is None else row.ttft_p95_s * 1000, ".0f"),

@@ -58,7 +58,7 @@ class Source:
 
     @property
     def by_url(self) -> bool:
-        """Whether only the metrics of the device can be seen."""
+        """Whether only the status of the device can be read: its timeline and evidence stay there."""
         return bool(self.device and self.device.url)
 
     @property
@@ -159,7 +159,7 @@ def read_list(source: Source, *, everything: bool = False) -> tuple[Entry, ...]:
         document = _asked(source.command("incident", "list", *(("--all",) if everything else ())))
     else:
         document = _here(source.state, lambda state: _listed(state, everything))
-    return _understood(lambda: tuple(_entry(one) for one in document["incidents"]), source)
+    return _understood(lambda: tuple(entry_of(one) for one in document["incidents"]), source)
 
 
 def read_one(source: Source, number: int) -> Shown:
@@ -176,7 +176,7 @@ def read_document(document: Any, source: Source, warning: str = "") -> Shown:
     """One incident from its document. Raises `CorruptError` for another document."""
 
     def read() -> Shown:
-        entry = _entry(document["incident"])
+        entry = entry_of(document["incident"])
         rule = document.get("rule") or {}
         evidence = document.get("evidence")
         return Shown(
@@ -266,7 +266,9 @@ def _timeline(document: Mapping[str, Any], entry: Entry) -> tuple[Event, ...]:
     return tuple(sorted(events, key=lambda event: event.time))
 
 
-def _entry(values: Mapping[str, Any]) -> Entry:
+def entry_of(values: Mapping[str, Any]) -> Entry:
+    """An incident from its values in a document. Raises `ValueError` and others for values that are not valid."""
+
     def if_any(name: str) -> float | None:
         return None if values.get(name) is None else moment(values, name)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from edgekit.app.views.connection import NoStatus, UrlConnection
 from edgekit.app.views.evidence import Plot, Series, figures, unheard
-from edgekit.app.views.incident import Entry, Shown, Source, read_list, read_one
-from edgekit.app.views.reach_url import Metrics
-from edgekit.app.views.rows import Unheard
+from edgekit.app.views.incident import Entry, Shown, Source, entry_of, read_document, read_list, read_one
 from edgekit.base.errors import EdgekitError
 from edgekit.base.texts import one_line
 
@@ -58,7 +57,7 @@ class Reader:
         self._seen: tuple[object, ...] = ()
         self._at = 0.0
         self._series: Series | None = None
-        self._metrics: Metrics | None = None
+        self._connection: UrlConnection | None = None
 
     def forget(self) -> None:
         """Read everything anew the next time."""
@@ -72,7 +71,7 @@ class Reader:
             if self._found is not None and fresh:
                 return self._found
             if wanted.source.device != (self._wanted.source.device if self._wanted else None):
-                self._series = self._metrics = None
+                self._series = self._connection = None
             before = self._found if wanted == self._wanted else None
             self._wanted, self._seen, self._at = wanted, seen, now
             try:
@@ -87,7 +86,7 @@ class Reader:
     def _read(self, wanted: Wanted, now: float) -> Found:
         source = wanted.source
         if source.by_url:
-            return self._by_url(source, now)
+            return self._by_url(wanted, now)
         if wanted.number is None:
             entries = read_list(source, everything=wanted.everything)
             folder = None if source.host else source.folder
@@ -98,23 +97,27 @@ class Reader:
         self._series = self._series or Series(source.folder)
         return Found(shown=shown, plot=self._series.plot(shown, now))
 
-    def _by_url(self, source: Source, now: float) -> Found:
-        """What the metrics of a device tell of its incidents; the incidents themselves are not in them."""
+    def _by_url(self, wanted: Wanted, now: float) -> Found:
+        """What the status of a device tells of its open incidents."""
+        source, number = wanted.source, wanted.number
         assert source.device is not None
-        self._metrics = self._metrics or Metrics(source.device)
-        said = (
-            f"{source.name} is seen by its metrics alone, which tell that there are incidents but not which."
-        )
-        hint = f"To see and change them, name it as {source.name}=ssh:USER@HOST."
+        self._connection = self._connection or UrlConnection(source.device)
+        ssh = f"To see all of it and to change it, name the device as {source.name}=ssh:USER@HOST."
         try:
-            (row,) = self._metrics.ask(now, URL_WINDOW_S)
-        except Unheard as error:
-            return Found(
-                trouble=f"{source.name} is LOST: {error.why}.", hint=f"{error.hint} {hint}", note=said
-            )
-        told = [one.what for one in row.troubles] or ["Its metrics tell of no incident under way."]
-        silenced = [f"{row.silenced} of them silenced."] if row.silenced else []
-        return Found(note="\n".join([f"{row.state}  {row.release}", *told, *silenced, "", said, hint]))
+            status = self._connection.ask(now, URL_WINDOW_S)
+        except NoStatus as error:
+            return Found(trouble=f"{source.name} is LOST: {error.why}.", hint=f"{error.hint}. {ssh}")
+        found = {one.id: asdict(one) for row in status.releases for one in row.incidents}
+        if number is None:
+            none = "" if found else "No incident is under way.\n"
+            note = f"{none}{source.name} is read by its URL, which tells its open incidents. {ssh}"
+            return Found(tuple(map(entry_of, found.values())), note=note)
+        if number not in found:
+            return Found(trouble=f"Incident {number} is not open on {source.name}.", hint=ssh)
+        rules = {rule.get("key"): rule for rule in status.rules}
+        document = {**found[number], "incident": found[number], "rule": rules.get(found[number]["rule"])}
+        shown = read_document(document, source)
+        return Found(shown=shown, plot=figures(shown, f"Its measurements are on the device. {ssh}"))
 
 
 def _seen(source: Source) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from device_documents import incident, status
 from textual.widgets import DataTable, Input
 from tui_support import app, run, text_of, until
 
@@ -24,8 +25,7 @@ from edgekit.app.screens.monitor import MonitorScreen, _fitted
 from edgekit.app.views.devices import Device
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.rules import Change
-from edgekit.field.status import ReleaseStatus as Row
-from edgekit.field.telemetry.metrics import Metrics, UnderWay
+from edgekit.field.status import OpenIncident
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
 from edgekit.targets.rules import Rule
@@ -36,19 +36,21 @@ class Line:
     """Devices behind one server: `/0`, `/1` and so on; those in `silent` answer with an error."""
 
     def __init__(self, count: int) -> None:
-        self.metrics = [Metrics(f"smol-{number}") for number in range(count)]
+        self.told: list[dict[str, Any]] = [
+            {"model": f"smol-{number}", "release": f"{number:x}7f3a"} for number in range(count)
+        ]
+        self.incidents: list[list[OpenIncident]] = [[] for _ in range(count)]
         self.silent: set[int] = set()
-        for number, one in enumerate(self.metrics):
-            one.stand(f"{number:x}7f3a", [])
-            self.answer(number)
         line = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                number = int(self.path.strip("/"))
-                body = line.metrics[number].render()
+                number = int(self.path.partition("?")[0].strip("/"))
+                severities = {one.severity for one in line.incidents[number]}
+                state = "CRITICAL" if "critical" in severities else "WARNING" if severities else "OK"
+                body = status(*line.incidents[number], state=state, **line.told[number])
                 self.send_response(500 if number in line.silent else 200)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -61,13 +63,10 @@ class Line:
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def answer(self, number: int) -> None:
-        self.metrics[number].observe(Observation(0.0, "", "gguf", "chat", 20, 11, 0.0, 0.2, 0.7, 0.9))
-
     @property
     def devices(self) -> tuple[Device, ...]:
         address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        return tuple(Device(f"line-{n}", f"{address}/{n}") for n in range(len(self.metrics)))
+        return tuple(Device(f"line-{n}", f"{address}/{n}") for n in range(len(self.told)))
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def state(tmp_path: Path) -> Path:
     store = Store(folder / "telemetry.sqlite", every_s=3600)
     for minute in range(5):
         store.add(Observation(now - 60 * minute, "aaa", "gguf", "chat", 20, 11, 0.0, 0.2, 0.7, 0.9))
-    store.heartbeat(now + 600)
+    store.heartbeat(now + 50)
     store.close()
     rule = Rule(kind="errors", above=0.05, severity="critical")
     Incidents(folder).open(Change("opened", rule, "aaa", "aaa", now, now - 60, 0.2), who="test")
@@ -120,15 +119,15 @@ def test_the_worst_is_first_and_told_in_a_sentence(
     tmp_path: Path, line: Line, state: Path, size: tuple[int, int], ascii: bool
 ) -> None:
     line.silent = {2}
-    line.metrics[1].stand("17f3a", [UnderWay("latency", "warning", time.time() - 60)])
+    line.incidents[1] = [incident(7, "warning", kind="latency")]
 
     async def test() -> None:
         shown = app(tmp_path, "monitor", devices=line.devices, ascii=ascii, window_s=900.0)
         async with shown.run_test(size=size, notifications=True) as pilot:
             await until(pilot, lambda: "LOST" in text_of(shown) and "WARNING" in text_of(shown))
             await until(pilot, lambda: len(lines(shown)) == 5 and "CRITICAL" in text_of(shown))
-            line.answer(0)
-            await until(pilot, lambda: any(" 20.0 " in text for text in lines(shown) if "line-0" in text))
+            line.told[0]["tokens_per_s"] = 20.5
+            await until(pilot, lambda: any(" 20.5 " in text for text in lines(shown) if "line-0" in text))
             seen = text_of(shown)
             assert next(text.split()[0] for text in lines(shown)) == "line-2"
             states = [
@@ -161,7 +160,7 @@ def test_a_lost_device_is_grey_and_keeps_its_numbers(tmp_path: Path, line: Line)
             line.silent = {3}
             await until(pilot, lambda: "1 LOST" in text_of(shown))
             table = screen(shown).query_one(DataTable)
-            row = table.get_row("line-3")[0]
+            row = table.get_row("line-3 37f3a")[0]
             assert names(shown)[0] == "line-3" and "LOST" in str(row)
             memory = before.split()[-2]
             assert memory in str(row) and any("dim" in str(span.style) for span in row.spans)
@@ -177,7 +176,7 @@ def test_the_cursor_stays_on_its_row_when_others_get_worse(tmp_path: Path, line:
         shown = app(tmp_path, "monitor", devices=line.devices)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "all well" in text_of(shown))
-            line.metrics[3].stand("x", [UnderWay("latency", "warning", 1.0)])
+            line.incidents[3] = [incident(7, "warning", kind="latency")]
             await until(pilot, lambda: names(shown)[0] == "line-3")
             chosen = screen(shown).chosen
             assert chosen is not None and chosen.device == "line-3"  # nobody moved: the worst is chosen
@@ -187,15 +186,12 @@ def test_the_cursor_stays_on_its_row_when_others_get_worse(tmp_path: Path, line:
             await until(pilot, lambda: names(shown) == ["line-2", "line-3", "line-0", "line-1"])
             assert screen(shown).chosen.device == "line-1"  # type: ignore[union-attr]
             assert screen(shown).query_one(DataTable).cursor_row == 3
-            assert shown.screen.twin.startswith("curl http://127.0.0.1")  # type: ignore[attr-defined]
+            assert shown.screen.twin.startswith("curl 'http://127.0.0.1")  # type: ignore[attr-defined]
 
     run(test())
 
 
 def test_filter_sort_window_and_pace(tmp_path: Path, line: Line) -> None:
-    for _ in range(5):
-        line.answer(2)
-
     async def test() -> None:
         shown = app(tmp_path, "monitor", devices=line.devices)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
@@ -244,7 +240,7 @@ def test_an_incident_is_acknowledged_only_in_write_mode_and_with_a_reason(
 
 
 def test_a_device_known_by_its_url_says_that_changes_need_ssh(tmp_path: Path, line: Line) -> None:
-    line.metrics[0].stand("x", [UnderWay("errors", "critical", 1.0)])
+    line.incidents[0] = [incident(7, "critical", kind="errors")]
 
     async def test() -> None:
         shown = app(tmp_path, "monitor", devices=line.devices)
@@ -279,7 +275,8 @@ def test_nothing_recorded_yet_says_what_records(tmp_path: Path) -> None:
         shown = app(tmp_path, "monitor")
         async with shown.run_test(size=(160, 50), notifications=True) as pilot:
             await until(
-                pilot, lambda: "Nothing is recorded yet. `edgekit serve BUNDLE` records." in text_of(shown)
+                pilot,
+                lambda: "Nothing is recorded yet. Start `edgekit serve BUNDLE` to record." in text_of(shown),
             )
             await pilot.press("enter", "a", "z", "R", "S", "t", "down")
             assert "Traceback" not in text_of(shown) and not (tmp_path / "state").exists()
@@ -315,7 +312,8 @@ def test_a_sentence_that_does_not_fit_is_seen_to_be_cut() -> None:
 
 
 def test_markup_of_strangers_is_shown_as_it_is(tmp_path: Path, line: Line) -> None:
-    line.metrics[0].stand("[red]x[/]\x1b[31m", [UnderWay("[bold]", "warning", 1.0)])
+    line.told[0]["release"] = "[red]x[/]\x1b[31m"
+    line.incidents[0] = [incident(7, "warning", what="[bold] (warning)")]
 
     async def test() -> None:
         shown = app(tmp_path, "monitor", devices=line.devices[:1])
@@ -333,8 +331,8 @@ def test_the_view_is_exported_as_it_is(tmp_path: Path, state: Path) -> None:
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "#1" in text_of(shown))
             document = json.loads(json.dumps(screen(shown).document(), default=str))
-            assert document["schema"] == "edgekit.fleet/1" and document["rows"][0]["state"] == "CRITICAL"
-            assert document["rows"][0]["troubles"][0]["number"] == 1
+            assert document["schema"] == "edgekit.monitor/1" and document["state"] == "CRITICAL"
+            assert document["devices"][0]["releases"][0]["incidents"][0]["id"] == 1
 
     run(test())
 
@@ -352,29 +350,27 @@ def test_a_state_folder_that_goes_away_is_no_crash(tmp_path: Path, state: Path) 
 
 
 def test_the_shells_line_of_an_address_is_quoted(tmp_path: Path) -> None:
-    url = "http://127.0.0.1:9/metrics?a=1&b=$(id);`id`"
+    url = "http://127.0.0.1:9/status?a=1&b=$(id);`id`"
 
     async def test() -> None:
         shown = app(tmp_path, "monitor", devices=(Device("line-1", url),))
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "LOST" in text_of(shown))
             await until(pilot, lambda: screen(shown).twin.startswith("curl"))
-            assert shlex.split(screen(shown).twin) == ["curl", url] and "'" in screen(shown).twin
+            assert (
+                shlex.split(screen(shown).twin) == ["curl", f"{url}&window=900"] and "'" in screen(shown).twin
+            )
 
     run(test())
 
 
 def test_a_change_by_ssh_says_who_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    incident = {
+    values = {
         "id": 7, "rule": "r", "subject": "aaa", "kind": "errors", "severity": "critical", "action": "suggest",
         "release": "aaa", "what": "see [/tmp/x", "since": 1.0, "opened": 1.0, "state": "OPEN", "silenced_until": None,
         "resolved": None, "acted": False,
     }  # fmt: skip
-    now = time.time()
-    row = Row(
-        "aaa", "CRITICAL", True, now - 900, now, 40, 8, 0, 0.4, 21.0, 300.0, None, 0.8, [], now
-    ).to_dict()
-    told = {"schema": "edgekit.monitor/1", "releases": [{**row, "incidents": [incident]}]}
+    told = json.loads(status(OpenIncident(**values), state="CRITICAL", release="aaa"))
     (tmp_path / "answer").write_text(json.dumps(told))
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "ssh"

@@ -12,7 +12,6 @@ import pytest
 
 from edgekit.app.views import demo
 from edgekit.app.views.demo import Replay, shifted, unpack
-from edgekit.app.views.scrape import ANSWERS, Page, added, read_page
 from edgekit.app.views.settings import Settings
 from edgekit.base.clock import clock
 from edgekit.base.errors import MissingPartError
@@ -25,7 +24,7 @@ from edgekit.field.incidents.defaults import TTFT_P95_S
 from edgekit.field.incidents.history import switches
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.releases import Releases
-from edgekit.field.status import current_release, overview
+from edgekit.field.status import ReleaseStatus, current_release, overview, read_status
 from edgekit.field.telemetry.store import FILE, Store
 
 NOW = 1_800_000_012.0
@@ -224,32 +223,32 @@ def test_this_device_goes_on_living(tmp_path: Path) -> None:
         until(lambda: store.window(time.time() - 120, time.time()).requests)
 
 
-def page(url: str) -> Page:
+def page(url: str) -> ReleaseStatus:
     with urllib.request.urlopen(url, timeout=30) as answer:
-        return read_page(answer.read())
+        return read_status(json.load(answer)).releases[0]
 
 
 def test_other_devices_answer_until_one_is_lost(tmp_path: Path) -> None:
     before = threading.active_count()
-    with Replay(unpack(tmp_path), lost_s=0.5) as replay:
-        fine, slow, lost = replay.settings.devices
-        assert page(fine.url).incidents == {"critical": 0, "warning": 0}
-        assert [one.kind for one in page(slow.url).under_way] == ["latency"]
-        assert 100 < (page(fine.url).rss_mib or 0) < 500, "of the recorded process, not of this one"
-        until(lambda: page(fine.url).counters[ANSWERS, "stop"] >= 1)
-        until(lambda: page(slow.url).counters[ANSWERS, "stop"] >= 1)
-        waits = added({}, page(slow.url).counters).ttft_p95_s
+    with Replay(unpack(tmp_path), lost_s=2.0) as replay:
+        fine, slow, lost = (device.url for device in replay.settings.devices)
+        until(lambda: page(fine).requests >= 1)
+        assert page(fine).state == "OK" and page(fine).model == "smollm2-135m"
+        assert [one.kind for one in page(slow).incidents] == ["latency"]
+        assert 100 < (page(fine).rss_mib or 0) < 500, "of the recorded process, not of this one"
+        until(lambda: page(slow).requests >= 1)
+        waits = page(slow).ttft_p95_s
         assert waits is not None and waits > TTFT_P95_S, "the incident is one of what was recorded"
 
         def refused() -> bool:
             try:
-                page(lost.url)
+                page(lost)
             except OSError:
                 return True
             return False
 
         until(refused)
-        page(fine.url)
+        page(fine)
     with pytest.raises(OSError):
-        page(fine.url)
+        page(fine)
     until(lambda: threading.active_count() <= before)

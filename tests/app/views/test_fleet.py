@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from device_documents import incident, status
 
+from edgekit.app.views import connection
 from edgekit.app.views import fleet_table as table
-from edgekit.app.views.fleet import Device, Fleet, Glance, Row, parse_device, read_fleet
-from edgekit.app.views.history import KEPT_S, History, Point
-from edgekit.app.views.reach_url import Metrics as Metered
+from edgekit.app.views.connection import UrlConnection
+from edgekit.app.views.devices import Device, parse_device, read_fleet
+from edgekit.app.views.fleet import Fleet, FleetView
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import ConfigError
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.rules import Change
-from edgekit.field.status import ReleaseStatus as Seen
-from edgekit.field.telemetry.metrics import Metrics, UnderWay
+from edgekit.field.status import DeviceStatus, ReleaseStatus
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
 from edgekit.targets.rules import Rule
@@ -73,7 +74,7 @@ class Fake:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/metrics"
+        return f"http://127.0.0.1:{self.server.server_address[1]}/status"
 
     def close(self) -> None:
         self.free.set()
@@ -102,9 +103,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
         fleet.close()
 
 
-def until(fleet: Fleet, condition: Callable[[Glance], Any], seconds: float = 8.0) -> Glance:
+def until(fleet: Fleet, condition: Callable[[FleetView], Any], seconds: float = 8.0) -> FleetView:
     end = time.monotonic() + seconds
-    while not condition(glance := fleet.glance()):
+    while not condition(glance := fleet.view()):
         assert time.monotonic() < end, glance.rows
         time.sleep(0.02)
     return glance
@@ -112,14 +113,6 @@ def until(fleet: Fleet, condition: Callable[[Glance], Any], seconds: float = 8.0
 
 def observation(at: float = 0.0, release: str = "aaa", finish: str = "stop") -> Observation:
     return Observation(at, release, "gguf", "chat", 20, 11, 0.0, 0.2, 0.7, 0.9, finish=finish)
-
-
-def metrics(count: int = 3) -> Metrics:
-    made = Metrics("smol")
-    made.stand("7f3a", [])
-    for _ in range(count):
-        made.observe(observation())
-    return made
 
 
 def state(folder: Path, now: float, *, minutes: int = 5, incident: bool = False) -> Path:
@@ -144,9 +137,9 @@ def state(folder: Path, now: float, *, minutes: int = 5, incident: bool = False)
 def test_devices_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKIT_TOKEN", "secret")
     device = parse_device("line-3=https://10.0.0.3:8080/metrics")
-    assert (device.name, device.url, device.token) == ("line-3", "https://10.0.0.3:8080/metrics", "secret")
+    assert (device.name, device.url, device.token) == ("line-3", "https://10.0.0.3:8080/status", "secret")
     assert "secret" not in repr(device)
-    assert parse_device("a=http://10.0.0.3:8080").url == "http://10.0.0.3:8080/metrics"
+    assert parse_device("a=http://10.0.0.3:8080").url == "http://10.0.0.3:8080/status"
     assert parse_device("line-4=ssh:user@host") == Device("line-4", host="user@host")
     assert parse_device("line-4=ssh:host:/var/lib/edgekit").state == Path("/var/lib/edgekit")
 
@@ -154,7 +147,7 @@ def test_devices_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("where", "sent"),
     [
-        ("https://line-3/metrics", True), ("http://localhost:8080", True), ("http://127.0.0.1:8080", True),
+        ("https://line-3/status", True), ("http://localhost:8080", True), ("http://127.0.0.1:8080", True),
         ("http://[::1]:8080", True), ("http://10.0.0.3:8080", False), ("http://127.0.0.1.example.org", False),
         ("http://line-3:8080/https://", False),
     ],
@@ -168,19 +161,17 @@ def test_the_environments_token_goes_nowhere_that_others_can_read_it(
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("http://10.0.0.3:8080/metrics", "not sent by plain http"), ("https://10.0.0.3/metrics", "set EDGEKIT_TOKEN")],
+    [("http://10.0.0.3:8080/status", "not sent by plain http"), ("https://10.0.0.3/status", "set EDGEKIT_TOKEN")],
 )  # fmt: skip
 def test_a_token_that_is_needed_is_told_with_how_to_give_it(
     fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, address: str, words: str
 ) -> None:
     from http.client import HTTPConnection
 
-    from edgekit.app.views import reach_url
-
     port = fake.server.server_address[1]
     for kind in ("HTTPConnection", "HTTPSConnection"):  # whatever the address, the answer is that of the fake
         monkeypatch.setattr(
-            reach_url.http.client, kind, lambda *where, **more: HTTPConnection("127.0.0.1", port)
+            connection.http.client, kind, lambda *where, **more: HTTPConnection("127.0.0.1", port)
         )
     fake.page = lambda path: (401, b"")
     row = make(parse_device(f"line-3={address}")).settled().rows[0]
@@ -198,7 +189,7 @@ def test_white_space_around_a_token_is_no_part_of_it(
     monkeypatch.setenv("EDGEKIT_TOKEN", f"secret{end}")
     path = tmp_path / "fleet.toml"
     path.write_text(f'[[device]]\nname = "b"\nurl = "{fake.url}"\ntoken_env = "EDGEKIT_TOKEN"\n')
-    fake.page = lambda path: (200, metrics().render())
+    fake.page = lambda path: (200, status())
     glance = make(parse_device(f"a={fake.url}"), *read_fleet(path)).settled()
     assert [row.state for row in glance.rows] == ["OK", "OK"] and set(fake.tokens) == {"Bearer secret"}
 
@@ -210,7 +201,7 @@ def test_a_token_that_cannot_be_sent_is_refused_and_not_told(
     path = tmp_path / "fleet.toml"
     path.write_text(f'[[device]]\nname = "a"\nurl = "http://h"\ntoken = {json.dumps(token)}\n')
     with pytest.raises(ConfigError, match="token") as told:
-        Device("a", "http://h/metrics", token=token)
+        Device("a", "http://h/status", token=token)
     with pytest.raises(ConfigError) as listed:
         read_fleet(path)
     for error in (told.value, listed.value):
@@ -222,11 +213,11 @@ def test_what_nobody_foresaw_tells_no_token(fake: Fake, make: Callable[..., Flee
     device = Device("line-1", fake.url, token="secret")
     object.__setattr__(device, "token", "secret\r\n more")  # http.client's error holds the header
 
-    class Broken(Metered):
-        def ask(self, now: float, window_s: float) -> list[Row]:
+    class Broken(UrlConnection):
+        def ask(self, now: float, window_s: float) -> DeviceStatus:
             raise RuntimeError("Bearer secret")
 
-    for options in ({}, {"way": lambda device, state: Broken(device)}):
+    for options in ({}, {"connection": lambda device, state: Broken(device)}):
         glance = make(device, **options).settled()
         row = next(row for row in glance.rows if row.device == "line-1")
         assert row.state == "LOST" and row.hint and "secret" not in json.dumps(glance.to_dict())
@@ -235,15 +226,15 @@ def test_what_nobody_foresaw_tells_no_token(fake: Fake, make: Callable[..., Flee
 @pytest.mark.parametrize(
     "text",
     [
-        "line-3", "line-3=", "=http://a/metrics", "line 3=http://a/metrics", "x=ftp://a", "x=http://", "x=http://a:99999/",
-        "x=ssh:", "x=ssh:-oProxyCommand=id", "x=ssh:-oProxyCommand=id@host", "x=ssh:ho st", "x=http://me:secret@a/metrics",
+        "line-3", "line-3=", "=http://a/status", "line 3=http://a/status", "x=ftp://a", "x=http://", "x=http://a:99999/",
+        "x=ssh:", "x=ssh:-oProxyCommand=id", "x=ssh:-oProxyCommand=id@host", "x=ssh:ho st", "x=http://me:secret@a/status",
         "x=http://a/\x1b[31m", "-x=ssh:host", "x=ssh:h;id",
     ],
 )  # fmt: skip
 def test_what_is_no_device_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError) as told:
         parse_device(text)
-    assert "line-3=http://10.0.0.3:8080/metrics" in told.value.hint
+    assert "line-3=http://10.0.0.3:8080/status" in told.value.hint
 
 
 def test_a_list_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +245,7 @@ def test_a_list_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         '[[device]]\nname = "b"\nhost = "me@h"\nstate = "/var/e"\n'
     )
     first, second = read_fleet(path)
-    assert (first.url, first.token) == ("http://h:1/metrics", "t")
+    assert (first.url, first.token) == ("http://h:1/status", "t")
     assert (second.host, second.state) == ("me@h", Path("/var/e"))
 
 
@@ -290,68 +281,37 @@ def test_a_bad_list_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_url_is_read_again_over_one_connection_with_its_token(
     fake: Fake, make: Callable[..., Fleet]
 ) -> None:
-    made = metrics()
-    fake.page = lambda path: (made.observe(observation()), (200, made.render()))[1]
-    fleet = make(Device("line-1", fake.url, token="secret"))
-    glance = until(fleet, lambda seen: seen.rows and seen.rows[0].requests >= 3)
-    row = glance.rows[0]
+    fake.page = lambda path: (200, status(requests=len(fake.asked)))
+    fleet = make(Device("line-1", f"{fake.url}?a=1", token="secret"), window_s=3600.0)
+    row = until(fleet, lambda seen: seen.rows and seen.rows[0].requests >= 3).rows[0]
     assert (row.device, row.model, row.release, row.state) == ("line-1", "smol", "7f3a", "OK")
-    assert row.tokens_per_s == pytest.approx(20) and row.ttft_p95_s and row.rss_mib and not glance.alert
-    assert set(fake.tokens) == {"Bearer secret"} and fake.connections == 1 and len(glance.rows) == 1
+    assert row.series.tokens_per_s == [20.0] * 15 and row.series.ttft_p95_s[-1] is None
+    assert set(fake.tokens) == {"Bearer secret"} and fake.connections == 1
+    assert set(fake.asked) == {"/status?a=1&window=3600"}
 
 
-def test_incidents_of_a_url_device_are_told_at_the_first_look(fake: Fake, make: Callable[..., Fleet]) -> None:
-    made = metrics()
-    made.stand(
-        "7f3a", [UnderWay("memory", "critical", time.time() - 600), UnderWay("latency", "warning", 1.0, True)]
-    )
-    fake.page = lambda path: (200, made.render())
-    row = make(Device("line-1", fake.url), every_s=60.0).settled().rows[0]
-    assert row.state == "CRITICAL" and row.why.startswith("Too much memory (critical), since ")
-    assert row.silenced == 1 and len(row.troubles) == 2
-
-
-def test_incidents_that_cannot_be_read_are_not_none(fake: Fake, make: Callable[..., Fleet]) -> None:
-    made = metrics()
-    made.stand("7f3a", None)  # as a server does whose incidents.sqlite is damaged
-    fake.page = lambda path: (200, made.render())
-    fleet = make(Device("line-1", fake.url))
-    glance = fleet.settled()
-    assert glance.rows[0].state == "WARNING" and "incidents cannot be read" in glance.alert
-    assert "edgekit incident list" in glance.rows[0].hint and glance.rows[0].since is not None
-    made.stand("7f3a", [])
-    until(fleet, lambda seen: seen.rows[0].state == "OK")
-
-
-def test_alarms_of_an_older_server_are_counted_within_the_window(
-    fake: Fake, make: Callable[..., Fleet]
-) -> None:
-    made = Metrics("smol")
-    made.alarm("errors")  # before anyone looked: in no window
-    fake.page = lambda path: (200, made.render())
-    fleet = make(Device("line-1", fake.url))
-    assert until(fleet, lambda seen: len(fake.asked) > 2).rows[0].state == "OK"
-    made.alarm("drift")
-    row = until(fleet, lambda seen: seen.rows[0].state != "OK").rows[0]
-    assert row.state == "WARNING" and "Drift: 1 alarm" in row.why and row.drift == 1
-    made.alarm("errors")
-    assert (
-        until(fleet, lambda seen: seen.rows[0].state == "CRITICAL").rows[0].why.startswith("Failing requests")
-    )
+def test_incidents_of_a_url_device_are_told_with_their_number(fake: Fake, make: Callable[..., Fleet]) -> None:
+    silenced = incident(3, "warning", silenced_until=time.time() + 600)
+    fake.page = lambda path: (200, status(silenced, incident(), state="CRITICAL"))
+    fleet = make(Device("line-1", fake.url), every_s=60.0).settled()
+    row = fleet.rows[0]
+    assert row.state == "CRITICAL" and [one.id for one in row.incidents] == [7, 3] and fleet.silenced == 1
+    assert fleet.alert.startswith("line-1 #7: 20.0% of the requests fail")
+    assert fleet.to_dict()["devices"][0]["releases"][0]["incidents"][0]["id"] == 7
 
 
 def test_a_device_that_stops_answering_is_lost_with_its_last_numbers(
     fake: Fake, make: Callable[..., Fleet]
 ) -> None:
-    made, answer = metrics(), [200]
-    fake.page = lambda path: (answer[0], made.render())
+    answer = [200]
+    fake.page = lambda path: (answer[0], status())
     fleet = make(Device("line-1", fake.url))
     heard = until(fleet, lambda seen: seen.rows and seen.rows[0].state == "OK").rows[0]
     answer[0] = 500
     glance = until(fleet, lambda seen: seen.rows[0].state == "LOST")
     row = glance.rows[0]
     assert row.why.startswith("last heard ") and row.why.endswith("ago; it answers with HTTP 500")
-    assert row.rss_mib == heard.rss_mib and row.release == "7f3a" and row.since == row.heard
+    assert row.rss_mib == heard.rss_mib and row.release == "7f3a" and row.trouble_since
     assert glance.alert.startswith("line-1: last heard") and "Next: check the address" in glance.alert
     answer[0] = 200
     until(fleet, lambda seen: seen.rows[0].state == "OK")
@@ -363,7 +323,8 @@ def test_a_device_that_stops_answering_is_lost_with_its_last_numbers(
         (401, b"", "401: a token is needed"),
         (404, b"", "404: there is no such page"),
         (302, b"", "HTTP 302"),
-        (200, b"<html>", "not Prometheus' text"),
+        (200, b"<html>", "its answer is not JSON"),
+        (200, b"{}", "not a document of schema edgekit.monitor/1"),
         (200, b"x" * (4 * 2**20 + 10), "larger than 4 MiB"),
     ],
 )
@@ -378,7 +339,7 @@ def test_never_heard_says_why(
 def test_refused_and_unknown_names_are_told_apart(make: Callable[..., Fleet]) -> None:
     gone = Fake()
     gone.close()
-    fleet = make(Device("refused", gone.url), Device("unknown", "http://no-such-name.invalid/metrics"))
+    fleet = make(Device("refused", gone.url), Device("unknown", "http://no-such-name.invalid/status"))
     why = {row.device: row.why for row in fleet.settled().rows}
     assert "connection refused" in why["refused"] and "its name is unknown" in why["unknown"]
 
@@ -386,23 +347,18 @@ def test_refused_and_unknown_names_are_told_apart(make: Callable[..., Fleet]) ->
 def test_a_slow_device_is_lost_in_time_and_delays_no_other(
     fake: Fake, make: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekit.app.views import reach_url
-
-    monkeypatch.setattr(reach_url.Metrics, "limit_s", 0.5)
-    made = metrics()
-    fake.page = lambda path: (0 if "slow" in path else 200, made.render())
-    slow = [Device(f"slow-{n}", fake.url.replace("metrics", "slow")) for n in range(10)]
+    monkeypatch.setattr(UrlConnection, "limit_s", 0.5)
+    fake.page = lambda path: (0 if "slow" in path else 200, status())
+    slow = [Device(f"slow-{n}", fake.url.replace("status", "slow")) for n in range(10)]
     fleet = make(*slow, Device("quick", fake.url))
     glance = until(fleet, lambda seen: seen.count("LOST") == 10)
-    assert fake.asked.count("/metrics") >= 5
+    assert sum(path.startswith("/status") for path in fake.asked) >= 5
     assert next(row for row in glance.rows if row.device == "quick").state == "OK"
     assert all("no answer within" in row.why for row in glance.rows if row.state == "LOST")
 
 
 def test_texts_of_strangers_hold_no_control_characters(fake: Fake, make: Callable[..., Fleet]) -> None:
-    made = Metrics("smol\x1b[31m[bold]")
-    made.stand("\u202e7f3a\x07", [])
-    fake.page = lambda path: (200, made.render())
+    fake.page = lambda path: (200, status(model="smol\x1b[31m[bold]", release="\u202e7f3a\x07"))
     row = make(Device("line-1", fake.url)).settled().rows[0]
     assert row.model == "smol\ufffd[31m[bold]" and row.release == "\ufffd7f3a\ufffd"
 
@@ -437,9 +393,11 @@ def document(**changes: Any) -> str:
         "state": "ACKNOWLEDGED", "silenced_until": None, "resolved": None, "acted": False,
         "next_steps": [{"text": "Go back", "command": "edgekit releases rollback"}],
     }  # fmt: skip
-    row = Seen(
-        "aaa", "CRITICAL", True, NOW - 900, NOW, 40, 8, 0, 0.4, 21.0, 300.0, None, 0.8, [], NOW
-    ).to_dict()
+    row = {
+        "release": "aaa", "state": "CRITICAL", "in_use": True, "since": NOW - 900, "until": NOW, "requests": 40, "errors": 8,
+        "empty": 0, "ttft_p95_s": 0.4, "tokens_per_s": 21.0, "rss_mib": 300.0, "temperature_c": None, "confidence": 0.8,
+        "alarms": [], "last_seen": NOW,
+    }  # of an earlier edgekit, without the newer keys  # fmt: skip
     releases = [{**row, "incidents": [incident]}]
     return json.dumps({"schema": "edgekit.monitor/1", "device": "x", "releases": releases, **changes})
 
@@ -450,8 +408,8 @@ def test_a_device_is_asked_by_ssh(
     (tmp_path / "answer").write_text(document())
     ssh(f'printf "%s\\n" "$@" > {tmp_path}/argv; cat {tmp_path}/answer')
     row = make(Device("roof", host="me@roof", state=Path("/var/e d"))).settled().rows[0]
-    assert (row.state, row.release, row.requests, row.troubles[0].number) == ("CRITICAL", "aaa", 40, 7)
-    assert row.troubles[0].acknowledged and row.hint == "Go back: edgekit releases rollback"
+    assert (row.state, row.release, row.requests, row.incidents[0].id) == ("CRITICAL", "aaa", 40, 7)
+    assert row.incidents[0].state == "ACKNOWLEDGED" and row.hint == "Go back: edgekit releases rollback"
     sent = (tmp_path / "argv").read_text().splitlines()
     assert sent[-2] == "me@roof" and sent[-1] == (
         "edgekit monitor --once --window 15m --state '/var/e d' --json"
@@ -463,7 +421,7 @@ def test_a_device_is_asked_by_ssh(
     [
         ('echo "me@roof: Permission denied (publickey)." >&2; exit 255', "Permission denied"),
         ('echo "sh: edgekit: not found" >&2; exit 127', "edgekit is not found there"),
-        ("echo hello", "no edgekit.monitor/1 document"),
+        ("echo hello", "not a document of schema edgekit.monitor/1"),
         ('echo \'{"schema": "edgekit.monitor/1", "releases": [{"release": 3}]}\'', "cannot be read"),
         ('echo \'{"schema": "edgekit.monitor/1", "releases": []}\'', "nothing is recorded there yet"),
     ],
@@ -493,17 +451,15 @@ def test_numbers_that_none_can_show_end_nothing(
     row["incidents"][0].update({key: changes[key] for key in changes if key in row["incidents"][0]})
     (tmp_path / "answer").write_text(json.dumps(told))
     ssh(f"cat {tmp_path}/answer")
-    fleet = make(Device("roof", host="roof"))
-    seen = fleet.settled().rows[0]
-    glance = fleet.glance(seen.key)
-    shown = table.columns(200)
+    fleet = make(Device("roof", host="roof")).settled()
+    seen = fleet.rows[0]
     for symbols in (Symbols(), Symbols(ascii=True)):
-        texts = table.cells(seen, shown, glance.sparks[seen.key], symbols, glance.time)
+        texts = table.cells(seen, table.columns(200), symbols, fleet.time)
         assert "roof" in texts[0] and "inf" not in " ".join(texts) and "nan" not in " ".join(texts)
     assert seen.state == ("LOST" if "last_seen" in changes else "CRITICAL")
-    for number in (seen.ttft_p95_s, seen.tokens_per_s, seen.rss_mib, seen.confidence, seen.since):
+    for number in (seen.ttft_p95_s, seen.tokens_per_s, seen.rss_mib, seen.confidence, seen.trouble_since):
         assert number is None or math.isfinite(number)
-    assert "Infinity" not in json.dumps(glance.to_dict()) and "NaN" not in json.dumps(glance.to_dict())
+    assert "Infinity" not in json.dumps(fleet.to_dict()) and "NaN" not in json.dumps(fleet.to_dict())
 
 
 def test_a_spark_of_what_is_no_number() -> None:
@@ -517,21 +473,24 @@ def test_a_spark_of_what_is_no_number() -> None:
 
 
 def test_this_device_has_its_day_at_once(tmp_path: Path, make: Callable[..., Fleet]) -> None:
-    now = time.time()
-    fleet = make(state=state(tmp_path, now, minutes=300), window_s=86400.0)
+    fleet = make(state=state(tmp_path, time.time(), minutes=300), window_s=86400.0)
     row = fleet.settled().rows[0]
-    glance = fleet.glance(row.key)
     assert row.release == "aaa" and row.state == "OK" and row.requests == 300
-    known = [value for value in glance.sparks[row.key]["ttft_p95_s"] if value is not None]
-    assert 4 <= len(known) <= 7  # five hours of 24
-    assert len(glance.chart_times) == len(glance.chart["rss_mib"]) > 50
+    known = [value for value in row.series.ttft_p95_s if value is not None]
+    assert 18 <= len(known) <= 22 and len(row.series.ttft_p95_s) == 96  # five hours of 24
+    assert len([one for one in table.joined(row.series.ttft_p95_s, 24) if one is not None]) in (5, 6)
+
+
+def test_joined_values_keep_every_peak_and_gap() -> None:
+    assert table.joined([1.0, 9.0, 2.0, 3.0, None, None], 3) == [9.0, 3.0, None]
+    assert table.joined([1.0, None], 16) == [1.0, None] and table.joined([], 16) == []
 
 
 def test_an_incident_here_is_told_with_its_number_and_next_step(
     tmp_path: Path, make: Callable[..., Fleet]
 ) -> None:
     glance = make(state=state(tmp_path, time.time(), incident=True)).settled()
-    assert glance.rows[0].state == "CRITICAL" and glance.rows[0].troubles[0].number == 1
+    assert glance.rows[0].state == "CRITICAL" and glance.rows[0].incidents[0].id == 1
     assert "#1: 20.0% of the requests fail, limit 5.0%, since" in glance.alert and "Next: " in glance.alert
 
 
@@ -542,7 +501,10 @@ def test_a_heartbeat_that_stopped_is_lost(tmp_path: Path, make: Callable[..., Fl
 
 def test_nothing_recorded_yet_says_what_records(tmp_path: Path, make: Callable[..., Fleet]) -> None:
     glance = make(state=tmp_path / "none").settled()
-    assert glance.rows == () and glance.empty == "Nothing is recorded yet. `edgekit serve BUNDLE` records."
+    assert (
+        glance.rows == ()
+        and glance.empty == "Nothing is recorded yet. Start `edgekit serve BUNDLE` to record."
+    )
     assert glance.alert == glance.empty and not (tmp_path / "none").exists()
 
 
@@ -567,7 +529,7 @@ def test_a_store_with_a_hole_is_lost_and_not_fine(tmp_path: Path, make: Callable
 def test_a_device_whose_records_go_away_stays_and_is_lost(
     tmp_path: Path, make: Callable[..., Fleet], fake: Fake, left: bool
 ) -> None:
-    fake.page = lambda path: (200, metrics().render())
+    fake.page = lambda path: (200, status())
     place = state(tmp_path / "state", time.time())
     fleet = make(Device("other", fake.url), state=place)
     until(fleet, lambda seen: seen.count("OK") == 2)
@@ -578,7 +540,7 @@ def test_a_device_whose_records_go_away_stays_and_is_lost(
     assert (
         len(glance.rows) == 2
         and "its records are gone" in glance.alert
-        and "Next: see whether" in glance.alert
+        and "Next: check whether" in glance.alert
     )
     assert "all well" not in str(table.strip(glance, Symbols())) and glance.rows[0].requests == 5
     shutil.rmtree(place, ignore_errors=True)
@@ -586,45 +548,17 @@ def test_a_device_whose_records_go_away_stays_and_is_lost(
     until(fleet, lambda seen: seen.count("OK") == 2)
 
 
-def test_releases_without_a_heartbeat_are_not_fine() -> None:
-    from edgekit.app.views.rows import row_of
-
-    seen = Seen("aaa", "OK", True, NOW, NOW, 0, 0, 0, None, None, None, None, None, [], None)
-    assert row_of("x", seen, NOW, {}).state == "LOST"
-
-
-# a day of numbers
-
-
-def test_a_day_is_kept_in_few_points_and_no_spike_is_lost() -> None:
-    history = History(hold_s=1.0)
-    for second in range(int(KEPT_S) + 3600):
-        spike = 9.0 if second == 40_000 else 0.1
-        history.add([Point(NOW + second, 20.0, spike, None, None, None)])
-    end = NOW + KEPT_S + 3599
-    assert len(history) < 1400
-    day = history.bins("ttft_p95_s", end - KEPT_S, end, 96)
-    assert day.count(9.0) == 1 and None not in day[1:]
-    assert None not in history.bins("ttft_p95_s", end - 300, end, 96)[1:]
-    assert set(history.bins("confidence", end - 300, end, 10)) == {None}
-
-
-def test_a_gap_stays_a_gap_and_a_clock_set_back_adds_nothing() -> None:
-    history = History(hold_s=15.0)
-    history.add([Point(NOW, 1.0), Point(NOW + 10, 2.0), Point(NOW + 500, 3.0), Point(NOW + 20, 4.0)])
-    bins = history.bins("tokens_per_s", NOW, NOW + 600, 60)
-    assert bins[0] == 1.0 and bins[1] == 2.0 and bins[50] == 3.0 and bins[20] is None
-    assert all(value is None or math.isfinite(value) for value in bins) and 4.0 not in bins
-
-
 # the table
 
 
-def rows() -> list[Row]:
+def rows() -> list[ReleaseStatus]:
+    def row(device: str, release: str, state: str, model: str = "smol", **more: Any) -> ReleaseStatus:
+        return ReleaseStatus(release, state, True, device=device, model=model, until=NOW, **more)
+
     return [
-        Row("b", "b", "7f3a", "smol", "CRITICAL", ttft_p95_s=0.1, tokens_per_s=5.0, why="Too slow"),
-        Row("a", "a", "61bc", "smol", "WARNING", ttft_p95_s=None, tokens_per_s=9.0),
-        Row("c", "c", "61bc", "tall", "OK", ttft_p95_s=0.9, tokens_per_s=None),
+        row("b", "7f3a", "CRITICAL", ttft_p95_s=0.1, tokens_per_s=5.0, why="Too slow"),
+        row("a", "61bc", "WARNING", tokens_per_s=9.0),
+        row("c", "61bc", "OK", "tall", ttft_p95_s=0.9),
     ]
 
 
@@ -637,7 +571,7 @@ def test_sorting_puts_the_worst_first_and_the_unknown_last() -> None:
 
 def test_filtering_looks_at_device_release_state_and_why() -> None:
     def left(text: str) -> str:
-        return "".join(row.device for row in table.matching(rows(), text))
+        return "".join(row.device for row in table.matching(rows(), text, NOW))
 
     assert (left(""), left("61bc"), left("@61bc ok"), left("too SLOW"), left("nothing")) == (
         "bac",
@@ -654,22 +588,8 @@ def test_columns_fit_every_width(width: int) -> None:
     names = [column.name for column in shown]
     assert sum(column.width + table.PADDING for column in shown) <= width
     assert {"device", "state", "p95"} <= set(names) and ("spark" in names) == (width >= 100)
-    long = Row("x" * 64, "k", "f" * 64, "日本" * 20, "CRITICAL", why="w" * 500)
-    for column, text in zip(shown, table.cells(long, shown, {}, Symbols(), NOW), strict=True):
+    long = ReleaseStatus("f" * 64, "CRITICAL", True, device="x" * 64, model="日本" * 20, why="w" * 500)
+    for column, text in zip(shown, table.cells(long, shown, Symbols(), NOW), strict=True):
         from rich.cells import cell_len
 
         assert cell_len(text) <= column.width
-
-
-def test_a_release_out_of_use_on_a_lost_device_is_not_fine(tmp_path: Path) -> None:
-    from edgekit.field.status import overview
-
-    store = Store(tmp_path / "telemetry.sqlite")
-    for release, at in (("old", 1000.0), ("new", 1060.0)):
-        store.add(Observation(at, release, "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98))
-    store.heartbeat(1070.0)
-    store.close()
-    rows = overview(tmp_path, Store(tmp_path / "telemetry.sqlite"), 1080.0, 600.0)
-    assert {row.release: row.state for row in rows} == {"new": "OK", "old": "OK"}
-    rows = overview(tmp_path, Store(tmp_path / "telemetry.sqlite"), 2000.0, 600.0)
-    assert {row.release: row.state for row in rows} == {"new": "LOST", "old": "IDLE"}

@@ -15,7 +15,6 @@ import pytest
 from field.releases.bundles import fit, same
 
 import edgekit
-from edgekit.app.views.scrape import read_page
 from edgekit.base.errors import CorruptError
 from edgekit.field.incidents.rules import Change
 from edgekit.field.releases import Releases
@@ -130,8 +129,7 @@ def test_the_metrics_tell_the_release_and_the_incidents_under_way(tiny_build: An
     assert 'edgekit_incident_since_seconds{kind="errors",severity="critical"} 60.0' in page()
     deployment.watcher.incidents.path.write_bytes(b"no database")
     until(lambda: "edgekit_incidents" not in page())  # not known is not the same as none
-    found = read_page(page().encode())
-    assert found.incidents is None and found.release  # by which a reader knows it
+    assert "edgekit_release_info" in page()  # by which a reader knows it
 
 
 def test_a_state_folder_is_all_that_an_app_gives(tiny_build: Any, tmp_path: Path) -> None:

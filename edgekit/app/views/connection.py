@@ -1,0 +1,257 @@
+"""Connections to devices: each is asked for its status (`edgekit.monitor/1`), by HTTP, by SSH, or from the stores of this one.
+
+What comes from another machine is bounded in time and size, and `read_status` makes it safe to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from edgekit.app.views.command import OUT_OF_TIME, Command
+from edgekit.app.views.devices import TOKEN, Device, private
+from edgekit.base.errors import CorruptError, EdgekitError
+from edgekit.base.texts import one_line
+from edgekit.field.status import DeviceStatus, device_status, read_status
+from edgekit.field.telemetry.store import FILE, Store
+
+URL_S = 3.0  # for one answer by HTTP
+SSH_S = 15.0
+SSH_EVERY_S = 10.0  # a login and a Python start are expensive on a device
+LARGEST = 4 * 2**20
+UNITS = {86400.0: "d", 3600.0: "h", 60.0: "m"}
+
+
+class NoStatus(Exception):
+    """A device gave no status that can be shown: the reason in words, and what to do.
+
+    `empty` says that nothing is wrong: nothing was recorded yet.
+    """
+
+    def __init__(self, why: str, hint: str = "", *, empty: bool = False) -> None:
+        super().__init__(why)
+        self.why, self.hint, self.empty = why, hint, empty
+
+
+class Connection(Protocol):
+    """A connection to one device, used by one thread at a time.
+
+    `limit_s` is the longest time for one answer, `every_s` the shortest time between two questions.
+    """
+
+    limit_s: float
+    every_s: float
+
+    def ask(self, now: float, window_s: float) -> DeviceStatus:
+        """The device's status over the window until `now`. Raises `NoStatus`."""
+
+    def stop(self) -> None:
+        """Give up what `ask` waits for; called from another thread."""
+
+
+def connect(device: Device, state: Path) -> Connection:
+    """The connection to `device`; `state` is the state folder of this device."""
+    if device.url:
+        return UrlConnection(device)
+    return SshConnection(device) if device.host else LocalConnection(device.state or state)
+
+
+def window_text(seconds: float) -> str:
+    """A window as the command line takes it: `15m`, `1h`, `1d`."""
+    for unit, letter in UNITS.items():
+        if seconds % unit == 0:
+            return f"{seconds / unit:g}{letter}"
+    return f"{seconds:g}s"
+
+
+class LocalConnection:
+    """This device: the status is built from its stores."""
+
+    limit_s = 30.0
+    every_s = 0.0
+
+    def __init__(self, state: Path) -> None:
+        self._state, self._store = state, Store(state / FILE)
+
+    def ask(self, now: float, window_s: float) -> DeviceStatus:
+        """Read the stores."""
+        try:
+            found = device_status(self._state, self._store, now, window_s) if self._state.is_dir() else None
+        except EdgekitError as error:
+            raise NoStatus(error.message.rstrip("."), error.hint) from error
+        except OSError as error:
+            raise NoStatus(
+                f"{self._state} cannot be read: {error}", "check the rights of the folder"
+            ) from error
+        if found is None or not found.releases:
+            raise NoStatus("nothing is recorded yet", "Start `edgekit serve BUNDLE` to record.", empty=True)
+        return found
+
+    def stop(self) -> None:
+        """Nothing waits for a disk."""
+
+
+class SshConnection:
+    """A device that is asked by `edgekit monitor --once --json` over SSH, at most every 10 s."""
+
+    limit_s = SSH_S
+    every_s = SSH_EVERY_S
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._command: Command | None = None
+
+    def ask(self, now: float, window_s: float) -> DeviceStatus:
+        """Run the command once."""
+        state = ("--state", str(self._device.state)) if self._device.state else ()
+        self._command = Command(
+            ("monitor", "--once", "--window", window_text(window_s), *state), self._device.host
+        )
+        outcome = self._command.run(timeout_s=SSH_S)
+        if outcome.code == OUT_OF_TIME:
+            raise NoStatus(f"no answer within {SSH_S:g} s", f"try it by hand: ssh {self._device.host}")
+        if outcome.code == 127:
+            raise NoStatus("edgekit is not found there", "install it there, on the PATH of ssh's shell")
+        if outcome.code:
+            raise NoStatus(one_line(outcome.message).rstrip("."), one_line(outcome.hint))
+        return _read(outcome.document, f"compare the versions: ssh {self._device.host} edgekit --version")
+
+    def stop(self) -> None:
+        """End the ssh."""
+        if self._command is not None:
+            self._command.stop()
+
+
+class UrlConnection:
+    """A device whose `edgekit serve` is asked for `/status`."""
+
+    limit_s = URL_S
+    every_s = 0.0
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._connection: http.client.HTTPConnection | None = None
+
+    def ask(self, now: float, window_s: float) -> DeviceStatus:
+        """Get the document once."""
+        try:
+            document = json.loads(self._body(window_s))
+        except (ValueError, RecursionError) as error:
+            # of a request that cannot be made, the text may hold the token
+            self._close()
+            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+                raise NoStatus(
+                    "its answer is not JSON", "check the address: /status of `edgekit serve`"
+                ) from None
+            raise NoStatus("it cannot be asked at this address", "check the address and the token") from None
+        return _read(document, "install the same version of edgekit there and here")
+
+    def stop(self) -> None:
+        """Cut the connection, so that a thread that reads from it goes on."""
+        sock = self._connection.sock if self._connection is not None else None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _body(self, window_s: float) -> bytes:
+        kept = self._connection is not None
+        try:
+            return self._get(window_s)
+        except (http.client.HTTPException, OSError) as error:
+            self._close()
+            if kept and isinstance(error, ConnectionError | http.client.HTTPException):
+                try:  # the device may have closed a connection that was kept
+                    return self._get(window_s)
+                except (http.client.HTTPException, OSError) as second:
+                    self._close()
+                    raise NoStatus(*_words(second)) from second
+            raise NoStatus(*_words(error)) from error
+
+    def _get(self, window_s: float) -> bytes:
+        parts = urlsplit(self._device.url)
+        if self._connection is None:
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            self._connection = kind(parts.hostname or "", parts.port, timeout=URL_S)
+        end = time.monotonic() + URL_S
+        headers = {"accept": "application/json"}
+        if self._device.token:
+            headers["authorization"] = f"Bearer {self._device.token}"
+        query = "&".join(filter(None, (parts.query, f"window={window_s:g}")))
+        self._connection.request("GET", f"{parts.path or '/'}?{query}", headers=headers)
+        answer = self._connection.getresponse()
+        if answer.status != 200:
+            self._close()
+            raise NoStatus(*_status(answer.status, self._device))
+        body = bytearray()
+        while part := answer.read1(65_536):
+            body += part
+            if len(body) > LARGEST:
+                self._close()
+                raise NoStatus(f"its answer is larger than {LARGEST // 2**20} MiB", "check the address")
+            if time.monotonic() > end:
+                raise TimeoutError
+        answer.close()  # of the answer; the connection is used again
+        return bytes(body)
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _read(document: object, hint: str) -> DeviceStatus:
+    try:
+        status = read_status(document)
+    except CorruptError as error:
+        raise NoStatus(error.message.rstrip("."), hint) from error
+    if not status.releases:
+        raise NoStatus("nothing is recorded there yet", "Start `edgekit serve BUNDLE` there to record.")
+    return status
+
+
+def _status(status: int, device: Device) -> tuple[str, str]:
+    told: dict[int, tuple[str, str]] = {
+        401: _refused(device),
+        403: ("403: it answers only requests to its own address", "give its `edgekit serve` a token"),
+        404: (
+            "404: there is no such page",
+            "give the address of `edgekit serve`; an older one has no /status",
+        ),
+    }
+    return told.get(status, (f"it answers with HTTP {status}", "check the address"))
+
+
+def _refused(device: Device) -> tuple[str, str]:
+    if device.token:
+        return "401: the token is wrong", "use the token of its `edgekit serve`"
+    given = f'in the --fleet file: token_env = "{TOKEN}"'
+    if private(device.url):
+        return "401: a token is needed", f"set {TOKEN} to that of its `edgekit serve`, or name it {given}"
+    return "401: a token is needed", f"{TOKEN} is not sent by plain http: use https://, or name it {given}"
+
+
+REASONS: tuple[tuple[type[Exception], str, str], ...] = (
+    (socket.gaierror, "its name is unknown", "check the name, or the network here"),
+    (ConnectionRefusedError, "connection refused: nothing listens there", "check that `edgekit serve` runs there"),
+    (TimeoutError, f"no answer within {URL_S:g} s", "check that it is switched on and can be reached from here"),
+    (ssl.SSLCertVerificationError, "its certificate is not trusted", "add its authority to those that this machine trusts"),
+    (ssl.SSLError, "the TLS connection failed", "try http:// instead of https://"),
+    (ConnectionError, "it closed the connection", "check that `edgekit serve` runs there"),
+    (http.client.HTTPException, "its answer is not HTTP", "check the address and the port"),
+)  # fmt: skip
+
+
+def _words(error: Exception) -> tuple[str, str]:
+    """Why there was no answer, and what to do."""
+    for kind, why, hint in REASONS:
+        if isinstance(error, kind):
+            return why, hint
+    reason = getattr(error, "strerror", None) or type(error).__name__  # not its text: it may hold the token
+    return f"it cannot be reached: {one_line(reason).lower()}", "check the network"
