@@ -205,6 +205,20 @@ def load(kind: str, name: str) -> Any:
 
     Raises `ConfigError` for an unknown name and `MissingPartError` when a package it needs is not installed.
     """
+    module, _, attribute = _target(kind, name).partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing_part(error) from error
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+def module_of(kind: str, name: str) -> str:
+    """The module that holds the implementation called `name`, not imported. Raises `ConfigError` for an unknown name."""
+    return _target(kind, name).partition(":")[0]
+
+
+def _target(kind: str, name: str) -> str:
     target = BUILT_IN.get(kind, {}).get(name)
     if target is None:
         found = [point for point in entry_points(group=f"edgekit.{kind}") if point.name == name]
@@ -213,9 +227,4 @@ def load(kind: str, name: str) -> Any:
                 f"There is no {kind.removesuffix('s')} called '{name}'.", f"Known: {', '.join(names(kind))}."
             )
         target = found[0].value
-    module, _, attribute = target.partition(":")
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise missing_part(error) from error
-    return getattr(loaded, attribute) if attribute else loaded
+    return target

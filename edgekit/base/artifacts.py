@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,13 @@ def sha256_tree(path: Path) -> str:
     """The hex SHA-256 of a file, or of a folder's relative names and contents."""
     if path.is_file():
         return sha256_file(path)
-    digest = hashlib.sha256()
-    for file in list_files(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
+    return tree_digest({file.relative_to(path).as_posix(): sha256_file(file) for file in list_files(path)})
+
+
+def tree_digest(files: Mapping[str, str]) -> str:
+    """The hex SHA-256 of a folder, from the digest of each file below it, in the order of `list_files`."""
+    lines = "".join(f"{path}\0{sha256}\n" for path, sha256 in files.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def digest_of(value: Any) -> str:

@@ -3,28 +3,40 @@
     <root>/<stage>/<key>/            output of a finished stage, with `stage.json` beside its files
     <root>/<stage>/<key>.work/       what an interrupted stage left for its next try (checkpoints)
     <root>/<stage>/<key>.partial/    output being written; renamed when whole
+    <root>/.locks/                   who makes which stage, and which processes use the cache
 
-A key is the digest of the stage's name, inputs, options and the versions of the packages that do the work.
+A key is the digest of the stage's name, its inputs and options, the code that does its work and the versions of the
+packages which that code imports (`edgekit.base.code`). One process makes a stage at a time; another one that needs the
+same stage waits and takes the finished output.
 """
 
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.artifacts import digest_of, list_files, remove, sha256_tree, write_json
+from filelock import FileLock
+
+from edgekit.base.artifacts import digest_of, list_files, remove, sha256_file, tree_digest, write_json
+from edgekit.base.cache_users import LOCKS, join
+from edgekit.base.code import code_of, own_code, versions_of
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Emit, Event, GateResult, Measured, StageFinished, StageStarted
+from edgekit.base.locks import locked
 from edgekit.base.memory import PeakRss
 
 RECORD = "stage.json"
+SMALL = 1 << 20  # bytes up to which a kept file is read again whenever its stage is taken
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+Run = Callable[[Path, Path], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -41,24 +53,14 @@ class StageOutput:
     cached: bool
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of `packages`; one that is missing is left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 class Cache:
-    """Runs stages once: the same inputs, options and versions give the earlier output."""
+    """Runs each stage once: the same inputs, options, code and package versions give the earlier output."""
 
     def __init__(self, root: Path, emit: Emit) -> None:
         self.root = root
         self.facts: list[GateResult | Measured] = []
         self._emit = emit
+        self._lock: FileLock | None = None  # held from the first stage on, so that nobody cleans the cache
 
     def emit(self, event: Event) -> None:
         """Pass `event` on; gates and measurements are kept, and told again when their stage comes from the cache."""
@@ -75,23 +77,42 @@ class Cache:
         self,
         name: str,
         inputs: Mapping[str, Any],
-        run: Callable[[Path, Path], dict[str, Any] | None],
+        run: Run,
+        modules: Sequence[str] = (),
         packages: Sequence[str] = (),
     ) -> StageOutput:
         """The output of stage `name`, from an earlier run or from `run(out, work)`.
 
         `run` writes the new folder `out` and may keep what helps to resume in the folder `work`; what it returns
-        must be JSON. An exception leaves `work`, removes `out`, and keeps every finished stage.
+        must be JSON. An exception leaves `work`, removes `out`, and keeps every finished stage. `modules` do the work:
+        their code, that of all they import and the versions of the packages they import are part of the key, as is
+        the module of `run` itself; `packages` are more distributions whose versions are. While another process makes the same stage, this one waits.
         """
-        key = digest_of({"stage": name, "inputs": inputs, "versions": versions(("edgekit", *packages))})[:20]
+        depends = {
+            "code": {**code_of(modules), **own_code(run.__module__)},
+            "versions": versions_of(modules, packages),
+        }
+        key = digest_of({"stage": name, "inputs": inputs, **depends})[:20]
         final = self.root / name / key
-        found = self._find(name, final)
-        if found is not None:
-            for fact in found.facts:
-                self.emit(fact)
-            self.emit(StageFinished(name, found.seconds, cached=True))
-            return found
-        work, out = final.with_name(f"{key}.work"), final.with_name(f"{key}.partial")
+        with _disk_errors(name):
+            self._lock = self._lock or join(self.root)
+            with locked(
+                self.root / LOCKS / f"{name}.{key}",
+                waiting=lambda: self.emit(
+                    Alert("info", f"Waiting for another edgekit process that makes '{name}'.")
+                ),
+            ):
+                found = self._find(name, final)
+                if found is not None:
+                    for fact in found.facts:
+                        self.emit(fact)
+                    self.emit(StageFinished(name, found.seconds, cached=True))
+                    return found
+                return self._make(name, inputs, run, final)
+
+    def _make(self, name: str, inputs: Mapping[str, Any], run: Run, final: Path) -> StageOutput:
+        """Run the stage; its lock is held, so what another try left as `.partial` belongs to a process that ended."""
+        work, out = (final.with_name(f"{final.name}.{kind}") for kind in ("work", "partial"))
         remove(out)
         work.mkdir(parents=True, exist_ok=True)
         self.emit(StageStarted(name))
@@ -101,6 +122,7 @@ class Cache:
                 result = run(out, work) or {}
             out.mkdir(exist_ok=True)
             seconds = time.perf_counter() - start
+            files = {file.relative_to(out).as_posix(): _state(file) for file in list_files(out)}
             record = {
                 "stage": name,
                 "inputs": dict(inputs),
@@ -110,18 +132,11 @@ class Cache:
                 "facts": [
                     {"event": type(fact).__name__, **asdict(fact)} for fact in self.facts[facts_before:]
                 ],
-                "digest": sha256_tree(out),
-                "sizes": {file.relative_to(out).as_posix(): file.stat().st_size for file in list_files(out)},
+                "digest": tree_digest({path: state["sha256"] for path, state in files.items()}),
+                "files": files,
             }
             write_json(out / RECORD, record)
             os.rename(out, final)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            raise StageError(
-                f"The stage '{name}' could not write its output: {error.strerror or error}.",
-                "Free some disk space and run the same command again; finished stages are kept.",
-            ) from error
         finally:
             remove(out)
         remove(work)
@@ -131,20 +146,54 @@ class Cache:
     def _find(self, name: str, final: Path) -> StageOutput | None:
         try:
             record = json.loads((final / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            changed = next(
+                (path for path, state in record["files"].items() if _changed(final / path, state)), None
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             remove(final)
             return None
-        for relative, size in record["sizes"].items():
-            file = final / relative
-            if not file.exists() or file.stat().st_size != size:
-                self.emit(
-                    Alert(
-                        "warning", f"{file} was changed after stage '{name}' wrote it; the stage runs again."
-                    )
-                )
-                remove(final)
-                return None
+        if changed is not None:
+            message = f"{final / changed} was changed after stage '{name}' wrote it; the stage runs again."
+            self.emit(Alert("warning", message))
+            remove(final)
+            return None
+        os.utime(final / RECORD)  # when it was last used, for `edgekit cache`
         return _output(name, final, record, cached=True)
+
+
+@contextmanager
+def _disk_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StageError(
+            f"The stage '{name}' could not write its output: {error.strerror or error}.",
+            "Free some disk space and run the same command again; finished stages are kept.",
+        ) from error
+
+
+def _state(file: Path) -> dict[str, Any]:
+    at = file.stat()
+    return {"bytes": at.st_size, "mtime_ns": at.st_mtime_ns, "sha256": sha256_file(file)}
+
+
+def _changed(file: Path, state: Mapping[str, Any]) -> bool:
+    """Whether a kept file is another than was written.
+
+    Size first, then the digest: of every small file, and of a large one whose time of change is another. What changes a
+    large file and puts its time back is not seen here; the digests of a bundle are checked when it is opened.
+    """
+    try:
+        at = file.stat()
+    except OSError:
+        return True
+    if at.st_size != state["bytes"]:
+        return True
+    if at.st_size > SMALL and at.st_mtime_ns == state["mtime_ns"]:
+        return False
+    return sha256_file(file) != str(state["sha256"])
 
 
 def _output(name: str, path: Path, record: Mapping[str, Any], *, cached: bool) -> StageOutput:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import platform
-import sys
+import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ FEATURES = (
 )
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CGROUP_CPU = "/sys/fs/cgroup/cpu.max"
+NVIDIA_SMI = "nvidia-smi"
 MIB = 2**20
 
 
@@ -38,7 +41,7 @@ def fingerprint() -> dict[str, Any]:
         "features": [feature for feature in FEATURES if feature in cpu_flags()],
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "gpu": _gpu(),
+        "gpu": gpu(),
     }
 
 
@@ -129,6 +132,17 @@ def _cpu_info(key: str) -> str:
     )
 
 
-def _gpu() -> str | None:
-    torch = sys.modules.get("torch")  # asked only where it is loaded already
-    return str(torch.cuda.get_device_name(0)) if torch is not None and torch.cuda.is_available() else None
+@cache
+def gpu() -> str | None:
+    """The name of the first NVIDIA GPU as its driver tells it; None without one, or where this process may use none.
+
+    The same whether torch is installed or imported, or not.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1") or shutil.which(NVIDIA_SMI) is None:
+        return None
+    command = [NVIDIA_SMI, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):  # it is installed, but there is no GPU
+        return None
+    return next((line.strip() for line in done.stdout.splitlines() if line.strip()), None)

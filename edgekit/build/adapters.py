@@ -41,7 +41,7 @@ def export(
         registry.load("stages", "merge")(base.path, adapter, place, emit=cache.emit)
 
     inputs = {"base": base.digest, "adapter": sha256_tree(adapter)}
-    merged = cache.stage("merge", inputs, merge, ("torch", "peft", "safetensors"))
+    merged = cache.stage("merge", inputs, merge, [registry.module_of("stages", "merge")])
     reference = checks.capture(cache, request, merged)
     ids = ModelTokenizer(base.path).render_ids(request.data.validation[:PROOF_ROWS])
     (out / FOLDER).mkdir()

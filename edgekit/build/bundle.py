@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgekit
 from edgekit.base.artifacts import digest_of, list_files, sha256_file, write_json, written_whole
-from edgekit.base.cache import versions
+from edgekit.base.code import versions
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.build.request import Request
 from edgekit.device.manifest import MANIFEST, SCHEMA, read_manifest

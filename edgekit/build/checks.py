@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import registry
-from edgekit.base.artifacts import size_of
+from edgekit.base.artifacts import digest_of, size_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import Emit, Event, GateResult, Progress
 from edgekit.build.request import Request
+from edgekit.data.rows import content_of
 from edgekit.proof import gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 DRIFT_ROWS = 48
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
-BATTERY_VERSION = 2  # raise it when the battery or the fixture conversations change
-PROFILE_VERSION = 2  # raise it when an entry of the profile records something else
-SIGNALS_VERSION = 2  # raise it when the reference for drift records something else
 
 
 def tokenizer_of(model: StageOutput) -> ModelTokenizer:
@@ -51,8 +49,14 @@ def capture(cache: Cache, request: Request, model: StageOutput, *, conversations
         held_out.capture_passages(runtime, passages, cache.emit).save(out)
         runtime.close()
 
-    inputs = {"model": model.digest, "rows": [[row.id, *row.messages] for row in rows], "texts": TEXTS}
-    return cache.stage("reference", inputs, run, ("torch", "transformers"))
+    inputs = {
+        "model": model.digest,
+        "rows": digest_of(content_of(rows)),
+        "texts": TEXTS,
+        "threads": request.threads,
+    }
+    modules = ["edgekit.proof.held_out", "edgekit.models.tokenizer", _runtime("torch")]
+    return cache.stage("reference", inputs, run, modules)
 
 
 def drift(cache: Cache, request: Request, reference: StageOutput, model: StageOutput) -> Drift:
@@ -64,8 +68,14 @@ def drift(cache: Cache, request: Request, reference: StageOutput, model: StageOu
         scored = _score(request, store, "torch", model.path, cache, name)
         return asdict(scored.among(store.conversations(scored)))
 
-    inputs = {"reference": reference.digest, "model": model.digest}
-    return Drift(**cache.stage(name, inputs, run, ("torch", "transformers")).result)
+    inputs = {"reference": reference.digest, "model": model.digest, "threads": request.threads}
+    modules = ["edgekit.proof.held_out", "edgekit.proof.drift", _runtime("torch")]
+    return Drift(**cache.stage(name, inputs, run, modules).result)
+
+
+def _runtime(name: str) -> str:
+    """The module of the runtime `name`."""
+    return registry.module_of("runtimes", name)
 
 
 def merge_drift(merged: StageOutput) -> Drift:
@@ -136,12 +146,24 @@ def verify(
 
     inputs = {
         "reference": reference.digest,
-        "artifact": [step.digest for step in artifact.steps],
+        "artifact": {step.name: step.digest for step in artifact.steps},
         "source": source.digest,
+        "tuned": tuned.digest,
         "budget": budget.model_dump(),
-        "battery": BATTERY_VERSION,
+        "threads": request.threads,
     }
-    stage = cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai", "transformers"))
+    modules = [
+        "edgekit.proof.prove",
+        "edgekit.models.tokenizer",
+        _runtime(artifact.runtime),
+        _runtime("torch"),
+    ]
+    modules += [
+        registry.module_of(kind, artifact.format)
+        for kind in ("proofs", "exporters")
+        if artifact.format in registry.names(kind)
+    ]
+    stage = cache.stage(name, inputs, run, modules)
     return Proof(
         stage,
         *(
@@ -239,8 +261,13 @@ def evaluate(
         finally:
             opened.close()
 
-    inputs = {"model": digest, "rows": [[row.id, *row.messages] for row in rows], "max_tokens": max_tokens}
-    return cache.stage(f"eval.{name}", inputs, run, ("torch", "llama-cpp-python", "onnxruntime-genai"))
+    inputs = {
+        "model": digest,
+        "rows": digest_of(content_of(rows)),
+        "max_tokens": max_tokens,
+        "threads": request.threads,
+    }
+    return cache.stage(f"eval.{name}", inputs, run, ["edgekit.evaluation.accuracy", _runtime(runtime)])
 
 
 def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_tokens: int) -> StageOutput:
@@ -257,11 +284,11 @@ def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_token
 
     inputs = {
         "artifact": artifact.digest,
-        "rows": [row.id for row in request.data.validation],
+        "rows": digest_of(content_of(request.data.validation)),
         "max_tokens": max_tokens,
-        "battery": BATTERY_VERSION,
+        "threads": request.threads,
     }
-    return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+    return cache.stage(name, inputs, run, ["edgekit.proof.golden", _runtime(artifact.runtime)])
 
 
 def signals(
@@ -282,12 +309,13 @@ def signals(
 
     inputs = {
         "artifact": artifact.digest,
-        "data": request.data.digest,
+        "rows": digest_of([content_of(rows) for rows in (request.data.validation, request.data.train)]),
         "system": system,
         "max_tokens": max_tokens,
-        "version": SIGNALS_VERSION,
+        "threads": request.threads,
     }
-    return cache.stage(name, inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+    modules = ["edgekit.device.loaded", "edgekit.field.telemetry.reference", _runtime(artifact.runtime)]
+    return cache.stage(name, inputs, run, modules)
 
 
 def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
@@ -308,9 +336,9 @@ def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
         "options": request.target.profile.model_dump(),
         "device": device.model_dump(),
         "machine": machine,
-        "version": PROFILE_VERSION,
     }
-    return cache.stage(f"profile.{artifact.format}", inputs, run, ("llama-cpp-python", "onnxruntime-genai"))
+    modules = [registry.module_of("profiles", "profile"), _runtime(artifact.runtime)]
+    return cache.stage(f"profile.{artifact.format}", inputs, run, modules)
 
 
 def budget_gates(

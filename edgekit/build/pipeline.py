@@ -57,12 +57,12 @@ def stage_names(target: Target) -> list[str]:
 
 
 def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any]:
-    request = replace(request, source=model.fetch(request.source))
-    bundle.check_free(request)
     planned = plan(
         request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
     )
     planned.check()
+    request = replace(request, source=model.fetch(request.source))  # there is room for it
+    bundle.check_free(request)
     record.begin()
     record.expect(planned.minutes_expected * 60)
     log = request.cache_dir / runs.EVENTS

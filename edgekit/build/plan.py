@@ -18,6 +18,7 @@ from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
 from edgekit.base.parts import install_line
 from edgekit.data.dataset import Dataset
+from edgekit.models import hub
 from edgekit.models import source as model
 from edgekit.targets.target import Export, GgufExport, OnnxExport, Target
 
@@ -69,6 +70,8 @@ class Plan:
     memory_needed_mib: int
     memory_available_mib: int
     minutes_expected: float
+    download_mib: int = 0
+    """Weights that are still to be downloaded; a part of `disk_needed_mib`."""
     missing_parts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -88,8 +91,8 @@ class Plan:
             )
         if self.problems:
             raise ConfigError(
-                f"This machine has not enough room to build {self.model} for {self.target}; nothing was started.",
-                "Free some room, choose a smaller model, or put --cache-dir and --out on a larger disk.",
+                f"Not enough memory or disk to build {self.model} for {self.target}; nothing was started.",
+                "Free some memory or disk, choose a smaller model, or put --cache-dir and --out on a larger disk.",
                 self.problems,
             )
 
@@ -119,7 +122,11 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     parameters = model.parameter_count(config)
     exports = [_plan_export(export, config, parameters) for export in target.export]
     float_mib = 4 * parameters / MIB
-    on_disk = float_mib * (2 if source.kind == "folder" else 3)  # the base read out, merged, pruned
+    places, download_mib = [cache_dir, out], 0.0
+    if source.kind == "hub" and source.path is None:
+        download_mib = hub.missing_bytes(source.repository, source.revision) / MIB
+        places.append(hub.cache_folder())
+    on_disk = float_mib * (3 if source.kind == "gguf" else 2)  # the base read out, merged, pruned
     on_disk += sum(export.estimated_mib for export in exports) * 2  # in the cache and in the bundle
     on_disk += float_mib * len(exports)  # the float file each quantizer starts from
     result = Plan(
@@ -129,8 +136,9 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         target=target.name,
         rows={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         exports=exports,
-        disk_needed_mib=round(on_disk * 1.1),
-        disk_free_mib=min(hardware.free_disk_mib(cache_dir), hardware.free_disk_mib(out)),
+        disk_needed_mib=round(on_disk * 1.1 + download_mib),
+        disk_free_mib=min(map(hardware.free_disk_mib, places)),
+        download_mib=round(download_mib),
         memory_needed_mib=round(
             float_mib * 3.5 + 1500
         ),  # the genai builder holds the model about three times

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import registry
+from edgekit.base import hardware
+from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.request import Request
-from edgekit.data.rows import Row
+from edgekit.data.rows import Row, content_of
 from edgekit.registry import ExportContext
 from edgekit.report.outcome import Artifact
 from edgekit.targets.target import Export
 
 MERGE_LOGIT_TOLERANCE = 1e-3  # rounding of float32 reaches 2e-4; a wrong scale or a bfloat16 merge shows 1e-2
 MERGE_PROOF_ROWS = 8
-MERGE_PROOF = 2  # raise it when the proof measures something else
+TOKENIZER = "edgekit.models.tokenizer"
 
 
 def tune(cache: Cache, request: Request, base: StageOutput) -> StageOutput:
@@ -41,21 +43,23 @@ def tune(cache: Cache, request: Request, base: StageOutput) -> StageOutput:
 
     inputs = {
         "base": base.digest,
-        "data": request.data.digest,
+        "rows": digest_of([content_of(rows) for rows in (request.data.train, request.data.validation)]),
         "options": options.model_dump(),
         "threads": request.threads,
+        "machine": {"bfloat16": hardware.cpu_has_bf16(), "gpu": hardware.gpu()},  # what `auto` follows
     }
-    return cache.stage("tune", inputs, run, ("torch", "transformers", "peft", "accelerate"))
+    return cache.stage("tune", inputs, run, ["edgekit.tuning"], ["bitsandbytes"])
 
 
 def merge(cache: Cache, request: Request, base: StageOutput, adapter: StageOutput) -> StageOutput:
     """Base and adapter as one fp32 folder, proven against the unmerged adapter's logits."""
+    rows = request.data.validation[:MERGE_PROOF_ROWS]
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.models.tokenizer import ModelTokenizer
 
         registry.load("stages", "merge")(base.path, adapter.path, out, emit=cache.emit)
-        ids = ModelTokenizer(out).render_ids(request.data.validation[:MERGE_PROOF_ROWS])
+        ids = ModelTokenizer(out).render_ids(rows)
         proof: dict[str, Any] = registry.load("stages", "merge-proof")(
             base.path, adapter.path, out, ids, emit=cache.emit
         )
@@ -66,12 +70,9 @@ def merge(cache: Cache, request: Request, base: StageOutput, adapter: StageOutpu
         )
         return proof
 
-    return cache.stage(
-        "merge",
-        {"base": base.digest, "adapter": adapter.digest, "proof": MERGE_PROOF},
-        run,
-        ("torch", "peft", "safetensors"),
-    )
+    inputs = {"base": base.digest, "adapter": adapter.digest, "rows": digest_of(content_of(rows))}
+    modules = [*(registry.module_of("stages", name) for name in ("merge", "merge-proof")), TOKENIZER]
+    return cache.stage("merge", inputs, run, modules)
 
 
 def prune(cache: Cache, request: Request, merged: StageOutput) -> StageOutput:
@@ -90,8 +91,12 @@ def prune(cache: Cache, request: Request, merged: StageOutput) -> StageOutput:
         )
         return pruned
 
-    inputs = {"model": merged.digest, "options": options.model_dump(), "rows": [row.id for row in rows]}
-    return cache.stage("prune", inputs, run, ("torch", "transformers"))
+    inputs = {
+        "model": merged.digest,
+        "options": options.model_dump(),
+        "rows": digest_of(content_of(rows)),
+    }
+    return cache.stage("prune", inputs, run, [registry.module_of("stages", "prune"), TOKENIZER])
 
 
 def export(cache: Cache, request: Request, source: StageOutput, options: Export) -> Artifact:
@@ -115,9 +120,12 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
             "input": before,
             "model": source.digest,
             "options": step.options,
-            "calibration": [row.id for row in rows],
+            "output": step.output,
+            "calibration": digest_of(content_of(rows)),
+            "threads": request.threads,
         }
-        steps.append(cache.stage(step.stage, inputs, run, step.packages))
+        modules = [registry.module_of("exporters", options.format), *step.modules, TOKENIZER]
+        steps.append(cache.stage(step.stage, inputs, run, modules, step.packages))
         outputs.append(steps[-1].path / step.output)
     return Artifact(
         options.format, exporter.runtime, Path(outputs[-1]).name, tuple(steps), tuple(outputs[1:])

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.base.artifacts import digest_of
 from edgekit.base.errors import ConfigError
-from edgekit.data.rows import Row, read_rows, split_by_id
+from edgekit.data.rows import Row, content_of, read_rows, split_by_id
 
 DEMO = "demo"
 CARD_KEYS = ("owner", "source", "licence", "collected", "pii")
@@ -29,12 +29,7 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of every row in every split."""
-        return digest_of(
-            {
-                split: [[row.id, [dict(m) for m in row.messages], row.label] for row in getattr(self, split)]
-                for split in SPLITS
-            }
-        )
+        return digest_of({split: content_of(getattr(self, split)) for split in SPLITS})
 
     @property
     def missing_card_keys(self) -> list[str]:

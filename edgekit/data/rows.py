@@ -35,6 +35,11 @@ class Row:
         return self.messages[-1]["content"]
 
 
+def content_of(rows: Sequence[Row]) -> list[list[Any]]:
+    """All of `rows` that any result can depend on, as JSON values: ids, messages and labels, in their order."""
+    return [[row.id, [dict(message) for message in row.messages], row.label] for row in rows]
+
+
 class _Fault(Exception):
     """What is wrong with one row."""
 

@@ -9,21 +9,19 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
-from edgekit.base.parts import missing_part
-from edgekit.models import gguf_source
+from edgekit.models import gguf_source, hub
 from edgekit.models.folder_check import check_folder
 
 PROVENANCE = "edgekit.json"
 MERGED = "merged_adapter_sha256"  # noted there of a merge: such a model is no base for the same adapter again
 BASE_DIGEST = "edgekit.base_sha256"  # in an exported adapter: the sha256 that its base notes there
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*"]
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,37 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: `path` is a folder or a file on this machine, or None for a hub id not fetched yet."""
+    """Where a model is: `path` is a folder or a file on this machine, or None for a hub id not fetched yet.
+
+    `commit` is the hub commit that was fetched, which stays the same when the name's branch moves on.
+    """
 
     given: str
     kind: Literal["folder", "gguf", "hub"]
     path: Path | None
     licence: str = ""
+    commit: str = ""
+
+    @property
+    def repository(self) -> str:
+        """The hub id without its revision."""
+        return self.given.partition("@")[0] if self.kind == "hub" else self.given
+
+    @property
+    def revision(self) -> str | None:
+        """What to fetch: the commit where it is known, else the branch, tag or commit given after `@`."""
+        return self.commit or self.given.partition("@")[2] or None
 
     @property
     def name(self) -> str:
         """A short name for folders and reports."""
-        base = self.given if self.given in BUILT_IN else Path(self.given).name.removesuffix(".gguf")
+        given = self.repository
+        base = given if given in BUILT_IN else Path(given).name.removesuffix(".gguf")
         return re.sub(r"[^a-z0-9.-]+", "-", base.lower()).strip("-")
 
 
 def resolve(model: str, *, offline: bool = False) -> Source:
-    """Find the model that `--model` names; nothing is loaded or fetched.
+    """Find the model that `--model` names; nothing is loaded or fetched. A hub id may end in `@revision`.
 
     Raises `ConfigError` for a path that is not there, and for a hub id with `offline`.
     """
@@ -85,12 +98,12 @@ def resolve(model: str, *, offline: bool = False) -> Source:
     if not HUB_ID.match(model):
         raise ConfigError(
             f"There is no model '{model}'.",
-            f"Give a folder, a .gguf file, a hub id such as org/name, or a built-in name: {', '.join(BUILT_IN)}.",
+            f"Give a folder, a .gguf file, a hub id such as org/name or org/name@revision, or a built-in name: {', '.join(BUILT_IN)}.",
         )
     if offline:
         raise ConfigError(
-            f"'{model}' would have to be fetched from the hub, and --offline is on.",
-            "Fetch it first and give its folder, or leave --offline away.",
+            f"'{model}' must be downloaded from the hub, and --offline forbids it.",
+            "Download it first and give its folder, or omit --offline.",
         )
     return Source(model, "hub", None)
 
@@ -110,32 +123,26 @@ def _built_in_file(built_in: BuiltIn) -> Path:
 
 
 def fetch(source: Source) -> Source:
-    """Fetch a hub model's safetensors, config and tokenizer into the hub cache; other sources as they are."""
-    if source.kind != "hub":
+    """Download all of a hub model into the hub cache, its weights as well; other sources are returned as they are."""
+    return _fetch(source, (*hub.WEIGHTS, *hub.SETTINGS))
+
+
+def _fetch(source: Source, patterns: tuple[str, ...]) -> Source:
+    if source.kind != "hub" or source.path is not None:
         return source
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as error:
-        raise missing_part(error) from error
-    try:
-        folder = snapshot_download(source.given, allow_patterns=HUB_FILES)
-    except Exception as error:
-        raise ConfigError(
-            f"'{source.given}' could not be fetched from the hub: {str(error).splitlines()[0]}",
-            "Check the name and the network, or give a folder on this machine.",
-        ) from error
-    return Source(source.given, "hub", Path(folder), source.licence)
+    found = hub.fetch(source.repository, source.revision, patterns)
+    return replace(source, path=found.folder, commit=found.commit)
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """The model's `config.json`, for a GGUF file as transformers reads it; no weights are loaded.
+    """The model's `config.json`, for a GGUF file as transformers reads it; no weights are loaded or fetched.
 
     Raises `CorruptError` for a file that cannot be read and `UnsupportedError` for one that needs foreign code.
     """
     if source.kind == "gguf":
         assert source.path is not None
         return gguf_source.read_config(source.path)
-    path = fetch(source).path
+    path = _fetch(source, hub.SETTINGS).path
     assert path is not None
     return read_config(path)
 
@@ -152,8 +159,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CorruptError(f"{folder / 'config.json'} is not a JSON object.", "Fetch the model again.")
     if "auto_map" in config:
         raise UnsupportedError(
-            f"{folder} asks to run code of its own (auto_map); edgekit never runs a model's code.",
-            "Use a model whose architecture transformers has built in.",
+            f"{folder} requires custom code (auto_map). edgekit does not support trust_remote_code.",
+            "Use a model whose architecture is part of transformers.",
         )
     return config
 
@@ -199,6 +206,7 @@ def bring_in(source: Source, out: Path) -> None:
         "base_model": source.name,
         "license": source.licence or _licence(source.path),
         "sha256": digest(source),
+        **({"revision": source.commit} if source.commit else {}),
     }
     write_json(out / PROVENANCE, provenance)
 

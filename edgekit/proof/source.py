@@ -29,9 +29,17 @@ def bring_in(cache: Cache, source: Source) -> StageOutput:
         if source.kind == "gguf" and source.path is not None:
             prove(source.path, out, cache.emit)
 
-    return cache.stage(
-        "model", {"source": digest(source), "kind": source.kind}, run, ("transformers", "torch")
-    )
+    inputs = {
+        "source": digest(source),
+        "kind": source.kind,
+        "name": source.name,
+        "licence": source.licence,
+        "commit": source.commit,
+    }
+    modules = ["edgekit.models.source"]
+    if source.kind == "gguf":
+        modules += [__name__, *(registry.module_of("runtimes", name) for name in ("llama.cpp", "torch"))]
+    return cache.stage("model", inputs, run, modules)
 
 
 def prove(path: Path, folder: Path, emit: Emit) -> None:

@@ -85,7 +85,9 @@ def verify_file(
         "passages": digest_of([[dict(message) for message in prompt] for prompt in prompts]),
         "texts": read,
         "max_tokens": max_tokens,
+        "threads": threads,
     }
-    held_out = HeldOut.load(cache.stage("reference", inputs, capture, ("torch", "transformers")).path)
+    modules = ["edgekit.proof.held_out", "edgekit.models.tokenizer", registry.module_of("runtimes", "torch")]
+    held_out = HeldOut.load(cache.stage("reference", inputs, capture, modules).path)
     facts = ReferenceFacts.of(tokenizer)
     return prove(subject, folder.path, facts, held_out, budget, cache.emit, threads=threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,3 +114,38 @@ def test_the_speed_is_that_of_the_products_that_were_left_alone(
     monkeypatch.setattr(hardware, "is_throttled", lambda: throttled)
     seconds = 2 * plan.FLOPS_SIZE**3 / plan._flops()
     assert seconds == pytest.approx(0.01 if throttled else 0.002, rel=0.15)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A stand-in for the driver's own program, in a folder on PATH."""
+    file = tmp_path / hardware.NVIDIA_SMI
+    file.write_text("#!/bin/sh\necho 'Made Up 9000'\necho 'Made Up 10'\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    hardware.gpu.cache_clear()
+    yield file
+    hardware.gpu.cache_clear()
+
+
+@pytest.mark.parametrize("torch", [None, SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))])
+def test_the_gpu_is_the_drivers_whether_torch_is_imported_or_not(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, torch: object
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert hardware.fingerprint()["gpu"] == "Made Up 9000"
+
+
+def test_no_gpu_is_told_where_there_is_none_or_none_may_be_used(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware.gpu() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    hardware.gpu.cache_clear()
+    driver.write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+    assert hardware.gpu() is None
+    driver.unlink()
+    hardware.gpu.cache_clear()
+    assert hardware.gpu() is None

@@ -1,0 +1,59 @@
+"""Which processes use a cache now, so that nothing is cleaned from under them.
+
+<root>/.locks/door            held for the moment of joining, and while the cache is cleaned
+<root>/.locks/users/<pid>-*   held by each process that uses the cache, until it ends
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from edgekit.base.errors import ConfigError
+from edgekit.base.locks import locked
+
+LOCKS, USERS, DOOR = ".locks", "users", "door"
+
+
+def join(root: Path) -> FileLock:
+    """Be known as a user of the cache `root` for as long as the lock that is returned lives."""
+    folder = root / LOCKS / USERS
+    with locked(root / LOCKS / DOOR):
+        folder.mkdir(parents=True, exist_ok=True)
+        _present(folder)
+        lock = FileLock(folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        lock.acquire()
+    return lock
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Use the cache alone; others wait at the door. Raises `ConfigError` while another process uses it."""
+    busy = f"Another process cleans {root}; nothing was removed."
+    with locked(root / LOCKS / DOOR, wait=False, busy=busy, hint="Try again when it has ended."):
+        if users := _present(root / LOCKS / USERS):
+            raise ConfigError(
+                f"{root} is in use by process {', '.join(users)}; nothing was removed.",
+                "Run the same command again when that has ended.",
+            )
+        yield
+
+
+def _present(folder: Path) -> list[str]:
+    """The ids of the processes that hold a file in `folder`; files that nobody holds are removed."""
+    found = set()
+    for file in sorted(folder.glob("*-*")):
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            found.add(file.name.partition("-")[0])
+        else:
+            lock.release()
+            file.unlink(missing_ok=True)
+    return sorted(found)

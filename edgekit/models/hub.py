@@ -1,0 +1,79 @@
+"""Models on the Hugging Face hub: which commit a name means, how large its weights are, and downloading them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.errors import ConfigError
+from edgekit.base.parts import missing_part
+
+WEIGHTS = ("*.safetensors",)
+SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*")
+"""What is downloaded beside the weights: configuration, tokenizer, licence."""
+HINT = "Check the name, its revision and the network, or give a folder on this machine."
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit of a repository, in the hub cache."""
+
+    folder: Path
+    commit: str
+
+
+def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Snapshot:
+    """Download the files of `repository` that match one of `patterns`, those in the hub cache left out.
+
+    `revision` is a branch, a tag or a commit; None is the default branch. Raises `ConfigError` with the hub's reason
+    when that fails, and `MissingPartError` without huggingface_hub.
+    """
+    hub = _hub()
+    commit = str(_info(repository, revision).sha)
+    try:
+        folder = hub.snapshot_download(repository, revision=commit, allow_patterns=list(patterns))
+    except Exception as error:
+        raise _failed(repository, revision, error) from error
+    return Snapshot(Path(folder), commit)
+
+
+def missing_bytes(repository: str, revision: str | None) -> int:
+    """Bytes of the model's weights that are not in the hub cache yet, by the sizes that the hub lists."""
+    hub, info = _hub(), _info(repository, revision)
+
+    def is_here(file: str) -> bool:
+        return isinstance(hub.try_to_load_from_cache(repository, file, revision=info.sha), str)
+
+    weights = [file for file in info.siblings or () if any(fnmatch(file.rfilename, name) for name in WEIGHTS)]
+    return sum(int(file.size or 0) for file in weights if not is_here(file.rfilename))
+
+
+def cache_folder() -> Path:
+    """The folder that downloads go to."""
+    return Path(_hub().constants.HF_HUB_CACHE)
+
+
+def _info(repository: str, revision: str | None) -> Any:
+    hub = _hub()
+    try:
+        return hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
+    except Exception as error:
+        raise _failed(repository, revision, error) from error
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+    except ModuleNotFoundError as error:
+        raise missing_part(error) from error
+    return huggingface_hub
+
+
+def _failed(repository: str, revision: str | None, error: Exception) -> ConfigError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    name = f"{repository}@{revision}" if revision else repository
+    return ConfigError(f"'{name}' could not be downloaded from the hub: {reason}", HINT)
