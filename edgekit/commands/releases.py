@@ -94,7 +94,14 @@ def promote(
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="Promote a version older than the one in use.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    unproven: Annotated[
+        bool,
+        typer.Option(
+            "--unproven",
+            help="Promote even if there are too few answers to compare; the log records it.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     threads: shell.Threads = 0,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
@@ -104,6 +111,7 @@ def promote(
     """Put a version on trial, once it is healthy and answers as well as the one in use."""
     from edgekit.data.rows import read_rows
     from edgekit.field.releases.compare import Comparison, compare
+    from edgekit.field.releases.lifecycle import Allowance
 
     releases = _releases(state)
     rows = read_rows(data) if data else []
@@ -111,6 +119,7 @@ def promote(
     if not yes and not json and sys.stdin.isatty() and sys.stderr.isatty():
         typer.confirm(f"Put {name} on trial in place of the version in use?", abort=True, err=True)
     compared: list[Comparison] = []
+    allowed: dict[Allowance, bool] = {"older": allow_older, "unproven": unproven}
 
     def hold(candidate: Path, current: Path) -> Comparison:
         from edgekit.base.events import StageFinished, StageStarted
@@ -118,7 +127,7 @@ def promote(
         start = time.perf_counter()
         emit(StageStarted("compare", f"{candidate.name} with {current.name}"))
         compared.append(compare(candidate, current, rows, format=format, threads=threads or None))
-        if compared[0].passed:
+        if compared[0].passed or (unproven and compared[0].unproven):
             emit(StageFinished("compare", time.perf_counter() - start, detail=compared[0].detail))
         return compared[0]
 
@@ -128,12 +137,12 @@ def promote(
             why=why,
             health=lambda folder: _checked(folder, emit, format, threads=threads),
             compare=hold,
-            allow_older=allow_older,
+            allow=[name for name, given in allowed.items() if given],
         )
     more = {"comparison": asdict(compared[0]) if compared else None}
     text = f"{name} is in use already"
     if promoted.place == "pending":
-        text = f"{name} is on trial: it is good once a server that opened it says so, and out after {promoted.tries} starts"
+        text = f"{name} is on trial: accepted after a successful load, rejected after {promoted.tries} failed starts"
     _tell(promoted, json, text, more)
 
 

@@ -72,10 +72,10 @@ def mcnemar_worse(lost: int, won: int) -> float:
     return sum(math.comb(n, k) for k in range(lost, n + 1)) / (1 << n)
 
 
-def paired_difference(lost: int, won: int, n: int, z: float = TWO_SIDED_95) -> Interval:
+def paired_difference(lost: float, won: float, n: int, z: float = TWO_SIDED_95) -> Interval:
     """The score interval of the difference of two accuracies on the same `n` rows, after minus before.
 
-    `lost` rows went from right to wrong and `won` from wrong to right. Tango 1998, Statistics in Medicine 17, 891.
+    `lost` rows went from right to wrong and `won` from wrong to right; expected numbers need not be whole. Tango 1998, Statistics in Medicine 17, 891.
     Without any change it is as wide as the number of rows demands, `z² / (n + z²)` to either side, where Wald's
     interval has no width at all. Without rows nothing is known: -1 to 1.
     """
@@ -85,7 +85,7 @@ def paired_difference(lost: int, won: int, n: int, z: float = TWO_SIDED_95) -> I
     return Interval(-_score_bound(lost, won, n, z), high)
 
 
-def _score_bound(up: int, down: int, n: int, z: float) -> float:
+def _score_bound(up: float, down: float, n: int, z: float) -> float:
     """The upper bound of `(up - down) / n`: the largest difference whose score statistic is not below `-z`."""
     low, high = (up - down) / n, 1.0
     for _ in range(60):
@@ -97,7 +97,7 @@ def _score_bound(up: int, down: int, n: int, z: float) -> float:
     return low
 
 
-def _score(up: int, down: int, n: int, difference: float) -> float:
+def _score(up: float, down: float, n: int, difference: float) -> float:
     """Tango's statistic: the observed difference less `difference`, over its standard error where that is true."""
     linear = -up - down + (2 * n - up + down) * difference
     constant = -down * difference * (1 - difference)

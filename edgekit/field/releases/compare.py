@@ -1,13 +1,13 @@
-"""Does a candidate answer as well as the version in use? Both are asked the same, one after the other.
+"""Compares the answers of a candidate with those of the version in use, on the same questions.
 
-With rows the right answers are known. Without them the candidate's example and the golden prompts of both are asked, and
-what the version in use answers counts as right: another answer must first be shown to be a better one.
+With rows the right answers are known. Without them the questions are the candidate's example and the golden prompts of
+both versions, and the answer of the version in use counts as right. A few questions prove nothing: the verdict then is
+*unproven*, which is neither "as good" nor "worse". Two versions with the same model files need no such proof.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.data.rows import Message, Row
 from edgekit.device.loaded import load
 from edgekit.device.manifest import read_manifest
+from edgekit.evaluation.statistics import ONE_SIDED_95, mcnemar_worse, paired_difference
 from edgekit.proof.golden import FILE as GOLDEN
 
 MARGIN_POINTS = 2.0
-Z_95 = 1.644854  # one-sided
 CLASS_P = 0.05  # shared by all classes
+MOST_ROWS = 1_000_000
+ANSWERS_FOLLOW_FROM = ("system", "max_tokens", "threads")  # keys of the manifest, beside the format's files
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Comparison:
     """Exact match of two versions on the same questions."""
 
     passed: bool
+    """Whether the candidate is shown to be as good."""
     detail: str
     n: int
     agreement: float
@@ -64,6 +67,10 @@ class Comparison:
     margin_points: float
     worse_classes: tuple[str, ...]
     flips: tuple[Flip, ...]
+    unproven: bool = False
+    """Whether there are too few answers to tell: not shown to be as good, and not seen to be worse."""
+    rows_needed: int = 0
+    """Questions that would prove it if the shares of lost and won answers stayed; 0 where none are needed."""
 
 
 def compare(
@@ -94,7 +101,8 @@ def compare(
             )
     before = _answers(current, questions, format, threads)
     after = _answers(candidate, questions, format, threads)
-    return judge(questions, before, after, margin_points=margin_points)
+    same_files = model_of(candidate, format) == model_of(current, format)
+    return judge(questions, before, after, margin_points=margin_points, same_files=same_files)
 
 
 def judge(
@@ -103,12 +111,14 @@ def judge(
     after: Sequence[str],
     *,
     margin_points: float = MARGIN_POINTS,
+    same_files: bool = False,
 ) -> Comparison:
     """Non-inferiority of the answers `after` to those `before`, exact match without surrounding whitespace.
 
-    The candidate passes when the lower 95 % bound of the paired difference of accuracies (Wald interval, Agresti 2013,
-    section 11.1.1) is above minus `margin_points`, and no class fell by more than that with a one-sided McNemar test
-    below 0.05 over the number of classes.
+    The candidate passes when the lower 95 % bound of the paired difference of accuracies (Tango's score interval) is
+    above minus `margin_points`, and no class fell by more than that with a one-sided McNemar test below 0.05 over the
+    number of classes. It is unproven when only the bound is too low, while the difference itself is within the margin.
+    With `same_files` both versions hold the same model, and equal answers are all there is to show.
     """
     flips, right_before, right_after, same = [], 0, 0, 0
     for question, old, new in zip(questions, map(str.strip, before), map(str.strip, after), strict=True):
@@ -120,9 +130,7 @@ def judge(
             flips.append(Flip(question.id, question.label, expected, old, new, lost=old == expected))
     n, lost = len(questions), sum(flip.lost for flip in flips)
     won = len(flips) - lost
-    difference = (won - lost) / n
-    deviation = math.sqrt(max(0.0, lost + won - (won - lost) ** 2 / n)) / n
-    worst = 100 * (difference - Z_95 * deviation)
+    worst = 100 * paired_difference(lost, won, n, ONE_SIDED_95).low
     worse = _worse_classes(questions, flips, margin_points)
     detail = (
         f"{lost} of {n} answers lost and {won} won, accuracy {right_before / n:.1%} to {right_after / n:.1%}, "
@@ -130,9 +138,13 @@ def judge(
     )
     if worse:
         detail += f"; worse in {', '.join(worse)}"
-    passed = worst > -margin_points and not worse
+    within = worst > -margin_points and not worse
+    if not within and same_files and same == n:
+        within, detail = True, f"the same model files, and the same {n} answers"
+    unproven = not within and not worse and 100 * (won - lost) / n >= -margin_points
+    needed = rows_needed(lost / n, won / n, margin_points) if unproven else 0
     return Comparison(
-        passed=passed,
+        passed=within,
         detail=detail,
         n=n,
         agreement=same / n,
@@ -142,7 +154,42 @@ def judge(
         margin_points=margin_points,
         worse_classes=tuple(worse),
         flips=tuple(flips),
+        unproven=unproven,
+        rows_needed=needed,
     )
+
+
+def rows_needed(lost: float, won: float, margin_points: float = MARGIN_POINTS) -> int:
+    """The least number of questions that proves non-inferiority at these shares of lost and won answers.
+
+    133 for a margin of 2 points and no changed answer. 0 where no number up to a million does.
+    """
+
+    def proves(n: int) -> bool:
+        return 100 * paired_difference(lost * n, won * n, n, ONE_SIDED_95).low > -margin_points
+
+    high = 1
+    while not proves(high):
+        high *= 2
+        if high > MOST_ROWS:
+            return 0
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if proves(middle) else (middle, high)
+    return high
+
+
+def model_of(bundle: Path, format: str) -> dict[str, Any]:
+    """All that greedy answers of one format follow from: the digests of its files, and the manifest's own settings."""
+    manifest = read_manifest(bundle)
+    path = manifest["formats"][format]["path"]
+    digests = {
+        entry["path"]: entry["sha256"]
+        for entry in manifest["files"]
+        if entry["path"] == path or entry["path"].startswith(f"{path}/")
+    }
+    return {"files": digests, **{key: manifest.get(key) for key in ANSWERS_FOLLOW_FROM}}
 
 
 def _worse_classes(questions: Sequence[Question], flips: Sequence[Flip], margin_points: float) -> list[str]:
@@ -151,8 +198,9 @@ def _worse_classes(questions: Sequence[Question], flips: Sequence[Flip], margin_
     for label, size in sorted(sizes.items()):
         lost = sum(flip.lost for flip in flips if flip.label == label)
         n = sum(flip.label == label for flip in flips)
-        tail = sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
-        if 100 * (2 * lost - n) / size > margin_points and tail < CLASS_P / len(sizes):
+        if 100 * (2 * lost - n) / size > margin_points and mcnemar_worse(lost, n - lost) < CLASS_P / len(
+            sizes
+        ):
             worse.append(label)
     return worse
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import getpass
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, GateError, StageError
 from edgekit.device.manifest import release_name
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Check = Callable[[Path], "Health"]
 Compare = Callable[[Path, Path], "Comparison"]
+Allowance = Literal["older", "unproven"]
 ITSELF = "edgekit"
 
 
@@ -146,12 +147,14 @@ class Releases:
         why: str = "",
         health: Check = check_health,
         compare: Compare = compare_answers,
-        allow_older: bool = False,
+        allow: Collection[Allowance] = (),
     ) -> Release:
         """Put a version on trial in place of the one in use, after a health check and a comparison with that.
 
-        Raises `ConfigError` for an older version unless `allow_older` and while another is on trial, `CorruptError`
-        for a damaged one, and `GateError` when the check or the comparison fails; the version in use stays.
+        `allow` holds `older` to take an older version, and `unproven` to take one when there are too few answers to
+        tell; the log then says so. A version that answers worse is never taken. Raises `ConfigError` for an older
+        version and while another is on trial, `CorruptError` for a damaged one, and `GateError` when the check or the
+        comparison fails; the version in use stays.
         """
         candidate = self.get(release)
         name, slots = candidate.name, self.journal.read()
@@ -159,7 +162,7 @@ class Releases:
             return candidate
         self._check_free(slots)
         current = slots.current
-        if current is not None and not allow_older and older(candidate, self.get(current)):
+        if current is not None and "older" not in allow and older(candidate, self.get(current)):
             raise ConfigError(
                 f"{name} is older than {current}, the version in use; nothing was changed.",
                 f"`edgekit releases rollback` goes back one; or add --allow-older to promote {name}.",
@@ -176,11 +179,14 @@ class Releases:
             if current is not None:
                 compared = compare(candidate.path, self.store.folder(current))
                 self.store.note(name, "comparison", asdict(compared))
-                if not compared.passed:
+                if compared.unproven and "unproven" in allow:
+                    why = "; ".join(filter(None, (why, f"unproven: {compared.detail}")))
+                elif compared.unproven:
+                    raise _unproven(name, current, compared)
+                elif not compared.passed:
                     raise GateError(
                         f"{name} answers worse than {current}: {compared.detail}; {_stays(current)}.",
-                        f"The flips are in {self.store.records / name / 'comparison.json'}; "
-                        "`--data ROWS` compares on more rows.",
+                        f"The changed answers are in {self.store.records / name / 'comparison.json'}.",
                     )
         except EdgekitError as error:
             self._change(lambda slots: slots, what="refuse", release=name, who=who, why=error.message)
@@ -407,6 +413,17 @@ class Releases:
                 f"{self.root} cannot be written: {error.strerror or error}; the version in use is unchanged.",
                 "Free some disk space, or check the folder's permissions, then run it again.",
             ) from error
+
+
+def _unproven(name: str, current: str, compared: Comparison) -> GateError:
+    """The error for a candidate that too few answers were asked of."""
+    enough = f"at least {compared.rows_needed}" if compared.rows_needed else "more"
+    return GateError(
+        f"{compared.n} answers are too few to tell whether {name} is as good as {current}: {compared.detail}; "
+        f"{_stays(current)}.",
+        f"Compare on {enough} rows with --data ROWS, or add --unproven to promote it without this proof, "
+        "which the log records.",
+    )
 
 
 def _stays(current: str | None) -> str:

@@ -28,7 +28,7 @@ def bring(releases: Releases, text: str) -> str:
 
 
 def promote(releases: Releases, text: str) -> None:
-    releases.promote(bring(releases, text), health=bundles.fit, compare=bundles.same, allow_older=True)
+    releases.promote(bring(releases, text), health=bundles.fit, compare=bundles.same, allow=["older"])
 
 
 def use(releases: Releases, text: str) -> None:
@@ -119,7 +119,7 @@ def look(root: Path) -> None:
     releases.mark_good()  # one on trial is the version that answered
     use(releases, "one")
     use(releases, "two")
-    releases.promote(bring(releases, "three"), health=bundles.fit, compare=bundles.same, allow_older=True)
+    releases.promote(bring(releases, "three"), health=bundles.fit, compare=bundles.same, allow=["older"])
     releases.store.check(releases.boot().name)
     releases.mark_good()
     assert releases.rollback().name == bring(releases, "two")

@@ -19,6 +19,7 @@ from edgekit.base.errors import GateError
 from edgekit.commands import releases as command
 from edgekit.commands import shell as commands
 from edgekit.device.loaded import load
+from edgekit.device.manifest import read_manifest
 from edgekit.field.releases import Releases, compare, health
 from edgekit.field.releases.health import check
 
@@ -160,6 +161,7 @@ def test_a_process_that_crashes_is_a_verdict(bundle: Path, tmp_path: Path, monke
 def test_a_version_answers_as_well_as_itself_and_garbage_does_not(fit: Path, garbage: Path) -> None:
     same = compare.compare(fit, fit, threads=1)
     assert same.passed and same.agreement == 1.0 and not same.flips and same.n >= 8
+    assert "same model files" in same.detail
     lost = compare.compare(garbage, fit, threads=1)
     assert not lost.passed and lost.flips and all(flip.lost for flip in lost.flips)
     assert lost.accuracy_current > lost.accuracy_candidate
@@ -188,6 +190,41 @@ def test_non_inferiority_is_by_the_bound_of_the_paired_difference(before, after,
     found = compare.judge(asked(1000), answers(1000, before), answers(1000, after), margin_points=2.0)
     assert found.passed is passed, found.detail
     assert len(found.flips) == len(set(before) ^ set(after))
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "passed", "unproven", "needed"),
+    [
+        (3, range(0), False, True, 133),
+        (132, range(0), False, True, 133),
+        (133, range(0), True, False, 0),
+        (3, range(1), False, False, 0),  # a third of the answers is lost: that is worse, not doubtful
+        (200, range(2), False, True, 531),
+    ],
+)
+def test_few_answers_prove_nothing_and_it_is_said_how_many_do(n, wrong, passed, unproven, needed) -> None:
+    found = compare.judge(asked(n), answers(n, range(0)), answers(n, wrong))
+    assert (found.passed, found.unproven) == (passed, unproven), found.detail
+    assert found.rows_needed == needed
+    if needed:
+        lost = int(len(wrong) / n * needed)
+        assert compare.judge(asked(needed), answers(needed, range(0)), answers(needed, range(lost))).passed
+
+
+def test_the_same_model_files_need_no_rows_unless_they_answer_otherwise(fit: Path, tmp_path: Path) -> None:
+    same = compare.judge(asked(3), answers(3, range(0)), answers(3, range(0)), same_files=True)
+    assert same.passed and "same model files" in same.detail
+    other = compare.judge(asked(3), answers(3, range(0)), answers(3, range(1)), same_files=True)
+    assert not other.passed
+    copy = Path(shutil.copytree(fit, tmp_path / "copy"))
+    seal(copy, lambda manifest: manifest.update(version="2.0.0"))
+    assert compare.model_of(copy, "gguf") == compare.model_of(fit, "gguf")
+    seal(copy, lambda manifest: manifest.update(system="Answer in rhymes."))
+    assert compare.model_of(copy, "gguf") != compare.model_of(fit, "gguf")
+    seal(copy, lambda manifest: manifest.update(system=read_manifest(fit)["system"]))
+    with (copy / "model.gguf").open("ab") as file:
+        file.write(b"another")
+    assert compare.model_of(seal(copy), "gguf") != compare.model_of(fit, "gguf")
 
 
 def test_a_class_that_got_worse_is_named_though_the_whole_did_not(tmp_path: Path) -> None:

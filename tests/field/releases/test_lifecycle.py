@@ -231,7 +231,7 @@ def test_an_older_version_is_refused_unless_it_is_asked_for(releases, tmp_path: 
     with pytest.raises(ConfigError, match="older"):
         releases.promote(older.name, health=bundles.fit, compare=bundles.same)
     assert releases.current() == newer.path
-    releases.promote(older.name, allow_older=True, health=bundles.fit, compare=bundles.same)
+    releases.promote(older.name, allow=["older"], health=bundles.fit, compare=bundles.same)
     assert releases.current() == older.path
 
 
@@ -255,6 +255,21 @@ def test_what_changed_while_a_candidate_was_checked_is_seen(releases, tmp_path: 
     with pytest.raises(ConfigError, match="changed while"):
         releases.promote(three.name, health=meanwhile, compare=bundles.same)
     assert releases.pending() is None
+
+
+def test_a_version_of_which_too_little_was_asked_needs_rows_or_a_word_that_the_log_keeps(
+    releases, tmp_path: Path
+) -> None:
+    one, two = used(releases, tmp_path, "one"), brought(releases, tmp_path, "two")
+    with pytest.raises(GateError, match="3 answers are too few") as refused:
+        releases.promote(two.name, health=bundles.fit, compare=bundles.unproven)
+    assert "133 rows" in refused.value.hint and "--unproven" in refused.value.hint
+    assert releases.current() == one.path and releases.log()[-1]["what"] == "refuse"
+    with pytest.raises(GateError, match="worse"):  # the word is for doubt only
+        releases.promote(two.name, health=bundles.fit, compare=bundles.worse, allow=["unproven"])
+    releases.promote(two.name, why="urgent", health=bundles.fit, compare=bundles.unproven, allow=["unproven"])
+    assert releases.pending() == two.name
+    assert releases.log()[-1]["why"].startswith("urgent; unproven: ")
 
 
 # Importing
