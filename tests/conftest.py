@@ -94,7 +94,7 @@ def tiny_build(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> TinyBu
 
     folder = tmp_path_factory.mktemp("build")
     model = tiny.make_small(folder / "model")
-    demo.write(folder / "data", 48, 12, 12)
+    demo.write(folder / "data", 48, 16, 12)
     (folder / "tiny.toml").write_text(TINY_TARGET)
     build = TinyBuild(folder, model)
     done = shell(*build.arguments)

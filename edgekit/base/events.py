@@ -59,7 +59,10 @@ class StageFinished:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """A check's measured value against its limit; `stage` is the one to blame when it fails."""
+    """A check's measured value against its limit; `stage` is the one to blame when it fails.
+
+    `low` and `high` are the one-sided 95 % bounds of the value and `n` the size of the sample, where it has one.
+    """
 
     name: str
     value: float
@@ -67,6 +70,9 @@ class GateResult:
     passed: bool
     detail: str = ""
     stage: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
     time: float = field(default_factory=time.time)
 
 
@@ -123,13 +129,15 @@ def from_json(line: str, unknown: Callable[[str], None] | None = None) -> Event:
 
 def _checked(name: str, kind: str, value: Any) -> Any:
     """`value` if it is of the kind that the field `name` holds; whole numbers may stand for others."""
-    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind == "float | None" and value is None:
+        return None
+    if kind.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError as error:
             raise ValueError(f"'{name}' is beyond all numbers") from error
         if (
-            name in ("value", "limit") or abs(number) < LARGEST
+            name in ("value", "limit", "low", "high") or abs(number) < LARGEST
         ):  # what is measured may be infinite or no number
             return number
     elif kind == "int | None":

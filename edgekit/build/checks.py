@@ -1,6 +1,6 @@
 """The stages that hold something against its reference: proofs, drift, accuracy, speed, and the gates on them.
 
-The reference is the tuned, merged fp32 model; the conversations are validation rows, which nothing was tuned on.
+The reference is the tuned, merged fp32 model, and what it answers to held-out prompts, which nothing was tuned on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from edgekit import registry
 from edgekit.base.artifacts import digest_of, size_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import Emit, Event, GateResult, Progress
+from edgekit.build.bundle import longest_answer
 from edgekit.build.request import Request
 from edgekit.data.rows import content_of
+from edgekit.evaluation.compare import Change, change
+from edgekit.evaluation.samples import read_log
 from edgekit.proof import gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
@@ -25,7 +28,8 @@ from edgekit.report.summary import conditions
 if TYPE_CHECKING:
     from edgekit.models.tokenizer import ModelTokenizer
 
-DRIFT_ROWS = 48
+DRIFT_ROWS = 64
+SAMPLES = "samples.jsonl"
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
 
 
@@ -37,22 +41,30 @@ def tokenizer_of(model: StageOutput) -> ModelTokenizer:
 
 
 def capture(cache: Cache, request: Request, model: StageOutput, *, conversations: bool = True) -> StageOutput:
-    """The model's next-token distributions on plain text and, with `conversations`, on held-out ones, stored."""
-    rows = request.data.validation[:DRIFT_ROWS] if conversations else []
+    """The model's next-token distributions on plain text and on its own answers to held-out prompts, stored.
+
+    The prompts are those of validation rows and, where there are few, of test rows; nothing was tuned on either.
+    Without `conversations` there are none.
+    """
+    rows = [*request.data.validation, *request.data.test][:DRIFT_ROWS] if conversations else []
+    prompts = [row.messages[:-1] for row in rows]
+    tokenizer = tokenizer_of(model)
+    max_tokens = longest_answer(request, tokenizer)
 
     def run(out: Path, work: Path) -> None:
-        tokenizer = tokenizer_of(model)
-        passages = held_out.conversations(tokenizer, [row.messages for row in rows])
-        passages += held_out.plain_text(tokenizer, TEXTS)
         runtime = registry.load("runtimes", "torch")(model.path, threads=request.threads)
+        try:
+            own = held_out.capture_own(runtime, tokenizer, prompts, TEXTS, max_tokens, cache.emit)
+        finally:
+            runtime.close()
         out.mkdir()
-        held_out.capture_passages(runtime, passages, cache.emit).save(out)
-        runtime.close()
+        own.save(out)
 
     inputs = {
         "model": model.digest,
         "rows": digest_of(content_of(rows)),
         "texts": TEXTS,
+        "max_tokens": max_tokens,
         "threads": request.threads,
     }
     modules = ["edgekit.proof.held_out", "edgekit.models.tokenizer", _runtime("torch")]
@@ -254,7 +266,7 @@ def evaluate(
                 opened,
                 rows,
                 max_tokens=max_tokens,
-                log=out / "samples.jsonl",
+                log=out / SAMPLES,
                 emit=cache.emit,
                 stage=f"eval.{name}",
             )
@@ -268,6 +280,11 @@ def evaluate(
         "threads": request.threads,
     }
     return cache.stage(f"eval.{name}", inputs, run, ["edgekit.evaluation.accuracy", _runtime(runtime)])
+
+
+def changed(before: StageOutput, after: StageOutput) -> Change:
+    """What changed between two evaluations, over the rows that both were asked."""
+    return change(*(read_log(stage.path / SAMPLES) for stage in (before, after)))
 
 
 def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_tokens: int) -> StageOutput:
@@ -342,11 +359,11 @@ def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
 
 
 def budget_gates(
-    request: Request, artifact: Artifact, tuned: StageOutput, answers: StageOutput, speed: StageOutput
+    request: Request, artifact: Artifact, change: Change, speed: StageOutput
 ) -> list[GateResult]:
-    """The gates on what was measured of a whole artifact: size, memory, speed and accuracy."""
+    """The gates on what was measured of a whole artifact: size, memory, speed, and the change from the tuned model."""
     budget, last = request.target.budget, artifact.steps[-1].name
-    found = [gates.accuracy_drop(tuned.result, answers.result, budget, artifact.format, last)]
+    found = [gates.accuracy_drop(change, budget, artifact.format, last)]
     if budget.size_mib is not None:
         found.append(gates.size(size_of(artifact.path), budget.size_mib, artifact.format, last))
     entries = speed.result["entries"]

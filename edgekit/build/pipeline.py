@@ -94,7 +94,8 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
     signals = [checks.signals(cache, request, artifact, system, longest) for artifact in artifacts]
     speeds = [checks.profile(cache, request, artifact) for artifact in artifacts]
     for artifact, speed in zip(artifacts, speeds, strict=True):
-        for gate in checks.budget_gates(request, artifact, answers["tuned"], answers[artifact.format], speed):
+        change = checks.changed(answers["tuned"], answers[artifact.format])
+        for gate in checks.budget_gates(request, artifact, change, speed):
             cache.emit(gate)
 
     outcome = Outcome(

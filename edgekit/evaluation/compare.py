@@ -25,7 +25,7 @@ class Change:
     @property
     def points(self) -> float:
         """Accuracy after minus accuracy before, percentage points."""
-        return 100 * (len(self.won) - len(self.lost)) / self.n
+        return 100 * (len(self.won) - len(self.lost)) / max(self.n, 1)
 
     def interval(self, z: float = TWO_SIDED_95) -> Interval:
         """The interval of `points` (Tango's score interval for paired rows)."""

@@ -2,6 +2,19 @@
 
 Each gate is a measured value against a limit. Its `stage` is the one to blame when it fails, its `detail` shows
 the first difference.
+
+A figure that was measured on a sample passes by one rule, in two parts:
+
+1. the value is within the limit; and
+2. the sample shows that the file is not much worse than that: with 95 % confidence (a one-sided bound) the file loses
+   at most twice what the limit allows. With `stop_agreement = 0.95` the lower bound must reach 0.90.
+
+So a worse file is never passed for want of evidence: a sample that is too small fails, and the detail says so (25
+answers without a fault are the fewest that can show 0.90). And a limit is never stretched: a value beyond it fails at
+every sample size. Bounds are Wilson's for shares of answers, the same with a design effect for shares of positions,
+a bootstrap over blocks of positions for mean divergences, and Tango's for differences of accuracy, which inverts
+McNemar's test. `accuracy_gain` asks for more: that tuning helps must itself be shown. Checks of identity (token ids,
+renderings, stop ids) allow no difference, and sizes are exact; neither has an interval, nor has the 99th percentile.
 """
 
 from __future__ import annotations
@@ -9,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +30,16 @@ from numpy.typing import NDArray
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
 from edgekit.data.rows import Message
+from edgekit.evaluation.compare import Change
+from edgekit.evaluation.statistics import ONE_SIDED_95, Interval, wilson
 from edgekit.models.chat import ChatTemplate
 from edgekit.proof import template_scan
 from edgekit.proof.battery import battery, random_sequences, special_strings
 from edgekit.proof.drift import Drift, Scored
 from edgekit.registry import Runtime
 from edgekit.targets.target import Budget
+
+LEAST_POINTS = 1.0  # of accuracy, that the bound of a drop may lie above its limit
 
 
 class ReferenceTokenizer(Protocol):
@@ -174,23 +191,23 @@ def stop_ids(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -
 def stop_contract(
     scored: Scored, answers: NDArray[np.bool_], stops: frozenset[int], budget: Budget, prefix: str, stage: str
 ) -> GateResult:
-    """Share of the ends of answers at which the file chooses the reference's token: it stops there, and only there.
+    """Share of the reference's own answers that the file ends where the reference does, and only there.
 
-    Counted are the positions in answers, `answers (N,)`, at which either chooses a stop token.
+    `answers (N,)` are the positions in answers. An answer ends otherwise when at one of them either side chooses a stop
+    token and the other does not choose the same.
     """
-    stopping = np.isin(scored.expected, list(stops)) | np.isin(scored.got, list(stops))
-    ends = answers & stopping
-    same = scored.expected == scored.got
-    share = float(same[ends].mean()) if ends.any() else 1.0
-    late, early = (
-        int((ends & ~same & np.isin(side, list(stops))).sum()) for side in (scored.expected, scored.got)
-    )
-    detail = f"{int(ends.sum())} ends of answers" + (
-        f"; missed {late}, too early {early}" if late + early else ""
-    )
-    if not ends.any():
-        detail = "no answer ends within the text: neither stops"
-    return _at_least(f"{prefix}.stop_contract", share, budget.stop_agreement, detail, stage)
+    stop_ids = list(stops)
+    apart = answers & (scored.expected != scored.got)
+    missed = apart & np.isin(scored.expected, stop_ids)
+    early = apart & np.isin(scored.got, stop_ids) & ~missed
+    count = len(np.unique(scored.sequence[answers]))
+    ended = len(np.unique(scored.sequence[answers & np.isin(scored.expected, stop_ids)]))
+    wrong = len(np.unique(scored.sequence[missed | early]))
+    detail = f"{ended} of {count} answers end within the text"
+    if wrong:
+        detail += f"; missed {int(missed.sum())}, too early {int(early.sum())}"
+    measured = Measured(1 - wrong / max(count, 1), detail, wilson(count - wrong, count, ONE_SIDED_95), count)
+    return _share(f"{prefix}.stop_contract", measured, budget.stop_agreement, stage)
 
 
 def greedy_agreement(
@@ -198,8 +215,8 @@ def greedy_agreement(
 ) -> GateResult:
     """Share of an answer, counted in tokens up to its end, that comes out before the first other token; the mean.
 
-    Both are greedy and follow the same words until they part, so this is what a person sees who asks both. `answers
-    (N,)` are the positions in answers.
+    The reference's own greedy answers are followed, so this is what a person sees who asks both. `answers (N,)` are the
+    positions in answers.
     """
     shares = []
     for sequence in np.unique(scored.sequence[answers]):
@@ -208,19 +225,18 @@ def greedy_agreement(
         ends = np.flatnonzero(np.isin(expected, list(stops)))
         length = ends[0] + 1 if len(ends) else len(expected)
         apart = np.flatnonzero(~same[:length])
-        shares.append(apart[0] / length if len(apart) else 1.0)
-    whole = sum(share == 1.0 for share in shares)
-    detail = f"{whole} of {len(shares)} answers the same to the last token"
-    return _at_least(
-        f"{prefix}.greedy_agreement", float(np.mean(shares)), budget.greedy_agreement, detail, stage
-    )
+        shares.append(float(apart[0] / length) if len(apart) else 1.0)
+    whole, count = sum(share == 1.0 for share in shares), len(shares)
+    detail = f"{whole} of {count} answers the same to the last token"
+    mean = sum(shares) / max(count, 1)
+    measured = Measured(mean, detail, wilson(sum(shares), count, ONE_SIDED_95), count)
+    return _share(f"{prefix}.greedy_agreement", measured, budget.greedy_agreement, stage)
 
 
 def text_drift(text: Drift, budget: Budget, prefix: str, stage: str) -> GateResult:
     """The gate on the next-token distributions over plain text."""
-    detail = f"{text.n_tokens} positions of plain text"
-    name = f"{prefix}.text_mean_kld_nats"
-    return _at_most(name, text.mean_kld_nats, budget.text_mean_kld_nats, detail, stage)
+    measured = _mean_kld(text, f"{text.n_tokens} positions of plain text")
+    return _at_most(f"{prefix}.text_mean_kld_nats", measured, budget.text_mean_kld_nats, stage)
 
 
 def drift(
@@ -229,51 +245,80 @@ def drift(
     """The gates on the next-token distributions: over whole conversations, their answers alone, and plain text."""
     everywhere, spoken = f"{measured.n_tokens} positions", f"{answers.n_tokens} positions of answers"
     read = [text_drift(text, budget, prefix, stage)] if text else []
+    mean = _mean_kld(measured, everywhere)
+    p99 = Measured(measured.p99_kld_nats, everywhere, None, measured.n_tokens)
     return [
         *read,
-        _at_most(f"{prefix}.mean_kld_nats", measured.mean_kld_nats, budget.mean_kld_nats, everywhere, stage),
-        _at_most(f"{prefix}.p99_kld_nats", measured.p99_kld_nats, budget.p99_kld_nats, everywhere, stage),
-        _at_least(
-            f"{prefix}.top1_agreement", measured.top1_agreement, budget.top1_agreement, everywhere, stage
-        ),
-        _at_least(
-            f"{prefix}.answer_top1_agreement",
-            answers.top1_agreement,
-            budget.answer_top1_agreement,
-            spoken,
-            stage,
+        _at_most(f"{prefix}.mean_kld_nats", mean, budget.mean_kld_nats, stage),
+        _at_most(f"{prefix}.p99_kld_nats", p99, budget.p99_kld_nats, stage),
+        _share(f"{prefix}.top1_agreement", _top1(measured, everywhere), budget.top1_agreement, stage),
+        _share(
+            f"{prefix}.answer_top1_agreement", _top1(answers, spoken), budget.answer_top1_agreement, stage
         ),
     ]
 
 
 def size(size_bytes: int, limit_mib: float, prefix: str, stage: str) -> GateResult:
     """The file's or folder's size, MiB."""
-    return _at_most(f"{prefix}.size_mib", size_bytes / 2**20, limit_mib, f"{size_bytes} bytes", stage)
+    return _at_most(
+        f"{prefix}.size_mib", Measured(size_bytes / 2**20, f"{size_bytes} bytes"), limit_mib, stage
+    )
 
 
 def peak_rss(peak_mib: float, limit_mib: float, prefix: str, stage: str) -> GateResult:
     """The resident memory of a fresh process that answers, MiB."""
-    return _at_most(f"{prefix}.peak_rss_mib", peak_mib, limit_mib, "", stage)
+    return _at_most(f"{prefix}.peak_rss_mib", Measured(peak_mib), limit_mib, stage)
 
 
 def ttft(milliseconds: float, limit: float, prefix: str, stage: str) -> GateResult:
     """The time to the first token, ms."""
-    return _at_most(f"{prefix}.ttft_ms", milliseconds, limit, "", stage)
+    return _at_most(f"{prefix}.ttft_ms", Measured(milliseconds), limit, stage)
 
 
 def decode_speed(tokens_per_s: float, limit: float, prefix: str, stage: str) -> GateResult:
     """The decode speed, tokens/s."""
-    return _at_least(f"{prefix}.decode_tokens_per_s", tokens_per_s, limit, "", stage)
+    return GateResult(f"{prefix}.decode_tokens_per_s", tokens_per_s, limit, tokens_per_s >= limit, "", stage)
 
 
-def accuracy_drop(
-    reference: Mapping[str, Any], candidate: Mapping[str, Any], budget: Budget, prefix: str, stage: str
-) -> GateResult:
-    """How far accuracy fell from the reference's, percentage points; both are results of `evaluate`."""
-    before, after = reference["accuracy"], candidate["accuracy"]
-    drop = round(100 * (before - after), 6)  # 0.95 - 0.93 is a little more than two points in binary
-    detail = f"{before:.1%} to {after:.1%} of {candidate['n']} rows"
-    return _at_most(f"{prefix}.accuracy_drop_points", drop, budget.accuracy_drop_points, detail, stage)
+def accuracy_drop(change: Change, budget: Budget, prefix: str, stage: str) -> GateResult:
+    """How far accuracy fell from the tuned model's to the file's, percentage points.
+
+    The upper bound may exceed the limit by as much again, and by at least one point: no drop at all cannot be shown.
+    """
+    low, high = (-bound for bound in change.interval(ONE_SIDED_95)[::-1])
+    limit = budget.accuracy_drop_points
+    measured = Measured(-_points(change), _changed(change), Interval(low, high), change.n)
+    return _at_most(
+        f"{prefix}.accuracy_drop_points", measured, limit, stage, most=limit + max(limit, LEAST_POINTS)
+    )
+
+
+def accuracy_gain(change: Change, against: str, budget: Budget, stage: str = "tune") -> GateResult:
+    """How far the tuned model's accuracy rose above the base's, percentage points: tuned must be shown to be better.
+
+    It passes when the lower bound of the gain is above the limit. `against` says how the base was asked.
+    """
+    low, high = change.interval(ONE_SIDED_95)
+    limit = budget.accuracy_gain_points
+    detail = f"against the base {against}: {_changed(change)}"
+    passed = low > limit
+    if not passed and _points(change) > limit:
+        detail += f"; {change.n} rows do not show more than {low:+.1f} points with 95 % confidence"
+    return GateResult(
+        "tune.accuracy_gain_points", _points(change), limit, passed, detail, stage, low, high, change.n
+    )
+
+
+def _points(change: Change) -> float:
+    return round(change.points, 6)  # 0.95 - 0.93 is a little more than two points in binary
+
+
+def _changed(change: Change) -> str:
+    before, after = change.right_before / max(change.n, 1), change.right_after / max(change.n, 1)
+    return (
+        f"{before:.1%} to {after:.1%} of {change.n} rows, {len(change.lost)} lost and {len(change.won)} won, "
+        f"McNemar's p {change.mcnemar_p:.2g}"
+    )
 
 
 def conversations() -> list[list[Message]]:
@@ -337,12 +382,54 @@ def _identical(name: str, total: int, differences: Sequence[str], unit: str, sta
     return GateResult(name, share, 1.0, not differences, detail, stage)
 
 
-def _at_most(name: str, value: float, limit: float, detail: str, stage: str) -> GateResult:
-    return GateResult(name, value, limit, value <= limit, detail, stage)
+@dataclass(frozen=True)
+class Measured:
+    """A measured value: how it came about, its one-sided 95 % bounds and the size of its sample, where it has them."""
+
+    value: float
+    detail: str = ""
+    bounds: Interval | tuple[float, float] | None = None
+    n: int | None = None
 
 
-def _at_least(name: str, value: float, limit: float, detail: str, stage: str) -> GateResult:
-    return GateResult(name, value, limit, value >= limit, detail, stage)
+def _mean_kld(found: Drift, detail: str) -> Measured:
+    return Measured(found.mean_kld_nats, detail, found.mean_kld_bounds, found.n_tokens)
+
+
+def _top1(found: Drift, detail: str) -> Measured:
+    return Measured(found.top1_agreement, detail, found.top1_bounds, found.n_tokens)
+
+
+def _at_most(
+    name: str, measured: Measured, limit: float, stage: str, *, most: float | None = None
+) -> GateResult:
+    """Passed when the value is at most `limit` and its upper bound at most `most`, twice the limit by default."""
+    most = 2 * limit if most is None else most
+    shown = measured.bounds is None or measured.bounds[1] <= most
+    told = f"up to {measured.bounds[1]:.3g} is possible, more than {most:g}" if measured.bounds else ""
+    return _judged(name, measured, limit, measured.value <= limit, shown, told, stage)
+
+
+def _share(name: str, measured: Measured, limit: float, stage: str) -> GateResult:
+    """Passed when the share is at least `limit` and its lower bound at least 1 less twice the misses that it allows."""
+    least = round(2 * limit - 1, 9)
+    shown = measured.bounds is None or measured.bounds[0] >= least
+    told = (
+        f"as little as {measured.bounds[0]:.3g} is possible, less than {least:g}" if measured.bounds else ""
+    )
+    return _judged(name, measured, limit, measured.value >= limit, shown, told, stage)
+
+
+def _judged(
+    name: str, measured: Measured, limit: float, within: bool, shown: bool, told: str, stage: str
+) -> GateResult:
+    detail = measured.detail
+    if within and not shown:
+        detail += (
+            f"; the sample is too small to show that the limit holds, more held-out rows are needed: {told}"
+        )
+    low, high = measured.bounds or (None, None)
+    return GateResult(name, measured.value, limit, within and shown, detail, stage, low, high, measured.n)
 
 
 def _token(id_: int, runtime: Runtime, facts: ReferenceFacts) -> str:

@@ -1,7 +1,13 @@
 """Held-out text: what the reference answers on it, and where in it the model itself speaks.
 
-Three kinds of text are compared: conversations of the data set, which nothing was tuned on; the reference's own greedy
-answers to prompts; and plain text, where a file quantized for one narrow use shows what it lost elsewhere.
+Two kinds of text are compared: prompts with the reference's own greedy answers, and plain text, where a file quantized
+for one narrow use shows what it lost elsewhere. `build` and `verify` capture both in the same way, with `capture_own`.
+
+    <|im_start|>user⏎Is it on?<|im_end|>⏎<|im_start|>assistant ⏎Yes.
+    └──────────────── prompt ──────────────────────────────────┘└──┴─ positions of the answer: at the last one the
+                                                                      reference chooses its stop token
+
+Nothing after the stop token is compared: no model is asked to continue past it.
 """
 
 from __future__ import annotations
@@ -43,7 +49,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids, and the position whose next token is the first that the model says; `len(ids)` if it says none."""
+    """Token ids without the stop token, and the position whose next token is the first of the answer.
+
+    The next token of the last position is the one that ends the answer. In plain text `answer` is `len(ids)`.
+    """
 
     ids: list[int]
     answer: int
@@ -80,7 +89,7 @@ class HeldOut:
         return chosen if chosen.any() else np.ones_like(chosen)
 
     def answers(self, scored: Scored) -> NDArray[np.bool_]:
-        """At which positions `(N,)` the model chooses a token of an answer."""
+        """At which positions `(N,)` the model chooses a token of an answer, its stop token included."""
         return np.asarray(scored.position >= self.answer[scored.sequence])
 
     def save(self, folder: Path) -> None:
@@ -105,17 +114,6 @@ class HeldOut:
         return held_out
 
 
-def conversations(tokenizer: Tokenizer, rows: Iterable[Sequence[Message]]) -> list[Passage]:
-    """Whole conversations whose last message is the answer, as the template prints them."""
-    passages = []
-    for messages in rows:
-        prompt = tokenizer.chat_template.render(messages[:-1], add_generation_prompt=True)
-        ids = tokenizer.encode(tokenizer.chat_template.render(messages))
-        # the last position of a prompt is the first of its answer: there the first token is chosen
-        passages.append(Passage(ids, len(tokenizer.encode(prompt)) - 1))
-    return passages
-
-
 def answered(
     runtime: Runtime,
     tokenizer: Tokenizer,
@@ -123,7 +121,7 @@ def answered(
     max_tokens: int,
     emit: Emit = ignore,
 ) -> list[Passage]:
-    """Prompts with the reference's own greedy answers of up to `max_tokens` tokens."""
+    """Prompts with the reference's own greedy answers of up to `max_tokens` tokens, each up to its stop token."""
     ids = [
         tokenizer.encode(tokenizer.chat_template.render(prompt, add_generation_prompt=True))
         for prompt in prompts
@@ -144,6 +142,19 @@ def plain_text(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Passage]:
     """The first 256 tokens of each text."""
     encoded = (tokenizer.encode(text)[:TEXT_TOKENS] for text in texts)
     return [Passage(ids, len(ids), TEXT) for ids in encoded if ids]
+
+
+def capture_own(
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[Message]],
+    texts: Iterable[str],
+    max_tokens: int,
+    emit: Emit = ignore,
+) -> HeldOut:
+    """The reference's distributions on its own greedy answers to `prompts`, and on the plain `texts`."""
+    passages = answered(runtime, tokenizer, prompts, max_tokens, emit)
+    return capture_passages(runtime, [*passages, *plain_text(tokenizer, texts)], emit)
 
 
 def capture_passages(

@@ -30,6 +30,14 @@ PROMPTS = [
     "Turn this into JSON with the key city: Oslo",
     "Which month comes after June?",
     "Correct the spelling: recieve",
+    "What colour is grass? One word.",
+    "Say goodbye.",
+    "Is the sun a planet? Answer yes or no.",
+    "What is 9 - 4? Give only the number.",
+    "Name one season.",
+    "Repeat after me: seven green bottles.",
+    "Write the word 'Paper' in small letters.",
+    "What is the first letter of the alphabet?",
 ]
 
 STORY = (

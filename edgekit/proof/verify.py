@@ -18,14 +18,17 @@ from edgekit.models import source as model
 from edgekit.models.folder_check import check_folder
 from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
-from edgekit.proof.held_out import HeldOut, answered, capture_passages, plain_text
+from edgekit.proof.held_out import HeldOut, capture_own
 from edgekit.proof.prove import Subject, prove
 from edgekit.proof.source import bring_in
 from edgekit.targets.target import Budget
 
 FORMATS = {**RUNTIME_OF, "folder": "torch"}
-PROMPTS, MAX_TOKENS = 24, 48
-QUICK_PROMPTS, QUICK_MAX_TOKENS = 8, 24
+PROMPTS, MAX_TOKENS = 32, 48
+QUICK_PROMPTS, QUICK_MAX_TOKENS = (
+    28,
+    24,
+)  # fewer than 25 answers cannot show a stop agreement of 0.95: proof/gates.py
 
 
 def subject_of(path: Path) -> Subject:
@@ -68,17 +71,19 @@ def verify_file(
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]
-    prompts += [[{"role": "user", "content": prompt}] for prompt in texts.PROMPTS[:count]]
+    general = texts.PROMPTS[: count - len(prompts)] if quick else texts.PROMPTS[:count]
+    prompts += [[{"role": "user", "content": prompt}] for prompt in general]
     read = texts.TEXTS[:1] if quick else texts.TEXTS
     tokenizer = ModelTokenizer(folder.path)
 
     def capture(out: Path, work: Path) -> None:
         runtime = registry.load("runtimes", "torch")(folder.path, threads=threads)
-        passages = answered(runtime, tokenizer, prompts, max_tokens, cache.emit)
-        passages += plain_text(tokenizer, read)
+        try:
+            own = capture_own(runtime, tokenizer, prompts, read, max_tokens, cache.emit)
+        finally:
+            runtime.close()
         out.mkdir()
-        capture_passages(runtime, passages, cache.emit).save(out)
-        runtime.close()
+        own.save(out)
 
     inputs = {
         "model": folder.digest,

@@ -164,7 +164,11 @@ class Profile(Table):
 
 
 class Budget(Table):
-    """Limits on an exported file; exit code 3 when one is exceeded. Drift is measured from the tuned, merged fp32 model."""
+    """Limits on an exported file; exit code 3 when one is exceeded. Drift is measured from the tuned, merged fp32 model.
+
+    Figures measured on a sample must also be shown: with 95 % confidence, the file loses at most twice what its limit
+    allows (`edgekit.proof.gates`).
+    """
 
     size_mib: Annotated[float, Field(gt=0)] | None = None
     """Largest file or folder, MiB."""
@@ -192,6 +196,9 @@ class Budget(Table):
     SmolLM2-135M has 0.05 to 0.08, that of a larger model less."""
     accuracy_drop_points: Annotated[float, Field(ge=0)] = 2.0
     """Largest loss of exact-match accuracy from the tuned model's, percentage points."""
+    accuracy_gain_points: Annotated[float, Field(ge=-100, lt=100)] = 0.0
+    """Gain in exact-match accuracy that tuning must be shown to bring over the base, percentage points; -100 turns the
+    gate off."""
 
 
 class Target(Table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.base.events import Event, Progress
-from edgekit.proof.drift import Reference, Scored, capture, kl_divergence, score
+from edgekit.evaluation.statistics import bootstrap_mean
+from edgekit.proof.drift import Reference, Scored, _mean_kl, capture, kl_divergence, score
 
 V = 4096
 SEQUENCES = [np.random.default_rng(n).integers(0, 300, 40).tolist() for n in range(8)]
@@ -105,12 +107,38 @@ def test_the_compact_reference_agrees_with_the_full_sum_within_one_percent(
     np.testing.assert_allclose(found.klds, full, rtol=0.5 if scale < 1 else 0.25)
 
 
-def test_the_estimate_has_no_bias(model: FakeRuntime) -> None:
-    candidate = noisy(model, 1.5)
-    few = capture(model, SEQUENCES * 4, FIRST * 4, head=16, samples=16)
-    assert score(candidate, few).drift.mean_kld_nats == pytest.approx(
-        in_full(model, candidate).mean(), rel=0.03
+def estimates(controlled: Callable[[NDArray[np.float64]], bool], draws: int = 40_000) -> NDArray[np.float64]:
+    """Many estimates of one divergence, each from 6 tokens drawn from P; the true value is taken off."""
+    rng = np.random.default_rng(5)
+    logp = log_softmax(rng.normal(0, 1, 400))
+    logq = log_softmax(logp + rng.normal(0, 1.1, 400))  # where the choice of the estimator is close
+    ratios = (logq - logp)[rng.choice(400, (draws, 6), p=np.exp(logp))]
+    return (
+        np.array([_mean_kl(row, controlled(row)) for row in ratios])
+        - rel_entr(np.exp(logp), np.exp(logq)).sum()
     )
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_the_estimate_has_no_bias_with_or_without_the_control_variate(controlled: bool) -> None:
+    found = estimates(lambda _: controlled)
+    assert abs(found.mean()) < 4 * found.std() / np.sqrt(len(found))
+
+
+def test_a_choice_by_the_drawn_tokens_would_bias_it() -> None:
+    found = estimates(lambda row: bool(row.var() < 1.25))
+    assert abs(found.mean()) > 8 * found.std() / np.sqrt(len(found))
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.1, 1.5])
+def test_a_stored_reference_gives_the_divergence_without_bias(model: FakeRuntime, scale: float) -> None:
+    candidate, position = noisy(model, scale), SEQUENCES[0][:1]
+    truth = kl_divergence(model.logits(position), candidate.logits(position))[0]
+    many = capture(
+        model, [position * 1500], [0], head=16, samples=4
+    )  # one sequence, 1500 draws of the same tail
+    found = score(candidate, many).klds
+    assert abs(found.mean() - truth) < 4 * found.std(ddof=1) / np.sqrt(len(found))
 
 
 def test_a_vocabulary_inside_the_head_is_exact() -> None:
@@ -132,6 +160,8 @@ def test_the_model_itself_has_no_drift(model: FakeRuntime, reference: Reference)
         "top1_agreement": 1.0,
         "n_tokens": 8 * 40 - 7 * 5,
         "mean_kld_95": pytest.approx((0, 0), abs=1e-10),
+        "mean_kld_bounds": pytest.approx((0, 0), abs=1e-10),
+        "top1_bounds": pytest.approx((1 - 2.7055 / (285 + 2.7055), 1.0), abs=1e-4),
     }
 
 
@@ -223,24 +253,31 @@ def test_nothing_to_compare_is_refused(model: FakeRuntime) -> None:
 def scored(klds: list[list[float]]) -> Scored:
     flat = np.concatenate([np.array(part) for part in klds])
     index = np.repeat(np.arange(len(klds)), [len(part) for part in klds])
-    return Scored(flat, index.astype(np.int32), index.astype(np.int32), index, index)
+    position = np.concatenate([np.arange(len(part)) for part in klds])
+    return Scored(flat, index.astype(np.int32), index.astype(np.int32), index, position)
 
 
 def test_the_interval_resamples_whole_sequences() -> None:
-    within = scored([[0.1, 0.9]] * 20)
-    between = scored([[0.1, 0.1], [0.9, 0.9]] * 10)
-    assert within.mean_interval() == pytest.approx((0.5, 0.5))
-    low, high = between.mean_interval()
+    assert scored([[0.1, 0.9]] * 20).drift.mean_kld_95 == pytest.approx((0.5, 0.5))
+    between = scored([[0.1, 0.1], [0.9, 0.9]] * 10).drift
+    assert between.mean_kld_95 and between.mean_kld_bounds
+    low, high = between.mean_kld_95
     assert 0.25 < low < 0.42 and 0.58 < high < 0.75
-    assert between.mean_interval() == (low, high)
-    assert between.mean_interval(seed=1) != (low, high)
+    inner_low, inner_high = between.mean_kld_bounds
+    assert low < inner_low < 0.5 < inner_high < high
+
+
+def test_a_long_text_is_resampled_in_blocks() -> None:
+    rng = np.random.default_rng(2)
+    (low, high) = scored([rng.exponential(0.1, 256).tolist()]).drift.mean_kld_95 or (0, 0)
+    assert 0 < low < 0.1 < high < 0.2
 
 
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(4)
     hits = 0
     for _ in range(200):
-        low, high = scored(rng.exponential(1.0, (60, 1)).tolist()).mean_interval(resamples=300)
+        low, high = bootstrap_mean(rng.exponential(1.0, 60), np.arange(60), resamples=300)
         hits += low <= 1.0 <= high
     assert 0.87 <= hits / 200 <= 0.98
 

@@ -12,6 +12,7 @@ from fake_runtime import CHATML, SPECIAL, FakeRuntime, bigram
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
+from edgekit.evaluation.compare import Change
 from edgekit.models.chat import ChatTemplate
 from edgekit.proof import gates
 from edgekit.proof.battery import battery, special_strings
@@ -259,34 +260,109 @@ def test_drift_past_its_budget_fails_by_name(measured: Drift, names: list[str]) 
     assert [gate.limit for gate in found] == [0.05, 1.0, 0.95, 0.98]
 
 
+def test_bounds_decide_too_and_are_told() -> None:
+    def judged(**bounds: tuple[float, float]) -> dict[str, GateResult]:
+        found = gates.drift(replace(SAME, **bounds), SAME, None, BUDGET, "gguf", "s")
+        return {gate.name: gate for gate in found}
+
+    just = judged(mean_kld_bounds=(0.0, 0.1), top1_bounds=(0.9, 1.0))
+    assert all(gate.passed for gate in just.values())
+    assert (just["gguf.mean_kld_nats"].low, just["gguf.mean_kld_nats"].high) == (0.0, 0.1)
+    assert just["gguf.top1_agreement"].n == 100
+    beyond = judged(mean_kld_bounds=(0.0, 0.101), top1_bounds=(0.899, 1.0))
+    assert not beyond["gguf.mean_kld_nats"].passed and not beyond["gguf.top1_agreement"].passed
+    assert "up to 0.101 is possible, more than 0.1" in beyond["gguf.mean_kld_nats"].detail
+    assert "as little as 0.899 is possible, less than 0.9" in beyond["gguf.top1_agreement"].detail
+
+
 @pytest.mark.parametrize(("agreement", "passed"), [(0.98, True), (0.979, False), (float("nan"), False)])
 def test_answers_have_a_gate_of_their_own(agreement: float, passed: bool) -> None:
     gate = gates.drift(SAME, Drift(0.0, 0.0, agreement, 50), None, BUDGET, "onnx", "export.onnx")[-1]
     assert gate.name == "onnx.answer_top1_agreement" and gate.passed is passed
 
 
-def test_plain_text_has_a_gate_of_its_own() -> None:
-    text = Drift(0.2, 0.3, 0.9, 700)
+@pytest.mark.parametrize(("mean", "passed"), [(0.15, True), (0.151, False)])
+def test_plain_text_has_a_gate_of_its_own(mean: float, passed: bool) -> None:
+    text = Drift(mean, 0.3, 0.9, 700)
     found = {gate.name: gate for gate in gates.drift(SAME, SAME, text, BUDGET, "gguf", "quantize.gguf")}
-    assert [name for name, gate in found.items() if not gate.passed] == ["gguf.text_mean_kld_nats"]
+    refused = [] if passed else ["gguf.text_mean_kld_nats"]
+    assert [name for name, gate in found.items() if not gate.passed] == refused
     assert "700 positions of plain text" in found["gguf.text_mean_kld_nats"].detail
 
 
-@pytest.mark.parametrize(("after", "passed"), [(282, True), (281, False), (300, True)])
-def test_accuracy_may_fall_by_the_budget_and_no_more(after: int, passed: bool) -> None:
-    assert 100 * (288 / 300 - 282 / 300) > 2.0  # two points are a little more in binary
-    before, now = {"accuracy": 288 / 300, "n": 300}, {"accuracy": after / 300, "n": 300}
-    gate = gates.accuracy_drop(before, now, BUDGET, "gguf", "s")
+def change(n: int, lost: int, won: int = 0, right: int | None = None) -> Change:
+    before = n - won if right is None else right
+    return Change(n, before, before - lost + won, tuple(map(str, range(lost))), tuple(map(str, range(won))))
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        (change(300, 6, 0, 288), True),  # two points are a little more in binary
+        (change(300, 7, 0, 288), False),
+        (change(300, 0, 12), True),
+        (change(300, 7, 1, 290), True),
+        (change(300, 30, 24, 270), False),  # two points as well, but so many changed that six are possible
+        (change(66, 0), True),
+        (change(64, 0), False),  # too few rows to show a drop of at most four points
+        (change(0, 0), False),
+    ],
+)
+def test_accuracy_may_fall_by_the_budget_and_no_more(changed: Change, passed: bool) -> None:
+    gate = gates.accuracy_drop(changed, BUDGET, "gguf", "s")
     assert gate.passed is passed and gate.name == "gguf.accuracy_drop_points"
-    assert gate.value == pytest.approx((288 - after) / 3)
+    assert gate.n == changed.n and gate.low is not None and gate.high is not None
+    if changed.n:
+        assert gate.value == pytest.approx(100 * (len(changed.lost) - len(changed.won)) / changed.n)
+        assert gate.low <= gate.value <= gate.high
+    small = gate.value <= 2.0 and not passed
+    assert ("too small to show" in gate.detail) is small
 
 
-def test_size_and_memory_are_in_mib() -> None:
+def test_no_drop_at_all_can_be_asked_for() -> None:
+    budget = Budget(accuracy_drop_points=0.0)
+    assert gates.accuracy_drop(change(300, 0), budget, "gguf", "s").passed
+    assert not gates.accuracy_drop(change(300, 1), budget, "gguf", "s").passed
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        (change(300, 10, 200, 20), True),
+        (change(20, 0, 3, 0), True),
+        (change(20, 0, 2, 0), False),  # a gain that chance explains
+        (change(300, 30, 40, 150), False),
+        (change(300, 0, 0, 0), False),  # nothing learned
+        (change(300, 40, 10, 150), False),
+        (change(0, 0), False),
+    ],
+)
+def test_tuned_must_be_shown_to_beat_the_base(changed: Change, passed: bool) -> None:
+    gate = gates.accuracy_gain(changed, "with 8 examples", BUDGET)
+    assert (gate.name, gate.stage, gate.limit) == ("tune.accuracy_gain_points", "tune", 0.0)
+    assert gate.passed is passed and "against the base with 8 examples" in gate.detail
+    assert gates.accuracy_gain(changed, "", Budget(accuracy_gain_points=-100)).passed is (changed.n > 0)
+
+
+def test_a_larger_gain_can_be_asked_for() -> None:
+    found = change(300, 0, 60, 100)
+    assert gates.accuracy_gain(found, "", Budget(accuracy_gain_points=16)).passed
+    assert not gates.accuracy_gain(found, "", Budget(accuracy_gain_points=18)).passed
+
+
+def test_sizes_times_and_speeds_are_held_exactly() -> None:
     assert gates.size(100 * 2**20, 100.0, "gguf", "s").passed
     over = gates.size(100 * 2**20 + 1, 100.0, "gguf", "s")
     assert not over.passed and over.name == "gguf.size_mib" and over.value == pytest.approx(100.0)
-    memory = gates.peak_rss(301.5, 300.0, "onnx", "s")
-    assert not memory.passed and (memory.name, memory.value) == ("onnx.peak_rss_mib", 301.5)
+    for gate, name in (
+        (gates.peak_rss, "peak_rss_mib"),
+        (gates.ttft, "ttft_ms"),
+    ):
+        assert gate(300.0, 300.0, "onnx", "s").passed
+        found = gate(300.1, 300.0, "onnx", "s")
+        assert not found.passed and (found.name, found.value) == (f"onnx.{name}", 300.1)
+    assert gates.decode_speed(10.0, 10.0, "onnx", "s").passed
+    assert not gates.decode_speed(9.9, 10.0, "onnx", "s").passed
 
 
 # The battery
@@ -337,32 +413,88 @@ def test_the_models_own_look_at_markup_passes_and_its_own_look_at_words_does_not
         assert list(failed(with_template(source), own)) == names
 
 
-def scored(expected: list[int], got: list[int]) -> Scored:
-    n = len(expected)
+def scored(expected: list[int], got: list[int], length: int) -> Scored:
+    """Answers of `length` positions each."""
+    place = np.arange(len(expected))
     return Scored(
-        np.zeros(n), np.array(expected, np.int32), np.array(got, np.int32), np.zeros(n, int), np.arange(n)
+        np.zeros(len(place)),
+        np.array(expected, np.int32),
+        np.array(got, np.int32),
+        place // length,
+        place % length,
     )
 
 
-def test_the_stop_contract_counts_ends_that_are_missed_or_too_early() -> None:
-    answers, stops = np.array([False] + [True] * 7), frozenset({2, 9})
-    same = gates.stop_contract(
-        scored([2, 5, 2, 6, 7, 9, 1, 2], [1, 5, 2, 6, 7, 9, 3, 2]), answers, stops, Budget(), "f", "s"
+STOP = frozenset({2, 9})
+
+
+def stopping(faults: Sequence[tuple[int, int]], count: int) -> GateResult:
+    """`count` answers of three positions, of which the file chooses other tokens at `faults`: position and token."""
+    expected = [5, 6, 2] * count
+    got = list(expected)
+    for position, token in faults:
+        got[position] = token
+    return gates.stop_contract(
+        scored(expected, got, 3), np.ones(3 * count, bool), STOP, Budget(), "gguf", "export.gguf"
     )
-    assert same.passed and same.value == 1.0 and same.detail == "3 ends of answers"
-    gate = gates.stop_contract(
-        scored([2, 5, 2, 6, 7, 9, 1, 2], [2, 2, 5, 6, 7, 9, 3, 2]), answers, stops, Budget(), "f", "s"
-    )
-    assert not gate.passed and gate.value == 0.5 and "missed 1, too early 1" in gate.detail
-    never = gates.stop_contract(scored([1], [3]), np.array([True]), stops, Budget(), "f", "s")
-    assert never.passed and "no answer ends" in never.detail
+
+
+def test_the_stop_contract_counts_answers_that_end_too_late_or_too_early() -> None:
+    same = stopping([], 48)
+    assert same.passed and same.value == 1.0 and same.detail == "48 of 48 answers end within the text"
+    assert (same.n, same.high) == (48, 1.0) and same.low == pytest.approx(48 / (48 + 2.7055), abs=1e-4)
+    worse = stopping([(2, 5), (3, 2), (4, 2), (8, 9)], 48)
+    assert not worse.passed and worse.value == pytest.approx(45 / 48)
+    assert "missed 2, too early 2" in worse.detail  # the second answer is one, however often it stops
+    other_word = stopping([(0, 7)], 48)
+    assert other_word.value == 1.0  # another token that is no stop is another gate's business
+
+
+@pytest.mark.parametrize(
+    ("wrong", "count", "passed"),
+    [
+        (0, 25, True),
+        (0, 24, False),
+        (1, 48, True),
+        (2, 48, False),
+        (5, 100, True),
+        (6, 100, False),
+        (50, 1000, True),
+        (51, 1000, False),
+    ],
+)
+def test_the_stop_contract_next_to_its_limit(wrong: int, count: int, passed: bool) -> None:
+    found = stopping([(3 * answer + 2, 5) for answer in range(wrong)], count)
+    assert found.passed is passed and found.limit == 0.95
+    assert ("too small to show" in found.detail) is (not passed and found.value >= 0.95)
+
+
+def test_where_the_reference_never_stops_the_file_must_not_stop_either() -> None:
+    never = scored([5] * 90, [6] * 90, 3)
+    gate = gates.stop_contract(never, np.ones(90, bool), STOP, Budget(), "f", "s")
+    assert gate.passed and gate.detail == "0 of 30 answers end within the text"
+    early = scored([5] * 90, [2] * 90, 3)
+    assert gates.stop_contract(early, np.ones(90, bool), STOP, Budget(), "f", "s").value == 0
 
 
 def test_greedy_agreement_is_what_comes_out_before_two_answers_part() -> None:
     expected, got = [5, 5, 5, 2, 7, 6, 6, 6, 6], [1, 5, 5, 2, 1, 6, 8, 6, 1]
-    found = replace(scored(expected, got), sequence=np.array([0] * 5 + [1] * 4))
+    found = replace(scored(expected, got, 9), sequence=np.array([0] * 5 + [1] * 4))
     answers, stops = np.array([False] + [True] * 8), frozenset({2})
     gate = gates.greedy_agreement(found, answers, stops, Budget(greedy_agreement=0.6), "f", "s")
     # the first answer is the same up to its end, what stands after it is none; the second parts after one of four
-    assert gate.value == (1.0 + 0.25) / 2 and gate.passed and gate.detail.startswith("1 of 2 answers")
-    assert not gates.greedy_agreement(found, answers, stops, Budget(greedy_agreement=0.7), "f", "s").passed
+    assert gate.value == (1.0 + 0.25) / 2 and gate.detail.startswith("1 of 2 answers")
+    assert gate.n == 2 and gate.low is not None and gate.low < 0.3
+
+
+@pytest.mark.parametrize(
+    ("apart", "count", "passed"),
+    [(0, 11, True), (0, 10, False), (4, 48, True), (5, 48, False), (100, 1000, True), (101, 1000, False)],
+)
+def test_greedy_agreement_next_to_its_limit(apart: int, count: int, passed: bool) -> None:
+    expected = [5, 6, 2] * count
+    got = [token + (n < 3 * apart and n % 3 == 0) for n, token in enumerate(expected)]
+    gate = gates.greedy_agreement(
+        scored(expected, got, 3), np.ones(3 * count, bool), STOP, Budget(), "f", "s"
+    )
+    assert gate.value == pytest.approx(1 - apart / count) and gate.passed is passed, gate

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.build.checks import budget_gates
+from edgekit.evaluation.compare import Change
 from edgekit.profiles import targets
 from edgekit.proof import gates
 from edgekit.proof.drift import Drift
@@ -39,11 +40,9 @@ def judged(name: str, path: Path, *, mib: float = 1.0, after: float = 0.98, **fi
     row |= {"ttft_ms": {"median": 1.0}, "decode_tokens_per_s": {"median": 1e6}} | figures
     request = SimpleNamespace(target=targets.load(name))
     artifact = SimpleNamespace(path=path, format="gguf", steps=(SimpleNamespace(name="quantize.gguf"),))
-    tuned, answers, speed = (
-        SimpleNamespace(result=result)
-        for result in ({"accuracy": 0.98, "n": 300}, {"accuracy": after, "n": 300}, {"entries": [row]})
-    )
-    found = budget_gates(request, artifact, tuned, answers, speed)  # type: ignore[arg-type]
+    lost = tuple(f"row {number}" for number in range(round(300 * (0.98 - after))))
+    change = Change(300, 294, 294 - len(lost), lost, ())
+    found = budget_gates(request, artifact, change, SimpleNamespace(result={"entries": [row]}))  # type: ignore[arg-type]
     return {gate.name.removeprefix("gguf."): gate for gate in found}
 
 
