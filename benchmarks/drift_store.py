@@ -27,6 +27,7 @@ from edgekit.export.gguf.quantize import quantize
 from edgekit.models import source as model
 from edgekit.proof.drift import kl_divergence
 from edgekit.registry import load
+from edgekit.targets.target import GgufExport
 
 TYPES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0")
 EDGEKIT = [sys.executable, "-m", "edgekit.cli"]
@@ -48,7 +49,7 @@ def main() -> None:
         model.bring_in(model.resolve("smollm2-135m"), work / "model")
         gguf.write(work / "model", work / "float.gguf", ignore)
         for type_ in ("F16", *arguments.types):
-            quantize(work / "float.gguf", work / f"{type_}.gguf", type_)
+            quantize(work / "float.gguf", work / f"{type_}.gguf", GgufExport(format="gguf", type=type_))
         windows = write_text(work, arguments.tokens, context)
         print(f"{hardware.fingerprint()['cpu']}; {len(windows)} windows of {context} tokens\n")
 

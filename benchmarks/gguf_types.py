@@ -24,6 +24,7 @@ from edgekit.export.gguf import write as gguf
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof.drift import capture, score
 from edgekit.registry import load
+from edgekit.targets.target import GgufExport
 
 ROWS, CONVERSATIONS = 128, 48
 DOWN, KEYS, ATTENTION = (
@@ -69,7 +70,8 @@ def main() -> None:
         floats, out = Path(folder) / "model.f32.gguf", Path(folder) / "model.gguf"
         gguf.write(model, floats, lambda event: None)
         for kind, types, weighted in VARIANTS:
-            quantize.quantize(floats, out, kind, tensor_types=types, imatrix=matrix if weighted else None)
+            options = GgufExport(format="gguf", type=kind, tensor_types=types)
+            quantize.quantize(floats, out, options, imatrix=matrix if weighted else None)
             runtime = load("runtimes", "llama.cpp")(out)
             scored = score(runtime, stored)
             runtime.close()

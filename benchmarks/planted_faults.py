@@ -30,6 +30,7 @@ from edgekit.models import source as model
 from edgekit.proof.texts import TEXTS
 from edgekit.proof.verify import verify_file
 from edgekit.registry import load
+from edgekit.targets.target import GgufExport
 
 FAULTS = {
     "template that trims": plant.plant_wrong_template,
@@ -58,7 +59,7 @@ def main() -> None:
         cache, source = Cache(work / "cache", ignore), model.resolve("smollm2-135m")
         model.bring_in(source, work / "model")
         gguf.write(work / "model", work / "float.gguf", ignore)
-        quantize(work / "float.gguf", work / "good.gguf", "Q8_0")
+        quantize(work / "float.gguf", work / "good.gguf", GgufExport(format="gguf", type="Q8_0"))
         budget = load("profiles", "targets").load("cpu-int4", GENERAL).budget
         (work / "float.gguf").unlink()
         print(f"{hardware.fingerprint()['cpu']}\n")

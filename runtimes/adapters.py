@@ -16,17 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.containers.gguf import read_gguf
 from edgekit.containers.reader import HINT, Reader, shown
 from edgekit.models.source import BASE_DIGEST, MERGED
 
 ALPHA = "adapter.lora.alpha"
-GGUF_TYPES = {
-    0: "F32",
-    1: "F16",
-    8: "Q8_0",
-    30: "BF16",
-}  # what llama.cpp's converter writes and its products take
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")  # those that llama.cpp's converter writes and its products accept
 GGUF_FLOAT32 = 6  # GGUF_METADATA_VALUE_TYPE_FLOAT32
 FLOAT, UINT8 = 1, 2  # onnx.TensorProto.DataType
 ITEM_BYTES = {FLOAT: 4, UINT8: 1}
@@ -96,7 +92,7 @@ def check_gguf(adapter: Path, layers: Shapes, base: str | None, merged: str | No
         raise UnsupportedError(f"{adapter} is an activated LoRA (aLoRA), which is not supported.")
     _check_alpha(adapter, found.get(ALPHA), layout.data_start)
     for tensor in layout.tensors.values():
-        if tensor.type not in GGUF_TYPES:
+        if GGML_TYPES[tensor.type].name not in GGUF_TYPES:
             raise _corrupt(adapter, f"{shown(tensor.name)} has the type {tensor.type}")
     # llama.cpp would take the embedding's factors unchecked, and norms it leaves out without a word
     linear = {name: size for name, size in layers.items() if len(size) == 2 and name != "token_embd.weight"}

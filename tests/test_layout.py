@@ -1,5 +1,7 @@
 """The house: links that resolve, imports that stay light, and a registry whose every name is real."""
 
+import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError
+from edgekit.targets.target import GgufExport, OnnxExport
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
@@ -61,6 +64,13 @@ def test_every_registered_name_is_real(kind: str) -> None:
             assert isinstance(loaded, registry.Exporter) and loaded.runtime in registry.names("runtimes")
         elif kind in ("runtimes", "stages"):
             assert callable(loaded)
+
+
+@pytest.mark.parametrize("options", [GgufExport(format="gguf"), OnnxExport(format="onnx")])
+def test_each_export_step_says_what_its_result_depends_on(options: GgufExport | OnnxExport) -> None:
+    for step in registry.load("exporters", options.format).steps(options):
+        assert step.modules and all(importlib.util.find_spec(name) for name in step.modules), step.stage
+        assert step.packages and all(importlib.metadata.version(name) for name in step.packages), step.stage
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

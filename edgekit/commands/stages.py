@@ -161,7 +161,7 @@ def quantize(
     From a folder, memory does not grow with the number of layers, and the only disk it takes is the new file's.
     """
     from edgekit import registry
-    from edgekit.targets.target import GGUF_TYPES
+    from edgekit.targets.target import GGUF_TYPES, GgufExport
 
     if type.upper() not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Known: {', '.join(GGUF_TYPES)}.")
@@ -176,8 +176,9 @@ def quantize(
         )
     else:
         with shell.working() as emit, written_whole(out, force=force) as staging:
+            options = GgufExport.model_validate({"format": "gguf", "type": type.upper()})
             registry.load("stages", "quantize")(
-                source, staging, type.upper(), threads=shell.cores(threads), emit=emit
+                source, staging, options, threads=shell.cores(threads), emit=emit
             )
     shell.print_json({"file": str(out)}) if json else shell.say(
         f"Quantized: {out}\nNext: edgekit verify {out} --reference MODEL"

@@ -12,6 +12,9 @@ from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Row
 from edgekit.models.chat import ChatTemplate
 
+# How GPT-2 splits a text into words before merging (Radford et al. 2019); byte-level pre-tokenizers of other models too.
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
 
 class ModelTokenizer:
     """transformers' own tokenizer for `folder`, with special tokens in a text recognised and none added."""

@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Emit, Progress, ignore
+from edgekit.containers.gguf import read_gguf
+from edgekit.targets.target import GgufExport
+
+Imatrix = Mapping[str, NDArray[np.float32]]
 
 STAGE = "quantize.gguf"
 ASYMMETRIC = ("Q4_1", "Q5_1")
 EIGHT_BITS_OR_MORE = ("F32", "F16", "BF16", "Q8_0")
-# llama.cpp's log: a tensor's place and name, then its size and, when it changes, its new type
+# Lines of llama.cpp's log: the number and name of a tensor, then its size and, when it changes, its new type.
 TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
 SIZE = re.compile(r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\w+)\))?")
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
@@ -51,37 +55,35 @@ class Choice:
     overrides: dict[str, str]
     """The tensor types to ask llama.cpp for, by regular expression."""
     warning: Alert | None
-    """Said when rows are too short for the type that was asked for."""
+    """The warning that some rows do not fit the type that was asked for; None when all fit."""
 
 
 def quantize(
     source: Path,
     out: Path,
-    type: str,
+    options: GgufExport,
     *,
-    token_embedding_type: str | None = None,
-    tensor_types: Mapping[str, str] | None = None,
-    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    imatrix: Imatrix | None = None,
     threads: int = 2,
     emit: Emit = ignore,
 ) -> None:
     """Quantize the float GGUF file `source` to `out`.
 
-    `type` is llama.cpp's file type (`Q4_K_M`); `tensor_types` gives tensors whose name matches a regular expression
-    another type (`{"ffn_down": "Q6_K"}`), as `llama-quantize --tensor-type` does; `imatrix` holds for each tensor
-    name the weight of each input column, `(columns,)`.
+    `options.type` is llama.cpp's file type (`Q4_K_M`); `options.tensor_types` gives tensors whose name matches a regular
+    expression another type (`{"ffn_down": "Q6_K"}`), as `llama-quantize --tensor-type` does; `imatrix` holds for each
+    tensor name the weight of each input column, `(columns,)`.
 
-    Each tensor gets the type that `choose_types` says. Raises `StageError` with llama.cpp's own last error line; then
-    there is no `out`.
+    Each tensor gets the type that `choose_types` reports. Raises `StageError` with llama.cpp's last error line; `out`
+    does not exist then.
     """
-    chosen = choose_types(source, type, token_embedding_type, tensor_types, imatrix)
+    chosen = choose_types(source, options, imatrix)
 
     def read(line: str) -> None:
         if found := TENSOR.search(line):
             emit(Progress(STAGE, int(found[1]), int(found[2]), "tensors", found[3]))
 
     try:
-        _run(source, out, type, token_embedding_type, chosen.overrides, imatrix, threads, read)
+        _run(source, out, options, chosen.overrides, imatrix, threads, read)
     except StageError:
         out.unlink(missing_ok=True)
         raise
@@ -89,19 +91,17 @@ def quantize(
         emit(chosen.warning)
 
 
-def choose_types(
-    source: Path,
-    type: str,
-    token_embedding_type: str | None = None,
-    tensor_types: Mapping[str, str] | None = None,
-    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
-) -> Choice:
+def choose_types(source: Path, options: GgufExport, imatrix: Imatrix | None = None) -> Choice:
     """The type that llama.cpp gives each tensor of the float GGUF file `source` when asked as in `quantize`.
 
-    It says so itself in a dry run, which reads the file's header and no weights: behind the header `source` may be a
-    hole. K types need rows of a multiple of 256 weights; for other rows llama.cpp falls back to a type of its own
-    choice. Where that is Q4_1 or Q5_1 the tensor gets Q8_0: on a model with very large activations the two have drifted
-    ten times as far as the smaller Q5_0. Raises `StageError` as `quantize` does.
+    llama.cpp reports the types in the log of a dry run, which reads the file's header and no weights: the data behind
+    the header of `source` may be a hole. No library call returns the types, and `stream` needs them before any weight
+    is written.
+
+    K types need rows of a multiple of 256 weights; for other rows llama.cpp falls back to a type of its own choice.
+    Where that is Q4_1 or Q5_1 the tensor gets Q8_0 instead: on a model with very large activations, Q4_1 and Q5_1
+    drifted ten times as far as the smaller Q5_0. Raises `StageError` as `quantize` does, and when the log names other
+    tensors than the file has.
     """
 
     def ask(overrides: Mapping[str, str]) -> Choice:
@@ -117,18 +117,24 @@ def choose_types(
             elif found := FALLBACK.search(line):
                 warning = Alert(
                     "warning",
-                    f"{found[1]} of {found[2]} tensors have rows that {type} cannot hold; they have a larger type.",
-                    "The file is larger than its type's name suggests; its bits per weight stand in the report.",
+                    f"{found[1]} of {found[2]} tensors have rows that {options.type} cannot hold; "
+                    "they get a larger type.",
+                    "The file is larger than the type's name suggests; the report gives its bits per weight.",
                 )
 
-        _run(source, None, type, token_embedding_type, overrides, imatrix, 1, read)
+        _run(source, None, options, overrides, imatrix, 1, read)
         return Choice(types, dict(overrides), warning)
 
-    first = ask(tensor_types or {})
-    unwanted = set(ASYMMETRIC) - {type, *first.overrides.values()}
+    first = ask(options.tensor_types)
+    if first.types.keys() != read_gguf(source).tensors.keys():
+        raise StageError(
+            "This version of llama.cpp does not report the type of each tensor. No file was written.",
+            "Install the version of llama-cpp-python that edgekit was tested with (constraints.txt).",
+        )
+    unwanted = set(ASYMMETRIC) - {options.type, *options.tensor_types.values()}
     if not any(kind.name in unwanted for kind in first.types.values()):
         return first
-    # every tensor by name: the mixture's choices for one depend on how many were chosen before it
+    # Ask for every tensor by name: the mixture's choice for one depends on how many were chosen before it.
     by_name = {
         f"^{re.escape(name)}$": "Q8_0" if kind.name in unwanted else kind.name
         for name, kind in first.types.items()
@@ -140,20 +146,19 @@ def choose_types(
 def _run(
     source: Path,
     out: Path | None,
-    type: str,
-    token_embedding_type: str | None,
+    options: GgufExport,
     tensor_types: Mapping[str, str],
-    imatrix: Mapping[str, NDArray[np.float32]] | None,
+    imatrix: Imatrix | None,
     threads: int,
     read: Callable[[str], None],
 ) -> None:
-    """One pass of llama.cpp, a dry run without `out`; each line of its log goes to `read`."""
+    """Run llama.cpp's quantizer once, without `out` as a dry run; each line of its log goes to `read`."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
-    params.ftype = file_type(type)
+    params.ftype = file_type(options.type)
     params.dry_run = out is None
-    if token_embedding_type:
-        params.token_embedding_type = tensor_type(token_embedding_type)
+    if options.token_embedding_type:
+        params.token_embedding_type = tensor_type(options.token_embedding_type)
     if tensor_types:
         params.tt_overrides = ctypes.cast(
             _overrides(tensor_types), ctypes.POINTER(llama_cpp.llama_model_tensor_override)
@@ -176,8 +181,8 @@ def _run(
     if failed:
         why = errors[-1].rpartition("failed to quantize: ")[2] if errors else "it gave no reason"
         raise StageError(
-            f"llama.cpp could not quantize {source.name} to {type}: {why}. No file was written.",
-            "If it is damaged or cut short, write the float file again.",
+            f"llama.cpp could not quantize {source.name} to {options.type}: {why}. No file was written.",
+            "If the float file is damaged or incomplete, write it again.",
         )
 
 

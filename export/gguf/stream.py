@@ -33,6 +33,7 @@ from edgekit.export.gguf.quantize import choose_types, file_type, uses_importanc
 from edgekit.export.gguf.write import MIB, STAGE, Model, Tensor, is_float_file, metadata, read_model
 from edgekit.export.weights.merge import ADAPTER_WEIGHTS
 from edgekit.export.weights.safetensors_io import Weights
+from edgekit.targets.target import GgufExport
 
 PIECE = 1 << 20  # weights that one thread takes at a time
 EMBEDDING = "token_embd.weight"
@@ -52,7 +53,7 @@ Job = Callable[[], NDArray[Any]]
 def stream(
     source: Path,
     out: Path,
-    options: Any,
+    options: GgufExport,
     *,
     adapter: Path | None = None,
     imatrix: Mapping[str, Floats] | None = None,
@@ -74,15 +75,8 @@ def stream(
         if not is_float_file(options):
             with out.open("r+b") as file:
                 file.truncate(file.seek(0, 2) + sum(_padded(tensor.bytes) for tensor in model.tensors))
-            chosen = choose_types(
-                out, options.type, options.token_embedding_type, options.tensor_types, imatrix
-            )
+            chosen = choose_types(out, options, imatrix)
             types = chosen.types
-            if types.keys() != tensors.keys():
-                raise StageError(
-                    "This version of llama.cpp does not say which type each tensor gets. No file was written.",
-                    "Export in two steps, or install the llama-cpp-python that edgekit was tested with.",
-                )
             _write_header(out, model, types, options.type)
             if chosen.warning:
                 emit(chosen.warning)
@@ -102,7 +96,7 @@ def stream(
 
 
 def peak_memory(
-    config: Mapping[str, Any], options: Any, threads: int = 2, *, adapter: Path | None = None
+    config: Mapping[str, Any], options: GgufExport, threads: int = 2, *, adapter: Path | None = None
 ) -> int:
     """Bytes of memory that `stream` takes at most, in a process of its own, for a model with this `config.json`.
 

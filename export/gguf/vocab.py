@@ -17,8 +17,8 @@ from typing import Any
 import gguf
 
 from edgekit.base.errors import CorruptError, UnsupportedError
+from edgekit.models.tokenizer import GPT2_PATTERN
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT = r"\p{N}"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -27,8 +27,8 @@ LLAMA3 = (
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # llama.cpp's name for: the patterns that split the text one after the other, and whether whole words skip the merges
 PRE_TOKENIZERS = {
-    ((GPT2,), False): "gpt-2",
-    ((DIGIT, GPT2), False): "smollm",
+    ((GPT2_PATTERN,), False): "gpt-2",
+    ((DIGIT, GPT2_PATTERN), False): "smollm",
     ((LLAMA3,), True): "llama-bpe",
     ((LLAMA3,), False): "smaug-bpe",
     ((QWEN2,), False): "qwen2",
@@ -200,7 +200,7 @@ def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
     steps = _steps(rules.get("pre_tokenizer"), "pretokenizers")
     for step in steps:
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
-            patterns += [GPT2] if step.get("use_regex", True) else []
+            patterns += [GPT2_PATTERN] if step.get("use_regex", True) else []
         elif step["type"] == "Digits" and step["individual_digits"]:
             patterns.append(DIGIT)
         elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.base.artifacts import sha256_file
+from edgekit.base.artifacts import digest_of, sha256_file
 from edgekit.base.errors import CorruptError, StageError, UnsupportedError
 from edgekit.base.events import Alert, Emit, Progress
 from edgekit.export.gguf.families import (
@@ -38,15 +38,22 @@ from edgekit.export.gguf.quantize import quantize, tensor_type, uses_importance
 from edgekit.export.gguf.vocab import Vocabulary, read_vocabulary
 from edgekit.models.source import MERGED, PROVENANCE, read_config
 from edgekit.registry import ExportContext, Exporter, ExportStep
+from edgekit.targets.target import GgufExport
 
 STAGE = "export.gguf"
+# What the results depend on, for the cache: distributions, and the modules that do the work with all they import.
+PACKAGES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+MODULES = ("edgekit.export.gguf.write", "edgekit.export.gguf.vocab", "edgekit.export.gguf.families")
+QUANTIZE_PACKAGES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
+QUANTIZE_MODULES = ("edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix")
 CONVERTER = "convert_hf_to_gguf.py"
+CONVERTER_PARTS = ("conversion", "gguf-py")  # folders of the checkout that the converter imports from
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DERIVED = ".rotary_emb.inv_freq"  # old checkpoints carry it; it follows from the config
 MIB = 2**20
 
 
-def refusal(config: dict[str, Any], options: Any) -> str:
+def refusal(config: dict[str, Any], options: GgufExport) -> str:
     """Why this model cannot be exported with these options, in one sentence; nothing when it can.
 
     Whether llama.cpp can reproduce the tokenizer is only known from its own files: `write` says so, before any tensor.
@@ -68,9 +75,8 @@ def refusal(config: dict[str, Any], options: Any) -> str:
     return ""
 
 
-def steps(options: Any) -> list[ExportStep]:
+def steps(options: GgufExport) -> list[ExportStep]:
     """A float file, then the quantized one; for F32 the float file is the result."""
-    kinds = options.model_dump(include={"type", "token_embedding_type", "tensor_types"})
 
     def write_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         if options.llama_cpp and architecture(read_config(source)) not in FAMILIES:
@@ -80,18 +86,25 @@ def steps(options: Any) -> list[ExportStep]:
 
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         weights = _importance(context, emit) if uses_importance(options.type) else None
-        quantize(source, out, **kinds, imatrix=weights, threads=context.threads, emit=emit)
+        quantize(source, out, options, imatrix=weights, threads=context.threads, emit=emit)
 
-    converter = {"converter": CONVERTER} if options.llama_cpp else {}
-    if is_float_file(options):
-        return [ExportStep(STAGE, converter, "model.gguf", write_floats)]
+    single = is_float_file(options)
+    converter = {"converter": converter_digest(options.llama_cpp)} if options.llama_cpp else {}
+    floats = ExportStep(
+        STAGE, converter, "model.gguf" if single else "model.f32.gguf", write_floats, PACKAGES, MODULES
+    )
+    if single:
+        return [floats]
+    kinds = options.model_dump(include={"type", "token_embedding_type", "tensor_types"})
     return [
-        ExportStep(STAGE, converter, "model.f32.gguf", write_floats),
-        ExportStep("quantize.gguf", kinds, "model.gguf", quantize_floats),
+        floats,
+        ExportStep(
+            "quantize.gguf", kinds, "model.gguf", quantize_floats, QUANTIZE_PACKAGES, QUANTIZE_MODULES
+        ),
     ]
 
 
-def is_float_file(options: Any) -> bool:
+def is_float_file(options: GgufExport) -> bool:
     """Whether these options ask for 32-bit floats and nothing else, which needs no quantizer."""
     return options.type == "F32" and not options.token_embedding_type and not options.tensor_types
 
@@ -284,6 +297,18 @@ def _write_origin(writer: gguf.GGUFWriter, origin: dict[str, Any], config: dict[
         writer.add_string(
             f"edgekit.{key}", value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         )
+
+
+def converter_digest(checkout: Path) -> str:
+    """The digest of the Python files that the converter of a llama.cpp checkout consists of."""
+    files = [file for part in CONVERTER_PARTS for file in sorted((checkout / part).rglob("*.py"))]
+    return digest_of(
+        {
+            file.relative_to(checkout).as_posix(): sha256_file(file)
+            for file in [checkout / CONVERTER, *files]
+            if file.is_file()
+        }
+    )
 
 
 def convert(checkout: Path, source: Path, out: Path) -> None:

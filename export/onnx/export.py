@@ -21,15 +21,19 @@ from edgekit.base.artifacts import remove
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress
 from edgekit.base.parts import missing_part
+from edgekit.models.tokenizer import GPT2_PATTERN
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import OnnxExport
 
 STAGE = "export.onnx"
-PACKAGES = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "onnx", "torch", "transformers")
+# What the result depends on, for the cache: distributions, and the modules that do the work with all they import.
+PACKAGES = (
+    "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "safetensors", "tokenizers", "torch", "transformers",
+)  # fmt: skip
+MODULES = ("edgekit.export.onnx.export", "edgekit.export.onnx.build")
 BITS = {"int4": 4, "int8": 8, "fp32": 32}
 # What the builder can build and reads back from a quantized checkpoint; each is compared with torch in the tests.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def refusal(config: dict[str, Any], options: OnnxExport) -> str:
@@ -71,7 +75,7 @@ def steps(options: OnnxExport) -> list[ExportStep]:
     def run(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         export(source, out, options, context, emit)
 
-    return [ExportStep(STAGE, options.model_dump(), "onnx", run, PACKAGES)]
+    return [ExportStep(STAGE, options.model_dump(), "onnx", run, PACKAGES, MODULES)]
 
 
 exporter = Exporter(runtime="onnxruntime", refusal=refusal, steps=steps)

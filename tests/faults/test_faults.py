@@ -73,7 +73,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("file")
     gguf_export.write(model, folder / "float.gguf", ignore)
-    quantize(folder / "float.gguf", folder / "model.gguf", "Q8_0", threads=1)
+    quantize(folder / "float.gguf", folder / "model.gguf", tiny.gguf_options("Q8_0"), threads=1)
     return folder / "model.gguf"
 
 
@@ -135,7 +135,11 @@ def test_a_ruinous_calibration_set_is_caught(model: Path, cache: Cache, tmp_path
             importance = {key: np.where(np.arange(len(v)) % 32 == 0, v, 0) for key, v in importance.items()}
         out = tmp_path / f"{name}.gguf"
         quantize(
-            tmp_path / "float.gguf", out, "Q4_0", token_embedding_type="Q8_0", imatrix=importance, threads=1
+            tmp_path / "float.gguf",
+            out,
+            tiny.gguf_options("Q4_0", token_embedding_type="Q8_0"),
+            imatrix=importance,
+            threads=1,
         )
         found[name] = failed(check(out, model, cache))
     assert not found["varied"]
@@ -168,7 +172,7 @@ def test_no_clean_file_is_refused(family: str, cache: Cache, tmp_path: Path) -> 
     model = tiny.make_small(tmp_path / family, family)
     gguf_export.write(model, tmp_path / "F32.gguf", ignore)
     for type in ("F16", "Q8_0"):
-        quantize(tmp_path / "F32.gguf", tmp_path / f"{type}.gguf", type, threads=1)
+        quantize(tmp_path / "F32.gguf", tmp_path / f"{type}.gguf", tiny.gguf_options(type), threads=1)
     for type in ("F32", "F16", "Q8_0"):
         found = failed(check(tmp_path / f"{type}.gguf", model, cache))
         assert not found, (type, found)

@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("file")
     gguf_export.write(model, folder / "float.gguf", ignore)
-    quantize(folder / "float.gguf", folder / "model.gguf", "Q8_0", threads=1)
+    quantize(folder / "float.gguf", folder / "model.gguf", tiny.gguf_options("Q8_0"), threads=1)
     return folder / "model.gguf"
 
 

@@ -65,7 +65,7 @@ def test_a_file_is_the_model_it_was_made_from(file: Path, small: Path, cache: Ca
         "stop_contract", "mean_kld_nats", "text_mean_kld_nats",
     }  # fmt: skip
     assert "texts" in found["gguf.tokenizer_identity"].detail
-    quantize(file, tmp_path / "small.gguf", "Q8_0", threads=1)
+    quantize(file, tmp_path / "small.gguf", tiny.gguf_options("Q8_0"), threads=1)
     assert not failed(check(tmp_path / "small.gguf", small, cache))
 
 

@@ -348,7 +348,7 @@ def test_the_proof_holds_for_float_and_rounded_bases(
     files: dict[str, Path], onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
     for type in ("Q8_0", "Q4_0"):
-        quantize(files["base.gguf"], tmp_path / f"{type}.gguf", type, threads=1)
+        quantize(files["base.gguf"], tmp_path / f"{type}.gguf", tiny.gguf_options(type), threads=1)
     rounded = {**files, "q8": tmp_path / "Q8_0.gguf", "q4": tmp_path / "Q4_0.gguf"}
     for base in ("base.gguf", "q8", "q4"):
         assert prove(rounded, base, files["a.gguf"], "llama.cpp").passed
@@ -367,7 +367,7 @@ def doubled_alpha(made: Path, copy: Path) -> Path:
 def test_the_proof_catches_alpha_doubled(
     files: dict[str, Path], onnx_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    quantize(files["base.gguf"], tmp_path / "q4.gguf", "Q4_0", threads=1)
+    quantize(files["base.gguf"], tmp_path / "q4.gguf", tiny.gguf_options("Q4_0"), threads=1)
     to_gguf(files["base"], doubled_alpha(files["a"], tmp_path / "a"), tmp_path / "a.gguf")
     to_onnx(onnx_files["base"], doubled_alpha(onnx_files["a"], tmp_path / "o"), tmp_path / "a.onnx_adapter")
     rounded = {**files, "q4": tmp_path / "q4.gguf"}

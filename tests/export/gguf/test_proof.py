@@ -56,7 +56,7 @@ def write(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Write:
             if kind != "F32":
                 written[key] = out / "model.gguf"
                 weights = _importance(out / "floats.gguf") if imatrix else None
-                quantize(out / "floats.gguf", out / "model.gguf", kind, imatrix=weights)
+                quantize(out / "floats.gguf", out / "model.gguf", tiny.gguf_options(kind), imatrix=weights)
         return folder, written[key]
 
     return file
@@ -183,7 +183,7 @@ def test_a_planted_fault_is_named(fault: Any, write: Write, tmp_path: Path) -> N
 def test_another_merge_below_the_rounding_error_is_found(kind: str, write: Write, tmp_path: Path) -> None:
     folder, floats = copied(write("llama", "F32", **WIDE), tmp_path)
     plant.plant_doubled_alpha(floats)
-    quantize(floats, tmp_path / "merged.gguf", kind)
+    quantize(floats, tmp_path / "merged.gguf", tiny.gguf_options(kind))
     proof = prove(tmp_path / "merged.gguf", folder, stage="x")
     notes = {tensor.name: tensor.note for tensor in proof.tensors if tensor.note}
     assert sorted(notes) == [f"blk.{i}.attn_{part}.weight" for i in range(3) for part in "qv"]

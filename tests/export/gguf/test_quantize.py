@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import transformers
 import vocabularies
 from numpy.typing import NDArray
 
+import edgekit.export.gguf.quantize
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Event, Progress, ignore
 from edgekit.export.gguf.imatrix import importance
@@ -57,7 +59,7 @@ def values(tensor: gguf.ReaderTensor) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("type", GGUF_TYPES)
 def test_every_type_is_written(type: str, floats: Path, tmp_path: Path) -> None:
-    quantize(floats, tmp_path / "out.gguf", type, threads=1)
+    quantize(floats, tmp_path / "out.gguf", tiny.gguf_options(type), threads=1)
     field = gguf.GGUFReader(tmp_path / "out.gguf").get_field("general.file_type")
     assert field is not None and field.contents() == file_type(type)
     original, written = tensors(floats), tensors(tmp_path / "out.gguf")
@@ -72,12 +74,20 @@ def test_the_same_bytes_with_any_number_of_threads(
     floats: Path, weights: dict[str, NDArray[np.float32]], tmp_path: Path
 ) -> None:
     for threads in (1, 2):
-        quantize(floats, tmp_path / f"{threads}.gguf", "Q4_K_M", imatrix=weights, threads=threads)
+        quantize(
+            floats,
+            tmp_path / f"{threads}.gguf",
+            tiny.gguf_options("Q4_K_M"),
+            imatrix=weights,
+            threads=threads,
+        )
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
 
 
 def test_the_embedding_gets_its_own_type(floats: Path, tmp_path: Path) -> None:
-    quantize(floats, tmp_path / "out.gguf", "Q8_0", token_embedding_type="Q4_K_M", threads=1)
+    quantize(
+        floats, tmp_path / "out.gguf", tiny.gguf_options("Q8_0", token_embedding_type="Q4_K_M"), threads=1
+    )
     written = tensors(tmp_path / "out.gguf")
     assert written["token_embd.weight"].tensor_type == gguf.GGMLQuantizationType.Q4_K
     assert written["blk.0.ffn_up.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
@@ -101,8 +111,8 @@ def test_importance_is_the_mean_square_of_what_a_layer_reads(
 def test_importance_lowers_the_weighted_error(
     type: str, floats: Path, weights: dict[str, NDArray[np.float32]], tmp_path: Path
 ) -> None:
-    quantize(floats, tmp_path / "plain.gguf", type, threads=1)
-    quantize(floats, tmp_path / "weighed.gguf", type, imatrix=weights, threads=1)
+    quantize(floats, tmp_path / "plain.gguf", tiny.gguf_options(type), threads=1)
+    quantize(floats, tmp_path / "weighed.gguf", tiny.gguf_options(type), imatrix=weights, threads=1)
     exact = tensors(floats)
 
     def error(file: Path) -> float:
@@ -136,7 +146,7 @@ def test_a_failure_names_its_cause_and_leaves_nothing(
 ) -> None:
     source, imatrix, message = FAULTS[fault]
     with pytest.raises(StageError, match=message):
-        quantize(source(floats), tmp_path / "out.gguf", "Q4_0", imatrix=imatrix, threads=1)
+        quantize(source(floats), tmp_path / "out.gguf", tiny.gguf_options("Q4_0"), imatrix=imatrix, threads=1)
     assert not (tmp_path / "out.gguf").exists()
     assert capfd.readouterr() == ("", "")
 
@@ -144,7 +154,7 @@ def test_a_failure_names_its_cause_and_leaves_nothing(
 def test_a_truncated_file_fails(floats: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(floats.read_bytes()[:-4096])
     with pytest.raises(StageError, match=r"cut\.gguf"):
-        quantize(tmp_path / "cut.gguf", tmp_path / "out.gguf", "Q4_0", threads=1)
+        quantize(tmp_path / "cut.gguf", tmp_path / "out.gguf", tiny.gguf_options("Q4_0"), threads=1)
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -154,7 +164,13 @@ def test_progress_counts_tensors_and_a_fallback_is_said(tmp_path: Path) -> None:
         patch.setattr(tiny, "tokenizer", lambda: small)
         write(tiny.make(tmp_path / "narrow"), tmp_path / "narrow.gguf", ignore)  # rows of 64
     events: list[Event] = []
-    quantize(tmp_path / "narrow.gguf", tmp_path / "out.gguf", "Q4_K_M", threads=1, emit=events.append)
+    quantize(
+        tmp_path / "narrow.gguf",
+        tmp_path / "out.gguf",
+        tiny.gguf_options("Q4_K_M"),
+        threads=1,
+        emit=events.append,
+    )
     steps = [event for event in events if isinstance(event, Progress)]
     assert [event.done for event in steps] == list(range(1, int(steps[0].total) + 1))
     assert [event.level for event in events if isinstance(event, Alert)] == ["warning"]
@@ -166,22 +182,33 @@ def test_rows_that_llama_cpp_would_give_a_ruinous_type_are_kept_in_eight_bits(tm
         patch.setattr(tiny, "tokenizer", lambda: small)
         write(tiny.make(tmp_path / "narrow"), tmp_path / "narrow.gguf", ignore)  # rows of 64
     out = tmp_path / "out.gguf"
-    quantize(tmp_path / "narrow.gguf", out, "Q5_K_M", threads=1, tensor_types={"attn_q": "Q5_0"})
+    quantize(
+        tmp_path / "narrow.gguf", out, tiny.gguf_options("Q5_K_M", tensor_types={"attn_q": "Q5_0"}), threads=1
+    )
     found = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
     assert "Q5_1" not in found.values()
     assert found["blk.0.attn_k.weight"] == found["blk.1.ffn_up.weight"] == "Q8_0"
     assert found["blk.0.attn_q.weight"] == "Q5_0"
-    quantize(tmp_path / "narrow.gguf", out, "Q4_1", threads=1)
+    quantize(tmp_path / "narrow.gguf", out, tiny.gguf_options("Q4_1"), threads=1)
     assert "Q4_1" in {tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors}
+
+
+def test_a_llama_cpp_whose_log_names_no_types_is_refused(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edgekit.export.gguf.quantize, "SIZE", re.compile("another wording"))
+    with pytest.raises(StageError, match="does not report the type"):
+        quantize(floats, tmp_path / "out.gguf", tiny.gguf_options("Q4_0"), threads=1)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_the_log_goes_back_to_its_reader(floats: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     with llama_log(lambda level, line: lines.append(line)):
-        quantize(floats, tmp_path / "one.gguf", "Q8_0", threads=1)
+        quantize(floats, tmp_path / "one.gguf", tiny.gguf_options("Q8_0"), threads=1)
         assert not lines
         with pytest.raises(StageError):
-            quantize(tmp_path / "absent.gguf", tmp_path / "two.gguf", "Q8_0", threads=1)
+            quantize(tmp_path / "absent.gguf", tmp_path / "two.gguf", tiny.gguf_options("Q8_0"), threads=1)
         assert not lines
 
 
@@ -198,7 +225,7 @@ def test_the_sample_model_answers_in_four_bits(tmp_path: Path) -> None:
     quantize(
         tmp_path / "model.f32.gguf",
         tmp_path / "model.gguf",
-        "Q4_K_M",
+        tiny.gguf_options("Q4_K_M"),
         imatrix=importance(tmp_path / "base", rows),
     )
     model = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=256, verbose=False)

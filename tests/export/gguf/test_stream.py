@@ -58,8 +58,7 @@ def in_steps(
     write(model, floats, ignore)
     if is_float_file(wanted):
         return floats.read_bytes()
-    kinds = wanted.model_dump(include={"type", "token_embedding_type", "tensor_types"})
-    quantize.quantize(floats, out, **kinds, imatrix=imatrix, threads=2)
+    quantize.quantize(floats, out, wanted, imatrix=imatrix, threads=2)
     return out.read_bytes()
 
 
@@ -246,7 +245,7 @@ def test_a_llama_cpp_that_words_its_log_otherwise_is_found(
 ) -> None:
     model, out = make(), tmp_path / "out.gguf"
     monkeypatch.setattr(quantize, "SIZE", quantize.re.compile("bytes"))
-    fails(lambda: stream.stream(model, out, options("Q8_0")), out, StageError, "does not say which type")
+    fails(lambda: stream.stream(model, out, options("Q8_0")), out, StageError, "does not report the type")
 
 
 def test_progress_counts_the_files_bytes_and_a_fallback_is_said_once(make: Make, tmp_path: Path) -> None:

@@ -402,3 +402,18 @@ def test_another_architecture_is_quantized_without_importance_and_says_so(
     )
     assert given == [None]
     assert [event.level for event in events if isinstance(event, Alert)] == ["warning"]
+
+
+def test_a_changed_converter_changes_the_step(checkout: Path) -> None:
+    def options_of_the_step() -> dict[str, Any]:
+        return export.exporter.steps(GgufExport(format="gguf", llama_cpp=checkout))[0].options
+
+    seen = [options_of_the_step()]
+    for name in (export.CONVERTER, "gguf-py/gguf/constants.py", "conversion/phi.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        with (checkout / name).open("a") as file:
+            file.write("changed = True\n")
+        seen.append(options_of_the_step())
+        assert seen[-1] not in seen[:-1], name
+    (checkout / "README.md").write_text("unrelated")
+    assert options_of_the_step() == seen[-1]
