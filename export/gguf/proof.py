@@ -37,19 +37,8 @@ from edgekit.export.gguf.families import (
 from edgekit.export.gguf.vocab import read_vocabulary
 from edgekit.export.gguf.write import EMBEDDING, HEAD, read_tensors
 from edgekit.export.weights.safetensors_io import Weights
-from edgekit.export.weights.weight_proof import (
-    BF16,
-    EXACT,
-    F16,
-    F32,
-    Array,
-    Facts,
-    Grid,
-    Reference,
-    StaticProof,
-    Stored,
-    prove_weights,
-)
+from edgekit.export.weights.weight_compare import BF16, EXACT, F16, F32, Array, Grid, Reference, Stored
+from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
 from edgekit.models.source import read_config
 
 Bytes = NDArray[np.uint8]

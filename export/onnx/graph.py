@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from edgekit.base.errors import CorruptError, UnsupportedError
-from edgekit.export.weights.weight_proof import BF16, CALIBRATED, F16, F32, Array, Grid, Stored
+from edgekit.export.weights.weight_compare import BF16, CALIBRATED, F16, F32, Array, Grid, Stored
 
 FLOATS = {onnx.TensorProto.FLOAT: ("fp32", F32), onnx.TensorProto.FLOAT16: ("fp16", F16),
           onnx.TensorProto.BFLOAT16: ("bf16", BF16)}  # fmt: skip

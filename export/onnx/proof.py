@@ -22,7 +22,8 @@ from edgekit.export.gguf.families import architecture, head_size, interleave, ro
 from edgekit.export.onnx.export import ARCHITECTURES
 from edgekit.export.onnx.graph import FLOATS, Graph, Node, read_graph, stored, vector
 from edgekit.export.weights.safetensors_io import Weights, read_json
-from edgekit.export.weights.weight_proof import Array, Facts, Reference, StaticProof, Stored, prove_weights
+from edgekit.export.weights.weight_compare import Array, Reference, Stored
+from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
 from edgekit.models.source import read_config
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

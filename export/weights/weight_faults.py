@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.export.weights.weight_proof import (
+from edgekit.export.weights.weight_compare import (
     LARGEST_MATRIX,
     WHITE,
     Array,

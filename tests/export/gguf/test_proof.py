@@ -26,7 +26,8 @@ from edgekit.export.gguf import write as export
 from edgekit.export.gguf.families import deinterleave, interleave
 from edgekit.export.gguf.proof import GRIDS, prove
 from edgekit.export.gguf.quantize import quantize
-from edgekit.export.weights.weight_proof import Grid, StaticProof, Stored, compare, largest_singular
+from edgekit.export.weights.weight_compare import Grid, Stored, compare, largest_singular
+from edgekit.export.weights.weight_proof import StaticProof
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
 MHA = {"num_key_value_heads": 4}
