@@ -15,8 +15,8 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from edgekit.base.errors import ConfigError, CorruptError
-from edgekit.containers.onnx import check_onnx
 from edgekit.models.chat import ChatTemplate
+from edgekit.models.onnx_folder import AGAIN, check_onnx_folder
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
 from edgekit.runtimes.checks import check_fits, check_ids, nfc
@@ -26,15 +26,6 @@ BATCH_CELLS = 8192  # tokens of KV cache for all of them
 NO_PAD = (
     -1
 )  # onnxruntime-genai takes pad ids at a prompt's end for padding, and a model's own may well stand there
-# Options of a session that only change how it computes. `provider_options` are cleared; the others include a native
-# library to load, files to read in place of the model, and files to write (onnxruntime_session_options_config_keys.h).
-HARMLESS = {
-    "log_id", "log_severity_level", "log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads",
-    "enable_cpu_mem_arena", "enable_mem_pattern", "use_env_allocators", "graph_optimization_level", "provider_options",
-    "session.intra_op.allow_spinning", "session.inter_op.allow_spinning", "session.set_denormal_as_zero",
-    "session.qdq_matmulnbits_accuracy_level", "session.dynamic_block_base", "session.disable_prepacking",
-}  # fmt: skip
-AGAIN = "Export the model again, or copy the whole folder again."
 
 
 def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
@@ -44,7 +35,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     """
     if not path.is_dir():
         raise ConfigError(f"There is no folder {path}.", "Name a folder that onnxruntime-genai loads.")
-    config = _model_config(path)
+    config = check_onnx_folder(path)
     origin = adapters.read_origin(path)
     try:
         text = _Text(path)
@@ -60,48 +51,6 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CorruptError(f"onnxruntime-genai could not load {path}: {reason}", AGAIN) from error
-
-
-def _model_config(path: Path) -> dict[str, Any]:
-    """The `model` table of `genai_config.json`, once the folder is whole and names none but its own files."""
-    for name in ("genai_config.json", "tokenizer.json", "tokenizer_config.json"):
-        if not (path / name).is_file():
-            raise CorruptError(f"{path} has no {name}.", AGAIN)
-    source = path / "genai_config.json"
-    try:
-        config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))["model"]
-        files = {str(config["decoder"]["filename"]), *_file_names(config)}
-        if not isinstance(config["vocab_size"], int) or not isinstance(config["eos_token_id"], int | list):
-            raise TypeError("`vocab_size` or `eos_token_id` is not a number")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptError(f"{source} is malformed: {error}", AGAIN) from error
-    if unknown := sorted(set(_options(config)) - HARMLESS):
-        raise CorruptError(
-            f"{source} sets what may load native code or write files: {', '.join(unknown)}. Nothing was loaded.",
-            "Take a folder from a source that you trust, or take these options out of it.",
-        )
-    for file in sorted(files):
-        if Path(file).name != file or not (path / file).is_file():
-            raise CorruptError(f"{path} has no model file '{file}'.", AGAIN)
-        check_onnx(path, file)
-    return config
-
-
-def _file_names(config: Any) -> Iterator[str]:
-    """Every model file that the configuration names: beside the decoder's, those of embeddings or a pipeline."""
-    if isinstance(config, dict) and "filename" in config:
-        yield str(config["filename"])
-    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
-        yield from _file_names(value)
-
-
-def _options(config: Any) -> Iterator[str]:
-    """The name of every option that the configuration sets for a session or a run, at any depth."""
-    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
-        if key in ("session_options", "run_options") and isinstance(value, dict):
-            yield from value
-        elif isinstance(value, dict | list):
-            yield from _options(value)
 
 
 class _Text:

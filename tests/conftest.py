@@ -50,6 +50,43 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("tiny") / "llama")
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded Llama with a tokenizer of 478 tokens, as a Hugging Face folder."""
+    import tiny
+
+    return tiny.make_small(tmp_path_factory.mktemp("small") / "llama")
+
+
+@pytest.fixture(scope="session")
+def small_gguf(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a Q8_0 file."""
+    import tiny
+
+    from edgekit.base.events import ignore
+    from edgekit.export.gguf import write as gguf_export
+    from edgekit.export.gguf.quantize import quantize
+
+    folder = tmp_path_factory.mktemp("file")
+    gguf_export.write(small_model, folder / "float.gguf", ignore)
+    quantize(folder / "float.gguf", folder / "model.gguf", tiny.gguf_options("Q8_0"), threads=1)
+    return folder / "model.gguf"
+
+
+@pytest.fixture(scope="session")
+def small_onnx(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as an onnxruntime-genai folder of 8 bits."""
+    from edgekit.base.events import ignore
+    from edgekit.export.onnx import export as onnx_export
+    from edgekit.registry import ExportContext
+    from edgekit.targets.target import OnnxExport
+
+    out = tmp_path_factory.mktemp("folder") / "onnx"
+    options = OnnxExport(format="onnx", precision="int8")
+    onnx_export.export(small_model, out, options, ExportContext(small_model), ignore)
+    return out
+
+
 @dataclass(frozen=True)
 class TinyBuild:
     """A whole build of the tiny model: where things are, and what to type to repeat it."""

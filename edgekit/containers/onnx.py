@@ -51,6 +51,10 @@ DTYPE_BITS = {
 }  # fmt: skip
 STRING = 8
 VALUE_FIELDS = frozenset({4, 5, 7, 10, 11})  # float_data, int32_data, int64_data, double_data, uint64_data
+AS_RAW = {
+    1: 4,
+    11: 10,
+}  # the field in which values of a type stand one by one with the bytes that raw_data would have
 EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
 
 
@@ -58,7 +62,7 @@ EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
 class OnnxTensor:
     """An initializer of the main graph: `dtype` is a `TensorProto.DataType`, `nbytes` the size of its raw bytes.
 
-    They stand at `offset` of `file` in the model's folder; `offset` is None when they are stored value by value.
+    They stand at `offset` of `file` in the model's folder; `offset` is None when they are stored in another form.
     """
 
     name: str
@@ -121,6 +125,7 @@ class _Tensor:
     dtype: int = 0
     dims: list[int] = field(default_factory=list)
     raw: tuple[int, int] | None = None  # place and bytes of raw_data
+    packed: tuple[int, int] = (0, 0)  # field and place of the first values that stand one by one
     value_bytes: int = 0
     strings: int = 0
     location: int = 0
@@ -225,6 +230,8 @@ class _Walk:
             elif number == 3:
                 raise reader.corrupt("a tensor is stored in segments, which no runtime reads")
             elif number in VALUE_FIELDS:
+                if wire == LENGTH and not tensor.value_bytes:
+                    tensor.packed = number, reader.position
                 tensor.value_bytes += value - reader.position if wire == LENGTH else 8
             elif number == 6:
                 tensor.strings += 1
@@ -289,6 +296,8 @@ class _Walk:
             tensor.dtype != STRING and count > 4 * tensor.value_bytes
         ):  # one byte holds four 2-bit values at most
             raise reader.corrupt(f"{what} has {count} values, and {tensor.value_bytes} bytes are stored", at)
+        elif tensor.packed[0] == AS_RAW.get(tensor.dtype) and tensor.value_bytes == nbytes:
+            offset = tensor.packed[1]
         return OnnxTensor(tensor.name, tensor.dtype, tuple(tensor.dims), nbytes, file, offset)
 
     def _outside(self, tensor: _Tensor, nbytes: int, what: str, at: int) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,23 @@ def _check_sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 
 def largest_id(folder: Path) -> int:
     """The largest token id that the tokenizer files of a folder give out, -1 without such files."""
-    ids = [-1]
+    return max((id_ for id_ in token_ids(folder) if isinstance(id_, int)), default=-1)
+
+
+def token_ids(folder: Path) -> Iterator[Any]:
+    """Every token id that the tokenizer files of a folder give out, as it stands there: it may be no number."""
     tokenizer = _json(folder / "tokenizer.json")
-    vocabulary = (tokenizer.get("model") or {}).get("vocab")
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
-        ids += [id_ for id_ in vocabulary.values() if isinstance(id_, int)]
+        yield from vocabulary.values()
     elif isinstance(vocabulary, list):
-        ids.append(len(vocabulary) - 1)
+        yield len(vocabulary) - 1
     added = tokenizer.get("added_tokens")
-    ids += [
-        token["id"] for token in added or [] if isinstance(token, dict) and isinstance(token.get("id"), int)
-    ]
-    ids += [id_ for id_ in _json(folder / "added_tokens.json").values() if isinstance(id_, int)]
+    yield from (token["id"] for token in added or [] if isinstance(token, dict) and "id" in token)
+    yield from _json(folder / "added_tokens.json").values()
     decoder = _json(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    ids += [int(id_) for id_ in decoder or {} if str(id_).isdecimal()]
-    return max(ids)
+    yield from (int(id_) for id_ in decoder or {} if str(id_).isdecimal())
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
 from edgekit.models.folder_check import check_folder
+from edgekit.models.onnx_folder import check_onnx_folder
 from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, capture_own
@@ -68,6 +69,8 @@ def verify_file(
         check_gguf(path)  # before anything else reads it
     elif subject.format == "folder":
         check_folder(path)
+    elif subject.format == "onnx":
+        check_onnx_folder(path)
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]

@@ -1,6 +1,6 @@
 """Model files whose container is sound and whose contents hurt: each function changes a good file in place.
 
-`GGUF`, `ONNX` and `FOLDER` name the cases. A case says what the check that finds it must name, or nothing where only
+`GGUF` names the cases, `TEMPLATES` chat templates that do not end. A case says what the check that finds it must name, or nothing where only
 the runtime itself can find out.
 """
 
@@ -14,11 +14,31 @@ import gguf
 import numpy as np
 from faults import plant
 
+from edgekit.base.errors import CorruptError
+from edgekit.device.isolated import open_isolated
+
 Hurt = Callable[[Path], None]
 ROLES = ("bos", "eos", "eot", "padding", "unknown", "fim_pre", "eom", "seperator")
 MEMORY_BOMB = "{% set ns = namespace(t='x') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}"
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
 RECURSIVE = "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}"
+
+
+def use(runtime: str, path: Path) -> None:
+    """Open a file in a child process, and ask for everything that a proof asks for."""
+    opened = open_isolated(runtime, path, threads=1)
+    try:
+        ids = opened.encode("Hello <|im_start|> 12 ﬁ 你好")
+        opened.decode(range(opened.vocab_size))
+        opened.logits(ids)
+        list(opened.generate(ids, 4))
+    finally:
+        opened.close()
+
+
+def one_sentence(error: CorruptError) -> None:
+    """The error is for a person: one line, no traceback, and what to do."""
+    assert "\n" not in error.message and "Traceback" not in error.message and error.hint
 
 
 def fields(**changes: Any) -> Hurt:

@@ -10,8 +10,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny
 from faults import hostile
+from faults.hostile import one_sentence, use
 
 from edgekit.base.cache import Cache
 from edgekit.base.errors import CorruptError
@@ -21,54 +21,25 @@ from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.device import isolated
 from edgekit.device.isolated import open_isolated
-from edgekit.export.gguf import write as gguf_export
-from edgekit.export.gguf.quantize import quantize
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_small(tmp_path_factory.mktemp("model") / "llama")
-
-
-@pytest.fixture(scope="module")
-def good(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("file")
-    gguf_export.write(model, folder / "float.gguf", ignore)
-    quantize(folder / "float.gguf", folder / "model.gguf", tiny.gguf_options("Q8_0"), threads=1)
-    return folder / "model.gguf"
 
 
 @pytest.fixture
-def file(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copyfile(good, tmp_path / "model.gguf"))
+def file(small_gguf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(small_gguf, tmp_path / "model.gguf"))
 
 
-def use(runtime: str, path: Path) -> None:
-    """Open a file in a child process, and ask for everything that a proof asks for."""
-    opened = open_isolated(runtime, path, threads=1)
-    try:
-        ids = opened.encode("Hello <|im_start|> 12 ﬁ 你好")
-        opened.decode(range(opened.vocab_size))
-        opened.logits(ids)
-        list(opened.generate(ids, 4))
-    finally:
-        opened.close()
-
-
-def one_sentence(error: CorruptError) -> None:
-    assert "\n" not in error.message and "Traceback" not in error.message and error.hint
-
-
-def test_the_good_file_is_sound(good: Path) -> None:
-    check_gguf(good)
-    use("llama.cpp", good)
+def test_the_good_file_is_sound(small_gguf: Path) -> None:
+    check_gguf(small_gguf)
+    use("llama.cpp", small_gguf)
 
 
 @pytest.mark.parametrize("case", hostile.GGUF)
-def test_a_hostile_gguf_file_is_refused_by_the_rule_it_breaks(case: str, file: Path, good: Path) -> None:
+def test_a_hostile_gguf_file_is_refused_by_the_rule_it_breaks(
+    case: str, file: Path, small_gguf: Path
+) -> None:
     hurt, rule = hostile.GGUF[case]
     hurt(file)
-    assert file.read_bytes() != good.read_bytes()
+    assert file.read_bytes() != small_gguf.read_bytes()
     if rule:
         with pytest.raises(CorruptError, match=rf"\((?:{rule})\)") as refused:
             check_gguf(file)
@@ -81,7 +52,7 @@ def test_a_hostile_gguf_file_is_refused_by_the_rule_it_breaks(case: str, file: P
 @pytest.mark.parametrize("case", ["bos id outside the vocabulary", "fewer token types than tokens", "no heads",
                                   "NaN in the scale of a Q8_0 block", "billions of layers"])  # fmt: skip
 def test_the_child_contains_what_the_rules_would_have_refused(
-    case: str, file: Path, good: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    case: str, file: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With the rules taken out of the child, the runtime itself meets the file: the parent lives, and says so."""
     hostile.GGUF[case][0](file)
@@ -129,8 +100,8 @@ def test_every_type_keeps_its_scales_where_the_check_looks() -> None:
     assert held >= 20
 
 
-def test_a_process_that_hangs_is_ended_and_named(good: Path) -> None:
-    opened = open_isolated("llama.cpp", good, threads=1, step_s=30.0)
+def test_a_process_that_hangs_is_ended_and_named(small_gguf: Path) -> None:
+    opened = open_isolated("llama.cpp", small_gguf, threads=1, step_s=30.0)
     try:
         os.kill(opened.pid, signal.SIGSTOP)
         opened._step_s = 0.2
@@ -141,8 +112,8 @@ def test_a_process_that_hangs_is_ended_and_named(good: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-def test_a_process_that_dies_is_named_by_its_signal(good: Path, number: signal.Signals) -> None:
-    opened = open_isolated("llama.cpp", good, threads=1)
+def test_a_process_that_dies_is_named_by_its_signal(small_gguf: Path, number: signal.Signals) -> None:
+    opened = open_isolated("llama.cpp", small_gguf, threads=1)
     try:
         os.kill(opened.pid, number)
         with pytest.raises(CorruptError, match=number.name):
@@ -151,11 +122,11 @@ def test_a_process_that_dies_is_named_by_its_signal(good: Path, number: signal.S
         opened.close()
 
 
-def test_memory_is_bounded(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded(small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A context of a hundred million tokens does not fit the limit; the parent is told, and takes nothing."""
     monkeypatch.setattr(isolated, "MEMORY_MIB", 300.0)
     with pytest.raises(CorruptError):
-        opened = open_isolated("llama.cpp", good, threads=1, context=100_000_000)
+        opened = open_isolated("llama.cpp", small_gguf, threads=1, context=100_000_000)
         try:
             opened.logits([1, 2, 3])
         finally:
@@ -163,11 +134,17 @@ def test_memory_is_bounded(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shell_says_it_in_a_sentence_and_exits_with_5(
-    file: Path, model: Path, shell, tmp_path: Path
+    file: Path, small_model: Path, shell, tmp_path: Path
 ) -> None:
     hostile.GGUF["bos id outside the vocabulary"][0](file)
     done = shell(
-        "verify", file, "--reference", model, "--cache-dir", Cache(tmp_path / "cache", ignore).root, "--quick"
+        "verify",
+        file,
+        "--reference",
+        small_model,
+        "--cache-dir",
+        Cache(tmp_path / "cache", ignore).root,
+        "--quick",
     )
     assert done.returncode == 5, done.stderr
     assert "special token ids" in done.stderr and "Traceback" not in done.stderr and "GGML" not in done.stderr
