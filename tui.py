@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,13 +21,11 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from edgekit.app.screens.ascii import Ascii
-from edgekit.app.screens.base import NAMES, READ_ONLY, View
+from edgekit.app.screens.base import NAMES, View
 from edgekit.app.screens.commands import Keys
 from edgekit.app.screens.dialogs import Confirm
-from edgekit.app.screens.threads import in_thread
-from edgekit.app.views.command import Command, Outcome
+from edgekit.app.screens.host import Host
 from edgekit.app.views.settings import Settings
-from edgekit.app.views.symbols import Symbols
 
 SCREENS = {
     "build": "edgekit.app.screens.build:BuildScreen",
@@ -42,7 +40,7 @@ RESIZED_S = 0.2
 OLDEST = 50  # looks at younger objects to one at the oldest
 
 
-class EdgekitApp(App[None]):
+class EdgekitApp(Host):
     """Five screens; read-only until `w`."""
 
     TITLE = "edgekit"
@@ -62,13 +60,9 @@ class EdgekitApp(App[None]):
     ]  # fmt: skip
 
     def __init__(self, settings: Settings | None = None, first: str = "build", **what: Any) -> None:
-        super().__init__()
-        self.settings = settings or Settings()
-        self.symbols = Symbols(self.settings.ascii)
+        super().__init__(settings)
         self._first, self._what = first, what
         self._path: list[str] = []
-        self._write_until = 0.0
-        self._asked: set[Command] = set()
         self._thresholds: tuple[int, ...] = ()
         self._filters_of_ours = [Ascii()] if self.settings.ascii else []
         if "SSH_CONNECTION" in os.environ:
@@ -107,21 +101,6 @@ class EdgekitApp(App[None]):
             found for found in super().get_system_commands(screen) if found.title in ("Theme", "Screenshot")
         )
 
-    def now(self) -> float:
-        """Unix seconds."""
-        return time.time()
-
-    @property
-    def writing(self) -> bool:
-        """Whether changes are allowed."""
-        return self.now() < self._write_until
-
-    @property
-    def mode_words(self) -> str:
-        """The mode, in words."""
-        left = self._write_until - self.now()
-        return f"WRITE {max(1, round(left / 60))} min" if left > 0 else "READ-ONLY"
-
     def go(self, name: str, **what: Any) -> None:
         """Show the screen `name`, and its subject; a question that is open there is left without an answer."""
         screen = self._screen(name)
@@ -135,35 +114,6 @@ class EdgekitApp(App[None]):
             self._path.append(name)
         if what:
             self.call_later(screen.show, **what)
-
-    def act(self, command: Command, done: Callable[[Outcome], None] | None = None, *, what: str = "") -> bool:
-        """Run a command that changes something, and tell how it ended; False, and a word why, while read-only."""
-        if not self.writing:
-            self.notify(READ_ONLY, severity="warning")
-            return False
-
-        def told(outcome: Outcome) -> None:
-            if outcome.code == 0:
-                self.notify(what or outcome.command.text, markup=False, title="Done")
-            else:
-                text = "\n".join([outcome.message, *outcome.faults[:5], outcome.hint]).strip()
-                self.notify(text, markup=False, title="That did not work", severity="error", timeout=15)
-            if done is not None:
-                done(outcome)
-
-        self.notify(f"$ {command.text}", markup=False, timeout=3)
-        in_thread(self, command.run, told)
-        return True
-
-    def ask(self, command: Command, done: Callable[[Outcome], None]) -> None:
-        """Run a command that changes nothing; `done` gets its outcome."""
-        self._asked.add(command)
-
-        def told(outcome: Outcome) -> None:
-            self._asked.discard(command)
-            done(outcome)
-
-        in_thread(self, command.run, told)
 
     def action_go(self, name: str) -> None:
         """Show a screen."""
@@ -232,9 +182,7 @@ class EdgekitApp(App[None]):
         self.push_screen(Confirm(text), lambda yes: self.exit() if yes else None)
 
     def on_unmount(self) -> None:
-        """Nobody waits for the answers of commands that change nothing; garbage is looked for as before."""
-        for command in self._asked:
-            command.stop()
+        """Give garbage collection its settings back."""
         if self._thresholds:
             gc.unfreeze()
             gc.set_threshold(*self._thresholds)

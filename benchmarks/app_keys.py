@@ -5,7 +5,7 @@
 `edgekit tui monitor` runs in a pseudo-terminal of 160x50 and draws as it would over SSH. A press types a letter that
 stands nowhere else on the screen into the filter, and the time until that letter is drawn is taken; or it goes to the next
 row, and the time until that row's address is drawn is taken. Three sittings: this device alone, with a day of history; the
-same with many devices by /metrics at 2 Hz; and that beside a process on every core, as a build is (`--beside-build` takes a
+same with many devices by /status at 2 Hz; and that beside a process on every core, as a build is (`--beside-build` takes a
 real build of the sample model, of which the first minutes are enough).
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -40,12 +41,13 @@ import psutil
 
 from edgekit.app.views import demo
 from edgekit.base import hardware
-from edgekit.field.telemetry.metrics import Metrics
+from edgekit.field.status import device_status
 from edgekit.field.telemetry.observation import Observation
+from edgekit.field.telemetry.store import FILE, Store
 
 TUI = [sys.executable, "-m", "edgekit.cli", "tui", "monitor"]
 LETTERS = [chr(code) for code in (*range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA), *range(0x430, 0x450))]
-ADDRESS = re.compile(rb"/(\d+)/metrics")
+ADDRESS = re.compile(rb"/(\d+)/status")
 DOWN, UP = "\x1b[B", "\x1b[A"
 BURN = [sys.executable, "-c", "import numpy as np\nx = np.ones((900, 900), np.float32)\nwhile True: x @ x"]
 
@@ -181,14 +183,14 @@ class Terminal:
 
 @contextmanager
 def devices(count: int, folder: Path) -> Iterator[Path]:
-    """`count` /metrics addresses whose counters grow, in a process of their own, and the file that names them."""
+    """`count` /status addresses whose counts grow, in a process of their own, and the file that names them."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=serve, args=(theirs,), daemon=True)
     process.start()
     fleet, address = folder / "fleet.toml", f"http://127.0.0.1:{ours.recv()}"
     fleet.write_text(
-        "".join(f'[[device]]\nname = "line-{n}"\nurl = "{address}/{n}/metrics"\n' for n in range(count))
+        "".join(f'[[device]]\nname = "line-{n}"\nurl = "{address}/{n}/status"\n' for n in range(count))
     )
     try:
         yield fleet
@@ -198,12 +200,13 @@ def devices(count: int, folder: Path) -> Iterator[Path]:
 
 
 def serve(port: Connection) -> None:
-    """Serve metrics of a device that answers five times a second, and tell the port."""
-    metrics = Metrics("smollm2-135m")
+    """Serve the status of a device that answers five requests a second, and tell the port."""
+    state = Path(tempfile.mkdtemp())
+    store = Store(state / FILE)
+    body = b""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = metrics.render()
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -214,13 +217,16 @@ def serve(port: Connection) -> None:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked has ended
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port.send(server.server_port)
     while True:
+        now = time.time()
+        store.add(Observation(now, "7f3a", "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98))
+        store.heartbeat(now)
+        store.flush()
+        first, body = not body, json.dumps(device_status(state, store, now, 900.0).to_dict()).encode()
+        if first:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            port.send(server.server_port)
         time.sleep(0.2)
-        metrics.observe(
-            Observation(time.time(), "7f3a", "gguf", "chat", 60, 24, 0.0, 0.2, 0.5, confidence=0.98)
-        )
 
 
 @contextmanager

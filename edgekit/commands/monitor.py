@@ -13,15 +13,17 @@ import typer
 
 from edgekit.base.errors import ConfigError, EdgekitError
 from edgekit.commands import shell
-from edgekit.commands.tui import (
+from edgekit.commands.options import (
     Ascii,
     Demo,
     Devices,
+    Every,
     FleetFile,
     NoTui,
     ScreenName,
     Theme,
     ThemeName,
+    WindowTime,
     is_terminal,
     open_app,
     settings_of,
@@ -48,10 +50,8 @@ def register(app: typer.Typer) -> None:
 
 def monitor(
     once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
-    window: Annotated[
-        str, typer.Option("--window", metavar="TIME", help="Time window, e.g. 5m or 1h.")
-    ] = "5m",
-    every: Annotated[float, typer.Option("--every", min=0.5, help="Refresh interval in seconds.")] = 2.0,
+    window: WindowTime = "5m",
+    every: Every = 2.0,
     device: Devices = None,
     fleet: FleetFile = None,
     watch: Annotated[

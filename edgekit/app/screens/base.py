@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -14,14 +14,11 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
+from edgekit.app.screens.host import Host
 from edgekit.app.views.command import Command, state_option
 from edgekit.base.errors import EdgekitError
 
-if TYPE_CHECKING:
-    from edgekit.tui import EdgekitApp
-
 NAMES = ("build", "run", "results", "monitor", "incident")
-READ_ONLY = "Read-only: press w to be able to change things."
 SMALLEST = (60, 16)  # columns and rows; below that there is only a sentence
 
 
@@ -77,9 +74,9 @@ class View(Screen[None]):
         """Turn to a subject, such as an incident's number."""
 
     @property
-    def edgekit(self) -> EdgekitApp:
-        """The app, as what it is."""
-        return cast("EdgekitApp", self.app)
+    def edgekit(self) -> Host:
+        """The app."""
+        return cast("Host", self.app)
 
     def every(self, look: Callable[[], object]) -> None:
         """Call `look` now and every `settings.every_s` seconds, but only while this screen is the one shown."""
@@ -167,7 +164,7 @@ class View(Screen[None]):
         self.notify(
             f"{error.message}\n{error.hint}".strip(),
             markup=False,
-            title="That did not work",
+            title="Failed",
             severity="error",
             timeout=15,
         )

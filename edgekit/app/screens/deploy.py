@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.text import Text
 from textual.widgets import Static
 
-from edgekit.app.screens.base import READ_ONLY, View
+from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.threads import in_thread, tell
 from edgekit.app.views import deploy
@@ -49,8 +49,7 @@ class Deploying(View):
         if said := deploy.refusal(found):
             self.notify(said, title="Refused", severity="error", timeout=15, markup=False)
             return
-        if not self.edgekit.writing:
-            self.notify(READ_ONLY, severity="warning")
+        if not self.edgekit.may_change():
             return
         assert found is not None
         self.pend(deploy.import_command(found.bundle, state))
@@ -120,8 +119,7 @@ class Deploying(View):
 
     def action_serve(self) -> None:
         """Ask for a port and start a server that outlives the app."""
-        if not self.edgekit.writing:
-            self.notify(READ_ONLY, severity="warning")
+        if not self.edgekit.may_change():
             return
 
         def ported(typed: str | None) -> None:

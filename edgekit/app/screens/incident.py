@@ -328,7 +328,7 @@ class IncidentScreen(RollingBack):
             self.say("There is no incident here to do that with.")
         elif entry.over:
             self.say(f"Incident {entry.number} is over; nothing changed.")
-        elif not self.may():
+        elif not self.edgekit.may_change():
             return None
         else:
             return entry

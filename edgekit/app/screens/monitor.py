@@ -367,8 +367,7 @@ class MonitorScreen(View):
             elif why is not None:
                 self.notify("A reason is needed: it goes into the audit log.", severity="warning")
 
-        if not self.edgekit.writing:
-            self.notify("Read-only: press w to be able to change things.", severity="warning")
+        if not self.edgekit.may_change():
             return
         self.app.push_screen(
             Ask(f"{row.device} #{incident.id}: {incident.what}\n\nWhy do you {what}?"), answered

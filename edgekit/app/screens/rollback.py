@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -11,8 +11,9 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from edgekit.app.screens.base import READ_ONLY, View
+from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.host import Host
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import rollback
 from edgekit.app.views.command import Outcome
@@ -20,9 +21,6 @@ from edgekit.app.views.incident import Source
 from edgekit.app.views.rollback import Look, Plan, Verdict, Watch
 from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
-
-if TYPE_CHECKING:
-    from edgekit.tui import EdgekitApp
 
 BAR = 40
 
@@ -52,18 +50,12 @@ class RollingBack(View):
         """Called when a command has ended that changes something."""
         raise NotImplementedError
 
-    def may(self) -> bool:
-        """Whether things can be changed; says so when they cannot."""
-        if not self.edgekit.writing:
-            self.notify(READ_ONLY, markup=False, severity="warning")
-        return self.edgekit.writing
-
     def action_roll_back(self) -> None:
         """Read the releases of the device, then ask."""
         source, subject = self.source, self.subject
         if source.by_url:
             self.say("A release is rolled back on the device, or by SSH: name it as NAME=ssh:USER@HOST.")
-        elif self.may():
+        elif self.edgekit.may_change():
             self.say(f"Reading the releases of {source.name}...")
             self.edgekit.ask(
                 source.command("releases", "list"), lambda outcome: self._planned(source, subject, outcome)
@@ -154,8 +146,8 @@ class HealthWatch(ModalScreen[str]):
         self.set_interval(1.0, self._tick)
 
     @property
-    def _app(self) -> EdgekitApp:
-        return cast("EdgekitApp", self.app)
+    def _app(self) -> Host:
+        return cast("Host", self.app)
 
     def _tick(self) -> None:
         assert self._watch is not None

@@ -105,7 +105,7 @@ def test_silence_asks_how_long_and_close_ends_it(tmp_path: Path, state: Path) ->
             await write_mode(shown, pilot)
             await pilot.press("z")
             await answer(shown, pilot, "soon")
-            await until(pilot, lambda: "no stretch of time" in flat(shown))
+            await until(pilot, lambda: "is not a duration" in flat(shown))
             await pilot.press("z")
             await answer(shown, pilot, None)  # the hour that stands there
             await until(pilot, lambda: "for 1h" in flat(shown))
