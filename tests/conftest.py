@@ -37,6 +37,7 @@ top1_agreement = 0.8
 answer_top1_agreement = 0.8 # a random model is never sure of a token
 greedy_agreement = 0.3
 accuracy_drop_points = 100.0
+accuracy_gain_points = -100.0 # nor does it learn the task in six steps
 """
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]

@@ -5,6 +5,7 @@ The reference is the tuned, merged fp32 model, and what it answers to held-out p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from edgekit.base.events import Emit, Event, GateResult, Progress
 from edgekit.build.bundle import longest_answer
 from edgekit.build.request import Request
 from edgekit.data.rows import content_of
+from edgekit.evaluation import few_shot
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import read_log
 from edgekit.proof import gates, golden, held_out, prove
@@ -280,6 +282,45 @@ def evaluate(
         "threads": request.threads,
     }
     return cache.stage(f"eval.{name}", inputs, run, ["edgekit.evaluation.accuracy", _runtime(runtime)])
+
+
+def evaluate_few_shot(cache: Cache, request: Request, base: StageOutput, max_tokens: int) -> StageOutput:
+    """Accuracy of the base on some of the test rows, with the task explained and training rows shown as examples."""
+    rows, train = few_shot.sample(request.data.test), request.data.train
+    name = "eval.base_few_shot"
+
+    def run(out: Path, work: Path) -> dict[str, Any]:
+        from edgekit.evaluation.accuracy import evaluate as evaluate_rows
+
+        opened = registry.load("runtimes", "torch")(base.path, threads=request.threads)
+        out.mkdir()
+        try:
+            shots = few_shot.prepare(opened, train, rows, max_tokens)
+            log, emit = out / SAMPLES, cache.emit
+            return evaluate_rows(
+                opened, rows, max_tokens=max_tokens, log=log, emit=emit, stage=name, shots=shots
+            )
+        finally:
+            opened.close()
+
+    inputs = {
+        "model": base.digest,
+        "rows": digest_of(content_of(rows)),
+        "train": digest_of(content_of(train)),
+        "max_tokens": max_tokens,
+        "threads": request.threads,
+    }
+    return cache.stage(name, inputs, run, ["edgekit.evaluation.accuracy", _runtime("torch")])
+
+
+def gain(request: Request, answers: Mapping[str, StageOutput]) -> GateResult:
+    """The gate on what tuning brought, against the better of the two ways in which the base was asked."""
+    bare, shown = answers["base"], answers["base_few_shot"]
+    shots = shown.result["shots"]
+    better, how = bare, "asked as the tuned model is"
+    if shown.result["accuracy"] > bare.result["accuracy"]:
+        better, how = shown, f"with the task explained and {shots} examples shown"
+    return gates.accuracy_gain(changed(better, answers["tuned"]), how, request.target.budget)
 
 
 def changed(before: StageOutput, after: StageOutput) -> Change:

@@ -51,7 +51,7 @@ def stage_names(target: Target) -> list[str]:
         *("model", "tune", "merge", *(["prune"] if pruned else []), *steps),
         *("reference", "drift.model", *(["drift.prune"] if pruned else [])),
         *(f"verify.{format}" for format in formats),
-        *(f"eval.{name}" for name in ("base", "tuned", *formats)),
+        *(f"eval.{name}" for name in ("base", "tuned", *formats, "base_few_shot")),
         *(f"{kind}.{format}" for kind in ("golden", "signals", "profile") for format in formats),
     ]
 
@@ -89,6 +89,8 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         (artifact.format, artifact.digest, artifact.runtime, artifact.path) for artifact in artifacts
     ]
     answers = {variant[0]: checks.evaluate(cache, request, *variant, longest) for variant in variants}
+    answers["base_few_shot"] = checks.evaluate_few_shot(cache, request, base, longest)
+    cache.emit(checks.gain(request, answers))
     golden = [checks.golden_answers(cache, request, artifact, longest) for artifact in artifacts]
     system = bundle.shared_system(request)
     signals = [checks.signals(cache, request, artifact, system, longest) for artifact in artifacts]

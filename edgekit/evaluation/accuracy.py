@@ -10,6 +10,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
+from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
 from edgekit.registry import Runtime
@@ -18,11 +19,19 @@ CHUNK = 24  # prompts answered between two readings of the progress
 
 
 def evaluate(
-    runtime: Runtime, rows: Sequence[Row], *, max_tokens: int, log: Path, emit: Emit, stage: str
+    runtime: Runtime,
+    rows: Sequence[Row],
+    *,
+    max_tokens: int,
+    log: Path,
+    emit: Emit,
+    stage: str,
+    shots: FewShot | None = None,
 ) -> dict[str, Any]:
     """Answer every row greedily and compare with its answer, both without surrounding whitespace.
 
-    Rows with answers of like length are asked together, and answers much longer than theirs are cut.
+    Rows with answers of like length are asked together, and answers much longer than theirs are cut. With `shots` the
+    task is explained and examples are shown before each row; the result then has their number as `shots`.
 
     Returns `accuracy`, `n`, `wilson_95` (interval of the accuracy), `json_match` (share that is equal as JSON, at
     least the accuracy on JSON answers) and `per_label`. `log` gets one JSON object for each row, in the rows'
@@ -31,7 +40,12 @@ def evaluate(
     if not rows:
         raise ConfigError("There are no rows to evaluate on.", "Add test rows to --data.")
     template = runtime.chat_template
-    prompts = [template.render(row.messages[:-1], add_generation_prompt=True) for row in rows]
+    prompts = [
+        shots.render(row, template)
+        if shots
+        else template.render(row.messages[:-1], add_generation_prompt=True)
+        for row in rows
+    ]
     ids = [runtime.encode(prompt) for prompt in prompts]
     expected = [len(runtime.encode(row.answer)) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda index: (expected[index], len(ids[index])))
@@ -64,6 +78,7 @@ def evaluate(
         "wilson_95": list(wilson(correct, len(rows))),
         "json_match": sum(_same_json(s["expected"], s["answer"]) for s in samples) / len(rows),
         "per_label": _per_label(samples),
+        **({"shots": len(shots.examples)} if shots else {}),
     }
 
 

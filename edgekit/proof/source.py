@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from edgekit import registry
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import StageError
 from edgekit.base.events import Emit, GateResult
+from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean
 from edgekit.models import gguf_source
 from edgekit.models.source import Source, digest, fetch
 from edgekit.models.source import bring_in as write_folder
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof import gates
 from edgekit.proof.drift import kl_divergence
+from edgekit.proof.held_out import TEXT_TOKENS
+from edgekit.proof.texts import PROMPTS, TEXTS
+from edgekit.registry import Runtime
 
+CONVERSATIONS = 8
 KLD_LIMIT_NATS = (
     0.05  # llama.cpp rounds activations to 8 bits (0.005 nats); a swapped tensor costs whole nats
 )
@@ -42,30 +49,38 @@ def bring_in(cache: Cache, source: Source) -> StageOutput:
     return cache.stage("model", inputs, run, modules)
 
 
+def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) -> GateResult:
+    """The gate on the mean divergence of the folder's next-token distributions from the file's."""
+    prompts = [
+        facts.template.render([{"role": "user", "content": text}], add_generation_prompt=True)
+        for text in PROMPTS[:CONVERSATIONS]
+    ]
+    sequences = [reference.encode(text)[:TEXT_TOKENS] for text in (*TEXTS, *prompts)]
+    klds = [kl_divergence(source.logits(ids), reference.logits(ids)) for ids in sequences]
+    owner = np.repeat(np.arange(len(klds)), [len(part) for part in klds])
+    every = np.concatenate(klds)
+    mean, bounds = float(every.mean()), bootstrap_mean(every, owner, ONE_SIDED_95)
+    detail = f"{len(every)} positions of {len(TEXTS)} texts and {CONVERSATIONS} prompts"
+    passed = mean <= KLD_LIMIT_NATS
+    return GateResult(
+        "source.mean_kld_nats", mean, KLD_LIMIT_NATS, passed, detail, "model", *bounds, n=len(every)
+    )
+
+
 def prove(path: Path, folder: Path, emit: Emit) -> None:
     """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
 
+    The distributions are compared after each token of three plain texts and eight prompts, several hundred in all.
     Raises `StageError` at the first that differs.
     """
     source = registry.load("runtimes", "llama.cpp")(path)
     reference = registry.load("runtimes", "torch")(folder)
     try:
         facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
-        prompt = facts.template.render(
-            [{"role": "user", "content": facts.texts[-1]}], add_generation_prompt=True
-        )
-        ids = reference.encode(prompt)[:256]
-        divergence = float(kl_divergence(source.logits(ids), reference.logits(ids)).mean())
+        found = [*gates.identity(source, facts, "source", "model"), _distance(source, reference, facts)]
     finally:
         reference.close()
-    close = divergence <= KLD_LIMIT_NATS
-    found = [
-        *gates.identity(source, facts, "source", "model"),
-        GateResult(
-            "source.mean_kld_nats", divergence, KLD_LIMIT_NATS, close, f"{len(ids)} positions", "model"
-        ),
-    ]
-    source.close()
+        source.close()
     for gate in found:
         emit(gate)
         if not gate.passed:

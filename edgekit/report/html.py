@@ -74,7 +74,7 @@ def changed_answers(samples: Path) -> dict[str, list[dict[str, Any]]]:
     tuned = _read(samples / "tuned.jsonl")
     changed: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(samples.glob("*.jsonl")):
-        if path.stem in ("base", "tuned"):
+        if path.stem in ("base", "base_few_shot", "tuned"):
             continue
         rows: list[dict[str, Any]] = [
             {

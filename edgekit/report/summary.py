@@ -11,6 +11,7 @@ NONE = "–"  # shown where nothing was measured
 
 WORDS = {
     "accuracy_drop_points": "accuracy lost, percentage points",
+    "accuracy_gain_points": "accuracy gained by tuning, percentage points",
     "mean_kld_nats": "mean KL divergence, nats",
     "p99_kld_nats": "99th percentile of KL divergence, nats",
     "peak_rss_mib": "peak memory, MiB",
@@ -23,7 +24,8 @@ WORDS = {
     "answer_top1_agreement": "same most likely token in the answers, share",
     "greedy_agreement": "greedy answers the same before they part, share",
 }
-ADVICE = {  # for the budgets of an exported format
+ADVICE = {  # for the budgets of the tuned model and of an exported format
+    "accuracy_gain_points": "Tuning was not shown to help: add training rows or epochs, or test rows if the gain is small.",
     "accuracy_drop_points": "Use a wider type for this format; report.html shows the answers that changed.",
     "mean_kld_nats": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "p99_kld_nats": "A few tokens move far: use a wider type, or keep the output head at 8 bits.",
@@ -85,7 +87,7 @@ def variants(report: Mapping[str, Any]) -> list[Variant]:
     artifacts = {artifact["format"]: artifact for artifact in report.get("artifacts") or []}
     return [
         _variant(name, evaluation.get(name) or {}, artifacts.get(name) or {}, report)
-        for name in dict.fromkeys(["base", "tuned", *artifacts, *evaluation])
+        for name in dict.fromkeys(["base", "base_few_shot", "tuned", *artifacts, *evaluation])
         if name in artifacts or evaluation.get(name)
     ]
 

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+import tiny
 
 from edgekit.base.cache import Cache
 from edgekit.base.errors import StageError
-from edgekit.base.events import ignore
+from edgekit.base.events import Event, GateResult, ignore
+from edgekit.export.gguf import write as exporter
 from edgekit.models import gguf_source
 from edgekit.models.source import resolve
-from edgekit.proof.source import bring_in
+from edgekit.proof.source import bring_in, prove
 
 
 def test_a_tokenizer_read_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,3 +19,26 @@ def test_a_tokenizer_read_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(gguf_source, "mend_pre_tokenizer", lambda tokenizer, path: None)
     with pytest.raises(StageError, match=r"source\.tokenizer_identity"):
         bring_in(Cache(tmp_path, ignore), resolve("smollm2-135m"))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("source")
+    model = tiny.make_small(folder / "model")
+    exporter.write(model, folder / "gguf", ignore)
+    return folder / "gguf", model
+
+
+def test_a_source_is_held_against_several_hundred_positions(file: tuple[Path, Path]) -> None:
+    events: list[Event] = []
+    prove(*file, events.append)
+    gates = {event.name: event for event in events if isinstance(event, GateResult)}
+    gate = gates["source.mean_kld_nats"]
+    assert gate.passed and gate.n is not None and gate.n >= 500
+    assert f"{gate.n} positions of 3 texts and 8 prompts" == gate.detail
+    assert gate.low is not None and gate.low <= gate.value <= (gate.high or 0)
+
+
+def test_other_weights_than_the_sources_are_refused(file: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"source\.mean_kld_nats"):
+        prove(file[0], tiny.make_small(tmp_path / "other", seed=1), ignore)

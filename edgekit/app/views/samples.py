@@ -20,7 +20,7 @@ from edgekit.base.texts import plain
 from edgekit.evaluation.statistics import mcnemar
 
 BEFORE = "tuned"  # what the files are held against
-UNHELD = ("base", BEFORE)
+UNHELD = ("base", "base_few_shot", BEFORE)
 MOST_VARIANTS = 12
 MOST_WORDS = 1500  # of one answer that are compared word by word
 LONGEST = 20_000  # signs of one text that are kept

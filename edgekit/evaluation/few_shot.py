@@ -1,0 +1,102 @@
+"""Asking a base model fairly: the task explained and examples of it shown, before each row (few-shot prompting).
+
+A base was never told what the answers look like, so its bare accuracy says little of what tuning brought.
+Brown et al., Language Models are Few-Shot Learners, 2020 <https://arxiv.org/abs/2005.14165>.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from edgekit.base.errors import ConfigError
+from edgekit.data.rows import Message, Row
+from edgekit.models.chat import ChatTemplate
+from edgekit.registry import Runtime
+
+MOST_SHOTS = 8
+MOST_ROWS = 64
+CONTEXT = 2048  # tokens, as the runtimes open a model
+MOST_NAMES = 40
+SEED = 7
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """What stands before each row: an explanation of the task and training rows as examples."""
+
+    task: str
+    examples: tuple[Row, ...]
+
+    def render(self, row: Row, template: ChatTemplate) -> str:
+        """The prompt of `row`; a template that takes no system message gets the explanation in the first question."""
+        asked = row.messages[:-1]
+        system = [message["content"] for message in asked if message["role"] == "system"]
+        shown = [message for example in self.examples for message in example.messages]
+        turns = [message for message in (*shown, *asked) if message["role"] != "system"]
+        task = "\n\n".join([self.task, *system])
+        try:
+            told: list[Message] = [{"role": "system", "content": task}, *turns]
+            return template.render(told, add_generation_prompt=True)
+        except ConfigError:
+            first: Message = {"role": turns[0]["role"], "content": f"{task}\n\n{turns[0]['content']}"}
+            return template.render([first, *turns[1:]], add_generation_prompt=True)
+
+
+def prepare(runtime: Runtime, train: Sequence[Row], rows: Sequence[Row], max_tokens: int) -> FewShot:
+    """As many training rows as fit the context before the longest of `rows`, at most eight, of different labels first.
+
+    The choice is the same on every call.
+    """
+    chosen = _varied(train)[:MOST_SHOTS]
+    task = describe(train)
+    large = sorted(rows, key=lambda row: -sum(len(message["content"]) for message in row.messages[:-1]))[:3]
+    while chosen:
+        shots = FewShot(task, tuple(chosen))
+        longest = max(len(runtime.encode(shots.render(row, runtime.chat_template))) for row in large)
+        if longest + max_tokens <= CONTEXT:
+            break
+        chosen = chosen[:-1]
+    return FewShot(task, tuple(chosen))
+
+
+def sample(rows: Sequence[Row]) -> list[Row]:
+    """At most 64 of the rows, drawn with a fixed seed, in their order."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    return [rows[index] for index in sorted(Random(SEED).sample(range(len(rows)), MOST_ROWS))]
+
+
+def describe(train: Sequence[Row]) -> str:
+    """The task in words, as far as the training rows tell it: the form of the answers, their keys, their labels."""
+    lines = ["Answer the last message in exactly the form that the examples show. Add nothing else."]
+    answers = [_parsed(row.answer) for row in train]
+    if answers and all(isinstance(answer, dict) for answer in answers):
+        keys = list(dict.fromkeys(str(key) for answer in answers for key in answer or {}))
+        lines.append(f"Each answer is one JSON object with keys among: {', '.join(keys[:MOST_NAMES])}.")
+    labels = sorted({row.label for row in train if row.label is not None})
+    if 1 < len(labels) <= MOST_NAMES:
+        lines.append(f"The answer is of one of these kinds: {', '.join(labels)}.")
+    return "\n".join(lines)
+
+
+def _parsed(answer: str) -> dict[str, object] | None:
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _varied(train: Sequence[Row]) -> list[Row]:
+    """The rows in a fixed random order, the first of each label before any second one."""
+    shuffled = list(train)
+    Random(SEED).shuffle(shuffled)
+    seen: dict[str | None, int] = {}
+    rank = []
+    for row in shuffled:
+        seen[row.label] = seen.get(row.label, -1) + 1
+        rank.append(seen[row.label])
+    return [row for _, row in sorted(zip(rank, shuffled, strict=True), key=lambda pair: pair[0])]
