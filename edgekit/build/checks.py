@@ -20,6 +20,7 @@ from edgekit.data.rows import content_of
 from edgekit.evaluation import few_shot
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import read_log
+from edgekit.models.source import read_config
 from edgekit.proof import gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
@@ -288,6 +289,8 @@ def evaluate_few_shot(cache: Cache, request: Request, base: StageOutput, max_tok
     """Accuracy of the base on some of the test rows, with the task explained and training rows shown as examples."""
     rows, train = few_shot.sample(request.data.test), request.data.train
     name = "eval.base_few_shot"
+    made_for = read_config(base.path).get("max_position_embeddings") or few_shot.CONTEXT
+    context = min(few_shot.CONTEXT, made_for)
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.evaluation.accuracy import evaluate as evaluate_rows
@@ -295,7 +298,7 @@ def evaluate_few_shot(cache: Cache, request: Request, base: StageOutput, max_tok
         opened = registry.load("runtimes", "torch")(base.path, threads=request.threads)
         out.mkdir()
         try:
-            shots = few_shot.prepare(opened, train, rows, max_tokens)
+            shots = few_shot.prepare(opened, train, rows, max_tokens, context)
             log, emit = out / SAMPLES, cache.emit
             return evaluate_rows(
                 opened, rows, max_tokens=max_tokens, log=log, emit=emit, stage=name, shots=shots

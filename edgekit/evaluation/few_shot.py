@@ -18,7 +18,7 @@ from edgekit.registry import Runtime
 
 MOST_SHOTS = 8
 MOST_ROWS = 64
-CONTEXT = 2048  # tokens, as the runtimes open a model
+CONTEXT = 2048  # tokens that the runtimes open a model with, where it was made for so many
 MOST_NAMES = 40
 SEED = 7
 
@@ -32,6 +32,8 @@ class FewShot:
 
     def render(self, row: Row, template: ChatTemplate) -> str:
         """The prompt of `row`; a template that takes no system message gets the explanation in the first question."""
+        if not self.task:
+            return template.render(row.messages[:-1], add_generation_prompt=True)
         asked = row.messages[:-1]
         system = [message["content"] for message in asked if message["role"] == "system"]
         shown = [message for example in self.examples for message in example.messages]
@@ -45,21 +47,21 @@ class FewShot:
             return template.render([first, *turns[1:]], add_generation_prompt=True)
 
 
-def prepare(runtime: Runtime, train: Sequence[Row], rows: Sequence[Row], max_tokens: int) -> FewShot:
+def prepare(
+    runtime: Runtime, train: Sequence[Row], rows: Sequence[Row], max_tokens: int, context: int = CONTEXT
+) -> FewShot:
     """As many training rows as fit the context before the longest of `rows`, at most eight, of different labels first.
 
-    The choice is the same on every call.
+    The choice is the same on every call. Where not even the explanation fits `context` tokens, nothing is added.
     """
-    chosen = _varied(train)[:MOST_SHOTS]
-    task = describe(train)
+    chosen, task = _varied(train)[:MOST_SHOTS], describe(train)
     large = sorted(rows, key=lambda row: -sum(len(message["content"]) for message in row.messages[:-1]))[:3]
-    while chosen:
-        shots = FewShot(task, tuple(chosen))
+    for count in range(len(chosen), -1, -1):
+        shots = FewShot(task, tuple(chosen[:count]))
         longest = max(len(runtime.encode(shots.render(row, runtime.chat_template))) for row in large)
-        if longest + max_tokens <= CONTEXT:
-            break
-        chosen = chosen[:-1]
-    return FewShot(task, tuple(chosen))
+        if longest + max_tokens <= context:
+            return shots
+    return FewShot("", ())
 
 
 def sample(rows: Sequence[Row]) -> list[Row]:

@@ -84,3 +84,9 @@ def test_the_number_of_examples_is_in_the_result_and_the_prompt_in_the_log(tmp_p
     )
     assert (found["accuracy"], found["n"], found["shots"]) == (1.0, 4, 8)
     assert TRAIN[0].messages[0]["content"] in json.loads(log.read_text().split("\n")[0])["prompt"]
+
+
+def test_nothing_is_added_where_not_even_the_task_fits() -> None:
+    shots = prepare(FakeRuntime(), TRAIN, TEST, 16, context=120)
+    assert shots.examples == () and shots.render(TEST[0], FakeRuntime().chat_template).count("question") == 1
+    assert "Answer the last message" not in shots.render(TEST[0], FakeRuntime().chat_template)
