@@ -15,10 +15,12 @@ import uvicorn
 from starlette.applications import Starlette
 
 from edgekit.base.errors import ConfigError
+from edgekit.field.serving.connections import ConnectionLimits, protocol
 from edgekit.field.serving.engine import Engine
 
 # httpx, and so OpenAI's client, reuses a connection for 5 s: closing it as early would meet a request on its way
 KEEP_ALIVE_S = 75
+HEAD_BYTES = 16 * 1024  # of a request's head
 BACKLOG = 128  # listened at once, while the model loads: a second start must find the place taken
 LAST_BYTES_S = 5  # for what is written to readers after the last answer is made
 
@@ -81,7 +83,7 @@ class Server(uvicorn.Server):
     """Serves until `stop`; the first signal stops it gracefully, a second one at once.
 
     While it drains, new requests get 503 with Retry-After, and those accepted are finished for up to `drain_s`.
-    `ready` is called once it listens, `stopping` when the end begins.
+    `limits` bounds the connections. `ready` is called once it listens, `stopping` when the end begins.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Server(uvicorn.Server):
         app: Starlette,
         engine: Engine,
         *,
+        limits: ConnectionLimits = ConnectionLimits(),
         drain_s: float = 30.0,
         ready: Callable[[], None] = lambda: None,
         stopping: Callable[[], None] = lambda: None,
@@ -97,7 +100,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=protocol(limits),
+                h11_max_incomplete_event_size=HEAD_BYTES,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -15,6 +15,7 @@ import edgekit
 from edgekit.device.loaded import LoadedModel
 from edgekit.field.serving import server as serving
 from edgekit.field.serving.api import create_app
+from edgekit.field.serving.connections import ConnectionLimits
 from edgekit.field.serving.engine import Engine
 from edgekit.field.telemetry.collector import Telemetry
 from edgekit.field.telemetry.metrics import Metrics
@@ -29,7 +30,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def begin(
-            model: LoadedModel, *, token: str | None = None, drain_s: float = 10, **options: Any
+            model: LoadedModel,
+            *,
+            token: str | None = None,
+            drain_s: float = 10,
+            limits: ConnectionLimits = ConnectionLimits(),
+            **options: Any,
         ) -> Running:
             seen: list[Observation] = []
             telemetry = Telemetry.open(tmp_path / "state", options.get("source"), model.format, beat_s=None)
@@ -43,7 +49,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             bound = serving.listen("127.0.0.1", 0)
             listening = threading.Event()
             app = create_app(engine, metrics, token=token)
-            server = serving.Server(app, engine, drain_s=drain_s, ready=listening.set)
+            server = serving.Server(app, engine, limits=limits, drain_s=drain_s, ready=listening.set)
             thread = threading.Thread(target=serving.serve, args=(server, bound, engine))
             thread.start()
             assert listening.wait(10)
