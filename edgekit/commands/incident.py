@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -19,9 +18,6 @@ app = typer.Typer(help="What went wrong on this device, since when, and what to 
 
 Number = Annotated[int, typer.Argument(metavar="ID", help="The incident's number.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
-Who = Annotated[
-    str | None, typer.Option("--who", envvar="EDGEKIT_WHO", help="Who does it; by default the user's name.")
-]
 
 
 def register(parent: typer.Typer) -> None:
@@ -97,14 +93,15 @@ def _by_hand(name: str, text: str, change: Callable[[Incidents], Callable[..., I
     def verb(
         number: Number,
         why: Why,
-        who: Who = None,
+        who: shell.Who = None,
         state: shell.StateDir = shell.DEFAULT_STATE,
         json: shell.Json = False,
         verbose: shell.Verbose = False,
     ) -> None:
+        from edgekit.field.incidents.audit import operator
         from edgekit.field.incidents.incidents import Incidents
 
-        _told(change(Incidents(state))(number, who=who or getpass.getuser(), why=why), json)
+        _told(change(Incidents(state))(number, who=who or operator(), why=why), json)
 
 
 _by_hand("ack", "Say that you have seen an incident and work on it.", lambda incidents: incidents.acknowledge)
@@ -115,17 +112,18 @@ def silence(
     number: Number,
     why: Why,
     for_: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 30m, 2h, 1d.")],
-    who: Who = None,
+    who: shell.Who = None,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
     """Tell nobody of an incident for a time, and do nothing by itself; it is told again when the time is over."""
     from edgekit.base.clock import seconds
+    from edgekit.field.incidents.audit import operator
     from edgekit.field.incidents.incidents import Incidents
 
     until = time.time() + seconds(for_)
-    _told(Incidents(state).silence(number, until=until, who=who or getpass.getuser(), why=why), json)
+    _told(Incidents(state).silence(number, until=until, who=who or operator(), why=why), json)
 
 
 _by_hand(
@@ -149,9 +147,12 @@ def audit(
         shell.print_json({"whole": True, "entries": entries})
     if not json:
         for entry in entries:
-            when, number = clock(float(entry.get("time", 0))), entry.get("incident", "")
+            when, number = (
+                clock(float(entry.get("time", 0))),
+                entry.get("incident") or entry.get("release") or "",
+            )
             shell.say(
-                f"{when}  {number:>4}  {entry.get('what')}  {entry.get('who')}: {entry.get('why')}".rstrip(
+                f"{when}  {number:>12}  {entry.get('what')}  {entry.get('who')}: {entry.get('why')}".rstrip(
                     ": "
                 )
             )

@@ -43,6 +43,7 @@ def _releases(state: Path) -> Releases:
 def import_(
     bundle: Annotated[Path, typer.Argument(help="A bundle, as `edgekit build` wrote it.")],
     why: Why = "",
+    who: shell.Who = None,
     format: Format = None,
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Take in a bundle that failed its gates.")
@@ -56,6 +57,7 @@ def import_(
     with shell.working() as emit:
         release = _releases(state).import_(
             bundle,
+            who=who or "",
             why=why,
             allow_failed=allow_failed,
             health=lambda folder: _checked(folder, emit, format, speed=False),
@@ -86,6 +88,7 @@ def list_(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False)
 def promote(
     release: Name,
     why: Why = "",
+    who: shell.Who = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", "-d", help="JSONL rows with right answers to compare the two versions on."),
@@ -134,6 +137,7 @@ def promote(
     with shell.working() as emit:
         promoted = releases.promote(
             name,
+            who=who or "",
             why=why,
             health=lambda folder: _checked(folder, emit, format, threads=threads),
             compare=hold,
@@ -149,6 +153,7 @@ def promote(
 @app.command("rollback")
 def rollback(
     why: Why = "",
+    who: shell.Who = None,
     release: Annotated[
         str | None,
         typer.Option("--release", help="Only if this version is in use: its name, or its first letters."),
@@ -161,20 +166,21 @@ def rollback(
     """Go back to the version before, at once; a server that runs follows."""
     releases = _releases(state)
     leaving = None if release is None else releases.get(release).name
-    back = releases.rollback(why=why, release=leaving)
+    back = releases.rollback(who=who or "", why=why, release=leaving)
     _tell(back, json, f"{back.name} is in use again")
 
 
 @app.command("gc")
 def gc(
     keep: Annotated[
-        int, typer.Option("--keep", min=1, help="Good versions to keep, the current one too.")
+        int, typer.Option("--keep", min=1, help="Good versions to keep, the current one included.")
     ] = 2,
+    who: shell.Who = None,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
 ) -> None:
     """Remove versions out of use, and what interrupted commands left."""
-    found = _releases(state).gc(keep)
+    found = _releases(state).gc(keep, who=who or "")
     if json:
         shell.print_json(found)
     else:

@@ -68,6 +68,10 @@ StateDir = Annotated[
         "--state", envvar="EDGEKIT_STATE", help="Where a device keeps its releases, telemetry and incidents."
     ),
 ]
+Who = Annotated[
+    str | None,
+    typer.Option("--who", envvar="EDGEKIT_WHO", help="Who makes the change. Default: user@host."),
+]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
 DEFAULT_MODEL = defaults.DEFAULT_MODEL

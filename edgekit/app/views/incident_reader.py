@@ -16,6 +16,7 @@ FILES = (
     "incidents.sqlite",
     "incidents.sqlite-wal",
     "audit.jsonl",
+    "audit.1.jsonl",
     "audit.head",
     "releases/log.jsonl",
     "evidence",

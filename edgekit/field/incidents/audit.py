@@ -1,34 +1,61 @@
-"""The audit log: one line of JSON for each change, chained by digests, so that a changed or missing line shows.
+"""The audit log of a device: one line of JSON for each change, chained by digests, so that a changed or missing line shows.
 
 Each line holds the SHA-256 of the line before it (Haber and Stornetta 1991, "How to time-stamp a digital document").
-The digest of the newest line stands beside the log in `audit.head`: without it, lines cut off the end would not show.
-Whoever can write to the folder can write both anew; keep a copy of the head elsewhere to be safe from them too.
+The digest of the newest line and the number of the oldest one stand beside the log in `audit.head`: without them, lines
+cut off either end would not show. Whoever can write to the folder can write all of it anew; keep a copy of the head
+elsewhere to be safe from them too.
+
+A log of 8 MiB becomes `audit.1.jsonl`, in place of the one before, and a new one goes on with the same chain: at least
+the last 8 MiB of changes are kept, some 30,000, and at most 16 MiB.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import getpass
 import hashlib
 import json
 import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILE, HEAD = "audit.jsonl", "audit.head"
+from edgekit.base.locks import locked
+
+FILE, OLDER, HEAD, LOCK = "audit.jsonl", "audit.1.jsonl", "audit.head", "audit.lock"
 FIRST = "0" * 64
+LARGEST_BYTES = 8 * 2**20  # of one file
 TAIL = 1 << 16  # bytes of the end that hold the newest line
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A line of the log that does not hold, and what is wrong with it; line numbers begin at 1."""
+    """A line of the log that does not hold, and what is wrong with it; line numbers begin at 1 and are never reused."""
 
     line: int
     what: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is known of the log beside it: the number and the digest of its newest line, the number of its oldest."""
+
+    count: int = 0
+    digest: str = FIRST
+    oldest: int = 1
+
+
+def operator() -> str:
+    """Who makes a change when nobody is named: the user and this machine, as in `anna@pi`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "edgekit"
+    return f"{user}@{socket.gethostname()}"
 
 
 class Audit:
@@ -36,110 +63,135 @@ class Audit:
 
     def __init__(self, state: Path) -> None:
         self.path = state / FILE
+        self._older = state / OLDER
         self._head = state / HEAD
 
     def append(self, *, who: str, what: str, why: str = "", **details: Any) -> dict[str, Any]:
         """Add a change and return its line; it is on the disk when this returns. Raises `OSError` when it cannot be."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked() as descriptor:
-            count, before = self._newest(descriptor)
-            entry = {
-                "n": count + 1, "time": time.time(), "who": who, "what": what, "why": why, **details,
-                "before": before,
-            }  # fmt: skip
-            line = json.dumps(entry, ensure_ascii=False, default=str).encode()
-            end = os.lseek(descriptor, 0, os.SEEK_END)
-            try:
-                _write(descriptor, line + b"\n")
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, end)  # a full disk leaves no half of a line
-                raise
-            self._write_head(count + 1, _digest(line))
+        with locked(self.path.with_name(LOCK)):
+            head = self._rotated()
+            with self._opened() as descriptor:
+                head = self._newest(descriptor, head)
+                entry = {
+                    "n": head.count + 1, "time": time.time(), "who": who, "what": what, "why": why, **details,
+                    "before": head.digest,
+                }  # fmt: skip
+                line = json.dumps(entry, ensure_ascii=False, default=str).encode()
+                end = os.lseek(descriptor, 0, os.SEEK_END)
+                try:
+                    _write(descriptor, line + b"\n")
+                    os.fsync(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, end)  # a full disk leaves no half of a line
+                    raise
+            self._write_head(Head(head.count + 1, _digest(line), head.oldest))
         return entry
 
     def entries(self) -> list[dict[str, Any]]:
-        """Every readable line, oldest first."""
-        found = []
-        for line in self._lines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                found.append(entry)
-        return found
+        """Every readable line that is kept, oldest first."""
+        return [entry for line in self._lines() if (entry := _parsed(line))]
 
     def check(self) -> list[Fault]:
         """What does not hold: lines changed, taken out, put in or cut off; none when the log is whole."""
-        faults, lines = [], self._lines()
-        before = FIRST
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                chained, counted = entry["before"], entry["n"]
-            except (ValueError, KeyError, TypeError):
+        faults, lines, head = [], self._lines(), self._read_head()
+        oldest = _oldest(lines, head)
+        before = FIRST if oldest == 1 else None
+        for number, line in enumerate(lines, oldest):
+            entry = _parsed(line)
+            if "before" not in entry or "n" not in entry:
                 faults.append(Fault(number, "it is not a line of this log"))
-            else:
-                if chained != before:
-                    what = (
-                        "the line before it is missing"
-                        if counted != number
-                        else "the line before it was changed"
-                    )
-                    faults.append(Fault(number, what))
+            elif before is not None and entry["before"] != before:
+                gap = entry["n"] != number
+                faults.append(Fault(number, f"the line before it {'is missing' if gap else 'was changed'}"))
+            elif before is None and entry["n"] != number:
+                faults.append(Fault(number, "lines before it are missing"))
             before = _digest(line)
-        try:
-            head = self._head.read_text(encoding="ascii")
-            if not head and lines:  # as a power cut leaves a file; no sign that somebody changed the log
-                return [*faults, Fault(len(lines), f"{HEAD} is empty: later lines may be missing")]
-            count, digest = head.split()
-            newest = int(count)
-        except (OSError, ValueError):
-            return [*faults, Fault(len(lines), f"{HEAD} is missing")] if lines else faults
-        if newest > len(lines):
-            faults.append(Fault(len(lines), f"{newest - len(lines)} lines after it are missing"))
-        elif newest and _digest(lines[newest - 1]) != digest:
-            faults.append(Fault(newest, "it was changed"))
+        newest = oldest + len(lines) - 1
+        if head is None:
+            if lines and self._head.exists() and not self._head.read_bytes():
+                # as a power cut leaves a file; no sign that somebody changed the log
+                return [*faults, Fault(newest, f"{HEAD} is empty: later lines may be missing")]
+            return [*faults, Fault(newest, f"{HEAD} is missing")] if lines else faults
+        if head.count > newest:
+            faults.append(Fault(newest, f"{head.count - newest} lines after it are missing"))
+        elif oldest <= head.count and _digest(lines[head.count - oldest]) != head.digest:
+            faults.append(Fault(head.count, "it was changed"))
         return faults
 
-    def _newest(self, descriptor: int) -> tuple[int, str]:
-        """The number and the digest of the newest line; the whole log is read only where the head does not tell."""
+    def _newest(self, descriptor: int, head: Head | None) -> Head:
+        """What holds of the log; all of it is read only where the head does not tell."""
         size = os.lseek(descriptor, 0, os.SEEK_END)
         tail = os.pread(descriptor, TAIL, max(0, size - TAIL))
         last = tail.split(b"\n")[-2:-1] if tail.endswith(b"\n") and tail.count(b"\n") > 1 else []
-        try:
-            count, digest = self._head.read_text(encoding="ascii").split()
-            if last and _digest(last[0]) == digest:
-                return int(count), digest
-        except (OSError, ValueError):
-            pass
-        lines = _whole_lines(descriptor)
-        return len(lines), _digest(lines[-1]) if lines else FIRST
+        if head and last and _digest(last[0]) == head.digest:
+            return head
+        lines = [*_lines_of(self._older), *_whole_lines(descriptor)]
+        oldest = _oldest(lines, head)
+        return Head(oldest + len(lines) - 1, _digest(lines[-1]) if lines else FIRST, oldest)
 
     def _lines(self) -> list[bytes]:
-        try:
-            text = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        return text.split(b"\n")[:-1]  # what follows the last line end is a line whose writer was killed
+        return [*_lines_of(self._older), *_lines_of(self.path)]
+
+    def _rotated(self) -> Head | None:
+        """The head as it stands, after a log that has become too large is put in the place of the older one."""
+        head = self._read_head()
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_size > LARGEST_BYTES:
+                if head:  # first: after a cut in between, older lines than promised are there
+                    with self.path.open("rb") as file:
+                        oldest = _oldest([file.readline().rstrip(b"\n")], None)
+                    head = Head(head.count, head.digest, oldest)
+                    self._write_head(head)
+                os.replace(self.path, self._older)
+        return head
 
     @contextmanager
-    def _locked(self) -> Iterator[int]:
+    def _opened(self) -> Iterator[int]:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def _write_head(self, count: int, digest: str) -> None:
+    def _read_head(self) -> Head | None:
+        """The head; None where it is missing or cannot be read."""
+        try:
+            count, digest, *oldest = self._head.read_text(encoding="ascii").split()
+            return Head(int(count), digest, int(oldest[0]) if oldest else 1)
+        except (OSError, ValueError):
+            return None
+
+    def _write_head(self, head: Head) -> None:
         beside = self._head.with_name(f".{HEAD}.partial")
         with beside.open("w", encoding="ascii") as file:
-            file.write(f"{count} {digest}\n")
+            file.write(f"{head.count} {head.digest} {head.oldest}\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self._head)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The entry on a line; empty for one that is none."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _oldest(lines: Sequence[bytes], head: Head | None) -> int:
+    """The number of the first of `lines`: as the head says, unless there are earlier ones, or no head."""
+    number = _parsed(lines[0]).get("n") if lines else None
+    first = number if isinstance(number, int) and number > 0 else 1
+    return min(first, head.oldest) if head else first
+
+
+def _lines_of(path: Path) -> list[bytes]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return text.split(b"\n")[:-1]  # what follows the last line end is a line whose writer was killed
 
 
 def _whole_lines(descriptor: int) -> list[bytes]:

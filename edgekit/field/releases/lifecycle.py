@@ -12,7 +12,6 @@ A version on trial answers already; until it is marked good each start takes one
 from __future__ import annotations
 
 import contextlib
-import getpass
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, GateError, StageError
 from edgekit.device.manifest import release_name
+from edgekit.field.incidents.audit import Audit, operator
 from edgekit.field.releases import disk
 from edgekit.field.releases.release import Place, Release, older
 from edgekit.field.releases.slots import Journal, Slots
@@ -34,6 +34,7 @@ Check = Callable[[Path], "Health"]
 Compare = Callable[[Path, Path], "Comparison"]
 Allowance = Literal["older", "unproven"]
 ITSELF = "edgekit"
+AUDITED = frozenset({"import", "promote", "refuse", "rollback", "verdict", "gc"})
 
 
 def check_golden(bundle: Path) -> Health:
@@ -58,7 +59,7 @@ def compare_answers(candidate: Path, current: Path) -> Comparison:
 
 
 class Releases:
-    """The releases below the folder `root`, such as `.edgekit/field/releases`.
+    """The releases below the folder `root`, such as `.edgekit/field/releases`; changes are in the audit log beside it.
 
     Reading takes no lock. Changes are made by one process at a time; long ones (import, collection) hold a lock of
     their own, so that a server that starts never waits for them.
@@ -68,6 +69,7 @@ class Releases:
         self.root = root
         self.store = Store(root)
         self.journal = Journal(root)
+        self.audit = Audit(root.parent)
 
     # Reading
 
@@ -394,6 +396,8 @@ class Releases:
         return slots
 
     def _write(self, slots: Slots, *, what: str, release: str | None, why: str, who: str = ITSELF) -> None:
+        if what in AUDITED:
+            self.audit.append(who=who, what=what, why=why, release=release)
         self.journal.write(slots, what=what, release=release, who=who, why=why)
 
     def _change(
@@ -401,7 +405,7 @@ class Releases:
     ) -> None:
         with self._writing("lock"):
             slots = change(self.journal.read())
-            self._write(slots, what=what, release=release, who=who or _user(), why=why)
+            self._write(slots, what=what, release=release, who=who or operator(), why=why)
 
     @contextlib.contextmanager
     def _writing(self, lock: str) -> Iterator[None]:
@@ -428,10 +432,3 @@ def _unproven(name: str, current: str, compared: Comparison) -> GateError:
 
 def _stays(current: str | None) -> str:
     return f"{current} stays in use" if current else "no version is in use"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return ITSELF

@@ -11,10 +11,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.field.incidents import audit as audit_log
 from edgekit.field.incidents.audit import HEAD, Audit
 from edgekit.field.incidents.history import switches
 from edgekit.field.incidents.incidents import Incidents
@@ -161,6 +163,7 @@ def test_several_processes_keep_one_chain(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from edgekit.field.incidents import audit
 step, count = int(sys.argv[2]), 0
 def cut(call):
@@ -244,6 +247,48 @@ def test_a_database_of_a_newer_edgekit_is_refused_and_left_as_it_is(tmp_path: Pa
     with pytest.raises(StageError, match="newer edgekit"):
         Incidents(tmp_path).find()
     assert path.read_bytes() == before
+
+
+def test_a_log_that_grew_too_large_goes_on_in_another_file_with_the_same_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "LARGEST_BYTES", 1000)
+    audit = Audit(tmp_path)
+    for number in range(1, 31):
+        audit.append(who="anna", what=f"step {number}")
+        assert audit.check() == []
+    kept = [entry["n"] for entry in audit.entries()]
+    assert kept[0] > 1 and kept == list(range(kept[0], 31))
+    older = tmp_path / "audit.1.jsonl"
+    assert sum(path.stat().st_size for path in (audit.path, older)) < 3000
+    lines = older.read_bytes().splitlines(keepends=True)
+    for changed in (lines[1:], lines[:-1], [lines[0].replace(b"anna", b"otto"), *lines[1:]], []):
+        older.write_bytes(b"".join(changed))
+        assert audit.check(), f"{len(changed)} of {len(lines)} lines are there"
+    older.write_bytes(b"".join(lines))
+    assert audit.check() == []
+
+
+def test_a_cut_between_the_two_steps_of_a_rotation_leaves_a_whole_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "LARGEST_BYTES", 1000)
+    audit = Audit(tmp_path)
+    replace, cuts = os.replace, 0
+
+    def cut(source: Any, target: Any) -> None:
+        nonlocal cuts
+        if Path(target).name == "audit.1.jsonl" and cuts < 2:
+            cuts += 1
+            raise OSError("cut")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    for number in range(30):
+        with contextlib.suppress(OSError):
+            audit.append(who="anna", what=f"step {number}")
+        assert audit.check() == []
+    assert cuts == 2 and (tmp_path / "audit.1.jsonl").exists()
 
 
 def test_the_audit_says_of_an_empty_head_only_what_is_known_and_goes_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from field.releases import bundles
 from typer.testing import CliRunner
 
-from edgekit.base.errors import ConfigError, CorruptError, GateError
+from edgekit.base.errors import ConfigError, CorruptError, GateError, StageError
 from edgekit.commands.releases import app
 from edgekit.device.manifest import release_name
+from edgekit.field.incidents.audit import Audit
 from edgekit.field.releases import Release, Releases
 from edgekit.field.releases.health import Health
 
@@ -270,6 +272,30 @@ def test_a_version_of_which_too_little_was_asked_needs_rows_or_a_word_that_the_l
     releases.promote(two.name, why="urgent", health=bundles.fit, compare=bundles.unproven, allow=["unproven"])
     assert releases.pending() == two.name
     assert releases.log()[-1]["why"].startswith("urgent; unproven: ")
+
+
+def test_each_change_is_in_the_audit_log_with_who_made_it(releases, tmp_path: Path) -> None:
+    one, two = used(releases, tmp_path, "one"), brought(releases, tmp_path, "two")
+    releases.promote(two.name, who="ann", why="faster", health=bundles.fit, compare=bundles.same)
+    releases.rollback(why="slower")
+    audit = Audit(releases.root.parent)
+    told = [(entry["what"], entry["release"], entry["why"]) for entry in audit.entries()[-2:]]
+    assert told == [("promote", two.name, "faster"), ("rollback", two.name, "slower")]
+    who = [entry["who"] for entry in audit.entries()[-2:]]
+    assert who[0] == "ann" and who[1].endswith(f"@{socket.gethostname()}")
+    assert audit.check() == [] and releases.current() == one.path
+    audit.path.write_text(audit.path.read_text().replace('"ann"', '"otto"'))
+    assert audit.check()
+
+
+def test_what_cannot_be_audited_is_not_done(releases, tmp_path: Path) -> None:
+    one, two = used(releases, tmp_path, "one"), brought(releases, tmp_path, "two")
+    audit = Audit(releases.root.parent)
+    audit.path.unlink()
+    audit.path.mkdir()
+    with pytest.raises(StageError, match="unchanged"):
+        releases.promote(two.name, health=bundles.fit, compare=bundles.same)
+    assert releases.boot() == one.path
 
 
 # Importing
