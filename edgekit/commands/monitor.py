@@ -32,15 +32,9 @@ from edgekit.commands.options import (
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
     from edgekit.field.incidents.watcher import Watcher
-    from edgekit.field.status import DeviceStatus
     from edgekit.field.telemetry.store import Store
 
 WEBHOOK = "EDGEKIT_WEBHOOK"
-MARKS = {"LOST": "?", "CRITICAL": "▲", "WARNING": "!", "OK": " ", "IDLE": " "}
-NUMBERS = (
-    "requests", "errors", "ttft p95 s", "tokens/s", "rss MiB", "temp °C", "confidence", "drift", "incidents",
-)  # fmt: skip
-STYLES = {"LOST": "bold red", "CRITICAL": "bold red", "WARNING": "yellow", "OK": "green", "IDLE": "dim"}
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def monitor(
-    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit; --json always does.")] = False,
     window: WindowTime = "5m",
     every: Every = 2.0,
     device: Devices = None,
@@ -79,7 +73,7 @@ def monitor(
     from edgekit.base.clock import seconds
     from edgekit.field.telemetry.store import FILE, Store
 
-    window_s = seconds(window)
+    once, window_s = once or json, seconds(window)
     typed = webhook is not None and webhook != os.environ.get(WEBHOOK)
     if (watch or typed) and (device or fleet or demo):
         raise ConfigError(
@@ -140,10 +134,9 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
 
 
 def glance(settings: Settings, once: bool, json: bool) -> None:
-    """This device and others, as the app's fourth screen shows them."""
+    """The status of this device and of others, each asked once for every time it is printed."""
     from edgekit.app.views.fleet import Fleet
-    from edgekit.app.views.fleet_table import cells, columns
-    from edgekit.app.views.symbols import Symbols
+    from edgekit.commands.status_table import print_status
 
     fleet = Fleet(settings.state, settings.devices, every_s=settings.every_s, window_s=settings.window_s)
     fleet.start()
@@ -152,13 +145,10 @@ def glance(settings: Settings, once: bool, json: bool) -> None:
             seen = fleet.settled()
             if json:
                 shell.print_json(seen.to_dict())
+            elif seen.devices:
+                print_status(seen.devices)
             else:
-                shown = columns(140)
-                shell.say(" ".join(f"{column.title:<{column.width}}" for column in shown).rstrip())
-                for row in seen.rows:
-                    texts = cells(row, shown, Symbols(settings.ascii), seen.time)
-                    shell.say(" ".join(texts).rstrip())
-                shell.say(seen.alert or "All is well.")
+                shell.say(seen.empty)
             if once:
                 return
             time.sleep(settings.every_s)
@@ -167,68 +157,11 @@ def glance(settings: Settings, once: bool, json: bool) -> None:
 
 
 def _show(state: Path, store: Store, now: float, window_s: float, json: bool) -> None:
+    from edgekit.commands.status_table import print_status
     from edgekit.field.status import device_status
 
     status = device_status(state, store, now, window_s)
     if json:
         shell.print_json(status.to_dict())
     else:
-        _print(status)
-
-
-def _print(status: DeviceStatus) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from edgekit.base.clock import clock, span
-    from edgekit.base.texts import one_line
-
-    def safe(text: str) -> str:
-        return escape(one_line(text))
-
-    console, now = Console(width=None if sys.stdout.isatty() else 140, highlight=False), status.time
-    console.print(f"{safe(status.device)}  {clock(now, now)}  window {span(status.window_s)}")
-    if not status.releases:
-        console.print("Nothing is recorded here yet: `edgekit serve BUNDLE` records.")
-        return
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for name in ("", "state", "release"):
-        table.add_column(name, no_wrap=True)
-    for name in NUMBERS:
-        table.add_column(name, justify="right")
-    for row in status.releases:
-        table.add_row(
-            MARKS[row.state],
-            f"[{STYLES[row.state]}]{row.state}[/]",
-            (safe(row.release) or "(model file)") + (" in use" if row.in_use else ""),
-            str(row.requests),
-            str(row.errors),
-            *(
-                _number(value, digits)
-                for value, digits in (
-                    (row.ttft_p95_s, 2), (row.tokens_per_s, 1), (row.rss_mib, 0), (row.temperature_c, 0), (row.confidence, 2),
-                )
-            ),
-            str(row.drift),
-            " ".join(f"#{incident.id}" for incident in row.incidents) or "none",
-        )  # fmt: skip
-    console.print(table)
-    for row in status.releases:
-        if row.state == "LOST":
-            told = (
-                "never heard: nothing serves it yet."
-                if row.last_seen is None
-                else f"last heard {span(now - row.last_seen)} ago; these are its last numbers."
-            )
-            console.print(f"? {safe(row.release) or 'The device'}: {told}")
-        for incident in row.incidents:
-            mark = MARKS[incident.severity.upper()]
-            about = incident.state + (", silenced" if incident.silenced(now) else "")
-            console.print(
-                f"{mark} #{incident.id} {about}: {safe(incident.what)}  edgekit incident show {incident.id}"
-            )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
+        print_status([status])

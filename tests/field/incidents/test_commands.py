@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.status import read_status
 from edgekit.field.telemetry.drift import DriftAlarm
 from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.observation import Observation
@@ -165,7 +166,23 @@ def test_a_webhook_of_the_environment_hinders_no_look_at_others(shell: Any, tmp_
     environment = {**os.environ, "EDGEKIT_WEBHOOK": "http://127.0.0.1:9/"}
     where = "x=http://127.0.0.1:9/metrics"
     done = shell("monitor", "--once", "--json", "--state", tmp_path, "--device", where, env=environment)
-    assert done.returncode == 0 and json.loads(done.stdout)["rows"][0]["device"] == "x"
+    assert done.returncode == 0 and "x" in {one["device"] for one in json.loads(done.stdout)["devices"]}
+
+
+def test_several_devices_are_one_document_and_one_table(shell: Any, tmp_path: Path) -> None:
+    device(tmp_path)
+    other = ["--device", "pi=http://127.0.0.1:9/metrics", "--state", tmp_path]
+    document = json.loads(
+        shell("monitor", "--json", *other).stdout
+    )  # one document, though --once is left out
+    assert document["schema"] == "edgekit.monitor/1" and len(document["devices"]) == 2
+    read = [read_status(one) for one in document["devices"]]  # each is a document of the same schema
+    assert {row.release for one in read for row in one.releases} >= {"aaa", "bbb"}
+    plain = shell("monitor", "--once", *other).stdout
+    table, alone = plain.splitlines(), shell("monitor", "--once", "--state", tmp_path).stdout.splitlines()
+    assert table[0].startswith("2 devices") and "device" in table[1].split()
+    assert [word for word in table[1].split() if word != "device"] == alone[1].split()
+    assert "? pi The device: never heard" in plain
 
 
 def test_the_demo_without_a_terminal_is_the_recorded_one(shell: Any, tmp_path: Path) -> None:
