@@ -26,6 +26,7 @@ _environment.filters.update(
     mib=summary.mib,
     median=summary.median,
     gate_words=summary.gate_words,
+    bounds=summary.bounds,
     conditions=summary.conditions,
 )
 

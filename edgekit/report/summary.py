@@ -129,6 +129,13 @@ def advice(name: str) -> str:
     return {**ADVICE, **VERIFY_ADVICE}.get(check, OTHER_ADVICE)
 
 
+def bounds(gate: Mapping[str, Any]) -> str:
+    """`0.92 to 1, n = 64`: the one-sided 95 % bounds of a gate's value and its sample; empty where it has none."""
+    low, high, n = (gate.get(key) for key in ("low", "high", "n"))
+    told = "" if low is None or high is None else f"{figure(low)} to {figure(high)}"
+    return ", ".join(filter(None, [told, f"n = {n:,}" if n is not None else ""]))
+
+
 def gate_words(name: str) -> str:
     """What `<group>.<check>` checks, in words."""
     check = name.rpartition(".")[2]

@@ -56,7 +56,7 @@ def test_the_bundle_is_whole(tiny_build) -> None:
 def test_the_report_has_every_key_filled(tiny_build) -> None:
     report = report_of(tiny_build.bundle)
     assert set(report) >= REPORT_KEYS and report["schema"] == "edgekit.report/1"
-    assert set(report["evaluation"]) == {"base", "tuned", "gguf", "onnx"}
+    assert set(report["evaluation"]) == {"base", "base_few_shot", "tuned", "gguf", "onnx"}
     for artifact in report["artifacts"]:
         assert artifact["bytes"] > 0 and len(artifact["sha256"]) == 64 and artifact["bits_per_weight"] > 1
     names = [stage["name"] for stage in report["stages"]]

@@ -523,3 +523,9 @@ def test_no_limit_is_claimed_that_was_not_applied(tmp_path: Path) -> None:
         del row["limits"], row["differs"]  # a report of an earlier version
     for text in outputs(tmp_path, report).values():
         assert "simulated" in text and "limited to" not in text
+
+
+def test_the_bounds_of_a_gate_and_its_sample_are_told_where_it_has_them() -> None:
+    assert summary.bounds({"low": 0.9239, "high": 1.0, "n": 64}) == "0.924 to 1, n = 64"
+    assert summary.bounds({"low": None, "high": None, "n": 1200}) == "n = 1,200"
+    assert summary.bounds({"name": "an older report has none"}) == ""
