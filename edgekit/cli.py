@@ -23,6 +23,7 @@ from edgekit import __version__
 from edgekit.base import errors
 from edgekit.commands import (
     build,
+    cache,
     data,
     doctor,
     drift,
@@ -81,6 +82,7 @@ for module in (
     releases,
     data,
     targets,
+    cache,
     tui,
     doctor,
 ):
@@ -154,7 +156,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _fail(
             ExitCode.INTERRUPTED,
             "Interrupted.",
-            "Finished stages are kept: run the same command again to go on.",
+            "Finished stages are kept; run the same command again to continue.",
         )
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
@@ -167,7 +169,7 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:
 def _fail(code: ExitCode, message: str, hint: str = "", faults: list[str] | None = None) -> NoReturn:
     if state.verbose:
         traceback.print_exc()
-    if state.json:
+    if state.json and not state.printed:  # one document: after a report, the error goes to stderr only
         envelope = {"code": int(code), "message": message, "hint": hint, "faults": faults or []}
         sys.stdout.write(json.dumps(envelope, ensure_ascii=False) + "\n")
     for line in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,9 +102,18 @@ class TinyBuild:
         return self.folder / "bundle"
 
     @property
+    def log(self) -> Path:
+        """Which modules each stage declares and asks for: see `recorded.py`."""
+        return self.folder / "modules.json"
+
+    @property
     def arguments(self) -> list[str]:
         """The command line of the build, with paths of its own."""
         return self.command(self.bundle, self.folder / "cache")
+
+    def cache_copy(self, folder: Path) -> Path:
+        """A copy of the build's cache, for a command that leaves another record of a build there."""
+        return Path(shutil.copytree(self.folder / "cache", folder / "cache", symlinks=True))
 
     def command(self, out: Path, cache: Path) -> list[str]:
         """The same build to another place."""
@@ -124,7 +134,7 @@ def shell() -> Shell:
 
 
 @pytest.fixture(scope="session")
-def tiny_build(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> TinyBuild:
+def tiny_build(tmp_path_factory: pytest.TempPathFactory) -> TinyBuild:
     """One real build from rows to bundle on a tiny model with a small tokenizer, in both formats."""
     import tiny
 
@@ -135,6 +145,7 @@ def tiny_build(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> TinyBu
     demo.write(folder / "data", 48, 16, 12)
     (folder / "tiny.toml").write_text(TINY_TARGET)
     build = TinyBuild(folder, model)
-    done = shell(*build.arguments)
+    command = [sys.executable, Path(__file__).with_name("recorded.py"), build.log, *build.arguments]
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     return build

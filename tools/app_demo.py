@@ -143,7 +143,7 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     terminal.press("Enter")
     story.shows("STARTING", "RUNNING", "KEPT", seconds=60)
     terminal.keep("run")
-    story.shows("Every gate held", seconds=60 * 60)
+    story.shows("All gates passed", seconds=60 * 60)
     terminal.press("Enter")
     story.shows("gates hold", seconds=30)
     terminal.keep("results")

@@ -54,15 +54,19 @@ def versions_of(modules: Iterable[str], packages: Iterable[str] = ()) -> dict[st
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Installed versions of `packages`; one that is not installed is left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: _installed(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
 
 
+@cache
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
 def file_of(module: str) -> Path | None:
     """The source file of `module`, found without importing it; None where there is none."""
     top, _, rest = module.partition(".")

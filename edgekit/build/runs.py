@@ -1,10 +1,11 @@
-"""The record of a build: what runs in a cache, or how it ended, for whoever watches from another process.
+"""The record of a build: what runs in a cache, or how it ended, for other processes to read.
 
-    <cache>/run.json        who builds what since when, the stages to come, and how it ended
-    <cache>/events.jsonl    what it says meanwhile (`edgekit.base.events`)
+    <cache>/run.json        the process, what it builds since when, its stages, and how it ended
+    <cache>/events.jsonl    its events (`edgekit.base.events`)
 
-A process is known by its machine, that machine's start, its id and its own start, so that no other is taken for it.
-Record and events of the build before are put aside, and come back when the new one is refused before it made anything.
+A process is identified by its machine, the time that machine started, its id and its own start time, so that a reused id
+is not mistaken for it. The previous build's record and events are moved aside, and are restored when the new build is
+refused before it made anything.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from edgekit.base.artifacts import remove, write_json
 from edgekit.base.clock import clock
 from edgekit.base.errors import ConfigError, EdgekitError, StageError
 from edgekit.base.events import LARGEST, Event, StageFinished
+from edgekit.base.locks import locked
 from edgekit.build.request import Request
-from edgekit.field.releases.disk import locked
 
 SCHEMA = "edgekit.run/1"
 FILE, EVENTS, LOCK = "run.json", "events.jsonl", ".run.lock"
@@ -35,7 +36,7 @@ ASIDE = {FILE: ".run.json.before", EVENTS: ".events.jsonl.before"}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 LONGEST = 1 << 20  # bytes of a record that is read
 SAME_START_S = 1.5  # the system's own time of its start is rounded to seconds and may shift by one
-KEPT = "Finished stages are kept: run the same command again to go on."
+KEPT = "Finished stages are kept; run the same command again to continue."
 
 State = Literal["RUNNING", "PASSED", "FAILED", "STOPPED", "UNKNOWN"]
 Outcome = Literal["pass", "fail", "error", "interrupted"]
@@ -46,9 +47,9 @@ STATES: dict[str, State] = {"pass": "PASSED", "fail": "FAILED", "error": "STOPPE
 class Run:
     """A build, under way or ended; times are Unix seconds.
 
-    `process_start` is in seconds since the machine's own start, which a change of its clock does not touch; `boot` names
-    that start where the system does. `seconds` is how long each stage takes, from earlier builds of the same model and
-    data and from this one.
+    `process_start` is in seconds since the machine started, so that setting the clock does not change it; `boot`
+    identifies that start where the system has an id for it. `seconds` is how long each stage takes, from earlier builds
+    of the same model and data and from this one.
     """
 
     cache_dir: Path
@@ -69,11 +70,11 @@ class Run:
     message: str = ""
     hint: str = ""
     alive: bool = False
-    """Whether its process is there, when this was read."""
+    """Whether its process was running when this was read."""
 
     @property
     def state(self) -> State:
-        """RUNNING, PASSED, FAILED by a gate, STOPPED before its end, or UNKNOWN when another machine builds it."""
+        """RUNNING, PASSED, FAILED by a gate, STOPPED before its end, or UNKNOWN for a build on another machine."""
         if self.outcome is not None:
             return STATES[self.outcome]
         if self.alive:
@@ -82,23 +83,25 @@ class Run:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is of another machine, whose processes cannot be seen from here."""
+        """Whether it was started on another machine, whose processes cannot be seen from here."""
         return self.host not in ("", platform.node())
 
     @property
     def ending(self) -> str:
-        """How it ended and what to do now, in words; empty while it runs."""
+        """How it ended and what to do next; empty while it runs."""
         match self.state:
             case "RUNNING":
                 return ""
             case "PASSED":
-                return "Every gate held."
+                return "All gates passed."
             case "FAILED":
                 return self.message
             case "UNKNOWN":
-                return f"It runs on {self.host}, if it still does: only there can that be told, and only there it is stopped."
+                return f"This build was started on {self.host}. Check or stop it there."
         if self.outcome is None and not self.message:
-            return f"Process {self.pid} is gone without a word: killed, or out of memory. {KEPT}"
+            return (
+                f"Process {self.pid} ended unexpectedly; it was probably killed or ran out of memory. {KEPT}"
+            )
         return f"{self.message} {self.hint}".strip()
 
 
@@ -114,11 +117,11 @@ def read(cache_dir: Path) -> Run | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is damaged, or of another version"
+        why = error.strerror if isinstance(error, OSError) else "it is damaged or has another version"
         return Run(
             cache_dir,
-            message=f"The record {FILE} of the last build cannot be read: {why}.",
-            hint="The next build writes it anew.",
+            message=f"The last build's record {FILE} cannot be read: {why}.",
+            hint="The next build replaces it.",
         )
     return replace(run, alive=run.outcome is None and _process(run) is not None)
 
@@ -136,21 +139,22 @@ def interrupt(run: Run) -> None:
     """Stop a run as ctrl-c does: finished stages are kept. Raises `StageError` when that is not possible."""
     latest = read(run.cache_dir)  # it may have ended since `run` was read, while its process is still there
     if latest is None or (latest.pid, latest.started) != (run.pid, run.started) or latest.outcome is not None:
-        raise StageError("That build has ended already; nothing was stopped.", "Look at how it ended.")
+        raise StageError("This build has already ended; nothing was stopped.", "See how it ended.")
     if latest.elsewhere:
-        raise StageError(f"It runs on {latest.host}; nothing was stopped.", "Stop it there.")
+        raise StageError(f"This build was started on {latest.host}; nothing was stopped.", "Stop it there.")
     if _process(latest) is None:
-        raise StageError(f"Process {run.pid} is gone already; nothing was stopped.", KEPT)
+        raise StageError(f"Process {run.pid} has already ended; nothing was stopped.", KEPT)
     try:
         os.kill(run.pid, signal.SIGINT)
     except OSError as error:
         raise StageError(
-            f"Process {run.pid} could not be stopped: {error.strerror}.", "Only who started it, or root, can."
+            f"Process {run.pid} could not be stopped: {error.strerror}.",
+            "Only the user who started it, or root, can stop it.",
         ) from error
 
 
 def rss_mib(run: Run) -> float | None:
-    """Resident memory of the run's process and those below it, MiB; None when it is gone or does not tell."""
+    """Resident memory of the run's process and its children, MiB; None when it has ended or cannot be read."""
     from edgekit.base.memory import tree_rss_mib
 
     process = _process(run)
@@ -161,27 +165,27 @@ def rss_mib(run: Run) -> float | None:
 
 
 class Recorder:
-    """Writes the record of this process's build; `emit` is told every event."""
+    """Writes the record of this process's build; `emit` receives every event."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._begun = False
 
     def begin(self) -> None:
-        """Say that it makes something from here on: what is left of the build before goes."""
+        """Note that stages are made from here on: the previous build's record is no longer kept."""
         self._begun = True
         for name in ASIDE.values():
             remove(self.run.cache_dir / name)
 
     def emit(self, event: Event) -> None:
-        """Remember how long a stage took."""
+        """Note how long a stage took."""
         if isinstance(event, StageFinished):
             self.run.seconds[event.stage] = round(event.seconds, 3)
             if not event.cached:
                 self._write()
 
     def expect(self, seconds: float) -> None:
-        """Say how long the whole build may take."""
+        """Note how long the whole build may take."""
         self._write(seconds_expected=seconds)
 
     def judge(self, report: dict[str, Any]) -> None:
@@ -192,11 +196,11 @@ class Recorder:
         else:
             self.end(
                 "fail",
-                f"Built, but worse than its budget allows: {', '.join(failed) or 'nothing was proven'}.",
+                f"Build finished, but these gates failed: {', '.join(failed) or 'none was checked'}.",
             )
 
     def end(self, outcome: Outcome, message: str = "", hint: str = "") -> None:
-        """Write how it ended, once; one that made nothing leaves the record of the build before in its place."""
+        """Write how it ended, once; a build that made nothing restores the previous build's record instead."""
         if not self._begun and STATES[outcome] == "STOPPED" and _put_back(self.run.cache_dir):
             return
         if self.run.outcome is None:
@@ -216,7 +220,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def recorded(request: Request, stages: Sequence[str]) -> Iterator[Recorder]:
-    """Keep the record of a build in this process, from before its first event until it ended in whatever way.
+    """Keep the record of a build in this process, from before its first event until it ends, however it ends.
 
     Raises `ConfigError` when another build runs in the same cache, or when nothing can be written there.
     """
@@ -233,7 +237,7 @@ def recorded(request: Request, stages: Sequence[str]) -> Iterator[Recorder]:
     except BaseException as error:
         recorder.end("error", f"{type(error).__name__}: {error}.", KEPT)
         raise
-    recorder.end("error", "It ended without a verdict.", KEPT)
+    recorder.end("error", "The build ended without a verdict.", KEPT)
 
 
 def _begin(request: Request, stages: Sequence[str]) -> Run:
@@ -243,15 +247,15 @@ def _begin(request: Request, stages: Sequence[str]) -> Run:
             before = read(cache_dir)
             if before is not None and before.state == "RUNNING":
                 raise ConfigError(
-                    f"Another build runs in {request.cache_dir}: process {before.pid}, {before.model} for "
+                    f"Another build is running in {request.cache_dir}: process {before.pid}, {before.model} for "
                     f"{before.target} since {clock(before.started)}. Nothing was started.",
-                    "`edgekit tui run` shows it. To build beside it, give another --cache-dir.",
+                    "`edgekit tui run` shows it. To build at the same time, give another --cache-dir.",
                 )
             if before is not None and before.state == "UNKNOWN":
                 raise ConfigError(
-                    f"A build of {before.model} for {before.target} began in {request.cache_dir} at "
+                    f"A build of {before.model} for {before.target} was started in {request.cache_dir} at "
                     f"{clock(before.started)} on another machine, {before.host}. Nothing was started.",
-                    f"To build beside it, give another --cache-dir. If it has ended, remove {request.cache_dir / FILE}.",
+                    f"To build at the same time, give another --cache-dir. If it has ended, remove {request.cache_dir / FILE}.",
                 )
             run = replace(
                 of_this_process(cache_dir),
@@ -279,7 +283,7 @@ def _begin(request: Request, stages: Sequence[str]) -> Run:
 
 
 def of_this_process(cache_dir: Path) -> Run:
-    """A run without a plan yet, of this very process."""
+    """A run of this process that has no plan yet."""
     return Run(
         cache_dir,
         pid=os.getpid(),
@@ -291,9 +295,9 @@ def of_this_process(cache_dir: Path) -> Run:
 
 
 def _put_aside(cache_dir: Path) -> None:
-    """Put the build before aside: its events first, as who sees the new record must not read the events of the old.
+    """Move the previous build's events and record aside, events first: whoever reads the new record must not read old events.
 
-    What is aside already stays: it is of the last build that made something.
+    What was moved aside before stays there: it belongs to the last build that made something.
     """
     if not (cache_dir / ASIDE[FILE]).exists():
         for name in (EVENTS, FILE):
@@ -303,7 +307,7 @@ def _put_aside(cache_dir: Path) -> None:
 
 
 def _put_back(cache_dir: Path, *, locked_already: bool = False) -> bool:
-    """Put the build before back in its place; whether there was one."""
+    """Restore the previous build's record and events; returns whether there were any."""
     with (
         contextlib.suppress(OSError),
         contextlib.nullcontext() if locked_already else locked(cache_dir / LOCK),
@@ -355,7 +359,7 @@ def _finite(value: Any) -> float:
 
 
 def _process(run: Run) -> psutil.Process | None:
-    """The process of the run, if it is there still."""
+    """The process of the run, while it is running."""
     if run.elsewhere or run.boot not in ("", _boot()):
         return None
     try:

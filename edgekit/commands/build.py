@@ -67,8 +67,8 @@ def build(
     if report["verdict"] != "pass":
         failed = [gate["name"] for gate in report["gates"] if not gate["passed"]]
         raise GateError(
-            f"Built, but worse than its budget allows: {', '.join(failed)}.",
-            f"See {request.out / 'report.html'} for where it got worse.",
+            f"Build finished, but these gates failed: {', '.join(failed)}.",
+            f"See {request.out / 'report.html'} to see which stage made it worse.",
         )
 
 

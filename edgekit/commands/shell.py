@@ -26,6 +26,8 @@ class State:
     quiet: bool = False
     offline: bool = False
     interrupted: bool = False
+    printed: bool = False
+    """Whether the one JSON document of this command is on stdout."""
 
 
 state = State()
@@ -105,6 +107,7 @@ def working() -> Iterator[Any]:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
+    state.printed = True
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 

@@ -31,7 +31,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in FILES.items():
         (folder / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
+    code.file_of.cache_clear()
     yield folder
+    code.file_of.cache_clear()
     assert not any(name.partition(".")[0] == "made_up" for name in sys.modules), "it was imported"
 
 

@@ -116,11 +116,11 @@ def test_a_killed_build_is_stopped_before_anyone_waited_for_it(
     run = read(tmp_path)
     assert (
         run.state == "STOPPED"
-        and f"Process {live.pid} is gone" in run.ending
+        and f"Process {live.pid} ended unexpectedly" in run.ending
         and "same command" in run.ending
     )
     assert runs.rss_mib(run) is None
-    with pytest.raises(StageError, match="gone already"):
+    with pytest.raises(StageError, match="already ended"):
         runs.interrupt(run)
 
 
@@ -169,7 +169,7 @@ def test_the_same_number_after_the_machine_started_anew_is_not_the_build(
     change(tmp_path, boot="00000000-0000-0000-0000-000000000000")
     run = read(tmp_path)
     assert run.state == "STOPPED" and runs.rss_mib(run) is None
-    with pytest.raises(StageError, match="gone already"):
+    with pytest.raises(StageError, match="already ended"):
         runs.interrupt(run)
     assert live.poll() is None
     with runs.recorded(request(tmp_path), []):
@@ -179,7 +179,7 @@ def test_the_same_number_after_the_machine_started_anew_is_not_the_build(
 def test_a_build_of_another_machine_is_left_alone(tmp_path: Path, live: subprocess.Popen[str]) -> None:
     change(tmp_path, host="far-away")
     run = read(tmp_path)
-    assert run.state == "UNKNOWN" and "runs on far-away" in run.ending and not runs.is_ours(run)
+    assert run.state == "UNKNOWN" and "started on far-away" in run.ending and not runs.is_ours(run)
     with pytest.raises(StageError, match="far-away; nothing was stopped"):
         runs.interrupt(run)
     before = (tmp_path / "run.json").read_bytes()
@@ -195,10 +195,10 @@ def test_a_build_that_has_ended_meanwhile_gets_no_signal(tmp_path: Path, live: s
     seen = read(tmp_path)
     assert seen.state == "RUNNING"
     change(tmp_path, outcome="pass", ended=time.time())
-    with pytest.raises(StageError, match="ended already"):
+    with pytest.raises(StageError, match="already ended"):
         runs.interrupt(seen)
     change(tmp_path, outcome=None, started=seen.started + 5)  # another build of that process
-    with pytest.raises(StageError, match="ended already"):
+    with pytest.raises(StageError, match="already ended"):
         runs.interrupt(seen)
     time.sleep(0.2)
     assert live.poll() is None
@@ -227,7 +227,7 @@ def test_a_build_that_is_refused_leaves_what_tells_of_the_one_before(
     with runs.recorded(request(tmp_path), []) as recorder:  # and once it makes something that is gone
         recorder.begin()
         assert not (tmp_path / "events.jsonl").exists()
-    assert read(tmp_path).message == "It ended without a verdict."
+    assert read(tmp_path).message == "The build ended without a verdict."
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".before")]
 
 
@@ -235,7 +235,7 @@ def test_one_that_was_killed_before_it_made_anything_loses_nothing_either(tmp_pa
     before = stopped_before(tmp_path)
     code = HOLD.replace("time.sleep(60)", "import os; os.kill(os.getpid(), 9)")
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True)
-    assert "gone without a word" in read(tmp_path).ending
+    assert "ended unexpectedly" in read(tmp_path).ending
     with pytest.raises(ConfigError), runs.recorded(request(tmp_path), []):
         raise ConfigError("Not enough room.", "")
     assert ((tmp_path / "run.json").read_bytes(), (tmp_path / "events.jsonl").read_bytes()) == before

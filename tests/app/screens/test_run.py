@@ -304,7 +304,7 @@ def test_a_build_that_ended_before_the_answer_is_not_stopped_and_that_is_said(
             document = json.loads((cache / "run.json").read_text())
             write_json(cache / "run.json", {**document, "outcome": "pass", "ended": time.time()})
             await pilot.press("enter")
-            said = "That build has ended already; nothing was stopped."
+            said = "This build has already ended; nothing was stopped."
             await until(pilot, lambda: any(said in note.message for note in shown._notifications))
 
     run(test())
@@ -378,12 +378,12 @@ def test_a_killed_build_is_told_as_gone(tmp_path: Path, cache: Path, live: subpr
 
 
 @pytest.mark.parametrize(
-    "outcome, word", [("pass", "PASSED  Every gate held."), ("fail", "FAILED  Built, but worse")]
+    "outcome, word", [("pass", "PASSED  All gates passed."), ("fail", "FAILED  Build finished, but")]
 )
 def test_the_end_is_a_word_and_enter_shows_the_results(
     tmp_path: Path, cache: Path, outcome: str, word: str
 ) -> None:
-    message = "Built, but worse than its budget allows: gguf.size_mib." if outcome == "fail" else ""
+    message = "Build finished, but these gates failed: gguf.size_mib." if outcome == "fail" else ""
     record(cache, outcome=outcome, ended=time.time(), message=message)
     append(cache, *(StageFinished(name, 1.0) for name in STAGES))
 
