@@ -7,7 +7,7 @@ as strings. Other packages add theirs through the entry points `edgekit.exporter
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -138,6 +138,30 @@ class HasControlTokens(Protocol):
     @property
     def control_tokens(self) -> frozenset[str]:
         """The texts of the control tokens, such as `<|im_start|>`."""
+
+
+class BareText(Protocol):
+    """The text path of a runtime's own package, which an app gets that uses the package without edgekit."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as the package gives them, with special tokens recognised."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` as the package gives it."""
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that the package's own template engine makes of a conversation.
+
+        Called only after the template rendered under edgekit's limits; raises `ConfigError` where it is refused.
+        """
+
+
+@runtime_checkable
+class HasBare(Protocol):
+    """A runtime that also shows its package's own text path, for comparison."""
+
+    def bare(self) -> BareText | None:
+        """The bare text path; None where the runtime behind it has none. It lasts until `close`."""
 
 
 @runtime_checkable

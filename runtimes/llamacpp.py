@@ -8,19 +8,20 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_cpp import Llama, llama_chat_format
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.containers.gguf_content import check_gguf
-from edgekit.models.chat import ChatTemplate
+from edgekit.models.chat import REFUSALS, ChatTemplate
 from edgekit.models.source import MERGED
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
@@ -75,6 +76,7 @@ class _Model:
         weakref.finalize(self, lib.llama_model_free, self.pointer)
         self.vocab = lib.llama_model_get_vocab(self.pointer)
         self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
+        self.path = path
         self._shapes = shapes
         self.adapters: dict[str, Any] = {}  # llama.cpp frees them with the model
 
@@ -380,6 +382,10 @@ class LlamaCpp:
         """
         self._adapter = None if adapter is None else self._model.adapter(adapter)
 
+    def bare(self) -> BareLlamaCpp:
+        """The text path of llama-cpp-python without edgekit."""
+        return BareLlamaCpp(self._model, lambda: self.chat_template)
+
     def close(self) -> None:
         """Free the model, once answers still under way are done with it."""
         self._idle.clear()
@@ -396,6 +402,38 @@ class LlamaCpp:
             yield context
         finally:
             self._idle.append(context)
+
+
+class BareLlamaCpp:
+    """The text path of llama-cpp-python's own `Llama`, opened without the weights; see `registry.BareText`."""
+
+    def __init__(self, model: _Model, template: Callable[[], ChatTemplate]) -> None:
+        self._llama = Llama(str(model.path), vocab_only=True, verbose=False)
+        self._model = model
+        self._template = template
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as `Llama.tokenize` gives them."""
+        return list(self._llama.tokenize(text.encode(), add_bos=False, special=True))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` as `Llama.create_chat_completion` returns it: bytes that are not UTF-8 are left out."""
+        text: str = self._llama.detokenize(list(ids)).decode("utf-8", errors="ignore")
+        return text
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that `Llama.create_chat_completion` makes with chat_format="chat_template.default"."""
+        template = self._template()
+        template.render(messages, add_generation_prompt=True)  # under limits, which `Llama` has not
+        bos, eos = (
+            "" if id_ < 0 else lib.llama_vocab_get_text(self._model.vocab, id_).decode()
+            for id_ in (self._llama.token_bos(), self._llama.token_eos())
+        )
+        try:
+            formatter = llama_chat_format.Jinja2ChatFormatter(template.source, eos_token=eos, bos_token=bos)
+            return str(formatter(messages=[dict(message) for message in messages]).prompt)
+        except REFUSALS as error:
+            raise ConfigError(f"llama-cpp-python refuses the conversation: {error}") from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Source of every call: <https://onnxruntime.ai/docs/genai/api/python.html>.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,8 +305,40 @@ class OnnxRuntime:
             self._loaded.add(key)
         return key
 
+    def bare(self) -> BareOnnx:
+        """The text path of onnxruntime-genai without edgekit."""
+        return BareOnnx(self._tokenizer, lambda: self.chat_template)
+
     def close(self) -> None:
         """Free the model, once answers still under way are done with it."""
         vars(self).pop("_adapters", None)
         vars(self).pop("_model", None)
         vars(self).pop("_tokenizer", None)
+
+
+class BareOnnx:
+    """The text path of onnxruntime-genai's own `Tokenizer`; see `registry.BareText`."""
+
+    def __init__(self, tokenizer: og.Tokenizer, template: Callable[[], ChatTemplate]) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as `Tokenizer.encode` gives them: -1 for a byte without a token."""
+        return [int(id_) for id_ in self._tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` as `Tokenizer.decode` gives it."""
+        return str(self._tokenizer.decode(np.asarray(ids, np.int32)))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that `Tokenizer.apply_chat_template` makes of the folder's own template."""
+        self._template().render(
+            messages, add_generation_prompt=True
+        )  # under limits, which onnxruntime-genai has not
+        given = json.dumps([dict(message) for message in messages])
+        try:
+            return str(self._tokenizer.apply_chat_template(given, add_generation_prompt=True))
+        except (RuntimeError, UnicodeDecodeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"onnxruntime-genai refuses the conversation: {reason}") from error

@@ -24,7 +24,7 @@ from edgekit.field.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
 from edgekit.models import source as model
 from edgekit.proof.golden import FILE as GOLDEN
 from edgekit.proof.golden import SCHEMA as GOLDEN_SCHEMA
-from edgekit.report.outcome import Artifact, Outcome
+from edgekit.report.outcome import Outcome
 
 if TYPE_CHECKING:
     from edgekit.models.tokenizer import ModelTokenizer
@@ -91,7 +91,7 @@ def write(
         write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": _by_format(outcome, signals)})
         write_html(report, out / "report.html", out / "samples")
         shutil.copyfile(log, out / "events.jsonl")
-        manifest = _manifest(request, tokenizer, outcome.artifacts, report)
+        manifest = _manifest(request, tokenizer, outcome, report)
         (out / "README.md").write_text(bundle_readme(manifest, report), encoding="utf-8")
         manifest["files"] = [
             {
@@ -117,7 +117,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def _manifest(
-    request: Request, tokenizer: ModelTokenizer, artifacts: Sequence[Artifact], report: Mapping[str, Any]
+    request: Request, tokenizer: ModelTokenizer, outcome: Outcome, report: Mapping[str, Any]
 ) -> dict[str, Any]:
     example = request.data.test[0]
     return {
@@ -131,8 +131,10 @@ def _manifest(
         "recipe": {"digest": recipe_digest(request), "target": request.target.model_dump(by_alias=True)},
         "versions": versions(PACKAGES),
         "formats": {
-            artifact.format: {"path": artifact.output, "runtime": artifact.runtime} for artifact in artifacts
+            artifact.format: {"path": artifact.output, "runtime": artifact.runtime}
+            for artifact in outcome.artifacts
         },
+        "bare_runtime": _by_format(outcome, [proof.stage.result["bare_runtime"] for proof in outcome.proofs]),
         "threads": request.target.device.threads,
         "template_sha256": digest_of(tokenizer.chat_template.source),
         "stop_ids": sorted(tokenizer.stop_ids),

@@ -21,7 +21,7 @@ from edgekit.evaluation import few_shot
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import read_log
 from edgekit.models.source import read_config
-from edgekit.proof import gates, golden, held_out, prove
+from edgekit.proof import bare, gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.held_out import HeldOut
 from edgekit.proof.texts import TEXTS
@@ -123,6 +123,7 @@ def verify(
     """
     name, budget = f"verify.{artifact.format}", request.target.budget
     first, last = artifact.steps[0].name, artifact.steps[-1].name
+    rows = request.data.validation[:DRIFT_ROWS]
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         store = HeldOut.load(reference.path)
@@ -137,7 +138,9 @@ def verify(
         subject = prove.Subject(artifact.path, artifact.format, artifact.runtime)
         static = prove.weights(subject, source.path, _counting_for(name, cache.emit), last)
         entered = _from_input(cache, request, store, drifts, tuned, source, artifact)
-        facts = gates.ReferenceFacts.of(tokenizer_of(source))
+        facts = gates.ReferenceFacts.of(
+            tokenizer_of(source), [row.answer for row in rows], [row.messages[:-1] for row in rows]
+        )
         runtime = subject.open(request.threads)
         try:
             found = prove.opened(
@@ -150,11 +153,15 @@ def verify(
                 text_stage=first,
                 drift_stage=guilty,
             )
+            without_edgekit = bare.compare(runtime, facts)
         finally:
             runtime.close()
+        if without_edgekit:
+            found.append(without_edgekit.gate(artifact.format, first))
         for gate in [*(static.gates if static else []), *prove.with_culprits(found, static)]:
             cache.emit(gate)
         return {
+            "bare_runtime": without_edgekit.to_json() if without_edgekit else None,
             "drift": {step: asdict(found) for step, found in drifts.items()},
             "from_input": {step: asdict(found) for step, found in entered.items()},
         }

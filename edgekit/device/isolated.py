@@ -17,7 +17,7 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from edgekit.base import errors
 from edgekit.base.artifacts import size_of
 from edgekit.base.child import Child
 from edgekit.models.chat import ChatTemplate
-from edgekit.registry import LogitsProcessor, Runtime, Sampling
+from edgekit.registry import BareText, HasBare, LogitsProcessor, Runtime, Sampling
 
 STEP_S = 300.0
 MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
@@ -84,6 +84,7 @@ class IsolatedRuntime:
         self.name = str(facts["name"])
         self._vocab_size = int(facts["vocab_size"])
         self._stop_ids = frozenset(map(int, facts["stop_ids"]))
+        self._has_bare = bool(facts["bare"])
 
     @property
     def pid(self) -> int:
@@ -103,20 +104,20 @@ class IsolatedRuntime:
     @property
     def chat_template(self) -> ChatTemplate:
         """The chat template that the file itself carries; it is rendered here, under the limits of `models.chat`."""
-        return ChatTemplate(*map(str, self._ask("reading its chat template", "chat_template")))
+        return ChatTemplate(*map(str, self.ask("reading its chat template", "chat_template")))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none are added."""
-        return list(map(int, self._ask("encoding a text", "encode", text)))
+        return list(map(int, self.ask("encoding a text", "encode", text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
-        return str(self._ask("decoding tokens", "decode", list(map(int, ids))))
+        return str(self.ask("decoding tokens", "decode", list(map(int, ids))))
 
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Next-token logits `(T - first, V)`; raises `CorruptError` when one of them is not a finite number."""
         shape = (len(ids) - first, self._vocab_size)
-        self._ask("computing logits", "logits", list(map(int, ids)), first)
+        self.ask("computing logits", "logits", list(map(int, ids)), first)
         data = self._received("computing logits", 4 * shape[0] * shape[1])
         if len(data) != 4 * shape[0] * shape[1]:
             raise self._corrupt(f"the logits for {shape[0]} positions do not have that size")
@@ -142,7 +143,7 @@ class IsolatedRuntime:
                 "A runtime in a child process takes no logits processor.", "Open the file with edgekit.load."
             )
         chosen = [sampling.temperature, sampling.top_p, sampling.seed]
-        answer = self._ask(
+        answer = self.ask(
             "computing an answer", "generate", list(map(int, ids)), max_tokens, chosen, ignore_stop
         )
         yield from map(int, answer)
@@ -150,15 +151,20 @@ class IsolatedRuntime:
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         """Greedy answers to many prompts; all of them count as one call."""
         plain = [list(map(int, prompt)) for prompt in prompts]
-        found = self._ask("computing answers", "generate_batch", plain, max_tokens)
+        found = self.ask("computing answers", "generate_batch", plain, max_tokens)
         return [list(map(int, answer)) for answer in found]
+
+    def bare(self) -> BareText | None:
+        """The text path of the runtime's own package in the child process; None where the runtime has none."""
+        return _IsolatedBare(self) if self._has_bare else None
 
     def close(self) -> None:
         """End the child process."""
         self._connection.close()
         self._child.close()
 
-    def _ask(self, what: str, method: str, *arguments: Any) -> Any:
+    def ask(self, what: str, method: str, *arguments: Any) -> Any:
+        """The value that the child's `method` returns for `arguments`; `what` names the work in an error."""
         try:
             self._connection.send_bytes(json.dumps([method, *arguments]).encode())
         except OSError:  # it has ended: what it wrote last tells why
@@ -206,17 +212,40 @@ class IsolatedRuntime:
         return errors.CorruptError(f"{self._path} cannot be used: {reason}.", HINT)
 
 
+class _IsolatedBare:
+    """The `BareText` of the runtime in the child process."""
+
+    def __init__(self, runtime: IsolatedRuntime) -> None:
+        self._runtime = runtime
+
+    def encode(self, text: str) -> list[int]:
+        return list(map(int, self._runtime.ask("encoding a text", "bare.encode", text)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._runtime.ask("decoding tokens", "bare.decode", list(map(int, ids))))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        plain = [dict(message) for message in messages]
+        return str(self._runtime.ask("rendering its chat template", "bare.render", plain))
+
+
 class _Server:
     """The child's side: a runtime that answers one call after the other."""
 
     def __init__(self, connection: Connection, model: Runtime) -> None:
         self._connection = connection
         self._model = model
+        self._bare: BareText | None = None
 
     def facts(self) -> dict[str, Any]:
         """What does not change once the file is open."""
         model = self._model
-        return {"name": model.name, "vocab_size": model.vocab_size, "stop_ids": sorted(model.stop_ids)}
+        return {
+            "name": model.name,
+            "vocab_size": model.vocab_size,
+            "stop_ids": sorted(model.stop_ids),
+            "bare": isinstance(model, HasBare),
+        }
 
     def call(self, method: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
         """The value for the reply, and the array that follows it."""
@@ -230,6 +259,9 @@ class _Server:
             ids, max_tokens, sampling, ignore_stop = arguments
             answer = self._model.generate(ids, max_tokens, Sampling(*sampling), ignore_stop=ignore_stop)
             return list(map(int, answer)), None
+        if method.startswith("bare.") and isinstance(self._model, HasBare):
+            self._bare = self._bare or self._model.bare()
+            return getattr(self._bare, method.removeprefix("bare."))(*arguments), None
         return getattr(self._model, method)(*arguments), None
 
     def serve(self) -> None:

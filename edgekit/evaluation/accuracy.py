@@ -10,6 +10,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
+from edgekit.device.prompt import encode_prompt
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
@@ -46,7 +47,10 @@ def evaluate(
         else template.render(row.messages[:-1], add_generation_prompt=True)
         for row in rows
     ]
-    ids = [runtime.encode(prompt) for prompt in prompts]
+    ids = [  # without examples as an endpoint encodes a request, which keeps control tokens in a message as text
+        runtime.encode(prompt) if shots else encode_prompt(runtime, row.messages[:-1])
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
     expected = [len(runtime.encode(row.answer)) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda index: (expected[index], len(ids[index])))
     answers = [""] * len(rows)

@@ -34,6 +34,7 @@ from edgekit.evaluation.compare import Change
 from edgekit.evaluation.statistics import ONE_SIDED_95, Interval, wilson
 from edgekit.models.chat import ChatTemplate
 from edgekit.proof import template_scan
+from edgekit.proof import texts as general
 from edgekit.proof.battery import battery, random_sequences, special_strings
 from edgekit.proof.drift import Drift, Scored
 from edgekit.registry import Runtime
@@ -73,7 +74,8 @@ class ReferenceFacts:
     """What is known of a reference's text path, as plain data.
 
     `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is what the reference makes of them again, and
-    `token_texts` names ids of added tokens for messages to people.
+    `token_texts` names ids of added tokens for messages to people. `ordinary` are those of the texts, and
+    `conversations` the conversations, that a person might write.
     """
 
     texts: tuple[str, ...]
@@ -82,11 +84,24 @@ class ReferenceFacts:
     template: ChatTemplate
     stop_ids: frozenset[int]
     token_texts: Mapping[int, str]
+    conversations: tuple[Sequence[Message], ...] = ()
+    ordinary: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, reference: ReferenceTokenizer, rows_text: Sequence[str] = ()) -> ReferenceFacts:
-        """Record what `reference` does with the battery, its added tokens and the caller's own texts."""
-        written = [*special_strings(reference.added_tokens), *battery(rows_text)]
+    def of(
+        cls,
+        reference: ReferenceTokenizer,
+        rows_text: Sequence[str] = (),
+        rows: Sequence[Sequence[Message]] = (),
+    ) -> ReferenceFacts:
+        """Record what `reference` does with the battery, its added tokens and ordinary text.
+
+        Ordinary are `rows_text`, the conversations `rows`, and the prompts and passages of `proof.texts`.
+        """
+        conversations = [*rows, *general.conversations()]
+        prompts = [_rendered(reference.chat_template, messages, True) for messages in conversations]
+        ordinary = list(dict.fromkeys([*rows_text, *prompts, *general.TEXTS]))
+        written = [*special_strings(reference.added_tokens), *battery(ordinary)]
         drawn = [reference.decode(ids) for ids in random_sequences(reference.vocab_size)]
         texts = list(dict.fromkeys([*written, *drawn]))
         ids = [reference.encode(text) for text in texts]
@@ -100,6 +115,8 @@ class ReferenceFacts:
             token_texts={
                 f[0]: text for text, f in zip(texts, ids, strict=True) if text in added and len(f) == 1
             },
+            conversations=tuple(conversations),
+            ordinary=frozenset(ordinary),
         )
 
 

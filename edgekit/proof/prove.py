@@ -15,7 +15,7 @@ from edgekit.base.errors import UnsupportedError
 from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.device.isolated import open_isolated
 from edgekit.models.source import read_config
-from edgekit.proof import gates
+from edgekit.proof import bare, gates
 from edgekit.proof.drift import Scored, score
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut
@@ -128,6 +128,8 @@ def prove(
         results = opened(
             runtime, facts, held_out, scored, budget, subject.format, text_stage=stage, drift_stage=stage
         )
+        if without_edgekit := bare.compare(runtime, facts):
+            results.append(without_edgekit.gate(subject.format, stage))
     finally:
         runtime.close()
     tell(with_culprits(results, static))

@@ -5,6 +5,8 @@ Written for this purpose. The prompts ask for short answers, so that most are fi
 
 from __future__ import annotations
 
+from edgekit.data.rows import Message
+
 PROMPTS = [
     "What is the capital of France? Answer with one word.",
     "Say hello.",
@@ -87,3 +89,17 @@ MIXED = (
     "28 April; I enclose the bank's confirmation. Please let me know if anything is still open.\n\nKind regards"
 )
 TEXTS = [STORY, ESSAY, MIXED]
+
+
+def conversations() -> list[list[Message]]:
+    """The prompts as conversations: each alone, some with a system message, and one of several turns."""
+    asked: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    system: Message = {"role": "system", "content": "You answer in one short sentence."}
+    turns: list[Message] = [
+        *asked[1],
+        {"role": "assistant", "content": "Hello! What can I do for you?"},
+        *asked[16],
+        {"role": "assistant", "content": "Apples, pears and plums."},
+        *asked[13],
+    ]
+    return [*asked, *([system, *conversation] for conversation in asked[:4]), turns, [system, *turns]]

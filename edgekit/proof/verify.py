@@ -97,5 +97,7 @@ def verify_file(
     }
     modules = ["edgekit.proof.held_out", "edgekit.models.tokenizer", registry.module_of("runtimes", "torch")]
     held_out = HeldOut.load(cache.stage("reference", inputs, capture, modules).path)
-    facts = ReferenceFacts.of(tokenizer)
+    facts = ReferenceFacts.of(
+        tokenizer, [row.answer for row in rows[:count]], [row.messages[:-1] for row in rows[:count]]
+    )
     return prove(subject, folder.path, facts, held_out, budget, cache.emit, threads=threads)

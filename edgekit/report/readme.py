@@ -10,7 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from edgekit.proof.bare import CAUSES
 from edgekit.report import summary
+
+PACKAGES = {"llama.cpp": "llama-cpp-python", "onnxruntime": "onnxruntime-genai"}  # what apps install
 
 _environment = Environment(  # Markdown, not HTML: nothing to escape but what `code` and `cell` do
     loader=PackageLoader("edgekit.report", ""),
@@ -48,6 +51,12 @@ def bundle_readme(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str
         simulation=summary.simulation(report),
         variants=summary.variants(report),
         paths={name: entry["path"] for name, entry in manifest["formats"].items()},
+        bare={name: found for name, found in (manifest.get("bare_runtime") or {}).items() if found},
+        packages={
+            name: PACKAGES.get(entry["runtime"], entry["runtime"])
+            for name, entry in manifest["formats"].items()
+        },
+        causes=CAUSES,
         messages=example["messages"],
         answer=example.get("answer"),
         system=contents.get("system"),

@@ -46,6 +46,7 @@ VERIFY_ADVICE = {  # for what a file has or has not in common with the model it 
     "detokenization": "Convert it again with the model's own tokenizer files.",
     "template_identity": "Put the model's own chat template into the file.",
     "template_branches": "Do not use this template: take the model's own.",
+    "bare_runtime": "Serve it with edgekit, or write its template with what the runtime's own engine understands.",
     "stop_ids": "Set the file's EOS and EOT ids to those of the model's generation config.",
     "stop_contract": "Check the stop ids first; then use a wider type.",
     "golden_tokens": "Another runtime version reads it differently: install the one in manifest.json.",

@@ -21,6 +21,7 @@ GATES = {
     "template_identity",
     "template_branches",
     "stop_ids",
+    "bare_runtime",
     "stop_contract",
     "structure",
     "weights",
@@ -51,6 +52,10 @@ def test_the_bundle_is_whole(tiny_build) -> None:
     assert {"model.gguf", "report.html", "README.md", "events.jsonl", "samples/gguf.jsonl"} <= there
     assert manifest["schema"] == "edgekit.bundle/1" and manifest["verdict"] == "pass"
     assert manifest["stop_ids"] == [2] and manifest["system"] == "Answer with one JSON command."
+    bare = manifest["bare_runtime"]
+    assert set(bare) == {"gguf", "onnx"} and bare["onnx"]["causes"]["nul"] > 0
+    assert all(entry["texts"] > 2000 and entry["advice"] for entry in bare.values())
+    assert "Remove it from every text." in (tiny_build.bundle / "README.md").read_text()
 
 
 def test_the_report_has_every_key_filled(tiny_build) -> None:

@@ -62,9 +62,10 @@ def test_a_file_is_the_model_it_was_made_from(file: Path, small: Path, cache: Ca
     assert not failed(found)
     assert {name.partition(".")[2] for name in found} >= {
         "structure", "weights", "tokenizer_identity", "template_identity", "template_branches", "stop_ids",
-        "stop_contract", "mean_kld_nats", "text_mean_kld_nats",
+        "stop_contract", "mean_kld_nats", "text_mean_kld_nats", "bare_runtime",
     }  # fmt: skip
     assert "texts" in found["gguf.tokenizer_identity"].detail
+    assert "conversations" in found["gguf.bare_runtime"].detail
     quantize(file, tmp_path / "small.gguf", tiny.gguf_options("Q8_0"), threads=1)
     assert not failed(check(tmp_path / "small.gguf", small, cache))
 

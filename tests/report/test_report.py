@@ -472,6 +472,20 @@ def test_readme_of_a_failed_bundle_says_so_and_still_loads() -> None:
     assert 'edgekit.load(".", allow_failed=True)' in python_blocks(text)[0]
 
 
+def test_readme_says_which_texts_a_bare_runtime_reads_differently() -> None:
+    entry = {"texts": 2400, "conversations": 150, "examples": [], "advice": ""}
+    bare = {
+        "gguf": {**entry, "differ": 0, "causes": {}},
+        "onnx": {**entry, "differ": 4, "causes": {"not_nfc": 3, "nul": 1}},
+    }
+    text = bundle_readme({**MANIFEST, "bare_runtime": bare}, REPORT)
+    assert "| `model.gguf` | llama-cpp-python | 2400 | 150 | 0 |" in text
+    assert "| `onnx` | onnxruntime-genai | 2400 | 150 | 4 |" in text
+    assert "With onnxruntime-genai alone" in text and "With llama-cpp-python alone these" not in text
+    assert "- 3 texts that are not in the Unicode form NFC. Normalise every text first" in text
+    assert "without edgekit" not in bundle_readme(MANIFEST, REPORT)  # a bundle of an earlier version
+
+
 def test_readme_example_for_llama_cpp_runs(tmp_path: Path) -> None:
     import tiny
 
