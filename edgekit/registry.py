@@ -54,6 +54,9 @@ BUILT_IN = {
         "targets": "edgekit.profiles.targets",
         "profile": "edgekit.profiles.profiler:profile",
     },
+    "field": {
+        "telemetry": "edgekit.field.telemetry.collector:Telemetry",
+    },
     "apps": {
         "tui": "edgekit.tui:EdgekitApp",
     },

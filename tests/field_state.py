@@ -10,7 +10,7 @@ from typing import Any
 
 from field.releases import bundles
 
-from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.incidents.watcher import Watched, Watcher
 from edgekit.field.releases import Releases
 from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.observation import Observation
@@ -74,7 +74,7 @@ def bad_hour(
         )
     store.heartbeat(end)
     store.flush()
-    watcher = Watcher(state, rules, windows=store, release=lambda: new_ if clock[0] >= switched else old)
+    watcher = Watcher(state, rules, Watched(store, lambda: new_ if clock[0] >= switched else old))
     clock = [switched - 60.0]
     while clock[0] < end:
         watcher.tick(clock[0])

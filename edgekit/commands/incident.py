@@ -14,7 +14,7 @@ from edgekit.commands import shell
 if TYPE_CHECKING:
     from edgekit.field.incidents.incidents import Incident, Incidents
 
-app = typer.Typer(help="What went wrong on this device, since when, and what to do.", no_args_is_help=True)
+app = typer.Typer(help="Show and manage the incidents of this device.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(metavar="ID", help="The incident's number.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, for the audit log.")]
@@ -27,12 +27,12 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("list")
 def list_(
-    everything: Annotated[bool, typer.Option("--all", help="Those that are over as well.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include resolved incidents.")] = False,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """The incidents under way, worst first."""
+    """List the open incidents, worst first."""
     from edgekit.field.incidents.incidents import Incidents
 
     found = Incidents(state).find(everything=everything)
@@ -52,7 +52,7 @@ def show(
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """What happened, since when, what changed before it, what to do next, and who did what so far."""
+    """Show one incident: what happened, what changed before it, the next steps, and its history."""
     from edgekit.field.incidents import evidence
     from edgekit.field.incidents.account import account
 
@@ -68,18 +68,18 @@ def show(
     shell.say(f"INCIDENT {number}  {LABELS[incident.kind]}  {_status(incident)}")
     shell.say(f"{incident.what}\n\n{book.meaning}\n")
     shell.say(f"Release   {incident.release or 'a model file without a manifest'}")
-    shell.say(f"Rule      {incident.rule}, told {clock(incident.opened)}")
+    shell.say(f"Rule      {incident.rule}, reported {clock(incident.opened)}")
     if path.is_file():
         shell.say(f"Evidence  {path}")
-    shell.say("\nWhat changed in the day before")
+    shell.say("\nChanges in the day before")
     for switch in told.before:
         shell.say(f"  {clock(switch.time)}  {switch.what} {switch.release}  {switch.who}: {switch.why}")
     if not told.before:
-        shell.say("  No switch of releases.")
+        shell.say("  No change of release.")
     shell.say("\nNext steps")
     for place, step in enumerate(book.steps, 1):
         shell.say(f"  {place}. {step.text}" + (f":\n       {step.command}" if step.command else "."))
-    shell.say("\nSo far")
+    shell.say("\nHistory")
     for change in told.timeline:
         shell.say(
             f"  {clock(change['time'])}  {change['what']}  {change['who']}: {change['why']}".rstrip(": ")
@@ -104,7 +104,11 @@ def _by_hand(name: str, text: str, change: Callable[[Incidents], Callable[..., I
         _told(change(Incidents(state))(number, who=who or operator(), why=why), json)
 
 
-_by_hand("ack", "Say that you have seen an incident and work on it.", lambda incidents: incidents.acknowledge)
+_by_hand(
+    "ack",
+    "Acknowledge an incident: you have seen it and work on it.",
+    lambda incidents: incidents.acknowledge,
+)
 
 
 @app.command("silence")
@@ -117,7 +121,7 @@ def silence(
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Tell nobody of an incident for a time, and do nothing by itself; it is told again when the time is over."""
+    """Send no notification and take no automatic action for a time; the incident is reported again afterwards."""
     from edgekit.base.clock import seconds
     from edgekit.field.incidents.audit import operator
     from edgekit.field.incidents.incidents import Incidents
@@ -128,7 +132,7 @@ def silence(
 
 _by_hand(
     "close",
-    "End an incident by hand. While its rule holds, a new one will be opened.",
+    "Close an incident. If its rule still holds, a new one is opened.",
     lambda incidents: incidents.close,
 )
 
@@ -137,7 +141,7 @@ _by_hand(
 def audit(
     state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False, verbose: shell.Verbose = False
 ) -> None:
-    """Every change with who and why, and whether a line of the log was changed or taken out."""
+    """Show the audit log, and check that no line was changed or removed."""
     from edgekit.base.clock import clock
     from edgekit.field.incidents.audit import Audit
 

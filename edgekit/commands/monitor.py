@@ -117,7 +117,7 @@ def monitor(
 def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
     """A watcher beside the program that serves, which acts on nothing: going back is for those who serve."""
     from edgekit.field.incidents.defaults import rules_of
-    from edgekit.field.incidents.watcher import Watcher
+    from edgekit.field.incidents.watcher import Reactions, Watched, Watcher
     from edgekit.field.incidents.webhook import Webhook
     from edgekit.field.status import current_release, in_use
 
@@ -125,10 +125,12 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
     return Watcher(
         state,
         rules_of(kept[1] if kept else None),
-        windows=store,
-        release=lambda: current_release(state, store) or "",
-        bundle=lambda: (in_use(state) or ("", None))[1],
-        webhook=Webhook(webhook) if webhook else None,
+        Watched(
+            store,
+            release=lambda: current_release(state, store) or "",
+            bundle=lambda: (in_use(state) or ("", None))[1],
+        ),
+        Reactions(Webhook(webhook) if webhook else None),
         owner=False,
     )
 

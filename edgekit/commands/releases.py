@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from edgekit.field.releases.health import Health
 
 app = typer.Typer(
-    help="Versions of a bundle on this device: bring in, put to use, go back.", no_args_is_help=True
+    help="Manage the versions of a bundle on this device: import, promote, roll back.", no_args_is_help=True
 )
 
 Why = Annotated[str, typer.Option("--why", help="The reason, for the log.")]
 Name = Annotated[str, typer.Argument(help="A release's name, or its first letters.")]
 Format = Annotated[
-    str | None, typer.Option("--format", help="Check gguf or onnx alone; by default each that it has.")
+    str | None,
+    typer.Option("--format", help="Check only gguf or only onnx. Default: every format of the bundle."),
 ]
 
 
@@ -39,107 +40,121 @@ def _releases(state: Path) -> Releases:
     return Releases(state / "releases")
 
 
-@app.command("import")
-def import_(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, as `edgekit build` wrote it.")],
-    why: Why = "",
-    who: shell.Who = None,
-    format: Format = None,
+@dataclass(frozen=True)
+class ImportOptions:
+    """The options of `edgekit releases import`."""
+
+    bundle: Annotated[Path, typer.Argument(help="A bundle, as `edgekit build` wrote it.")]
+    why: Why = ""
+    who: shell.Who = None
+    format: Format = None
     allow_failed: Annotated[
-        bool, typer.Option("--allow-failed", help="Take in a bundle that failed its gates.")
-    ] = False,
-    state: shell.StateDir = shell.DEFAULT_STATE,
-    json: shell.Json = False,
-    quiet: shell.Quiet = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """Keep a bundle on this device, once its digests, its verdict and its golden answers hold."""
+        bool, typer.Option("--allow-failed", help="Import a bundle that failed its gates.")
+    ] = False
+    state: shell.StateDir = shell.DEFAULT_STATE
+    json: shell.Json = False
+    quiet: shell.Quiet = False
+    verbose: shell.Verbose = False
+
+
+@app.command("import")
+@shell.takes(ImportOptions)
+def import_(options: ImportOptions) -> None:
+    """Copy a bundle to this device, after its digests, its verdict and its golden answers are checked."""
     with shell.working() as emit:
-        release = _releases(state).import_(
-            bundle,
-            who=who or "",
-            why=why,
-            allow_failed=allow_failed,
-            health=lambda folder: _checked(folder, emit, format, speed=False),
+        release = _releases(options.state).import_(
+            options.bundle,
+            who=options.who or "",
+            why=options.why,
+            allow_failed=options.allow_failed,
+            health=lambda folder: _checked(folder, emit, options.format, speed=False),
         )
     _tell(
         release,
-        json,
+        options.json,
         f"{release.name} is on this device ({release.place}); edgekit releases promote {release.name}",
     )
 
 
 @app.command("list")
 def list_(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -> None:
-    """Every version on this device, the newest import first."""
+    """List the versions on this device, the newest import first."""
     found = _releases(state).list()
     if json:
         shell.print_json([asdict(release) for release in found])
         return
     if not found:
-        shell.say("There are no releases here; edgekit releases import BUNDLE")
+        shell.say("No releases. Import one: edgekit releases import BUNDLE")
     for release in found:
         note = f"{release.tries} tries left" if release.place == "pending" else release.why
         line = f"{release.name}  {release.place:<8}  {_when(release.imported)}  {release.size_mib:8.1f} MiB"
         shell.say(f"{line}  {release.model}-{release.target}  {note}".rstrip())
 
 
-@app.command("promote")
-def promote(
-    release: Name,
-    why: Why = "",
-    who: shell.Who = None,
+@dataclass(frozen=True)
+class PromoteOptions:
+    """The options of `edgekit releases promote`."""
+
+    release: Name
+    why: Why = ""
+    who: shell.Who = None
     data: Annotated[
         Path | None,
         typer.Option("--data", "-d", help="JSONL rows with right answers to compare the two versions on."),
-    ] = None,
-    format: Format = None,
+    ] = None
+    format: Format = None
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="Promote a version older than the one in use.")
-    ] = False,
+    ] = False
     unproven: Annotated[
         bool,
         typer.Option(
             "--unproven",
             help="Promote even if there are too few answers to compare; the log records it.",
         ),
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-    threads: shell.Threads = 0,
-    state: shell.StateDir = shell.DEFAULT_STATE,
-    json: shell.Json = False,
-    quiet: shell.Quiet = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """Put a version on trial, once it is healthy and answers as well as the one in use."""
+    ] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
+    threads: shell.Threads = 0
+    state: shell.StateDir = shell.DEFAULT_STATE
+    json: shell.Json = False
+    quiet: shell.Quiet = False
+    verbose: shell.Verbose = False
+
+
+@app.command("promote")
+@shell.takes(PromoteOptions)
+def promote(options: PromoteOptions) -> None:
+    """Put a version on trial, once it is healthy and shown to answer as well as the one in use."""
     from edgekit.data.rows import read_rows
     from edgekit.field.releases.compare import Comparison, compare
     from edgekit.field.releases.lifecycle import Allowance
 
-    releases = _releases(state)
-    rows = read_rows(data) if data else []
-    name = releases.get(release).name
-    if not yes and not json and sys.stdin.isatty() and sys.stderr.isatty():
+    releases = _releases(options.state)
+    rows = read_rows(options.data) if options.data else []
+    name = releases.get(options.release).name
+    if not options.yes and not options.json and sys.stdin.isatty() and sys.stderr.isatty():
         typer.confirm(f"Put {name} on trial in place of the version in use?", abort=True, err=True)
     compared: list[Comparison] = []
-    allowed: dict[Allowance, bool] = {"older": allow_older, "unproven": unproven}
+    allowed: dict[Allowance, bool] = {"older": options.allow_older, "unproven": options.unproven}
 
     def hold(candidate: Path, current: Path) -> Comparison:
         from edgekit.base.events import StageFinished, StageStarted
 
         start = time.perf_counter()
         emit(StageStarted("compare", f"{candidate.name} with {current.name}"))
-        compared.append(compare(candidate, current, rows, format=format, threads=threads or None))
-        if compared[0].passed or (unproven and compared[0].unproven):
+        compared.append(
+            compare(candidate, current, rows, format=options.format, threads=options.threads or None)
+        )
+        if compared[0].passed or (options.unproven and compared[0].unproven):
             emit(StageFinished("compare", time.perf_counter() - start, detail=compared[0].detail))
         return compared[0]
 
     with shell.working() as emit:
         promoted = releases.promote(
             name,
-            who=who or "",
-            why=why,
-            health=lambda folder: _checked(folder, emit, format, threads=threads),
+            who=options.who or "",
+            why=options.why,
+            health=lambda folder: _checked(folder, emit, options.format, threads=options.threads),
             compare=hold,
             allow=[name for name, given in allowed.items() if given],
         )
@@ -147,7 +162,7 @@ def promote(
     text = f"{name} is in use already"
     if promoted.place == "pending":
         text = f"{name} is on trial: accepted after a successful load, rejected after {promoted.tries} failed starts"
-    _tell(promoted, json, text, more)
+    _tell(promoted, options.json, text, more)
 
 
 @app.command("rollback")
@@ -163,7 +178,7 @@ def rollback(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Go back to the version before, at once; a server that runs follows."""
+    """Go back to the previous version at once; a running server switches to it."""
     releases = _releases(state)
     leaving = None if release is None else releases.get(release).name
     back = releases.rollback(who=who or "", why=why, release=leaving)
@@ -179,7 +194,7 @@ def gc(
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
 ) -> None:
-    """Remove versions out of use, and what interrupted commands left."""
+    """Remove versions that are not in use, and the files that interrupted commands left."""
     found = _releases(state).gc(keep, who=who or "")
     if json:
         shell.print_json(found)
@@ -190,7 +205,7 @@ def gc(
 
 @app.command("log")
 def log(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -> None:
-    """Every change, oldest first: when, who, what and why."""
+    """Show every change, oldest first: when, who, what and why."""
     lines = _releases(state).log()
     if json:
         shell.print_json(lines)

@@ -20,9 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle, a .gguf file or an onnxruntime-genai folder.")],
-    text: Annotated[str | None, typer.Argument(help="The question; without it, chat.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The question. Without it, a chat starts.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Longest answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")
+    ] = None,
     threads: shell.Threads = 0,
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Open a bundle that failed its gates.")
@@ -30,7 +32,7 @@ def run(
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Answer a question, streaming; without a question, chat until end of input."""
+    """Answer a question and stream the answer. Without a question, start a chat."""
     with edgekit.load(bundle, format, threads=threads or None, allow_failed=allow_failed) as model:
         if text is None and sys.stdin.isatty():
             _chat(model, max_tokens)

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,19 +26,24 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
 
 
-def serve(
+@dataclass(frozen=True)
+class ServeOptions:
+    """The options of `edgekit serve`."""
+
     bundle: Annotated[
         Path | None,
         typer.Argument(
-            help="A bundle, a .gguf file or an onnxruntime-genai folder; without it, the release in use."
+            help="A bundle, a .gguf file or an onnxruntime-genai folder. Default: the release in use."
         ),
-    ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None,
+    ] = None
+    format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; all but loopback need --token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes one that is free.")] = 8080,
-    uds: Annotated[Path | None, typer.Option("--uds", help="A unix socket to listen on instead.")] = None,
+        str, typer.Option("--host", help="Address to listen on; any but loopback requires --token.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8080
+    uds: Annotated[Path | None, typer.Option("--uds", help="Unix socket to listen on instead of a port.")] = (
+        None
+    )
     token: Annotated[
         str | None,
         typer.Option(
@@ -47,94 +52,111 @@ def serve(
             show_envvar=True,
             help="Bearer token that every request must carry.",
         ),
-    ] = None,
-    queue: Annotated[int, typer.Option("--queue", min=1, help="Requests that may wait.")] = 64,
+    ] = None
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Most requests that may wait.")] = 64
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Longest answer that may be asked for.")
-    ] = 1024,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")] = 120.0,
+        int, typer.Option("--max-tokens", min=1, help="Most tokens that a request may ask for.")
+    ] = 1024
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Time limit of a request in seconds.")
+    ] = 120.0
     drain: Annotated[
-        float, typer.Option("--drain", min=0.0, help="Seconds to finish accepted requests when stopping.")
-    ] = 30.0,
+        float,
+        typer.Option("--drain", min=0.0, help="Seconds to finish accepted requests when the server stops."),
+    ] = 30.0
     shadow: Annotated[
         Path | None,
-        typer.Option("--shadow", help="A bundle that answers the same requests unseen, to be compared."),
-    ] = None,
+        typer.Option(
+            "--shadow",
+            help="A second bundle that gets the same requests; its answers are compared, not sent.",
+        ),
+    ] = None
     keep_texts: Annotated[
         int,
-        typer.Option(
-            "--keep-texts", min=0, help="Keep so many redacted prompts and answers; none by default."
-        ),
-    ] = 0,
+        typer.Option("--keep-texts", min=0, help="Number of redacted prompts and answers to keep."),
+    ] = 0
     webhook: Annotated[
         str | None,
-        typer.Option("--webhook", envvar="EDGEKIT_WEBHOOK", help="A URL that is told of incidents."),
-    ] = None,
-    threads: shell.Threads = 0,
-    state: shell.StateDir = shell.DEFAULT_STATE,
+        typer.Option("--webhook", envvar="EDGEKIT_WEBHOOK", help="A URL that receives incidents."),
+    ] = None
+    threads: shell.Threads = 0
+    state: shell.StateDir = shell.DEFAULT_STATE
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Open a bundle that failed its gates.")
-    ] = False,
-    json: shell.Json = False,
-    quiet: shell.Quiet = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """Serve a model to OpenAI's clients until SIGTERM or ctrl-c; what was accepted is still answered.
+    ] = False
+    json: shell.Json = False
+    quiet: shell.Quiet = False
+    verbose: shell.Verbose = False
 
-    Without BUNDLE the release in use is served, and another one takes its place when it is promoted or rolled back to.
+
+@shell.takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
+    """Serve a model to OpenAI clients until SIGTERM or ctrl-c; accepted requests are still answered.
+
+    Without BUNDLE the release in use is served. When another one is promoted or rolled back to, the server switches to it.
     """
     from edgekit.field.serving import server as serving
-    from edgekit.field.serving.guard import is_loopback
 
-    if token == "":
-        raise ConfigError("The token is empty.", "Give --token a value, or leave it out.")
-    if uds is None and token is None and not is_loopback(host):
-        raise ConfigError(
-            f"{host} can be reached from other machines, and no token is set. Nothing was started.",
-            "Set EDGEKIT_TOKEN (or --token), or listen on 127.0.0.1.",
-        )
-    if uds is None and not is_loopback(host):
-        _remark(
-            "Warning: this is plain HTTP, so the token and all texts can be read on the network. Use a TLS proxy."
-        )
-    bound = serving.listen(host, port) if uds is None else serving.listen_unix(uds)
-    options = {
-        "format": format, "threads": threads or None, "allow_failed": allow_failed, "keep_texts": keep_texts,
-    }  # fmt: skip
-    limits = {"queue_size": queue, "max_tokens": max_tokens, "timeout_s": timeout}
+    _check(options)
+    uds = options.uds
+    bound = serving.listen(options.host, options.port) if uds is None else serving.listen_unix(uds)
     with contextlib.ExitStack() as stack:
         stack.callback(bound.close)
         if uds is not None:
             stack.callback(uds.unlink, missing_ok=True)
-        candidate = _shadow(shadow, format, threads, stack)
-        deployment = _deployment(state, bundle, candidate, webhook, options)
+        candidate = _shadow(options, stack)
+        deployment = _deployment(options, candidate)
         compared = (lambda: asdict(candidate.summary())) if candidate else None
-        _serve(bound, deployment, token, drain, limits, compared)
+        _serve(bound, deployment, options, compared)
         if compared:
-            _remark(f"In the shadow: {compared()}")
+            _remark(f"Shadow comparison: {compared()}")
 
 
-def _shadow(
-    bundle: Path | None, format: str | None, threads: int, stack: contextlib.ExitStack
-) -> Shadow | None:
+def _check(options: ServeOptions) -> None:
+    """Raise `ConfigError` for an endpoint that others could use without a token, and warn of plain HTTP."""
+    from edgekit.field.serving.guard import is_loopback
+
+    if options.token == "":
+        raise ConfigError(
+            "The token is empty. Nothing was started.", "Give --token a value, or leave it out."
+        )
+    if options.uds is not None or is_loopback(options.host):
+        return
+    if options.token is None:
+        raise ConfigError(
+            f"{options.host} can be reached from other machines, and no token is set. Nothing was started.",
+            "Set EDGEKIT_TOKEN (or --token), or listen on 127.0.0.1.",
+        )
+    _remark(
+        "Warning: this is plain HTTP, so the token and all texts can be read on the network. Use a TLS proxy."
+    )
+
+
+def _shadow(options: ServeOptions, stack: contextlib.ExitStack) -> Shadow | None:
     import edgekit
     from edgekit.field.releases.shadow import Shadow
 
-    if bundle is None:
+    if options.shadow is None:
         return None
-    shadow = Shadow(edgekit.load(bundle, format, threads=threads or None))
+    shadow = Shadow(edgekit.load(options.shadow, options.format, threads=options.threads or None))
     stack.callback(shadow.close)
     return shadow
 
 
-def _deployment(
-    state: Path, bundle: Path | None, shadow: Shadow | None, webhook: str | None, options: Mapping[str, Any]
-) -> Deployment:
+def _deployment(options: ServeOptions, shadow: Shadow | None) -> Deployment:
     from edgekit.field.incidents.webhook import Webhook
-    from edgekit.field.serving.deployment import Deployment
+    from edgekit.field.serving.deployment import Deployment, OpenOptions
 
-    told = Webhook(webhook) if webhook else None
-    return Deployment(state, bundle, webhook=told, shadow=shadow, say=_remark, **options)
+    return Deployment(
+        options.state,
+        options.bundle,
+        options=OpenOptions(
+            options.format, options.threads or None, options.allow_failed, options.keep_texts
+        ),
+        webhook=Webhook(options.webhook) if options.webhook else None,
+        shadow=shadow,
+        say=_remark,
+    )
 
 
 def _remark(text: str) -> None:
@@ -146,9 +168,7 @@ def _remark(text: str) -> None:
 def _serve(
     bound: socket.socket,
     deployment: Deployment,
-    token: str | None,
-    drain: float,
-    limits: Mapping[str, Any],
+    options: ServeOptions,
     shadow: Callable[[], Mapping[str, Any]] | None,
 ) -> None:
     from edgekit.field.serving import api
@@ -159,7 +179,15 @@ def _serve(
 
     opened = deployment.opened
     name = model_name(opened.bundle)
-    engine = Engine(opened.model, name=name, source=opened.bundle, release=opened.release, **limits)
+    engine = Engine(
+        opened.model,
+        name=name,
+        source=opened.bundle,
+        release=opened.release,
+        queue_size=options.queue,
+        max_tokens=options.max_tokens,
+        timeout_s=options.timeout,
+    )
     metrics = Metrics(name, lambda: engine.waiting, lambda: engine.running)
     deployment.metrics = metrics
     deployment.start(engine)
@@ -171,7 +199,7 @@ def _serve(
             facts = {"pid": os.getpid(), "format": opened.model.format, "release": opened.release}
             shell.print_json({"address": address, **facts, **trial})
         else:
-            key = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if token else ""
+            key = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if options.token else ""
             shell.say(f"{name} ({opened.model.format}) answers on {address}; try: {trial['try']}{key}")
         if opened.telemetry.note:
             _remark(opened.telemetry.note)
@@ -184,14 +212,14 @@ def _serve(
     app = api.create_app(
         engine,
         metrics,
-        token=token,
+        token=options.token,
         local=local,
         shadow=shadow,
         status=lambda window_s: deployment.status(engine, window_s),
     )
     try:
         serving.serve(
-            serving.Server(app, engine, drain_s=drain, ready=ready, stopping=stopping), bound, engine
+            serving.Server(app, engine, drain_s=options.drain, ready=ready, stopping=stopping), bound, engine
         )
     finally:
         deployment.close()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from edgekit.base.texts import plain
 from edgekit.build import defaults
+from edgekit.field import state as field_state
 
 
 @dataclass
@@ -80,7 +83,35 @@ DEFAULT_MODEL = defaults.DEFAULT_MODEL
 DEFAULT_DATA = defaults.DEFAULT_DATA
 DEFAULT_TARGET = defaults.DEFAULT_TARGET
 DEFAULT_CACHE = defaults.DEFAULT_CACHE
-DEFAULT_STATE = Path(".edgekit/field")
+DEFAULT_STATE = field_state.DEFAULT_STATE
+
+
+T = TypeVar("T")
+
+
+def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Make a verb of a function of one dataclass: each field, with its typer option, is a parameter of the verb."""
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default,
+            annotation=hints[one.name],
+        )
+        for one in dataclasses.fields(options)  # type: ignore[arg-type]
+    ]
+
+    def decorate(function: Callable[[T], None]) -> Callable[..., None]:
+        def verb(**given: Any) -> None:
+            function(options(**given))
+
+        verb.__name__, verb.__doc__ = function.__name__, function.__doc__
+        verb.__annotations__ = hints
+        verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return verb
+
+    return decorate
 
 
 def narrator() -> Any:

@@ -19,6 +19,13 @@ class Records(Protocol):
         """Take note of `answer`; never raises."""
 
 
+class OwnRecords(Records, Protocol):
+    """Records that a model opened itself, and closes with itself."""
+
+    def close(self) -> None:
+        """Write what waits, and stop."""
+
+
 class Answer:
     """An iterator of text pieces; its other attributes fill in as it goes.
 

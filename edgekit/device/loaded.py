@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
 from edgekit.data.rows import Message
-from edgekit.device.answer import Answer, Records
+from edgekit.device.answer import Answer, OwnRecords, Records
 from edgekit.device.manifest import check_files, read_manifest
 from edgekit.device.prompt import encode_prompt
 from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
-
-if TYPE_CHECKING:
-    from edgekit.field.telemetry.collector import Telemetry
 
 RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 CONTEXT = 2048
@@ -36,7 +33,7 @@ class LoadedModel:
     ) -> None:
         self.runtime = runtime
         self.telemetry: Records | None = telemetry
-        self.closes_with: Telemetry | None = None
+        self.closes_with: OwnRecords | None = None
         """Telemetry that was opened with this model and ends with it."""
         self.format = format
         self.system = system
@@ -148,9 +145,8 @@ def load(
     else:
         model = _load_bundle(folder, format, threads, context, allow_failed)
     if isinstance(telemetry, str | os.PathLike):
-        from edgekit.field.telemetry.collector import Telemetry
-
-        telemetry = model.closes_with = Telemetry.open(Path(telemetry), folder, model.format)
+        opened: OwnRecords = registry.load("field", "telemetry").open(Path(telemetry), folder, model.format)
+        telemetry = model.closes_with = opened
     model.telemetry = telemetry
     return model
 

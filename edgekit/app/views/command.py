@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
-from edgekit.field.incidents.runbook import DEFAULT_STATE
+from edgekit.field.state import DEFAULT_STATE
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o",
        "ServerAliveCountMax=3")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,25 +74,18 @@ def rules_of(bundle: Path | None, format: str | None = None) -> list[Rule]:
         device = Device.model_validate(target["device"])
     except (CorruptError, KeyError, TypeError, AttributeError, ValidationError):
         return default_rules()
-    return default_rules(device, budget, **_profiled(bundle, manifest, format))
+    return default_rules(device, budget, **_measured(bundle, manifest, format))
 
 
-def _profiled(bundle: Path, manifest: Mapping[str, Any], format: str | None) -> dict[str, float]:
+def _measured(bundle: Path, manifest: Mapping[str, Any], format: str | None) -> dict[str, float]:
     """What the report measured for a format with the bundle's threads; nothing when that was another kind of machine."""
-    from edgekit.base.hardware import fingerprint
+    from edgekit.field.profile import profiled
 
-    try:
-        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
-        if report["machine"]["cpu"] != fingerprint()["cpu"]:
-            return {}
+    with contextlib.suppress(KeyError, TypeError, StopIteration):
         path = manifest["formats"][format or next(iter(manifest["formats"]))]["path"]
-        rows = [row for row in report["profile"] if row["artifact"] == path and not row["simulated"]]
-        if rows:
-            row = min(rows, key=lambda row: abs(row["threads"] - manifest["threads"]))
+        if found := profiled(bundle, path, manifest["threads"]):
             return {
-                "ttft_s": row["ttft_ms"]["median"] / 1000,
-                "tokens_per_s": row["decode_tokens_per_s"]["median"],
+                "ttft_s": found["ttft_ms"]["median"] / 1000,
+                "tokens_per_s": found["decode_tokens_per_s"]["median"],
             }
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        pass
     return {}

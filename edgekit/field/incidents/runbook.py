@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 from edgekit.field.incidents.incidents import Incident
+from edgekit.field.state import DEFAULT_STATE
 
 STEP = re.compile(r"^\d+\. ")
 COMMAND = re.compile(r"`([^`]+)`$")
-DEFAULT_STATE = Path(".edgekit/field")
 
 
 @dataclass(frozen=True)

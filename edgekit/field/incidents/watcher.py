@@ -7,16 +7,18 @@ ends, and goes on from where the rules stood. Nothing that goes wrong here reach
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from edgekit.base.errors import CorruptError, EdgekitError, in_words
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, in_words
+from edgekit.base.locks import locked
+from edgekit.device.manifest import MANIFEST, check_files, read_manifest
 from edgekit.field.incidents import evidence
 from edgekit.field.incidents.evidence import Windows
 from edgekit.field.incidents.incidents import Incident, Incidents
@@ -28,47 +30,61 @@ from edgekit.targets.rules import Rule
 WHO = "watcher"
 LOCK = "watcher.lock"
 EVERY_S = 5.0
-INTEGRITY_S = 600.0  # between two readings of all files of a release
+INTEGRITY_S = 600.0  # between two checks of a release's files; those that look unchanged are not read
+REREAD_S = 24 * 3600.0  # after which all of them are read, changed or not: disks lose bits
 Action = Callable[[Incident], str]
+Stamps = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a watcher looks at: telemetry, and what is in use now, each None (or "") where it is not known."""
+
+    windows: Windows
+    release: Callable[[], str] = lambda: ""
+    bundle: Callable[[], Path | None] = lambda: None
+    store_trouble: Callable[[], str | None] = lambda: None
+    """Why telemetry cannot be kept, empty when it can."""
+    drift_over: Callable[[], bool | None] = lambda: None
+    """Whether every signal is as in the reference again."""
+    confidence_expected: float | None = None
+
+
+@dataclass(frozen=True)
+class Reactions:
+    """What follows from an incident: `webhook` is sent each change, `opened` the kind of each incident that opens.
+
+    `act` does what a rule with `action = "auto"` asks for, once for each incident, and returns what it did in words.
+    """
+
+    webhook: Webhook | None = None
+    act: Action | None = None
+    opened: Callable[[str], None] = lambda kind: None
 
 
 class Watcher:
-    """Holds a device's telemetry against `rules`.
+    """Evaluates `rules` on a device's telemetry.
 
-    `windows` is its telemetry store; `release` and `bundle` tell what is in use now, "" and None where that is not kept.
-    `store_trouble` tells why telemetry cannot be kept (empty when it can) and `drift_over` whether every signal is as in the
-    reference again, both None where that is not known.
-    `act` does what a rule with `action = "auto"` asks for, once for each incident, and returns what it did in words.
-    `opened` is told the kind of each incident that opens. One that stands in for the program that serves is not the
-    `owner`: it leaves incidents of other rules than its own alone.
-    `trouble` says why the last look failed, and is empty when all is well.
+    A watcher that stands in for the program that serves is not the `owner`: it leaves incidents of other rules than its
+    own alone. `trouble` says why the last look failed, and is empty when all is well.
     """
 
     def __init__(
         self,
         state: Path,
         rules: Sequence[Rule],
+        watched: Watched,
+        reactions: Reactions = Reactions(),
         *,
-        windows: Windows,
-        release: Callable[[], str] = lambda: "",
-        bundle: Callable[[], Path | None] = lambda: None,
-        store_trouble: Callable[[], str | None] = lambda: None,
-        drift_over: Callable[[], bool | None] = lambda: None,
-        confidence_expected: float | None = None,
-        webhook: Webhook | None = None,
-        act: Action | None = None,
-        opened: Callable[[str], None] = lambda kind: None,
         owner: bool = True,
         every_s: float = EVERY_S,
     ) -> None:
         self.state = state
         self.incidents = Incidents(state)
         self.trouble = ""
-        self.webhook = webhook
-        self.confidence_expected = confidence_expected
-        self._windows, self._release, self._bundle, self._act = windows, release, bundle, act
-        self._store_trouble, self._drift_over = store_trouble, drift_over
-        self._opened, self._owner = opened, owner
+        self.webhook = reactions.webhook
+        self.confidence_expected = watched.confidence_expected
+        self._watched, self._reactions, self._owner = watched, reactions, owner
         self._every_s = every_s
         self._rules = list(rules)
         self._evaluators: dict[float, Evaluator] = {}
@@ -77,6 +93,7 @@ class Watcher:
         self._told = 0
         self._began: float | None = None
         self._files: tuple[Path | None, float, bool | None] = (None, 0.0, None)
+        self._read_files: tuple[float, Stamps] = (0.0, ())
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -90,7 +107,7 @@ class Watcher:
         """Look once, at `now` in Unix seconds: what opened and what is over. Raises `EdgekitError` and `OSError`."""
         if self._began is None:
             self._resume(now)
-        release, bundle = self._release(), self._bundle()
+        release, bundle = self._watched.release(), self._watched.bundle()
         told = [
             AlertState(incident.rule, incident.subject, incident.since, incident.opened, seen=incident.opened)
             for incident in self.incidents.find()
@@ -111,11 +128,11 @@ class Watcher:
     def run(self) -> None:
         """Look every few seconds until `close`, while no other watcher does; never raises."""
         with contextlib.ExitStack() as stack:
-            lock: IO[bytes] | None = None
+            held = False
             while not self._stop.is_set():
                 try:
-                    lock = lock or _locked(self.state, stack)
-                    if lock is not None:
+                    held = held or _locked(self.state, stack)
+                    if held:
                         self.tick(time.time())
                         self.trouble = ""
                 except CorruptError as error:
@@ -130,7 +147,7 @@ class Watcher:
     def once(self, now: float) -> list[Change]:
         """Look once, unless another watcher does: then nothing is done. Raises as `tick` does."""
         with contextlib.ExitStack() as stack:
-            return [] if _locked(self.state, stack) is None else self.tick(now)
+            return self.tick(now) if _locked(self.state, stack) else []
 
     def start(self) -> None:
         """Run in a thread of its own."""
@@ -164,25 +181,31 @@ class Watcher:
 
     def _reading(self, now: float, window_s: float, release: str, bundle: Path | None) -> Reading:
         return reading_of(
-            self._windows.window(now - window_s, now, release),
+            self._watched.windows.window(now - window_s, now, release),
             digest_ok=self._whole(now, bundle),
-            trouble=self._store_trouble(),
+            trouble=self._watched.store_trouble(),
             confidence_expected=self.confidence_expected,
             last_seen=self._began,
             told_until=self.incidents.last_end("drift", release),
-            drift_over=self._drift_over(),
+            drift_over=self._watched.drift_over(),
         )
 
     def _whole(self, now: float, bundle: Path | None) -> bool | None:
-        """Whether the files are those of the manifest, read anew every ten minutes; None without a bundle."""
-        from edgekit.device.manifest import check_files, read_manifest
+        """Whether the files are those of the manifest, checked every ten minutes; None without a bundle.
 
+        They are read when the size, time or inode of one has changed since they were found whole, and once a day.
+        """
         if bundle is None:
             return None
         before, at, whole = self._files
         if bundle != before or not 0 <= now - at < INTEGRITY_S:
             try:
-                check_files(bundle, read_manifest(bundle))
+                manifest = read_manifest(bundle)
+                stamps = _stamps(bundle, manifest["files"])
+                read, seen = self._read_files
+                if not (bundle == before and whole and stamps == seen and 0 <= now - read < REREAD_S):
+                    check_files(bundle, manifest)
+                    self._read_files = (now, stamps)
                 whole = True
             except (CorruptError, OSError):
                 whole = False
@@ -196,13 +219,15 @@ class Watcher:
         if incident is None:
             return
         if began:
-            self._opened(change.rule.kind)
+            self._reactions.opened(change.rule.kind)
         rule = change.rule.model_dump()
         with contextlib.suppress(OSError):  # a full disk: the incident itself is what matters
             if began:
-                evidence.capture(self.state, incident, rule, self._windows, bundle=bundle, now=change.time)
+                evidence.capture(
+                    self.state, incident, rule, self._watched.windows, bundle=bundle, now=change.time
+                )
             else:
-                evidence.complete(self.state, incident, rule, self._windows, change.time)
+                evidence.complete(self.state, incident, rule, self._watched.windows, change.time)
 
     def _keep(self, now: float) -> None:
         """Remember where the rules stand, when that changed or a clock runs; seldom, to spare the disk."""
@@ -214,7 +239,7 @@ class Watcher:
 
     def _do(self, now: float, release: str) -> None:
         """Automatic actions of incidents on what is in use, unless somebody silenced them."""
-        if self._act is None:
+        if self._reactions.act is None:
             return
         for incident in self.incidents.find():
             if (
@@ -225,7 +250,7 @@ class Watcher:
             ):
                 continue
             try:
-                what, why = "acted", self._act(incident)
+                what, why = "acted", self._reactions.act(incident)
             except Exception as error:  # noqa: BLE001 - whatever it was, a person has to know
                 what, why = "could not act", error.message if isinstance(error, EdgekitError) else str(error)
             self.incidents.acted(incident.id, who=WHO, what=what, why=why, now=now)
@@ -245,15 +270,16 @@ class Watcher:
                 )
 
 
-def _locked(state: Path, stack: contextlib.ExitStack) -> IO[bytes] | None:
-    """The lock of the state folder's watcher, None while another process has it; it ends with its process."""
-    state.mkdir(parents=True, exist_ok=True)
-    file = (state / LOCK).open("ab")
+def _stamps(bundle: Path, entries: Sequence[Mapping[str, Any]]) -> Stamps:
+    """Inode, size and time of the last change of each file of a manifest, and of the manifest itself."""
+    found = (os.stat(bundle / path) for path in (MANIFEST, *(entry["path"] for entry in entries)))
+    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found)
+
+
+def _locked(state: Path, stack: contextlib.ExitStack) -> bool:
+    """Take the lock of the state folder's watcher until `stack` ends; False while another process has it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    stack.enter_context(file)
-    os.utime(state / LOCK)
-    return file
+        stack.enter_context(locked(state / LOCK, wait=False))
+    except ConfigError:
+        return False
+    return True

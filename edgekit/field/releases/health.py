@@ -21,10 +21,10 @@ from typing import Any, Literal
 from edgekit.base.child import Child
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
 from edgekit.base.events import GateResult
-from edgekit.base.hardware import fingerprint
 from edgekit.base.memory import own_peak_mib
 from edgekit.device.isolated import memory_limit_mib
 from edgekit.device.manifest import check_files, read_manifest
+from edgekit.field.profile import profiled
 
 Kind = Literal["", "digest", "verdict", "garbage", "slow", "memory", "timeout", "crash"]
 
@@ -32,7 +32,6 @@ LIMIT_S = 300.0
 SLOWEST = 2.0  # times as slow as profiled
 RUNAWAY = 2.0  # a process that takes so many times its budget is ended
 REPEATS = 3
-SAME_MACHINE = ("cpu", "arch", "cores", "features")  # of the fingerprint: what speed depends on
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,9 @@ def _measured(
     from edgekit import registry
 
     entry = manifest["formats"][format]
-    profiled = _profiled(bundle, Path(entry["path"]).name, threads)
-    threads = int(profiled.get("threads", threads))
-    length, count = int(profiled.get("prompt_tokens", 64)), int(profiled.get("generate_tokens", 16))
+    measured = profiled(bundle, entry["path"], threads)
+    threads = int(measured.get("threads", threads))
+    length, count = int(measured.get("prompt_tokens", 64)), int(measured.get("generate_tokens", 16))
     model = registry.load("runtimes", entry["runtime"])(
         bundle / entry["path"], threads=threads, context=length + count + 8
     )
@@ -175,9 +174,9 @@ def _measured(
     readings = {name: round(value, 2) for name, value in readings.items()}
     budget = _budget(manifest)
     slowest, least = [budget.get("ttft_ms")], [budget.get("decode_tokens_per_s")]
-    if profiled:
-        slowest.append(SLOWEST * profiled["ttft_ms"]["median"])
-        least.append(profiled["decode_tokens_per_s"]["median"] / SLOWEST)
+    if measured:
+        slowest.append(SLOWEST * measured["ttft_ms"]["median"])
+        least.append(measured["decode_tokens_per_s"]["median"] / SLOWEST)
     limits = {
         "ttft_ms": min(filter(None, slowest), default=None),
         "decode_tokens_per_s": max(filter(None, least), default=None),
@@ -196,20 +195,6 @@ def _gate(format: str, name: str, value: float, limit: float) -> GateResult:
         "peak_rss_mib": "MiB of memory, at most",
     }[name]
     return GateResult(f"{format}.{name}", value, limit, passed, f"{value:.1f} {what} {limit:.1f}", "health")
-
-
-def _profiled(bundle: Path, artifact: str, threads: int) -> dict[str, Any]:
-    """The report's own profile of a file, at the nearest thread count; empty where another machine made it."""
-    try:
-        report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
-        here, there = fingerprint(), report["machine"]
-        if any(here[key] != there[key] for key in SAME_MACHINE):
-            return {}
-        found = [entry for entry in report["profile"] if entry["artifact"] == artifact]
-        found = [entry for entry in found if entry["ttft_ms"]["median"] > 0]
-        return min(found, key=lambda entry: abs(entry["threads"] - threads), default={})
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _budget(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -18,11 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, MissingPartError, in_words
+from edgekit.base import hardware
+from edgekit.base.errors import (
+    ConfigError,
+    CorruptError,
+    EdgekitError,
+    MissingPartError,
+    StageError,
+    in_words,
+)
 from edgekit.device.manifest import MANIFEST, read_manifest
 from edgekit.field.incidents.defaults import rules_of
 from edgekit.field.incidents.readings import expected_confidence
-from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.incidents.watcher import Reactions, Watched, Watcher
 from edgekit.field.releases import Releases
 from edgekit.field.status import ServerStatus, device_status
 from edgekit.field.telemetry.collector import Telemetry, release_of
@@ -54,6 +63,16 @@ class Opened:
     release: str
 
 
+@dataclass(frozen=True)
+class OpenOptions:
+    """How each release is opened; `keep_texts` is how many redacted texts are kept, none by default."""
+
+    format: str | None = None
+    threads: int | None = None
+    allow_failed: bool = False
+    keep_texts: int = 0
+
+
 class Both:
     """`Records` that tell two others."""
 
@@ -79,10 +98,7 @@ class Deployment:
         state: Path,
         bundle: Path | None,
         *,
-        format: str | None = None,
-        threads: int | None = None,
-        allow_failed: bool = False,
-        keep_texts: int = 0,
+        options: OpenOptions = OpenOptions(),
         webhook: Webhook | None = None,
         shadow: Records | None = None,
         say: Callable[[str], None] = lambda text: None,
@@ -95,8 +111,7 @@ class Deployment:
         """Why the release in use is not the one that answers; empty when it is."""
         self.metrics: Metrics | None = None
         """Told of every answer and alarm, once there is one."""
-        self._format, self._threads = format, threads
-        self._allow_failed, self._keep_texts = allow_failed, keep_texts
+        self._options = options
         self._shadow = shadow
         self._stop = threading.Event()
         self._follower: threading.Thread | None = None
@@ -104,15 +119,15 @@ class Deployment:
         self.watcher = Watcher(
             state,
             rules_of(self._bundle(), self.opened.model.format),
-            windows=self,
-            release=lambda: self.opened.release,
-            bundle=self._bundle,
-            store_trouble=lambda: self.trouble,
-            drift_over=lambda: self.opened.telemetry.drift_over,
-            confidence_expected=self._expected(),
-            webhook=webhook,
-            act=self._roll_back if self.releases else None,
-            opened=self._count_alarm,
+            Watched(
+                self,
+                release=lambda: self.opened.release,
+                bundle=self._bundle,
+                store_trouble=lambda: self.trouble,
+                drift_over=lambda: self.opened.telemetry.drift_over,
+                confidence_expected=self._expected(),
+            ),
+            Reactions(webhook, self._roll_back if self.releases else None, self._count_alarm),
         )
 
     def start(self, engine: Engine) -> None:
@@ -164,12 +179,17 @@ class Deployment:
         return expected_confidence(self._bundle(), self.opened.model.format)
 
     def _open(self, bundle: Path) -> Opened:
-        model = edgekit.load(bundle, self._format, threads=self._threads, allow_failed=self._allow_failed)
+        model = edgekit.load(
+            bundle,
+            self._options.format,
+            threads=self._options.threads,
+            allow_failed=self._options.allow_failed,
+        )
         telemetry = Telemetry.open(
             self.state,
             bundle,
             model.format,
-            keep_texts=self._keep_texts,
+            keep_texts=self._options.keep_texts,
             decode=model.runtime.decode,
             beat_s=None,  # begun when it answers alone: two open models are no reading of one
         )
@@ -252,12 +272,23 @@ class Deployment:
         if name and name == self.opened.release:
             self._refused = ""
             self.releases.mark_good(name)  # one `stat` when nothing is on trial
-        elif name and name != self._refused:
+        elif folder is not None and name and name != self._refused:
+            self._check_memory(folder)
             folder = self.releases.boot()  # takes a try, as a start does
             if release_of(folder) == self.opened.release:
                 self._refused = name
             else:
                 self._switch(engine, self.releases, folder)
+
+    def _check_memory(self, folder: Path) -> None:
+        """Raise `StageError` where a second model does not fit beside the one that answers; no try is taken then."""
+        needed, free = _model_mib(folder, self._options.format), hardware.available_memory_mib()
+        if needed > free:
+            raise StageError(
+                f"{release_of(folder)} needs about {needed} MiB beside the model that answers, and {free} MiB are "
+                "free. The model in use goes on answering.",
+                "Free memory, or stop the server and start it again: then only one model is opened.",
+            )
 
     def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
         name = release_of(folder)
@@ -295,6 +326,18 @@ class Deployment:
 def model_name(bundle: Path) -> str:
     """The model's name for clients: the bundle's own name, else the file's."""
     return str(read_manifest(bundle)["name"]) if (bundle / MANIFEST).is_file() else bundle.stem
+
+
+def _model_mib(bundle: Path, format: str | None) -> int:
+    """The size of one format's files, about what opening it takes; 0 where the manifest does not tell."""
+    with contextlib.suppress(CorruptError, KeyError, TypeError, StopIteration):
+        manifest = read_manifest(bundle)
+        path = manifest["formats"][format or next(iter(manifest["formats"]))]["path"]
+        sizes = (
+            entry["bytes"] for entry in manifest["files"] if entry["path"].split("/")[0] == path.split("/")[0]
+        )
+        return math.ceil(sum(map(int, sizes)) / 2**20)
+    return 0
 
 
 def _hold(model: LoadedModel, bundle: Path) -> None:

@@ -42,7 +42,7 @@ class MachineWatch:
         """The machine now."""
         load = _load()
         return Machine(
-            time.time(), self._process.memory_info().rss / MIB, _temperature(), self._throttled(load), load
+            time.time(), self._process.memory_info().rss / MIB, temperature(), self._throttled(load), load
         )
 
     def _throttled(self, load: float | None) -> float | None:
@@ -88,7 +88,7 @@ def _load() -> float | None:
         return None
 
 
-def _temperature() -> float | None:
+def temperature() -> float | None:
     """The hottest reading of the processor, else of anything; None where there is no sensor."""
     if not hasattr(psutil, "sensors_temperatures"):
         return None

@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from edgekit.field.telemetry.machine import temperature
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.sketch import DURATION_S, TOKENS, TTFT_S
 
@@ -109,7 +110,11 @@ class Metrics:
             ("edgekit_queue_length", "Requests that wait.", queue),
             ("edgekit_requests_running", "Requests being answered.", running),
             ("edgekit_resident_memory_bytes", "Memory of this process.", _resident_bytes),
-            ("edgekit_temperature_celsius", "The hottest sensor; NaN without one.", _temperature_c),
+            (
+                "edgekit_temperature_celsius",
+                "The processor's hottest sensor, or any sensor's; NaN without one.",
+                _temperature_c,
+            ),
         ):
             Gauge(name, text, registry=registry).set_function(value)
 
@@ -182,7 +187,5 @@ def _resident_bytes() -> float:
 
 
 def _temperature_c() -> float:
-    if not hasattr(psutil, "sensors_temperatures"):  # not on every system
-        return math.nan
-    sensors = psutil.sensors_temperatures()
-    return max((entry.current for group in sensors.values() for entry in group), default=math.nan)
+    found = temperature()
+    return math.nan if found is None else found

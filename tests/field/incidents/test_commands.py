@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.incidents.watcher import Watched, Watcher
 from edgekit.field.status import read_status
 from edgekit.field.telemetry.drift import DriftAlarm
 from edgekit.field.telemetry.machine import Machine
@@ -41,7 +41,7 @@ def device(state: Path, age_s: float = 0.0) -> None:
         Rule(kind="errors", above=0.05, for_s=0.0, severity="critical"),
         Rule(kind="drift", above=0, for_s=0.0),
     ]
-    Watcher(state, rules, windows=store, release=lambda: "aaa").tick(now)
+    Watcher(state, rules, Watched(store, lambda: "aaa")).tick(now)
     store.close()
 
 

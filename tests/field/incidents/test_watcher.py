@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sqlite3
 import threading
 import time
@@ -17,9 +18,10 @@ from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import StageError
 from edgekit.device.manifest import SCHEMA
 from edgekit.field.incidents import evidence
+from edgekit.field.incidents import watcher as watching
 from edgekit.field.incidents.defaults import default_rules
 from edgekit.field.incidents.incidents import Incidents
-from edgekit.field.incidents.watcher import Watcher
+from edgekit.field.incidents.watcher import Reactions, Watched, Watcher
 from edgekit.field.telemetry.drift import DriftAlarm
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
@@ -70,7 +72,11 @@ class Told:
 
 
 def make(state: Path, store: Store, rules: list[Rule], **options: Any) -> Watcher:
-    return Watcher(state, rules, **{"windows": store, "release": lambda: "aaa", **options})
+    watched: dict[str, Any] = {"windows": store, "release": lambda: "aaa"}
+    watched |= {name: value for name, value in options.items() if name in Watched.__dataclass_fields__}
+    reactions = {name: value for name, value in options.items() if name in Reactions.__dataclass_fields__}
+    rest = {name: value for name, value in options.items() if name not in {**watched, **reactions}}
+    return Watcher(state, rules, Watched(**watched), Reactions(**reactions), **rest)
 
 
 def look(watcher: Watcher, begin: float, end: float) -> list[str]:
@@ -230,6 +236,38 @@ def test_a_changed_file_and_a_lost_device_are_found(tmp_path: Path, store: Store
     assert {incident.kind for incident in watcher.incidents.find()} == {"integrity", "heartbeat"}
     kept = evidence.read(evidence.path_of(tmp_path, 1))
     assert kept is not None and kept["versions"]["bundle"]["name"] == "tiny"
+
+
+def test_files_are_read_when_they_look_changed_and_once_a_day(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model.gguf").write_bytes(b"weights")
+    files = [{"path": "model.gguf", "bytes": 7, "sha256": sha256_file(bundle / "model.gguf")}]
+    formats = {"gguf": {"path": "model.gguf", "runtime": "llama.cpp"}}
+    manifest = {"schema": SCHEMA, "files": files, "formats": formats, "name": "tiny"}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    reads: list[Path] = []
+    check = watching.check_files
+
+    def counted(folder: Path, *arguments: Any) -> None:
+        reads.append(folder)
+        check(folder, *arguments)
+
+    monkeypatch.setattr(watching, "check_files", counted)
+    watcher = make(tmp_path, store, default_rules(), bundle=lambda: bundle)
+    for minutes in range(0, 60, 10):
+        watcher.tick(T + 60 * minutes)
+    assert len(reads) == 1
+    os.utime(bundle / "model.gguf")
+    watcher.tick(T + 3600)
+    assert len(reads) == 2
+    watcher.tick(T + 3600 + 86_400)
+    assert len(reads) == 3
+    (bundle / "model.gguf").unlink()
+    watcher.tick(T + 3600 + 2 * 86_400)
+    assert "integrity" in {incident.kind for incident in watcher.incidents.find()}
 
 
 def test_evidence_has_no_texts(tmp_path: Path, store: Store) -> None:

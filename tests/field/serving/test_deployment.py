@@ -15,10 +15,11 @@ import pytest
 from field.releases.bundles import fit, same
 
 import edgekit
+from edgekit.base import hardware
 from edgekit.base.errors import CorruptError
 from edgekit.field.incidents.rules import Change
 from edgekit.field.releases import Releases
-from edgekit.field.serving.deployment import Deployment
+from edgekit.field.serving.deployment import Deployment, OpenOptions
 from edgekit.field.serving.engine import Engine
 from edgekit.field.telemetry.collector import release_of
 from edgekit.field.telemetry.metrics import Metrics
@@ -89,7 +90,7 @@ def started(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., tuple[Dep
     running: list[tuple[Deployment, Engine]] = []
 
     def start(bundle: Path | None = None) -> tuple[Deployment, Engine]:
-        deployment = Deployment(tmp_path / "state", bundle, threads=1, say=said.append)
+        deployment = Deployment(tmp_path / "state", bundle, options=OpenOptions(threads=1), say=said.append)
         opened = deployment.opened
         engine = Engine(opened.model, name="tiny", source=opened.bundle, release=opened.release)
         deployment.metrics = Metrics("tiny")
@@ -155,6 +156,40 @@ def test_what_starts_well_is_marked_good_and_a_promoted_one_takes_over(
     )  # what a rule with `action = "auto"` does
     until(lambda: engine.release == first)
     assert "It drifts." in releases.log()[-1]["why"] and not deployment.switch_trouble
+
+
+def test_a_switch_waits_until_two_models_fit_into_memory(
+    releases: Releases,
+    started: Any,
+    tiny_build: Any,
+    tmp_path: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = release_of(tiny_build.bundle)
+    deployment, engine = started()
+    monkeypatch.setattr(hardware, "available_memory_mib", lambda: 0)
+    second = promote(releases, another(tiny_build.bundle, tmp_path / "second", reworded))
+    until(lambda: "0 MiB are free" in deployment.switch_trouble)
+    assert engine.release == first and deployment.opened.model.generate(QUESTION)
+    assert releases.pending() == second and releases.get(second).tries == 3  # no verdict, and no try is lost
+    monkeypatch.setattr(hardware, "available_memory_mib", lambda: 1 << 20)
+    until(lambda: engine.release == second and not deployment.switch_trouble)
+
+
+def test_names_of_releases_kept_in_use_are_accepted_after_a_restart(
+    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path
+) -> None:
+    def renamed(folder: Path) -> None:
+        reworded(folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "name": "renamed"}))
+
+    old = json.loads((tiny_build.bundle / "manifest.json").read_text())["name"]
+    releases.mark_good()
+    promote(releases, another(tiny_build.bundle, tmp_path / "second", renamed))
+    _, engine = started()
+    assert engine.answers_to(old) and not engine.answers_to("neither")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_signal_lets_the_answer_under_way_end(serve: Serve, number: int) -> No
     assert events[-1]["choices"][0]["finish_reason"] == "stop" and len(json.loads(text)) == 400
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and out == "" and "Stopping: finishing" in err
-    assert "Traceback" not in err and "Log 3 hours" not in err
+    assert "Traceback" not in err and "Log 3 hours" not in err and "plain HTTP" not in err
     with pytest.raises(httpx.ConnectError):
         client(facts["address"]).get("/healthz")
 
@@ -97,7 +97,7 @@ def test_a_candidate_in_the_shadow_is_compared_unseen(serve: Serve, tiny_build: 
             "length", "stop"
         )
     process.send_signal(signal.SIGTERM)
-    assert "In the shadow" in process.communicate(timeout=20)[1]
+    assert "Shadow comparison" in process.communicate(timeout=20)[1]
 
 
 def test_a_unix_socket_is_this_users_alone_and_goes_with_the_process(serve: Serve, tmp_path: Path) -> None:
@@ -148,3 +148,4 @@ def test_a_public_address_is_served_with_a_token(serve: Serve, monkeypatch: pyte
     process.terminate()
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and "geheim" not in out + err
+    assert "plain HTTP" in err

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +53,26 @@ def test_every_text_is_as_likely_to_be_kept(tmp_path: Path) -> None:
         assert len(lines) == 5
         kept.update(json.loads(line)["prompt"] for line in lines)
     assert len(kept) == 20 and max(kept.values()) < 2.2 * min(kept.values())
+
+
+def test_the_file_is_private_from_its_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+
+    def opened(descriptor: int, *arguments: Any, **options: Any) -> Any:
+        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return fdopen(descriptor, *arguments, **options)
+
+    fdopen = os.fdopen
+    monkeypatch.setattr(os, "fdopen", opened)
+    monkeypatch.setattr(os, "chmod", lambda *arguments, **options: pytest.fail("too late"))
+    monkeypatch.setattr(Path, "write_text", lambda *arguments, **options: pytest.fail("not private"))
+    before = os.umask(0)
+    try:
+        Reservoir(tmp_path / "reservoir.jsonl", 5).offer("a word", "b")
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert stat.S_IMODE((tmp_path / "reservoir.jsonl").stat().st_mode) == 0o600
 
 
 def test_the_file_is_capped_private_and_goes_on_after_a_start(tmp_path: Path) -> None:
