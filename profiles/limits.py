@@ -1,10 +1,10 @@
-"""A device's limits, put on the process that is profiled: processor cores and memory.
+"""Applies a device's limits to the profiled process: processor cores and memory.
 
-The peak of resident memory, which counts allocated memory and mapped files alike, is compared with the limit after
-opening and after each answer: this is what the device would have to hold. `RLIMIT_DATA` ends a process that goes far
-beyond it. It counts memory that is reserved and never used as well (the stacks of threads, buffers for long prompts), so
-it is set higher. A control group would only add that a file that is too large runs slowly before it fails, and
-needs rights that most users do not have.
+The peak resident memory, which counts allocated memory and mapped files, is compared with the limit after opening and
+after each answer, because the device would have to hold it. `RLIMIT_DATA` stops a process that goes far beyond the limit;
+it also counts memory that is reserved and never used (stacks of threads, buffers for long prompts), so it is set higher.
+A control group would only make a model that is too large run slowly before it fails, and needs permissions that most
+users do not have.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from edgekit.base.memory import own_peak_mib
 
-RESERVED_MIB = 1024  # for memory that a runtime reserves and does not use
+RESERVED_MIB = 1024  # allowance for memory that a runtime reserves and never uses
 
 
 class MemoryExceededError(Exception):
-    """The process took more resident memory than its limit; `peak_mib` says how much."""
+    """The process used more resident memory than its limit; `peak_mib` is its peak."""
 
     def __init__(self, peak_mib: float) -> None:
         super().__init__(f"{peak_mib:.0f} MiB resident")
@@ -28,21 +28,21 @@ class MemoryExceededError(Exception):
 
 @dataclass(frozen=True)
 class Applied:
-    """The limits that this process really has; `None` where one is not set or cannot be set here."""
+    """The limits that were applied to this process; `None` for one that is not set or cannot be set on this system."""
 
     cores: int | None = None
     memory_mib: int | None = None
     how: str = "no limits"
 
     def check(self) -> None:
-        """Raise `MemoryExceededError` when this process ever took more than its memory."""
+        """Raise `MemoryExceededError` when the peak memory of this process exceeds the limit."""
         peak = own_peak_mib()
         if self.memory_mib is not None and peak > self.memory_mib:
             raise MemoryExceededError(peak)
 
 
 def apply(cores: int | None, memory_mib: int | None) -> Applied:
-    """Limit this process and its threads to `cores` of the cores it has and to `memory_mib` MiB; for good."""
+    """Limit this process and its threads to `cores` of its cores and to `memory_mib` MiB, permanently."""
     methods = []
     pinned = _pin(cores) if cores is not None else None
     if pinned is not None:
@@ -61,10 +61,10 @@ def apply(cores: int | None, memory_mib: int | None) -> Applied:
 
 
 def _pin(cores: int) -> int | None:
-    """Bind every thread of this process to the first `cores` cores; returns how many it may use then."""
+    """Bind every thread of this process to the first `cores` cores; returns how many it may then use."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     chosen = sorted(os.sched_getaffinity(0))[:cores]
-    for thread in os.listdir("/proc/self/task"):  # those that libraries started keep their own
+    for thread in os.listdir("/proc/self/task"):  # threads that libraries have started keep their own setting
         os.sched_setaffinity(int(thread), chosen)
     return len(os.sched_getaffinity(0))

@@ -1,6 +1,7 @@
-"""The child process of the profiler: limits itself, opens one artifact, answers prompts, and prints the cost as JSON.
+"""The child process of the profiler: limits itself, opens one artifact, answers prompts, and prints the measurements as
+JSON.
 
-echo '{"artifact": ..., "runtime": ..., ...}' | python -m edgekit.profiles.probe
+    echo '{"artifact": ..., "runtime": ..., ...}' | python -m edgekit.profiles.probe
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgekit.profiles import limits
 
 
 def main() -> None:
-    """Read the task from stdin, write the readings to stdout, which libraries must not write to."""
+    """Read the task from stdin and write the measurements to stdout; the libraries' output goes to stderr."""
     task = json.load(sys.stdin)
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -34,9 +35,9 @@ def main() -> None:
 
 
 def measure(task: dict[str, Any], applied: limits.Applied = limits.Applied()) -> dict[str, Any]:
-    """Readings of every counted run, the peak resident memory of this process in MiB, and the limits it ran under.
+    """Measurements of each run after the warm-up, the peak resident memory in MiB, and the limits that were applied.
 
-    Raises `MemoryExceededError` as soon as the process took more than the memory of `applied`.
+    Raises `MemoryExceededError` as soon as the process exceeds the memory limit of `applied`.
     """
     length, count = task["prompt_tokens"], task["generate_tokens"]
     joules = _Joules()
@@ -48,7 +49,7 @@ def measure(task: dict[str, Any], applied: limits.Applied = limits.Applied()) ->
     runs: list[dict[str, float]] = []
     energy = 0.0
     for number in range(task["warmup"] + task["repeats"]):
-        # a new prompt each time, so that no cached prefix shortens the work
+        # a new prompt each time, so that no cached prefix saves work
         prompt = [chance.randrange(3, model.vocab_size) for _ in range(length)]
         before, start = joules.read(), time.perf_counter()
         answer = model.generate(prompt, count, ignore_stop=True)
@@ -77,7 +78,7 @@ def measure(task: dict[str, Any], applied: limits.Applied = limits.Applied()) ->
 
 
 class _Joules:
-    """Energy of the processor packages since boot, from Linux' powercap (RAPL), where it may be read."""
+    """Energy that the processor packages used since boot, from Linux powercap (RAPL), where it can be read."""
 
     def __init__(self) -> None:
         files = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")

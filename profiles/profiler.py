@@ -22,17 +22,17 @@ METRICS = ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
 def profile(
     artifact: Path, runtime: str, options: Profile, *, device: Device | None = None, emit: Emit = ignore
 ) -> list[dict[str, Any]]:
-    """One entry of the report's `profile` for each thread count that this machine has.
+    """One entry of the report's `profile` for each thread count, up to the number of cores of this machine.
 
     `ttft_ms` is the time to the first token of a prompt of `prompt_tokens`, `decode_tokens_per_s` counts the tokens
-    after it. With a `device`, each measured process is limited to the device's cores and memory; `limits` says what
-    was applied, and `simulated` whether this machine is another one than the device. Raises `StageError` when the
+    after it. With a `device`, each measured process is limited to the device's cores and memory; `limits` records
+    what was applied, and `simulated` whether this machine is not the device. Raises `StageError` when the
     artifact cannot be opened in a process of its own, or does not fit in the device's memory.
     """
     cores = int(fingerprint()["cores"])
     counts = [threads for threads in options.threads if threads <= cores] or [cores]
     if left_out := [threads for threads in options.threads if threads > cores]:
-        emit(Alert("warning", f"This machine has {cores} cores; not measured with {left_out} threads."))
+        emit(Alert("warning", f"Not measured with {left_out} threads: this machine has {cores} cores."))
     differs = device.differs(Host.here()) if device else ""
     entries = []
     for done, threads in enumerate(counts):
@@ -63,18 +63,18 @@ def _run(
     if device is None:
         return _opened(_probe(task), artifact, runtime)
     limited = _probe(task | {"cores": max(threads, device.threads), "memory_mib": device.memory_mib})
-    hint = "Use a narrower type or a smaller model, or a target whose device has more memory."
+    hint = "Use a type with fewer bits, a smaller model, or a target whose device has more memory."
     limit = f"{device.memory_mib} MiB (device.memory_mib)"
     if isinstance(limited, str) and not isinstance(_probe(task | {"warmup": 0, "repeats": 1}), str):
         raise StageError(
-            f"{artifact.name} does not fit in the device's memory: {runtime} fails within {limit} "
-            f"and works without this limit.",
+            f"{artifact.name} does not fit in the device's memory: {runtime} fails with a limit of {limit} "
+            f"and works without it.",
             hint,
         )
     found = _opened(limited, artifact, runtime)
     if "exceeded_mib" in found:
         raise StageError(
-            f"{artifact.name} does not fit in the device's memory: {runtime} took {found['exceeded_mib']:.0f} MiB, "
+            f"{artifact.name} does not fit in the device's memory: {runtime} used {found['exceeded_mib']:.0f} MiB, "
             f"and the limit is {limit}.",
             hint,
         )
@@ -82,7 +82,7 @@ def _run(
 
 
 def _probe(task: dict[str, Any]) -> dict[str, Any] | str:
-    """What the child process measured, or the last line of what it said when it failed."""
+    """The measurements of the child process, or the last line of its error output when it failed."""
     done = subprocess.run(
         [sys.executable, "-m", "edgekit.profiles.probe"],
         input=json.dumps(task),
@@ -99,7 +99,7 @@ def _probe(task: dict[str, Any]) -> dict[str, Any] | str:
 def _opened(found: dict[str, Any] | str, artifact: Path, runtime: str) -> dict[str, Any]:
     if isinstance(found, str):
         raise StageError(
-            f"{artifact.name} could not be profiled in {runtime}: {found}", "Run it again with -v."
+            f"{artifact.name} could not be profiled in {runtime}: {found}", "Run the command again with -v."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Target files (TOML): finds them, applies `extends` (one level), and reports every fault at once."""
+"""Target files (TOML): finds them, applies `extends` (one level), and reports all faults together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Table:
     def line(self, path: Path_) -> int:
         """The line that sets `path`, or the nearest table above it; 1 when it is not in the file.
 
-        tomllib keeps no positions, so headers and keys are looked for in the text.
+        tomllib keeps no positions, so headers and keys are searched for in the text.
         """
         found, section, counts = 1, (), {}  # type: int, Path_, dict[str, int]
         for number, line in enumerate(self.text.splitlines(), start=1):
@@ -57,9 +57,9 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
-    """The target of that name or file, with `changes` such as `tune.epochs=2` on top.
+    """The target of that name or file, after applying `changes` such as `tune.epochs=2`.
 
-    Raises `ConfigError` with every fault: file, line, key, what is wrong and the nearest known key.
+    Raises `ConfigError` with all faults: file, line, key, what is wrong, and the most similar known key.
     """
     tables, faults = _tables(str(name_or_path))
     values = _merge(tables)
@@ -74,7 +74,7 @@ def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
         many = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
         raise ConfigError(
             f"The target '{name_or_path}' has {many}; nothing was started.",
-            "`edgekit targets schema` lists every key, `edgekit targets show cpu-int4` is an example.",
+            "edgekit targets schema lists every key; edgekit targets show cpu-int4 is an example.",
             faults,
         )
     return Target.model_validate(values)
@@ -106,7 +106,7 @@ def schema() -> dict[str, Any]:
 
 
 def _tables(name_or_path: str) -> tuple[list[_Table], list[str]]:
-    """The file and the one it extends, nearest first, and what is wrong with `extends`."""
+    """The file, then the one that it extends, and the faults of `extends`."""
     first = _read(name_or_path)
     base = first.values.get("extends")
     where = f"{first.name}:{first.line(('extends',))}: extends"
@@ -120,7 +120,7 @@ def _tables(name_or_path: str) -> tuple[list[_Table], list[str]]:
         return [first], [f"{where}: {fault}" for fault in error.faults or [error.message]]
     if "extends" in second.values:
         return [first], [f"{where}: '{base}' extends '{second.values['extends']}'; one level is allowed"]
-    second.values.pop("bits_per_weight", None)  # those of other files
+    second.values.pop("bits_per_weight", None)  # measured on the other target's files
     if "export" in first.values:
         second.values.pop("export", None)
     return [first, second], []
@@ -147,12 +147,12 @@ def _read(name_or_path: str) -> _Table:
         return _Table(Path(name).name, text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"{name} is not TOML: {error}", "Fix that line.", [f"{Path(name).name}: {error}"]
+            f"{name} is not TOML: {error}", "Fix this line.", [f"{Path(name).name}: {error}"]
         ) from error
 
 
 def _merge(tables: Sequence[_Table]) -> dict[str, Any]:
-    """Values of the nearest table on top, key by key; a list replaces a list."""
+    """The merged values, key by key; values of an earlier table win, and a list replaces a list."""
     values: dict[str, Any] = {}
     for table in reversed(tables):
         for key, value in table.values.items():

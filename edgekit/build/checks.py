@@ -145,10 +145,8 @@ def verify(
         try:
             found = prove.opened(
                 runtime,
-                facts,
-                store,
+                prove.Expected(facts, store, budget),
                 scored[last],
-                budget,
                 artifact.format,
                 text_stage=first,
                 drift_stage=guilty,

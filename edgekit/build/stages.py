@@ -29,11 +29,9 @@ def tune(cache: Cache, request: Request, base: StageOutput) -> StageOutput:
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.tuning.tune import tune
 
-        data = request.data
         return tune(
             base.path,
-            data.train,
-            data.validation,
+            request.data,
             options,
             out,
             work=work,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +13,14 @@ from edgekit.base.errors import ConfigError, GateError
 from edgekit.commands import shell
 from edgekit.device.manifest import MANIFEST
 
-# Without a target the model is asked anything, where it is less sure of its words than a model tuned for one task:
-# llama.cpp's rounding of activations alone changes one likeliest token in thirty, and an answer of 48 tokens parts after
-# half of them; at 4 bits after a third.
+if TYPE_CHECKING:
+    from edgekit.data.rows import Row
+    from edgekit.models.source import Source
+    from edgekit.targets.target import Budget
+
+# Without a target the prompts are general, and the model is less certain of its words than a model tuned for one task:
+# llama.cpp's rounding of activations alone changes one most likely token in thirty, so that an answer of 48 tokens differs
+# after half of them, and at 4 bits after a third.
 GENERAL = ["budget.answer_top1_agreement=0.9", "budget.greedy_agreement=0.3"]
 
 
@@ -67,7 +73,17 @@ def verify(
             f"edgekit verify {path} --reference MODEL",
         )
     else:
-        result = _file(path, reference, data, target, set_, quick, cache_dir, threads, offline)
+        from edgekit import registry
+        from edgekit.data.dataset import load_dataset
+        from edgekit.models.source import resolve
+        from edgekit.proof.verify import subject_of
+
+        subject_of(path)
+        source = resolve(reference, offline=offline)
+        values = [*([] if target else GENERAL), *(set_ or [])]
+        budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, values).budget
+        rows = load_dataset(data).validation if data else []
+        result = _file(path, source, rows, budget, cache_dir, quick=quick, threads=shell.cores(threads))
     if json:
         shell.print_json(result)
     else:
@@ -97,36 +113,19 @@ def _bundle(path: Path, threads: int) -> dict[str, Any]:
 
 def _file(
     path: Path,
-    reference: str,
-    data: str | None,
-    target: str | None,
-    set_: list[str] | None,
-    quick: bool,
+    source: Source,
+    rows: Sequence[Row],
+    budget: Budget,
     cache_dir: Path,
+    *,
+    quick: bool,
     threads: int,
-    offline: bool,
 ) -> dict[str, Any]:
-    from edgekit import registry
     from edgekit.base.cache import Cache
-    from edgekit.data.dataset import load_dataset
-    from edgekit.models.source import resolve
-    from edgekit.proof.verify import subject_of, verify_file
+    from edgekit.proof.verify import verify_file
 
-    subject_of(path)
-    source = resolve(reference, offline=offline)
-    values = [*([] if target else GENERAL), *(set_ or [])]
-    budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, values).budget
-    rows = load_dataset(data).validation if data else []
     with shell.working() as emit:
-        gates = verify_file(
-            path,
-            source,
-            rows,
-            budget,
-            Cache(cache_dir, emit),
-            quick=quick,
-            threads=shell.cores(threads),
-        )
+        gates = verify_file(path, source, rows, budget, Cache(cache_dir, emit), quick=quick, threads=threads)
     return {"path": str(path), "reference": source.given, "gates": [_plain(gate) for gate in gates]}
 
 

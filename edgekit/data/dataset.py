@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows to tune on, to stop early and prove on, and to evaluate on; no text is in two of them."""
+    """Rows for tuning, for early stopping and proofs, and for evaluation; no prompt is in two of the splits."""
 
     name: str
     train: list[Row]
@@ -33,7 +33,7 @@ class Dataset:
 
     @property
     def missing_card_keys(self) -> list[str]:
-        """What the dataset card does not say."""
+        """Keys that the dataset card lacks."""
         return [key for key in CARD_KEYS if not self.card.get(key)]
 
 
@@ -74,7 +74,7 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
     if missing:
         raise ConfigError(
             f"The data folder {folder} has no {', '.join(missing)}.",
-            "Give train.jsonl, validation.jsonl and test.jsonl, or one JSONL file that edgekit splits by id.",
+            "Add them, or name one JSONL file, which edgekit splits by id.",
         )
     parts: dict[str, list[Row]] = {}
     faults: list[str] = []
@@ -89,7 +89,7 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
         raise errors[0]
     if errors:
         raise ConfigError(
-            f"Several files of {folder} cannot be used; nothing was started.", errors[0].hint, faults
+            f"Several files in {folder} cannot be used; nothing was started.", errors[0].hint, faults
         )
     return parts
 
@@ -99,7 +99,7 @@ def _check(source: str, parts: dict[str, list[Row]]) -> None:
     if empty:
         raise ConfigError(
             f"{source} leaves no rows for {' and '.join(empty)}.",
-            "Add rows (about 50 or more), or give train.jsonl, validation.jsonl and test.jsonl in a folder.",
+            "Add rows (about 50 or more), or name a folder with train.jsonl, validation.jsonl and test.jsonl.",
         )
     seen: dict[tuple[Any, ...], str] = {}
     faults = []
@@ -107,11 +107,11 @@ def _check(source: str, parts: dict[str, list[Row]]) -> None:
         for row in parts[split]:
             text = tuple((message["role"], message["content"]) for message in row.messages[:-1])
             if (other := seen.setdefault(text, split)) != split:
-                faults.append(f"{split}.jsonl:{row.line}: the same question is in {other}")
+                faults.append(f"{split}.jsonl:{row.line}: the same prompt is in {other}")
     if faults:
         raise ConfigError(
-            f"{len(faults)} questions of {source} stand in two splits; results on them would mean nothing.",
-            "Keep each question in one split.",
+            f"{len(faults)} prompts in {source} appear in more than one split, so test results would be contaminated.",
+            "Keep each prompt in one split.",
             faults[:20],
         )
 
@@ -122,7 +122,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The dataset card {path} is not JSON: {error}", "Mend it or remove it.") from error
+        raise ConfigError(f"The dataset card {path} is not JSON: {error}", "Fix it or remove it.") from error
     if not isinstance(card, dict):
-        raise ConfigError(f"The dataset card {path} is not a JSON object.", "Mend it or remove it.")
+        raise ConfigError(f"The dataset card {path} is not a JSON object.", "Fix it or remove it.")
     return card

@@ -1,8 +1,8 @@
-"""The demo set: a field technician's sentence becomes one JSON command, or `out_of_scope`.
+"""The demo data set: a field technician's request becomes one JSON command, or `out_of_scope`.
 
-Sentences are expanded from the hand-written patterns in `demo_intents.toml` by a seeded generator. A pattern belongs
-to one split for good, and so does every combination of slot values, by its hash: no test row's wording or values
-were trained on. Only `Random.random()` is drawn from, which Python keeps the same on every version and platform.
+Sentences are expanded from the hand-written patterns in `demo_intents.toml` by a seeded generator. Each pattern
+belongs to one split, and so does each combination of slot values, by its hash, so no wording and no values of a test row
+occur in training. Only `Random.random()` is used, whose values are the same in every version and on every platform.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SYSTEM = "Answer with one JSON command."
 OUT_OF_SCOPE = "out_of_scope"
 OUT_OF_SCOPE_SHARE = 0.09
 HOMES = {"train": (0, 166), "validation": (166, 192), "test": (192, 256)}
-"""Which first bytes of a slot combination's SHA-256 belong to a split."""
+"""The range of the first byte of a slot combination's SHA-256 that belongs to each split."""
 GIVE_UP = 2000
-"""Draws in a row without a new sentence after which the patterns count as used up."""
+"""Consecutive draws without a new sentence after which the patterns count as exhausted."""
 
 T = TypeVar("T")
 

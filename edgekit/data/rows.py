@@ -1,6 +1,6 @@
-"""Instruction rows: read from JSONL in three shapes, checked all at once, and split by id.
+"""Instruction rows: read from JSONL in three formats, checked together, and split by id.
 
-Shapes: `messages` (a list of role and content), `prompt`/`completion`, and Alpaca's `instruction`/`input`/`output`;
+Formats: `messages` (a list of role and content), `prompt`/`completion`, and Alpaca's `instruction`/`input`/`output`;
 each with an optional `id` and an optional `label` from a closed set of answers.
 """
 
@@ -45,21 +45,22 @@ class _Fault(Exception):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of a JSONL file, exact duplicates once.
+    """The rows of a JSONL file; exact duplicates count once.
 
     Raises `ConfigError` with every bad row and its line number, and for a file that is missing or has no rows.
     """
-    if path.exists() and not path.is_file():  # a device or a pipe may have no end
+    if path.exists() and not path.is_file():  # a device or a pipe may never end
         raise ConfigError(
-            f"{path} is not a file.", "Give a JSONL file, or a folder with train.jsonl and so on."
+            f"{path} is not a file.",
+            "Name a JSONL file, or a folder with train.jsonl, validation.jsonl and test.jsonl.",
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").split(
             "\n"
-        )  # JSON may hold other line separators as they are
+        )  # JSON strings may contain other line separators
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no data file {path}.", "Check --data; `--data demo` uses the built-in set."
+            f"There is no data file {path}.", "Check --data; --data demo uses the built-in data set."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -74,7 +75,7 @@ def read_rows(path: Path) -> list[Row]:
             row = _parse(line, number)
             earlier = rows.get(row.id)
             if earlier and earlier.messages != row.messages:
-                raise _Fault(f"the id '{row.id}' is already on line {earlier.line}, with another text")
+                raise _Fault(f"the id '{row.id}' is already used on line {earlier.line} for another text")
             rows.setdefault(row.id, row)
         except _Fault as fault:
             faults.append(f"{path.name}:{number}: {fault}")
@@ -83,11 +84,11 @@ def read_rows(path: Path) -> list[Row]:
         rest = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
         raise ConfigError(
             f"{len(faults)} of {sum(map(bool, map(str.strip, lines)))} rows in {path} cannot be used; nothing was started.",
-            "Mend or remove these lines and run the same command again.",
+            "Fix or remove these lines and run the same command again.",
             faults=shown + rest,
         )
     if not rows:
-        raise ConfigError(f"{path} holds no rows.", f"Write one JSON object a line, with {SHAPES}.")
+        raise ConfigError(f"{path} holds no rows.", f"Write one JSON object on each line, with {SHAPES}.")
     return list(rows.values())
 
 
@@ -101,10 +102,10 @@ def _parse(line: str, number: int) -> Row:
     messages = _messages(value)
     label = value.get("label")
     if label is not None and not isinstance(label, str):
-        raise _Fault("'label' must be a text")
+        raise _Fault("'label' must be a string")
     given = value.get("id")
     if given is not None and not isinstance(given, str | int):
-        raise _Fault("'id' must be a text or a whole number")
+        raise _Fault("'id' must be a string or an integer")
     content = json.dumps([dict(message) for message in messages], sort_keys=True)
     identity = str(given) if given is not None else hashlib.sha256(content.encode()).hexdigest()[:16]
     return Row(id=identity, messages=messages, label=label, line=number)
@@ -119,19 +120,19 @@ def _messages(value: Mapping[str, Any]) -> tuple[Message, ...]:
         user = _message("user", value, "instruction")
         extra = value.get("input") or ""
         if not isinstance(extra, str):
-            raise _Fault("'input' must be a text")
+            raise _Fault("'input' must be a string")
         if extra.strip():
             user = {"role": "user", "content": f"{user['content']}\n\n{extra}"}
         messages = [user, _message("assistant", value, "output")]
     else:
-        raise _Fault(f"no conversation: give {SHAPES}")
+        raise _Fault(f"no conversation: a row needs {SHAPES}")
     return tuple(messages)
 
 
 def _message(role: str, value: Mapping[str, Any], key: str) -> dict[str, str]:
     text = value.get(key)
     if not isinstance(text, str) or not text.strip():
-        what = "no answer" if role == "assistant" else "no question"
+        what = "no answer" if role == "assistant" else "no prompt"
         raise _Fault(f"{what}: '{key}' is missing or empty")
     return {"role": role, "content": text}
 
@@ -142,21 +143,21 @@ def _checked_messages(value: Any) -> list[dict[str, str]]:
     messages = []
     for index, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise _Fault(f"message {index + 1} has no text under 'content'")
+            raise _Fault(f"message {index + 1} has no string under 'content'")
         if message.get("role") not in ("system", "user", "assistant"):
             raise _Fault(
                 f"message {index + 1} has the role {message.get('role')!r}; use system, user or assistant"
             )
         messages.append({"role": str(message["role"]), "content": message["content"]})
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise _Fault("no answer: the last message must be the assistant's, with a text")
+        raise _Fault("no answer: the last message must be a non-empty one of the assistant")
     if len(messages) < 2:
-        raise _Fault("no question before the answer")
+        raise _Fault("no prompt before the answer")
     return messages
 
 
 def split_by_id(rows: Sequence[Row], validation: float = 0.1, test: float = 0.1) -> dict[str, list[Row]]:
-    """Rows in `train`, `validation` and `test` by the hash of their id: a row never moves when others are added."""
+    """Rows in `train`, `validation` and `test` by the hash of their id: adding rows never moves a row to another split."""
     parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         place = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") / 2**64

@@ -30,7 +30,8 @@ class Answer:
     """An iterator of text pieces; its other attributes fill in as it goes.
 
     `finish` is `stop`, `length`, `cancelled` when the reader went away, or `error` with the kind in `error`; None while
-    it is under way. Times are seconds: `queue_s` before it began, `ttft_s` from there to its first token.
+    it is under way. Times are seconds: `queue_s` before it began, which whoever queued the request sets, and `ttft_s` from
+    there to its first token.
     """
 
     def __init__(
@@ -43,7 +44,6 @@ class Answer:
         process: LogitsProcessor | None = None,
         records: Records | None = None,
         operation: str = "chat",
-        queue_s: float = 0.0,
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
@@ -52,7 +52,7 @@ class Answer:
         self.ids: list[int] = []
         self.text = ""
         self.operation = operation
-        self.queue_s = queue_s
+        self.queue_s = 0.0
         self.ttft_s: float | None = None
         self.duration_s = 0.0
         self.finish: str | None = None

@@ -81,7 +81,7 @@ class LoadedModel:
         queue_s: float = 0.0,
     ) -> Answer:
         """The answer to a prompt of token ids; every other way of asking comes here, and telemetry listens here."""
-        return Answer(
+        answer = Answer(
             self.runtime,
             prompt,
             max_tokens or self.max_tokens,
@@ -89,8 +89,9 @@ class LoadedModel:
             process=process,
             records=self.telemetry,
             operation=operation,
-            queue_s=queue_s,
         )
+        answer.queue_s = queue_s
+        return answer
 
     def use(self, adapter: str | os.PathLike[str] | None) -> Self:
         """Answer with a LoRA adapter on the model from now on, or without one for None; returns this model.

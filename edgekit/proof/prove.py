@@ -66,15 +66,24 @@ class Unread:
     tensors: tuple[()] = ()
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What an opened file is compared with: the model's tokenizer and answers, and the budget for differences."""
+
+    facts: ReferenceFacts
+    held_out: HeldOut
+    budget: Budget
+
+
 def opened(
-    runtime: Runtime, facts: ReferenceFacts, held_out: HeldOut, scored: Scored, budget: Budget, prefix: str, *,
-    text_stage: str, drift_stage: str,
-) -> list[GateResult]:  # fmt: skip
+    runtime: Runtime, expected: Expected, scored: Scored, prefix: str, *, text_stage: str, drift_stage: str
+) -> list[GateResult]:
     """Text path, ends of answers and next-token distributions of an opened file.
 
-    `scored` is its comparison with `held_out`; a fault of the text path is blamed on `text_stage`, of the numbers on
-    `drift_stage`.
+    `scored` is its comparison with `expected.held_out`; a fault of the text path is blamed on `text_stage`, a fault of
+    the numbers on `drift_stage`.
     """
+    facts, held_out, budget = expected.facts, expected.held_out, expected.budget
     return [
         *gates.identity(runtime, facts, prefix, text_stage),
         *behaviour(
@@ -108,9 +117,8 @@ def behaviour(
 
 
 def prove(
-    subject: Subject, model: Path, facts: ReferenceFacts, held_out: HeldOut, budget: Budget, emit: Emit, *,
-    threads: int, stage: str = "verify",
-) -> list[GateResult]:  # fmt: skip
+    subject: Subject, model: Path, expected: Expected, emit: Emit, *, threads: int, stage: str = "verify"
+) -> list[GateResult]:
     """Every check of a file against the model folder it claims to be; each gate is emitted as it is known."""
     found: list[GateResult] = []
 
@@ -124,11 +132,9 @@ def prove(
         tell(static.gates)
     runtime = subject.open(threads)
     try:
-        scored = score(runtime, held_out.reference, emit, stage=stage)
-        results = opened(
-            runtime, facts, held_out, scored, budget, subject.format, text_stage=stage, drift_stage=stage
-        )
-        if without_edgekit := bare.compare(runtime, facts):
+        scored = score(runtime, expected.held_out.reference, emit, stage=stage)
+        results = opened(runtime, expected, scored, subject.format, text_stage=stage, drift_stage=stage)
+        if without_edgekit := bare.compare(runtime, expected.facts):
             results.append(without_edgekit.gate(subject.format, stage))
     finally:
         runtime.close()

@@ -20,7 +20,7 @@ from edgekit.models.onnx_folder import check_onnx_folder
 from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, capture_own
-from edgekit.proof.prove import Subject, prove
+from edgekit.proof.prove import Expected, Subject, prove
 from edgekit.proof.source import bring_in
 from edgekit.targets.target import Budget
 
@@ -100,4 +100,5 @@ def verify_file(
     facts = ReferenceFacts.of(
         tokenizer, [row.answer for row in rows[:count]], [row.messages[:-1] for row in rows[:count]]
     )
-    return prove(subject, folder.path, facts, held_out, budget, cache.emit, threads=threads)
+    expected = Expected(facts, held_out, budget)
+    return prove(subject, folder.path, expected, cache.emit, threads=threads)

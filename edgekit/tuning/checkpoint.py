@@ -1,10 +1,10 @@
-"""Checkpoints of a tuning run: whole or not at all, and nothing pickled.
+"""Checkpoints of a tuning run: written completely or not at all, without pickles.
 
     <work>/checkpoint-<step>/
-        adapter_model.safetensors  adapter_config.json     the adapter as it is, in PEFT's own form
+        adapter_model.safetensors  adapter_config.json     the current adapter, in PEFT's format
         best.safetensors                                   the adapter with the best validation loss so far
         optimizer.safetensors                              AdamW's moments
-        run.json                                           learning rates, and where the run stands
+        run.json                                           learning rates, and the progress of the run
         trainer_state.json                                 Trainer's own record: step, epoch
 
 No state of a random generator is kept: row order and dropout are functions of the seed and the step.
@@ -29,7 +29,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Run:
-    """Where a tuning run stands; losses in nats per supervised token, `fingerprint` says of which inputs."""
+    """The progress of a tuning run; losses in nats per supervised token, `fingerprint` is the digest of its inputs."""
 
     fingerprint: str
     step: int = 0
@@ -63,7 +63,7 @@ def _write_weights(path: Path, weights: Weights) -> None:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """PEFT's settings as JSON that names no folder of this machine and has one order."""
+    """PEFT's settings as JSON in a fixed order, without the names of folders on this machine."""
     settings = config.to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in sorted(settings.items())
@@ -73,7 +73,7 @@ def _settings(config: Any) -> dict[str, Any]:
 def save(
     work: Path, *, model: Any, best: Weights, optimizer: Any, scheduler: Any, state: Any, run: Run
 ) -> None:
-    """Write the checkpoint of this step, then remove the one before."""
+    """Write the checkpoint of this step, then remove the previous one."""
     optimizer_state = optimizer.state_dict()
     moments = {
         f"{index}.{name}": tensor.contiguous()
@@ -96,27 +96,27 @@ def save(
 
 
 def latest(work: Path, fingerprint: str) -> Path | None:
-    """The last checkpoint in `work` of a run on the same inputs."""
+    """The latest checkpoint in `work` whose run had the same inputs."""
     for folder in sorted(
         work.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True
     ):
         try:
             if load_run(folder).fingerprint == fingerprint:
                 return folder
-        except (OSError, ValueError, TypeError, KeyError):  # half removed, or written by another version
+        except (OSError, ValueError, TypeError, KeyError):  # partly removed, or written by another version
             continue
     return None
 
 
 def publish(checkpoint: Path, out: Path) -> None:
-    """Write the best adapter to the new PEFT folder `out`; its bytes depend on weights and settings alone."""
+    """Write the best adapter to the new PEFT folder `out`; its bytes depend only on weights and settings."""
     out.mkdir()
     shutil.copyfile(checkpoint / "adapter_config.json", out / "adapter_config.json")
     shutil.copyfile(checkpoint / "best.safetensors", out / "adapter_model.safetensors")
 
 
 def load_run(checkpoint: Path) -> Run:
-    """Where the run stood at `checkpoint`."""
+    """The progress of the run at `checkpoint`."""
     return Run(**_read(checkpoint)["run"])
 
 
@@ -127,7 +127,7 @@ def load_best(checkpoint: Path) -> Weights:
 
 
 def restore(checkpoint: Path, optimizer: Any, scheduler: Any) -> None:
-    """Put AdamW and the learning rate back to where they stood."""
+    """Restore the states of AdamW and of the learning rate."""
     rates = _read(checkpoint)
     moments: dict[int, Weights] = defaultdict(dict)
     for key, tensor in load_file(checkpoint / "optimizer.safetensors").items():

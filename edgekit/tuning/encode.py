@@ -1,10 +1,10 @@
-"""Rows as token ids with a loss mask: the prompt is read, only the answer is learned.
+"""Rows as token ids with a loss mask: only the answer is learned, not the prompt.
 
     <|im_start|>user⏎Is it on?<|im_end|>⏎<|im_start|>assistant⏎ ⟦Yes.<|im_end|>⟧
-    └────────────── prompt, as the runtime asks it ───────────┘ └─ supervised ─┘
+    └────────────── prompt, as the runtime gets it ───────────┘ └─ supervised ─┘
 
-The prompt's ids are those of the rendered prompt alone: that is what the model is given on the device.
-What the template prints after the stop token is cut, since no model is asked to go on past it.
+The prompt's ids are those of the rendered prompt alone, which is what the model gets on the device. Text that the
+template prints after the stop token is cut off, because generation ends there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ IGNORED = -100  # torch.nn.functional.cross_entropy's ignore_index
 class EncodedRow:
     """One conversation as ids; those after `prompt_length` are the answer with its stop token.
 
-    `boundary_merge` says that the tokenizer, given the whole text at once, would have joined the prompt's end
-    with the answer's start.
+    `boundary_merge` says that the tokenizer would join the end of the prompt with the start of the answer if it got the
+    whole text at once.
     """
 
     id: str
@@ -36,18 +36,18 @@ class EncodedRow:
 
     @property
     def labels(self) -> list[int]:
-        """The ids to learn, `(T,)`, with `IGNORED` in the prompt's places."""
+        """The ids to learn, `(T,)`, with `IGNORED` at the positions of the prompt."""
         return [IGNORED] * self.prompt_length + self.input_ids[self.prompt_length :]
 
 
 class _LeftOut(Exception):
-    """Why one row cannot be learned from."""
+    """Why a row cannot be used."""
 
 
 def encode_rows(
     rows: Sequence[Row], template: ChatTemplate, tokenizer: ModelTokenizer, max_length: int
 ) -> tuple[list[EncodedRow], list[str]]:
-    """The rows that can be learned from, and a line on each one left out.
+    """The rows that can be used, and one line on each that is left out.
 
     Raises `ConfigError` when no row is left, when the template prints no stop token after an answer, and when
     it does not begin a conversation with its own prompt.
@@ -61,8 +61,8 @@ def encode_rows(
             left_out.append(f"row {row.id} (line {row.line}): {reason}")
     if not encoded:
         raise ConfigError(
-            f"None of the {len(rows)} rows can be learned from; nothing was started.",
-            f"Raise max_length above {max_length}, or mend the rows.",
+            f"None of the {len(rows)} rows can be used; nothing was started.",
+            f"Increase max_length above {max_length} or fix the rows.",
             faults=left_out,
         )
     return encoded, left_out
@@ -72,7 +72,7 @@ def _encode(row: Row, template: ChatTemplate, tokenizer: ModelTokenizer, max_len
     if not row.answer.strip():
         raise _LeftOut("it has no answer")
     if not tokenizer.stop_ids.isdisjoint(tokenizer.encode(row.answer)):
-        raise _LeftOut("its answer holds the model's own stop token")
+        raise _LeftOut("its answer contains the model's stop token")
     prompt_text, answer_text = template.prompt_and_answer(row.messages)
     prompt, whole = tokenizer.encode(prompt_text), tokenizer.encode(prompt_text + answer_text)
     boundary_merge = whole[: len(prompt)] != prompt
@@ -80,7 +80,7 @@ def _encode(row: Row, template: ChatTemplate, tokenizer: ModelTokenizer, max_len
     length = next((place for place, token in enumerate(answer, 1) if token in tokenizer.stop_ids), None)
     if length is None:
         raise ConfigError(
-            "The chat template prints no stop token after an answer; a model tuned on it would never stop.",
+            "The chat template prints no stop token after an answer; a model tuned with it would never stop.",
             "Use the model's own chat template, or name its end-of-turn token in generation_config.json.",
         )
     ids = prompt + answer[:length]
@@ -90,7 +90,7 @@ def _encode(row: Row, template: ChatTemplate, tokenizer: ModelTokenizer, max_len
 
 
 def check_mask(rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]]) -> None:
-    """Raise `StageError` unless `labels` supervise the whole of each answer and no prompt token."""
+    """Raise `StageError` unless `labels` cover every token of each answer and no token of a prompt."""
     for row, line in zip(rows, labels, strict=True):
         supervised = [place for place, label in enumerate(line) if label != IGNORED]
         if not supervised:
@@ -103,12 +103,12 @@ def check_mask(rows: Sequence[EncodedRow], labels: Sequence[Sequence[int]]) -> N
             continue
         raise StageError(
             f"The loss mask of row {row.id} {fault}; nothing was tuned.",
-            "Look at it with --show-mask 3; this row or the chat template breaks the mask.",
+            "Look at the mask with --show-mask 3; the cause is this row or the chat template.",
         )
 
 
 def show_mask(rows: Sequence[EncodedRow], tokenizer: ModelTokenizer, n: int) -> list[str]:
-    """One line of plain text a row, of the first `n`: supervised spans between ⟦ and ⟧, line breaks as ⏎."""
+    """One line of plain text for each of the first `n` rows: supervised spans between ⟦ and ⟧, line breaks as ⏎."""
     lines = []
     for row in rows[:n]:
         text = ""

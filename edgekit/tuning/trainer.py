@@ -1,6 +1,6 @@
-"""transformers' Trainer for adapters: logits of answer tokens only, in an order of rows that can be repeated.
+"""transformers' Trainer for adapters: computes logits of answer tokens only, in a reproducible order of rows.
 
-What a step computes depends on the weights, the seed and the step's number alone: a resumed run repeats an
+The result of a step depends only on the weights, the seed and the number of the step, so a resumed run equals an
 uninterrupted one bit for bit on the same machine.
 """
 
@@ -19,13 +19,13 @@ from transformers import Trainer
 from edgekit.base.errors import StageError
 from edgekit.tuning.encode import IGNORED, EncodedRow
 
-POOL = 32  # batches whose rows are sorted by length together
+POOL = 32  # batches whose rows are sorted by length as one group
 
 
 def collate(rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
     """A batch: `input_ids` and `labels` `(B, T)`, padded on the right, and `lengths` `(B,)`.
 
-    No attention mask is needed: attention is causal, so no answer token looks at the padding after it.
+    No attention mask is needed: attention is causal, so no answer token attends to the padding after it.
     """
     longest = max(len(row.input_ids) for row in rows)
     return {
@@ -38,7 +38,7 @@ def collate(rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
 def answer_loss(model: nn.Module, head: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
     """The summed cross-entropy of the supervised tokens, nats, and how many there are.
 
-    The head, the widest layer, is given only the N positions that predict an answer token, `(N, hidden)`.
+    The head, the widest layer, gets only the N positions that predict an answer token, `(N, hidden)`.
     """
     targets = batch["labels"][:, 1:].flatten()
     places = (targets != IGNORED).nonzero().squeeze(1)
@@ -55,7 +55,7 @@ def answer_loss(model: nn.Module, head: nn.Module, batch: dict[str, Tensor]) -> 
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Batches of rows of like length in random order, a function of the seed and the epoch."""
+    """Batches of rows of similar length in random order, which depends on the seed and the epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = lengths
@@ -74,7 +74,10 @@ class LengthGroupedSampler(Sampler[int]):
         generator = torch.Generator().manual_seed((self.seed << 16) + self.epoch)
         order, size = torch.randperm(len(self), generator=generator).tolist(), self.batch_size
         even = len(order) // size * size
-        order, short = order[:even], order[even:]  # rows left over make a short batch at the epoch's end
+        order, short = (
+            order[:even],
+            order[even:],
+        )  # the remaining rows form a short batch at the end of the epoch
         batches: list[list[int]] = []
         for start in range(0, even, size * POOL):
             pool = sorted(order[start : start + size * POOL], key=self.lengths.__getitem__)
@@ -85,11 +88,11 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class AnswerTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with `answer_loss` and a length-grouped order; `read()` gives what a step saw."""
+    """Trainer with `answer_loss` and a length-grouped order; `read()` returns the loss and tokens of a step."""
 
     def __init__(self, rows: Sequence[EncodedRow], **options: Any) -> None:
         super().__init__(train_dataset=list(rows), data_collator=collate, **options)
-        # Trainer then counts the supervised tokens of all accumulated batches and tells compute_loss.
+        # Trainer then passes the number of supervised tokens of all accumulated batches to compute_loss.
         self.model_accepts_loss_kwargs = True
         lengths = [len(row.input_ids) for row in rows]
         self.sampler = LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
@@ -108,7 +111,7 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """The batch's share of the step's mean loss per supervised token, nats.
 
-        Raises `StageError` when it is not finite; no weight has been changed by it.
+        Raises `StageError` when it is not finite; the weights are then unchanged by this step.
         """
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         total, _ = answer_loss(model, head, inputs)

@@ -1,14 +1,13 @@
 """The tune stage: a LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on the rows of a data set.
 
 peft puts the adapter on the linear layers; transformers' Trainer and accelerate run the steps, in bfloat16 on
-a CUDA GPU and on processors that compute in it, else in float32. The adapter's own weights stay float32.
+a CUDA GPU and on processors that support it natively, else in float32. The adapter's weights stay float32.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,20 @@ from edgekit.base.errors import ConfigError, MissingPartError, StageError
 from edgekit.base.events import Alert, Emit, ignore
 from edgekit.base.hardware import cpu_has_bf16
 from edgekit.base.parts import missing_part
-from edgekit.data.rows import Row
+from edgekit.data.dataset import Dataset
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows
 
-# On a CPU the fused attention's backward pass takes two to four times as long as plain matrix products up to
-# about this many tokens; past it, plain attention's (T, T) scores of every layer cost too much memory.
+# On a CPU, up to about this many tokens, the backward pass of fused attention takes two to four times as long as plain
+# matrix products. Beyond it, the (T, T) scores of plain attention take too much memory.
 PLAIN_ATTENTION_TOKENS = 128
 LEFT_OUT_SHOWN = 5
 
 
 def tune(
     model: Path,
-    train: Sequence[Row],
-    validation: Sequence[Row],
+    data: Dataset,
     options: Tune,
     out: Path,
     *,
@@ -40,13 +38,13 @@ def tune(
     threads: int = 0,
     emit: Emit = ignore,
 ) -> dict[str, Any]:
-    """Tune an adapter for the folder `model` and write the best evaluation's weights to `out`, a PEFT folder.
+    """Tune an adapter for the folder `model` on `data` and write the best evaluation's weights to `out`, a PEFT folder.
 
-    Checkpoints are kept in `work`. An interrupted run on the same inputs resumes from the last whole one; on
-    the same machine with the same `threads` it ends with the same bytes as one that was never interrupted.
-    Losses are mean cross-entropies of answer tokens, nats; without `validation` rows the last weights are taken.
+    Checkpoints are kept in `work`. An interrupted run on the same inputs resumes from the last complete one; on
+    the same machine with the same `threads` it ends with the same bytes as an uninterrupted run.
+    Losses are mean cross-entropies of answer tokens, nats; without validation rows the last weights are used.
     Raises `ConfigError` for rows or options that cannot be used, `MissingPartError` for a package that is missing,
-    and `StageError` when a mask is wrong, a loss is not finite or memory runs out; `out` is then as it was.
+    and `StageError` when a mask is wrong, a loss is not finite or memory runs out; `out` is then unchanged.
     """
     try:
         import accelerate  # noqa: F401
@@ -60,13 +58,13 @@ def tune(
     except ModuleNotFoundError as error:
         raise missing_part(error) from error
 
-    main = os.environ.get("RANK", "0") == "0"  # torchrun: one process of several writes and speaks
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun only the first process writes and reports
     emit = emit if main else ignore
     if threads:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = _dtype(options, device)
-    rows, held_out, left_out = _encode(model, train, validation, options, emit)
+    rows, held_out, left_out = _encode(model, data, options, emit)
     inputs = {
         "config": sha256_file(model / "config.json"),
         "options": options.model_dump(),
@@ -82,7 +80,7 @@ def tune(
             emit(
                 Alert(
                     "info",
-                    f"Tuning goes on after step {run.step}, from the checkpoint of an interrupted run.",
+                    f"Tuning resumes after step {run.step}, from the checkpoint of an interrupted run.",
                 )
             )
         longest = max(len(row.input_ids) for row in (*rows, *held_out))
@@ -94,7 +92,7 @@ def tune(
             trainer.train(resume_from_checkpoint=str(found) if found else None)
         except torch.OutOfMemoryError as error:
             raise StageError(
-                "The GPU's memory is too small for a batch; the last checkpoint is kept.",
+                "The GPU does not have enough memory for a batch; the last checkpoint is kept.",
                 f"Set batch_size to {max(options.batch_size // 2, 1)} and gradient_accumulation to "
                 f"{options.gradient_accumulation * 2}.",
             ) from error
@@ -117,10 +115,10 @@ def tune(
 
 
 def _dtype(options: Tune, device: str) -> str:
-    """The dtype of the frozen base; refuses `qlora` where it cannot run."""
+    """The dtype of the frozen base; raises when `qlora` cannot run here."""
     if options.qlora and device != "cuda":
         raise ConfigError(
-            "qlora needs a CUDA GPU, and there is none; nothing was started.", "Set qlora = false."
+            "qlora needs a CUDA GPU, and this machine has none; nothing was started.", "Set qlora = false."
         )
     if options.qlora and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingPartError(
@@ -133,34 +131,34 @@ def _dtype(options: Tune, device: str) -> str:
 
 
 def _encode(
-    model: Path, train: Sequence[Row], validation: Sequence[Row], options: Tune, emit: Emit
+    model: Path, data: Dataset, options: Tune, emit: Emit
 ) -> tuple[list[EncodedRow], list[EncodedRow], int]:
-    """Training and validation rows as ids, their masks checked, and how many rows were left out."""
+    """Training and validation rows as ids with checked masks, and the number of rows left out."""
     tokenizer = ModelTokenizer(model)
-    encoded, left_out = encode_rows(train, tokenizer.chat_template, tokenizer, options.max_length)
+    encoded, left_out = encode_rows(data.train, tokenizer.chat_template, tokenizer, options.max_length)
     held_out: list[EncodedRow] = []
-    if validation:
-        held_out, more = encode_rows(validation, tokenizer.chat_template, tokenizer, options.max_length)
+    if data.validation:
+        held_out, more = encode_rows(data.validation, tokenizer.chat_template, tokenizer, options.max_length)
         left_out += more
     both = [*encoded, *held_out]
     check_mask(both, [row.labels for row in both])
     if left_out:
         shown = "; ".join(left_out[:LEFT_OUT_SHOWN]) + (" ..." if len(left_out) > LEFT_OUT_SHOWN else "")
-        hint = "Raise max_length, or mend these rows."
-        emit(Alert("warning", f"Left out of tuning, {len(left_out)} in all: {shown}", hint))
+        hint = "Increase max_length or fix these rows."
+        emit(Alert("warning", f"{len(left_out)} rows are not used for tuning: {shown}", hint))
     if merges := sum(row.boundary_merge for row in both):
         emit(
             Alert(
                 "info",
-                f"{merges} answers would be tokenized together with the end of their prompt; "
-                "they are tuned with the ids that the model sees when it answers.",
+                f"In {merges} rows the tokenizer would join the end of the prompt with the start of the answer; "
+                "these rows are tuned with the ids that the model sees when it answers.",
             )
         )
     return encoded, held_out, len(left_out)
 
 
 def _adapted(model: Path, options: Tune, device: str, dtype: str, longest: int) -> Any:
-    """The frozen base with a new adapter on it, whose first weights are a function of the seed."""
+    """The frozen base with a new adapter, whose initial weights depend only on the seed."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -193,13 +191,13 @@ def _adapted(model: Path, options: Tune, device: str, dtype: str, longest: int) 
         return get_peft_model(base, config)
     except ValueError as error:  # peft: a name in target_modules that the model does not have
         raise ConfigError(
-            f"An adapter cannot be put on the modules {options.modules}: {error}",
+            f"An adapter cannot be added to the modules {options.modules}: {error}",
             'Set modules = "all-linear".',
         ) from error
 
 
 def _arguments(options: Tune, device: str, dtype: str, work: Path) -> Any:
-    """Trainer's settings: steps and devices are its part; what is said, measured and kept is `Watch`'s."""
+    """Trainer's settings: it runs the steps on the devices; `Watch` reports, evaluates and saves."""
     from transformers import TrainingArguments
 
     args = TrainingArguments(
@@ -213,7 +211,7 @@ def _arguments(options: Tune, device: str, dtype: str, work: Path) -> Any:
         warmup_steps=options.warmup_ratio,
         weight_decay=options.weight_decay,
         optim="adamw_torch_fused",
-        bf16=dtype == "bfloat16",  # autocast: products with the float32 adapter are bfloat16 as well
+        bf16=dtype == "bfloat16",  # autocast: products with the float32 adapter are in bfloat16 too
         use_cpu=device == "cpu",
         dataloader_pin_memory=device == "cuda",
         ddp_find_unused_parameters=False,
@@ -224,5 +222,5 @@ def _arguments(options: Tune, device: str, dtype: str, work: Path) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
-    args._n_gpu = min(args.n_gpu, 1)  # one GPU a process: several are used through torchrun, not DataParallel
+    args._n_gpu = min(args.n_gpu, 1)  # one GPU for each process: torchrun uses several, not DataParallel
     return args

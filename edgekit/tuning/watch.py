@@ -1,4 +1,4 @@
-"""What happens around each step: dropout's seed, live readings, evaluations, checkpoints, early stop."""
+"""What is done around each step: seeding of dropout, live readings, evaluations, checkpoints, early stopping."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from edgekit.tuning.trainer import AnswerTrainer, collate
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at even distances, keeps the best adapter, and stops when evaluations bring no gain.
+    """Evaluates at equal intervals, keeps the best adapter, and stops when evaluations no longer improve.
 
-    `run` is brought up to date at every step. Every process evaluates and decides alike; only the main one
-    writes to `work`.
+    `run` is updated at every step. Every process evaluates and decides in the same way; only the main one writes to
+    `work`.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Put the optimiser back when a run is resumed."""
+        """Restore the optimiser when a run is resumed."""
         if self.resumed:
             checkpoint.restore(self.resumed, parts["optimizer"], parts["lr_scheduler"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Tell the sampler: accelerate does not when several processes skip to the step they resume at."""
+        """Set the sampler's epoch: accelerate does not when several processes skip to the step where they resume."""
         self.trainer.sampler.set_epoch(int(state.epoch))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Seed dropout with the step's number."""
+        """Seed dropout with the number of the step."""
         torch.manual_seed((state.global_step << 32) + (args.process_index << 16) + args.seed)
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Report the step; when an evaluation is due, evaluate, keep the best and write a checkpoint."""
+        """Report the step; when an evaluation is due, evaluate, keep the best adapter and write a checkpoint."""
         loss, tokens = self.trainer.read()
         self.run.seconds += time.perf_counter() - self._started
         self.run.tokens += tokens
@@ -100,7 +100,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return step * self.evaluations // last > (step - 1) * self.evaluations // last
 
     def _evaluate(self, state: Any) -> None:
-        """Read the validation loss; without validation rows the latest adapter is the best one."""
+        """Measure the validation loss; without validation rows the latest adapter counts as the best."""
         run, losses = self.run, self._losses
         if self.validation:
             self._last_validation = self.trainer.validation_loss(self.validation)

@@ -1,8 +1,8 @@
-"""Proof of an adapter file: the change it makes in its runtime against the change that the adapter should make.
+"""Proof of an adapter file: compares the change that it makes in its runtime with the change that it should make.
 
-An exported base is rounded, and behind the rounding a wrong scale can hide. So the file's own weights are dequantized
-and the adapter is merged into them in torch: that model and the file with its adapter differ only by the runtime's
-arithmetic. How much that is, the same run measures on the base without the adapter, and the limit follows from it.
+The rounding of an exported base could hide a wrong scale. The file's own weights are therefore dequantized and the adapter
+is merged into them in torch: this model and the file with its adapter differ only by the runtime's arithmetic. The same
+run measures that difference on the base without the adapter, and the limit follows from it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,10 @@ STORED: dict[str, Callable[[Path, Path], Mapping[str, Callable[[], NDArray[np.fl
     "llama.cpp": gguf_weights,
     "onnxruntime": onnx_weights,
 }
-# The least limit, for a base in floats whose arithmetic is all but exact. Rows of q and k in the wrong order show 0.12
-# and more in tiny models, a tuned SmolLM2-135M in order 0.0014.
+# Lowest limit, for a float base, whose arithmetic is almost exact. Rows of q and k in the wrong order give 0.12 or more
+# in tiny models; a correct adapter of SmolLM2-135M gives 0.0014.
 FLOAT_ERROR = 0.05
-LARGEST = (
-    0.5  # where a runtime's arithmetic changes as much as half of what the adapter does, nothing is proven
-)
+LARGEST = 0.5  # an error of half the adapter's change proves nothing, whatever the runtime's arithmetic adds
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class Pair:
     """An exported base and the adapter file made for it, with the folders that both were made from."""
 
     base: Path
-    """The exported file or folder; for ONNX the one with places for adapters."""
+    """The exported file or folder; for ONNX the one with slots for adapters."""
     file: Path
     """The adapter file."""
     runtime: str
-    """The registered name of what opens `base`: `llama.cpp` or `onnxruntime`."""
+    """The registered name of the runtime that opens `base`: `llama.cpp` or `onnxruntime`."""
     source: Path
     """The base's Hugging Face folder."""
     adapter: Path
@@ -58,12 +56,12 @@ class Pair:
 def adapter_proof(
     pair: Pair, ids: Sequence[Sequence[int]], emit: Emit = ignore, *, prefix: str = "model", threads: int = 2
 ) -> GateResult:
-    """Hold the change of the logits that the adapter file makes against the one it should make.
+    """Compare the change that the adapter file makes to the logits with the change that it should make.
 
-    `ids` are token ids of conversations. The gate, emitted and returned, is `PREFIX.adapter_change_error`: how far the
-    file's change is from the right one, as a share of that, in the Euclidean norm over `ids`. Its limit is what the
-    runtime's arithmetic may add by the triangle inequality, when it costs the model with the adapter the same share of
-    its logits as it is measured to cost the base.
+    `ids` are token ids of conversations. The gate, emitted and returned, is `PREFIX.adapter_change_error`: the
+    distance of the file's change from the right one, relative to the right one, in the Euclidean norm over `ids`. Its
+    limit is the error that the runtime's arithmetic may add by the triangle inequality, if its relative error with the
+    adapter is the one measured on the base.
 
     Raises `ConfigError` when there are no `ids`, `CorruptError` for a base whose weights cannot be read, and what the
     runtime raises for an adapter that it refuses.
@@ -100,7 +98,7 @@ def adapter_proof(
 
 
 def _dequantize(pair: Pair, out: Path) -> None:
-    """Write what the exported base holds as a Hugging Face folder in float32."""
+    """Write the weights of the exported base as a Hugging Face folder in float32."""
     source = Weights(pair.source)
     tied = {"lm_head.weight"} if "model.embed_tokens.weight" in source else set()
     stored = STORED[pair.runtime](pair.base, pair.source)
@@ -111,7 +109,7 @@ def _dequantize(pair: Pair, out: Path) -> None:
     }
     if missing := sorted(layout.keys() - stored.keys() - tied):
         raise CorruptError(
-            f"{pair.base} holds no {missing[0]} that can be read, so its adapter cannot be proven.",
+            f"{pair.base} has no readable {missing[0]}, so its adapter cannot be proven.",
             "Export the base again.",
         )
     out.mkdir()
@@ -151,7 +149,7 @@ def _logits(
 
 
 def _square(logits: NDArray[np.float32]) -> float:
-    """Sum of squares about each row's mean, which a softmax does not see."""
+    """Sum of squared deviations from each row's mean; a softmax does not depend on that mean."""
     rows = logits.astype(np.float64)
     rows -= rows.mean(axis=1, keepdims=True)
     return float(np.vdot(rows, rows))

@@ -1,8 +1,8 @@
-"""LoRA adapters as files that a runtime puts on its opened base model and takes off again.
+"""LoRA adapters as files that a runtime applies to an opened base model and removes again.
 
-`merge.plan_edits` reads the PEFT folder and works out each layer's scaling, so an adapter file and a merge mean the
-same by construction; `adapters.proof` proves it. The scaling goes into the factor B: llama.cpp knows one alpha for all
-layers, and onnxruntime none.
+`merge.plan_edits` reads the PEFT folder and computes each layer's scaling, so an adapter file and a merge agree by
+construction; `adapters.proof` checks it. The scaling is multiplied into the factor B, because llama.cpp has one alpha for
+all layers and onnxruntime none.
 Formats: `convert_lora_to_gguf.py` of llama.cpp; `onnxruntime/lora/adapter_format/adapter_schema.fbs` of onnxruntime.
 """
 
@@ -45,18 +45,18 @@ class LowRank:
 def base_digest(base: Path) -> str:
     """The SHA-256 of the model that the folder `base` was made from, which its exported files carry too.
 
-    Raises `ConfigError` for a folder that does not say it, and for one with an adapter merged in.
+    Raises `ConfigError` for a folder without this digest, and for one with an adapter merged in.
     """
     origin = read_json(base / PROVENANCE) if (base / PROVENANCE).is_file() else {}
     digest = origin.get("sha256")
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise ConfigError(
-            f"{base} does not say which model it is: it has no sha256 in {PROVENANCE}. Nothing was written.",
-            "Name the base model itself; edgekit brings it in and notes its digest.",
+            f"{base} has no sha256 in {PROVENANCE}, so the adapter cannot be bound to it. Nothing was written.",
+            "Name the base model itself; edgekit imports it and records its digest.",
         )
     if origin.get(MERGED):
         raise ConfigError(
-            f"{base} has an adapter in its weights already. Nothing was written.",
+            f"{base} already has an adapter merged into its weights. Nothing was written.",
             "Name the plain base model that the adapter was tuned on.",
         )
     return digest
@@ -106,7 +106,7 @@ def to_gguf(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
         raise UnsupportedError(f"{fault} No adapter was written.", "Merge it and export to another format.")
     config, family = families.typed(raw), families.FAMILIES[families.architecture(raw)]
     digest, layers = base_digest(base), read_adapter(base, adapter)
-    # llama.cpp scales by alpha / rank and takes an alpha of 0 for 1. What differs from one alpha for all goes into b.
+    # llama.cpp scales by alpha / rank and reads an alpha of 0 as 1. Any difference from a common alpha goes into b.
     alpha = layers[0].scaling * layers[0].rank or 1.0
     names = families.name_map(config, family)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[family.arch])
@@ -117,7 +117,9 @@ def to_gguf(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
         writer.add_string(BASE_DIGEST, digest)
         for layer in layers:
             name = names.get_name(layer.name, try_suffixes=(".weight",))
-            b = families.to_gguf(layer.name, layer.b, config, family)  # rows of q and k as in the base's file
+            b = families.to_gguf(
+                layer.name, layer.b, config, family
+            )  # rows of q and k in the order of the base's file
             b = b * np.float32(layer.scaling * layer.rank / alpha)
             writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(layer.a))
             writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b))
@@ -135,7 +137,7 @@ def to_gguf(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
 def to_onnx(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
     """Write the PEFT LoRA folder `adapter` of the Hugging Face folder `base` as onnxruntime's adapter file `out`.
 
-    It fits the folders that `onnx.slots.open_slots` makes of an export of `base`, at any precision, and is bound to
+    It fits the folders that `onnx.slots.open_slots` makes from an export of `base`, at any precision, and is bound to
     the base by a parameter `edgekit.base_sha256` of 32 bytes. Raises as `read_adapter` and `base_digest`.
     """
     import onnxruntime
@@ -156,13 +158,13 @@ def to_onnx(base: Path, adapter: Path, out: Path, emit: Emit = ignore) -> None:
 
 
 def _slots(layer: LowRank) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """The factors as they stand right of the layer's input: `(in, r)`, then `(r, out)` with the scaling in it."""
+    """The factors by which the layer's input is multiplied: `(in, r)`, then `(r, out)` with the scaling included."""
     a_name, b_name = slot_names(layer.name)
     yield a_name, np.ascontiguousarray(layer.a.T)
     yield b_name, np.ascontiguousarray(layer.b.T) * np.float32(layer.scaling)
 
 
 def slot_names(weight: str) -> tuple[str, str]:
-    """What the two factors of the weight called `weight` are called in ONNX: as PEFT calls them."""
+    """The ONNX names of the two factors of the weight called `weight`, which are PEFT's names."""
     module = weight.removesuffix(".weight")
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"

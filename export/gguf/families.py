@@ -1,7 +1,7 @@
-"""What each architecture needs in a GGUF file, and what llama.cpp has no way to express.
+"""What each architecture needs in a GGUF file, and what llama.cpp cannot express.
 
-The facts follow llama.cpp's own graphs (`src/models/*.cpp`) and converter (`conversion/*.py`); the tests hold every
-family against torch.
+The facts follow llama.cpp's graphs (`src/models/*.cpp`) and its converter (`conversion/*.py`); the tests compare every
+family with torch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Family:
     arch: gguf.MODEL_ARCH
     activation: str = "silu"
     rotary_pairs: bool = False
-    """llama.cpp turns neighbouring rows of q and k together; Hugging Face turns the halves of a head."""
+    """Whether llama.cpp rotates neighbouring rows of q and k together, where Hugging Face rotates the halves of a head."""
     norm_shift: float = 0.0
-    """What the model adds to a norm's weight when it uses it."""
+    """The constant that the model adds to the weight of each norm."""
     biases: bool = False
-    """llama.cpp reads optional biases of the attention and the MLP."""
+    """Whether llama.cpp reads optional biases of the attention and the MLP."""
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")
 
 
@@ -63,7 +63,7 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 
 def typed(config: Mapping[str, Any]) -> Any:
-    """`config.json` as transformers reads it: defaults filled in, old rope keys brought to `rope_parameters`."""
+    """`config.json` as transformers reads it: defaults filled in, old rope keys converted to `rope_parameters`."""
     if isinstance(config, CompleteConfig):
         return SimpleNamespace(**config)
     from transformers import AutoConfig
@@ -84,10 +84,10 @@ def rope_of(config: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences that say why this model cannot become a GGUF file; none when it can. Reads `config.json` only."""
+    """One sentence for each reason why this model cannot become a GGUF file. Reads `config.json` only."""
     name = architecture(config)
     if (family := FAMILIES.get(name)) is None:
-        yield f"{name} is not an architecture that edgekit writes as GGUF ({', '.join(FAMILIES)})."
+        yield f"{name} is not an architecture that edgekit can write as GGUF ({', '.join(FAMILIES)})."
         return
     if config.get("quantization_config"):
         yield "The weights are already quantized; GGUF is written from float weights."
@@ -120,7 +120,7 @@ def _rope_faults(rope: Mapping[str, Any], family: Family) -> Iterator[str]:
     elif kind != "default" and not rope.get("factor"):
         yield f"The rope scaling of type '{kind}' gives no factor."
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        yield "llama.cpp rotates whole heads in this architecture, and this model rotates a part (partial_rotary_factor)."
+        yield "llama.cpp rotates whole heads in this architecture, and this model rotates only a part (partial_rotary_factor)."
     if kind == "yarn":
         if not rope.get("original_max_position_embeddings"):
             yield "The yarn rope scaling gives no original_max_position_embeddings."
@@ -135,7 +135,7 @@ def _gemma_faults(config: Any, head: int) -> Iterator[str]:
         yield "llama.cpp has no attention soft-capping for Gemma 3."
     if config.use_bidirectional_attention:
         yield "llama.cpp has no bidirectional attention for Gemma 3."
-    # llama.cpp takes the scale from the head size, and for 62 layers (27B) from the width of a head's share
+    # llama.cpp derives the scale from the head size, and for 62 layers (27B) from hidden size / number of heads
     scale = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == 62 else head
     if config.query_pre_attn_scalar != scale:
         yield f"llama.cpp scales Gemma 3's attention by {scale}, and this model by {config.query_pre_attn_scalar}."
@@ -168,8 +168,8 @@ def write_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
 def _context_length(config: Any) -> int:
     """The longest context in which llama.cpp and the model agree.
 
-    Only Gemma's graph has sliding windows; Mistral's and Qwen's attend to everything, which is the same up to the
-    window's length.
+    Of llama.cpp's graphs only Gemma's has sliding windows. Those of Mistral and Qwen attend to all tokens, which is the
+    same up to the length of the window.
     """
     longest = int(config.max_position_embeddings)
     window: int | None = getattr(config, "sliding_window", None)
@@ -197,7 +197,7 @@ def _yarn_scale(factor: float, weight: float = 1.0) -> float:
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
-    """What cosine and sine are multiplied by (Peng et al. 2023, arXiv 2309.00071), as transformers reads it."""
+    """The factor of cosine and sine (Peng et al. 2023, arXiv 2309.00071), as transformers reads it."""
     if (given := rope.get("attention_factor")) is not None:
         return float(given)
     over, under = rope.get("mscale"), rope.get("mscale_all_dim")
@@ -222,7 +222,7 @@ def rope_factors(config: Any) -> NDArray[np.float32] | None:
 
 
 def name_map(config: Any, family: Family) -> gguf.TensorNameMap:
-    """From Hugging Face tensor names to GGUF ones."""
+    """The map from Hugging Face tensor names to GGUF names."""
     return gguf.get_tensor_name_map(family.arch, config.num_hidden_layers)
 
 

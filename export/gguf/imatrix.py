@@ -1,7 +1,7 @@
-"""The importance matrix: how strongly each input column of each linear layer is driven by real text.
+"""The importance matrix: how large the inputs of each column of each linear layer are on real text.
 
-As `llama-imatrix` computes it (llama.cpp, tools/imatrix): the mean over tokens of the squared activations. The
-quantizer weighs each column's rounding error by it.
+Computed as by `llama-imatrix` (llama.cpp, tools/imatrix): the mean over tokens of the squared activations. The quantizer
+weights each column's rounding error by it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A GGUF file against the Hugging Face folder that it claims to be, without running it: parameters, tensors, weights.
+"""Compares a GGUF file with the Hugging Face folder that it claims to be, without running it.
 
-What the file should say is what `write_parameters` would write for the folder, and what it should hold is what
-`read_tensors` would; llama.cpp's own defaults stand in for keys that a file leaves out.
+The expected parameters are those that `write_parameters` would write for the folder, and the expected tensors those of
+`read_tensors`. For keys that a file leaves out, llama.cpp's defaults apply.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from edgekit.models.source import read_config
 Bytes = NDArray[np.uint8]
 OUTPUT, TOKENS = "output.weight", "token_embd.weight"
 UNUSED = int(gguf.TokenType.UNUSED)
-# Block, steps and superblock of each type, from ggml's quants (`ggml-quants.c`). For the IQ types below 4 bits, whose
-# blocks are entries of a codebook, the steps are those of an even grid with the error measured on random weights.
+# Block, steps and superblock of each type, from `ggml-quants.c`. The IQ types below 4 bits store entries of a codebook;
+# their steps are those of an even grid with the same error on random weights.
 GRIDS = {
     "F32": F32, "F16": F16, "BF16": BF16,
     "Q4_0": Grid(32, 8, "peak"), "Q5_0": Grid(32, 16, "peak"), "Q8_0": Grid(32, 127, "peak"),
@@ -78,15 +78,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> StaticProof:
-    """Hold the GGUF file `path`, whoever made it, against the Hugging Face folder `model`.
+    """Compare the GGUF file `path`, from any source, with the Hugging Face folder `model`.
 
-    Gates `gguf.structure`, `gguf.vocabulary` and `gguf.weights`: shares of facts, entries and tensors that hold. Raises `CorruptError` when
-    either cannot be read, and `UnsupportedError` for a model that has no exact form in GGUF.
+    Gates `gguf.structure`, `gguf.vocabulary` and `gguf.weights`: the shares of facts, entries and tensors that agree.
+    Raises `CorruptError` when either cannot be read, and `UnsupportedError` for a model that has no exact form in GGUF.
     """
     raw = read_config(model)
     if fault := next(faults(raw), ""):
         raise UnsupportedError(
-            f"{fault} So no GGUF file can be proven to be this model.",
+            f"{fault} A GGUF file therefore cannot be proven to be this model.",
             "Compare the runtimes' answers instead.",
         )
     config, family = typed(raw), FAMILIES[architecture(raw)]
@@ -103,7 +103,7 @@ def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> Static
 
 
 def read_fields(layout: GgufLayout) -> dict[str, Any]:
-    """The file's metadata but for its long lists, the architecture's name taken off the keys."""
+    """The file's metadata without the tokenizer's lists, and without the architecture's name in the keys."""
     prefix = f"{layout.metadata.get('general.architecture', '')}."
     short = {
         key.removeprefix(prefix): value.tolist() if isinstance(value, np.ndarray) else value
@@ -120,7 +120,7 @@ def _listed(layout: GgufLayout, name: str) -> list[Any]:
 
 
 def expected_fields(config: Any, family: Family) -> dict[str, Any]:
-    """What this package writes for the model, keys as in `read_fields`."""
+    """What `write_parameters` writes for the model, with keys as in `read_fields`."""
     name = gguf.MODEL_ARCH_NAMES[family.arch]
     writer = gguf.GGUFWriter(None, name)
     write_parameters(writer, config)
@@ -128,7 +128,7 @@ def expected_fields(config: Any, family: Family) -> dict[str, Any]:
 
 
 def _default(key: str, fields: Mapping[str, Any], family: Family) -> Any:
-    """What llama.cpp takes for a key that the file leaves out (`llama-model.cpp`); None when it must be there."""
+    """llama.cpp's default for a key that the file leaves out (`llama-model.cpp`); None when the key is required."""
     heads = _first(fields.get("attention.head_count")) or 1
     if key in ("attention.key_length", "attention.value_length"):
         return fields.get("embedding_length", 0) // heads
@@ -156,10 +156,10 @@ def _check_parameters(facts: Facts, fields: Mapping[str, Any], config: Any, fami
     for key, wanted in expected_fields(config, family).items():
         try:
             found = fields.get(key, _default(key, fields, family))
-        except TypeError:  # what it follows from is no number
+        except TypeError:  # the value it is derived from is not a number
             found = None
         if key == "context_length" and found == config.max_position_embeddings:
-            wanted = found  # the model's own, which other converters write in spite of a window
+            wanted = found  # the model's own length, which other converters write although it has a window
         facts.add(_agree(found, wanted), _disagreement(key, found, wanted))
     known = expected_fields(config, family)
     for key, values in NEUTRAL.items():
@@ -167,12 +167,12 @@ def _check_parameters(facts: Facts, fields: Mapping[str, Any], config: Any, fami
             idle = key == "rope.scaling.type" and fields.get("rope.scaling.factor", 1.0) in (0.0, 1.0)
             facts.add(
                 fields[key] in values or (idle and fields[key] == "linear"),
-                f"the file sets {key} to {_short(fields[key])}, and the model has nothing of the kind",
+                f"the file sets {key} to {_short(fields[key])}, which the model does not have",
             )
 
 
 def _agree(found: Any, wanted: Any) -> bool:
-    """Equal, floats up to their rounding to 32 bits; a list may say the same for every layer as one number does."""
+    """Whether the values are equal, floats up to 32-bit rounding; a list with one value for all layers equals that value."""
     if isinstance(found, list) and not isinstance(wanted, list):
         return bool(found) and all(_agree(part, wanted) for part in found)
     if isinstance(wanted, list) and isinstance(found, list):
@@ -200,7 +200,7 @@ def _short(value: Any) -> str:
 
 
 def _check_vocabulary(facts: Facts, layout: GgufLayout, config: Any, model: Path) -> None:
-    """As many tokens as the embedding has rows; those that the tokenizer does not know are marked as unused."""
+    """Check that the file has one token for each row of the embedding, and that tokens unknown to the tokenizer are unused."""
     types, count = _listed(layout, "token_type"), len(_listed(layout, "tokens"))
     facts.add(count == config.vocab_size, f"the file has {count} tokens, the model {config.vocab_size}")
     file = model / "tokenizer.json"
@@ -212,7 +212,7 @@ def _check_vocabulary(facts: Facts, layout: GgufLayout, config: Any, model: Path
         known = 1 + max(map(int, ids))
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(
-            f"{file} is no tokenizer of a kind that GGUF holds.", "Fetch the model again."
+            f"{file} is not a tokenizer that GGUF can hold.", "Download the model again."
         ) from error
     padding = types[known:]
     wrong = [known + i for i, kind in enumerate(padding) if kind != UNUSED]
@@ -222,9 +222,9 @@ def _check_vocabulary(facts: Facts, layout: GgufLayout, config: Any, model: Path
 
 
 def _prove_vocabulary(layout: GgufLayout, config: Any, model: Path, stage: str) -> list[GateResult]:
-    """Tokens and merge rules one by one: a rule out of its order may show in no text that anyone thought of.
+    """Compare tokens and merge rules one by one, because a rule out of order may not show in any test text.
 
-    Nothing for a tokenizer that edgekit cannot write; what it does to texts is held against the model's all the same.
+    No gate for a tokenizer that edgekit cannot write; the ids that it gives to texts are compared in any case.
     """
     try:
         own = read_vocabulary(model, config.vocab_size).tokens
@@ -235,7 +235,7 @@ def _prove_vocabulary(layout: GgufLayout, config: Any, model: Path, stage: str) 
     for name, wanted in (("token", tokens), ("merge", dict(enumerate(own.merges)))):
         found = _listed(layout, f"{name}s")
         if name == "merge" and own.scores and not found:
-            continue  # pieces are joined by their scores
+            continue  # this kind merges by scores
         for i, text in wanted.items():
             given = found[i] if i < len(found) else None
             facts.add(given == text, f"{name} {i} is {given!r}, the model's is {text!r}")
@@ -247,12 +247,13 @@ def _check_tensors(
 ) -> None:
     shapes = {name: info.shape[::-1] for name, info in layout.tensors.items()}
     for name, info in layout.tensors.items():
-        facts.add(_type(info) in GRIDS, f"{name} has the type {_type(info)}, which cannot be read here")
+        facts.add(_type(info) in GRIDS, f"{name} has the type {_type(info)}, which edgekit cannot read")
     for name, reference in references.items():
         if name not in shapes:
             if name == OUTPUT and not tied:
                 facts.add(
-                    False, f"the head is tied in the file, the model has one of its own ({OUTPUT} is missing)"
+                    False,
+                    f"the file ties the head to the embedding, and the model has a separate head ({OUTPUT} is missing)",
                 )
             elif name != OUTPUT:
                 facts.add(False, f"{name} is missing")
@@ -264,14 +265,14 @@ def _check_tensors(
             values = _stored(layout.tensors[name], data).all()
             facts.add(
                 bool((values == 1).all()),
-                f"{name} divides the rope frequencies, and the model has no divisors",
+                f"{name} divides the rope frequencies, and the model's are not divided",
             )
         else:
-            facts.add(False, f"{name} is in the file, and the model has nothing of the kind")
+            facts.add(False, f"{name} is in the file, and the model has no such tensor")
 
 
 def read_references(model: Path, config: Any, family: Family) -> dict[str, Reference]:
-    """The folder's tensors as the file should hold them, by GGUF name; a tied head may stand there once more."""
+    """The folder's tensors as the file should hold them, by GGUF name; a tied head may be stored a second time."""
     names = name_map(config, family)
     references = {}
     for tensor in read_tensors(model, config, family):
@@ -286,10 +287,10 @@ def read_references(model: Path, config: Any, family: Family) -> dict[str, Refer
 
 
 def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
-    """What the GGUF file `path` of the Hugging Face folder `model` holds, dequantized, as that folder would hold it.
+    """The dequantized tensors of the GGUF file `path`, in the form of the Hugging Face folder `model` that it was made from.
 
-    Each value loads one tensor, in the folder's order of rows and without the shift of norms. A tensor of a type that
-    is not known here is left out.
+    Each value loads one tensor, in the folder's row order and without the shift of norms. Tensors of unknown types are
+    left out.
     """
     raw = read_config(model)
     config, family = typed(raw), FAMILIES[architecture(raw)]
@@ -314,16 +315,19 @@ def _matrix(tensor: Any) -> Array:
 
 
 def _variants(name: str, config: Any, family: Family, rows: Array) -> Iterator[tuple[str, Array]]:
-    """What exporters are known to write instead of `rows`, the right form."""
+    """Wrong forms that exporters are known to write instead of `rows`."""
     if ".attn_q." in name or ".attn_k." in name:
         heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
-        columns = rows if len(rows) > 1 else rows.T  # a bias is one row of the file, and one column of heads
+        columns = rows if len(rows) > 1 else rows.T  # a bias is stored as one row; here it is a column
         once, back = interleave(columns, heads), deinterleave(columns, heads)
         if family.rotary_pairs:
             yield "has its rows in Hugging Face's order, not permuted for rope", back.reshape(rows.shape)
             yield "has its rows permuted for rope twice", once.reshape(rows.shape)
         else:
-            yield "has its rows permuted for rope, and this architecture's are not", once.reshape(rows.shape)
+            yield (
+                "has its rows permuted for rope, which is wrong for this architecture",
+                once.reshape(rows.shape),
+            )
     if family.norm_shift and name.endswith("norm.weight"):
         yield (
             f"lacks the {family.norm_shift:g} that llama.cpp expects in it",
@@ -348,6 +352,6 @@ def _stored(info: TensorInfo, data: Bytes) -> Stored:
         found: Array = gguf.quants.dequantize(own[start:stop], gguf.GGMLQuantizationType[kind])
         return found.reshape(stop - start, -1)
 
-    # Rope's divisors follow from a formula, which others evaluate in another precision.
+    # Rope's divisors come from a formula, which other converters evaluate in another precision.
     grid = Grid(1, 1e5, "float", factors=EXACT) if info.name == ROPE_FREQS else GRIDS[kind]
     return Stored(info.name, kind, shape, grid, read)

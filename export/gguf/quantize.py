@@ -32,7 +32,7 @@ ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
 
 
 def uses_importance(type: str) -> bool:
-    """Whether llama.cpp weighs rounding errors by activations for this file type: below 8 bits."""
+    """Whether llama.cpp weights rounding errors by activations for this file type: below 8 bits."""
     return type not in EIGHT_BITS_OR_MORE
 
 

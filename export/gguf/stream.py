@@ -1,12 +1,12 @@
 """Streaming export: from safetensors, and an adapter, straight to the quantized GGUF file.
 
-Pieces of a few rows are read, merged, converted and quantized on threads and written in order, so that memory holds
-some pieces and disk nothing but the result. The file is byte for byte the one that `merge`, `gguf.write` and `quantize`
-make one after the other.
+Pieces of a few rows are read, merged, converted and quantized on several threads and written in order, so memory holds
+only some pieces, and the disk only the result. The file equals, byte for byte, the one that `merge`, `gguf.write` and
+`quantize` make one after the other.
 
-Which type a tensor gets is llama.cpp's decision, and it is asked: the file first holds the header of the float file and
-behind it a hole as long as its weights, which llama.cpp looks at in a dry run. It maps the file and reads the header
-alone, so this costs no memory and, on a file system that knows holes, no disk.
+llama.cpp decides which type each tensor gets. To find out, the file is first written with the header of the float file
+and, behind it, a hole as long as the weights; llama.cpp then reports the types in a dry run. It maps the file and reads
+the header only, so this takes no memory and, on a file system with sparse files, no disk.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ EMBEDDING = "token_embd.weight"
 # Upper bounds for `peak_memory`, measured on Linux with Python 3.11 and the pinned packages.
 BASE = 448 * MIB  # Python with torch, transformers and peft
 TOKEN = 2048  # one token of the vocabulary: its text, merge and score in transformers and here
-WEIGHT = 12  # one weight of a piece: as it is stored, as a float, as it is written
-MERGED = 16  # one weight of a merged tensor: as it is stored, its low-rank product, its order, and the tensor before
+WEIGHT = 12  # one weight of a piece: as stored, as a float, and as written
+MERGED = 16  # one weight of a merged tensor: as stored, its low-rank product, its permutation, and the tensor before it
 F32 = gguf.GGMLQuantizationType.F32
 ALIGNMENT: int = gguf.GGUF_DEFAULT_ALIGNMENT
 
@@ -100,8 +100,8 @@ def peak_memory(
 ) -> int:
     """Bytes of memory that `stream` takes at most, in a process of its own, for a model with this `config.json`.
 
-    It grows with the vocabulary and the width of a row, not with layers; with an adapter also by the adapter and by
-    what merging the largest tensor takes, for a merged tensor is held whole.
+    It grows with the vocabulary and the width of a row, not with the number of layers. An adapter adds its own size and
+    what merging the largest tensor takes, because a merged tensor is held whole.
     """
     model = typed(config)
     widest: int = max(model.hidden_size, model.intermediate_size)
@@ -118,7 +118,7 @@ def peak_memory(
 
 
 def _write_header(out: Path, model: Model, types: Types, type: str | None = None) -> None:
-    """All of the file that stands before the tensors' data, as llama.cpp writes it for the file type `type`."""
+    """Write the part of the file before the tensors' data, as llama.cpp writes it for the file type `type`."""
     writer = metadata(model, out)
     if type:
         keys = writer.kv_data[0]
@@ -150,7 +150,7 @@ def _jobs(
 
 
 def _pieces(tensor: Tensor) -> Iterator[tuple[bool, Callable[[], Floats]]]:
-    """Functions that read the tensor's rows, some after others, and whether they are the last ones."""
+    """Functions that read successive rows of the tensor, each with whether it reads the last ones."""
     length, row = tensor.shape[0], prod(tensor.shape[1:])
     rows, step = tensor.rows, max(1, PIECE // (row * tensor.group)) * tensor.group
     if tensor.group == length:  # a merged tensor is made once, here
@@ -166,7 +166,7 @@ def _slice(values: Floats, start: int, stop: int) -> Floats:
 
 
 def _importance(tensor: Tensor, imatrix: Mapping[str, Floats]) -> Floats | None:
-    """The weights of the tensor's columns, if there are any. Raises `StageError` where llama.cpp does."""
+    """The importance of the tensor's columns, if there is any. Raises `StageError` where llama.cpp fails."""
     if (weights := imatrix.get(tensor.name)) is None:
         return None
     if weights.size == tensor.shape[-1]:
@@ -176,14 +176,14 @@ def _importance(tensor: Tensor, imatrix: Mapping[str, Floats]) -> Floats | None:
     raise StageError(
         f"imatrix size {weights.size} is different from tensor size {tensor.shape[-1]} for {tensor.name}. "
         "No file was written.",
-        "Compute the importance matrix with this very model.",
+        "Compute the importance matrix with this model.",
     )
 
 
 def _in_order(
     pool: ThreadPoolExecutor, jobs: Iterable[tuple[str, Job]], ahead: int
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Each job's name and result, in order; at most `ahead` are under way or wait to be written."""
+    """Each job's name and result, in order; at most `ahead` are running or waiting to be written."""
     waiting: deque[tuple[str, Future[NDArray[Any]]]] = deque()
     for name, job in jobs:
         waiting.append((name, pool.submit(job)))
@@ -203,7 +203,7 @@ def _convert(
     if not library.ggml_validate_row_data(F32, values.ctypes.data, values.nbytes):
         raise CorruptError(
             f"'{name}' holds a weight that is not a finite number. No file was written.",
-            "The model or its adapter is damaged: fetch or tune it again.",
+            "The model or its adapter is damaged: download or tune it again.",
         )
     if kind is F32:
         return values
@@ -215,7 +215,7 @@ def _convert(
     )
     if not library.ggml_validate_row_data(kind, out.ctypes.data, out.nbytes):
         raise StageError(
-            f"'{name}' cannot be held in {kind.name}: a scale is out of its range. No file was written.",
+            f"'{name}' cannot be stored as {kind.name}: a scale is out of range. No file was written.",
             "Choose a larger type for it with tensor_types.",
         )
     return out
@@ -223,10 +223,10 @@ def _convert(
 
 @cache
 def _ggml() -> ctypes.CDLL:
-    """The ggml library that llama.cpp itself is linked with. A call into it lets other threads run."""
+    """The ggml library that llama.cpp is linked with. Calls into it release the GIL."""
     library: ctypes.CDLL = (
         llama_cpp._lib
-    )  # elsewhere than on Windows a library's own libraries are found through it
+    )  # except on Windows, the symbols of its own libraries are found through it
     if not hasattr(library, "ggml_quantize_chunk"):
         library = load_shared_library("ggml-base", llama_cpp._base_path)
     library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]

@@ -1,9 +1,9 @@
 """From a Hugging Face tokenizer to the vocabulary of a GGUF file.
 
-llama.cpp knows three kinds that fit: `gpt2` (byte-level BPE, whose splitting rule has a name), `gemma4` (BPE on text
-with a byte fallback, no space put in front) and `llama` (the same with a space in front, driven by scores). Each rule is
-recognised from the tokenizer that transformers builds, the one the model was tuned with (it does not always follow
-`tokenizer.json`); what has no exact counterpart is refused by name, never guessed.
+llama.cpp has three kinds that fit: `gpt2` (byte-level BPE, whose splitting rule has a name), `gemma4` (BPE on text with a
+byte fallback, without a leading space) and `llama` (the same with a leading space, merging by scores). The rules are read
+from the tokenizer that transformers builds, because the model was tuned with it and it does not always follow
+`tokenizer.json`. A rule without an exact counterpart is refused by name, never guessed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# llama.cpp's name for: the patterns that split the text one after the other, and whether whole words skip the merges
+# llama.cpp's name for a list of splitting patterns, applied in order, and for whether whole words skip the merges.
 PRE_TOKENIZERS = {
     ((GPT2_PATTERN,), False): "gpt-2",
     ((DIGIT, GPT2_PATTERN), False): "smollm",
@@ -49,12 +49,12 @@ class Tokens:
     merges: list[str]
     scores: list[float]
     unicode_form: str
-    """`NFC` when text must be brought to it beforehand, which llama.cpp does not do; else empty."""
+    """`NFC` when text must be normalised to NFC first, which llama.cpp does not do; else empty."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A GGUF file's tokenizer: its tokens, those with a role, and the chat template."""
+    """A GGUF file's tokenizer: its tokens, the special ones among them, and the chat template."""
 
     tokens: Tokens
     special_ids: dict[str, int]
@@ -86,7 +86,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
-    """The tokenizer of the Hugging Face `folder`, filled up with unused tokens to `rows`, the embedding's rows.
+    """The tokenizer of the Hugging Face `folder`, padded with unused tokens to `rows`, the number of rows of the embedding.
 
     Raises `UnsupportedError` for a tokenizer that llama.cpp cannot reproduce, `CorruptError` for one that does not fit.
     """
@@ -95,7 +95,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     tokens = read_tokens(rules, rows)
     framing = _framing(rules)
     if tokens.model == "gemma4" and loaded.bos_token not in framing:
-        raise _unsupported("it puts no BOS token in front, which llama.cpp always does for this kind")
+        raise _unsupported("it adds no BOS token, and llama.cpp always adds one for this kind")
     template = loaded.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
@@ -115,11 +115,11 @@ def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
     texts = {i: text for text, i in vocab.items()} | {i: str(token["content"]) for i, token in added.items()}
     if max(texts) >= rows:
         raise CorruptError(
-            f"The tokenizer has {max(texts) + 1} tokens and the model's embedding only {rows} rows.",
+            f"The tokenizer has {max(texts) + 1} tokens and the model's embedding has only {rows} rows.",
             "Use the tokenizer that belongs to this model.",
         )
     filled = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
-    if len(set(filled)) != rows:  # llama.cpp ends the whole process on such a file
+    if len(set(filled)) != rows:  # llama.cpp aborts the process on such a file
         raise _unsupported("two of its tokens have the same text")
     model, pre = _kind(rules, merges, vocab)
     scores = _scores(vocab, merges, {texts[i] for i in added}, rows) if model == "llama" else []
@@ -145,7 +145,7 @@ def _load(folder: Path) -> Any:
             "Use the tokenizer files that belong to this model.",
         ) from error
     if not hasattr(loaded, "backend_tokenizer"):
-        raise _unsupported(f"{type(loaded).__name__} shows no rules")
+        raise _unsupported(f"{type(loaded).__name__} does not expose its rules")
     return loaded
 
 
@@ -157,7 +157,7 @@ def _unsupported(why: str) -> UnsupportedError:
 
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The pairs of a plain BPE model, best first."""
+    """The merges of a plain BPE model, best first."""
     if model.get("type", "BPE") != "BPE":
         raise _unsupported(f"its model is {model['type']}, not BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -165,12 +165,12 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
             raise _unsupported(f"its BPE model uses {key}")
     merges = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     if any(" " in piece for merge in merges for piece in merge):
-        raise _unsupported("its merges hold plain spaces")
+        raise _unsupported("its merges contain plain spaces")
     return merges
 
 
 def _steps(part: Mapping[str, Any] | None, children: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, sequences laid flat."""
+    """The steps of a normalizer or pre-tokenizer, with nested sequences flattened."""
     if part is None:
         return []
     if part["type"] == "Sequence":
@@ -190,8 +190,8 @@ def _kind(
 def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
     """llama.cpp's name for a byte-level tokenizer's splitting rule.
 
-    Qwen's unicode normalizer is let pass: llama.cpp has none, so that text in another form gets other ids there; the file
-    says so (`UNICODE_FORM`) to whoever wants to bring text to that form first.
+    Qwen's NFC normalizer is accepted. llama.cpp has no counterpart, so text that is not in NFC gets other ids there; the
+    file records the form (`UNICODE_FORM`), so that a caller can normalise the text first.
     """
     for step in _steps(rules.get("normalizer"), "normalizers"):
         if step["type"] != "NFC":
@@ -220,7 +220,7 @@ def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
 def _sentencepiece_kind(
     rules: Mapping[str, Any], merges: Sequence[tuple[str, ...]], vocab: Mapping[str, int]
 ) -> tuple[str, str]:
-    """The same for a BPE on text with a byte fallback: does it put a space in front?"""
+    """The same for BPE on text with a byte fallback: `llama` when it adds a leading space, else `gemma4`."""
     if missing := {f"<0x{byte:02X}>" for byte in range(256)} - vocab.keys():
         raise _unsupported(f"its byte fallback lacks {len(missing)} of the 256 bytes")
     if rules["model"].get("ignore_merges"):
@@ -247,7 +247,7 @@ def _sentencepiece_kind(
         return "llama", "default"
     if spaces != ["replace"]:
         raise _unsupported(
-            f"its way of putting a space in front ({', '.join(spaces) or 'none'}) has no counterpart"
+            f"its rule for the leading space ({', '.join(spaces) or 'none'}) has no counterpart"
         )
     if any("\n" in piece and piece.strip("\n") for merge in merges for piece in merge):
         raise _unsupported("its merges join newlines with other characters")
@@ -260,14 +260,16 @@ def _scores(
     """A score for each token such that merging by score is merging by rank.
 
     SentencePiece joins any two neighbours whose union is a token, best score first, then leftmost. That equals a list of
-    merges when no way of merging into a token is missing and the merges into one token stand together. Merges into runs of
-    one character (spaces) may mingle: they share a score, and leftmost first gives the same runs.
+    merges when every way of merging into a token is in the list and the merges into one token are adjacent. Merges into
+    runs of one character (spaces) may be interleaved: they share a score, and leftmost first gives the same runs.
     """
     pairs = set(merges)
     for text in vocab.keys() - specials:
         splits = ((text[:i], text[i:]) for i in range(1, len(text)))
         if any(left in vocab and right in vocab and (left, right) not in pairs for left, right in splits):
-            raise _unsupported(f"a way of merging into '{text}' is missing, which scores cannot express")
+            raise _unsupported(
+                f"one way of merging into '{text}' is not in its merges, which scores cannot express"
+            )
     last = {left + right: rank for rank, (left, right) in enumerate(merges)}
     equals: list[set[str]] = []
     reach = -1
@@ -279,7 +281,9 @@ def _scores(
     scores = [0.0] * rows
     for place, pieces in enumerate(equals):
         if len(pieces) > 1 and len(set("".join(pieces))) > 1:
-            raise _unsupported(f"merges into {sorted(pieces)[:2]} mingle, which scores cannot express")
+            raise _unsupported(
+                f"merges into {sorted(pieces)[:2]} are interleaved, which scores cannot express"
+            )
         for piece in pieces:
             scores[vocab[piece]] = -1.0 - place
     return scores
@@ -300,9 +304,9 @@ def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf
 
 
 def _special_ids(loaded: Any, folder: Path, texts: Sequence[str]) -> dict[str, int]:
-    """Ids of the special tokens: as the tokenizer names them, else as the model's config does.
+    """Ids of the special tokens, from the tokenizer or else from the model's config.
 
-    A file names at most three tokens that end an answer, as EOS, EOT and EOM; the model's own must all be among them.
+    A file can name three tokens that end an answer (EOS, EOT and EOM); all of the model's must be among them.
     """
     config, generation = (_read(folder / name) for name in ("config.json", "generation_config.json"))
     ids: dict[str, int] = {}
@@ -328,7 +332,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _framing(rules: Mapping[str, Any]) -> set[str]:
-    """Texts of the tokens that the tokenizer itself puts around a text."""
+    """The special tokens that the tokenizer adds around a text."""
     steps = _steps(rules.get("post_processor"), "processors")
     parts = [part for step in steps for part in step.get("single", [])]
     return {part["SpecialToken"]["id"] for part in parts if "SpecialToken" in part}

@@ -49,20 +49,20 @@ QUANTIZE_MODULES = ("edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix
 CONVERTER = "convert_hf_to_gguf.py"
 CONVERTER_PARTS = ("conversion", "gguf-py")  # folders of the checkout that the converter imports from
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-DERIVED = ".rotary_emb.inv_freq"  # old checkpoints carry it; it follows from the config
+DERIVED = ".rotary_emb.inv_freq"  # old checkpoints hold it; it can be derived from the config
 MIB = 2**20
 
 
 def refusal(config: dict[str, Any], options: GgufExport) -> str:
     """Why this model cannot be exported with these options, in one sentence; nothing when it can.
 
-    Whether llama.cpp can reproduce the tokenizer is only known from its own files: `write` says so, before any tensor.
+    Whether llama.cpp can reproduce the tokenizer depends on the tokenizer's files: `write` checks them before any tensor.
     """
     if architecture(config) not in FAMILIES:
         if not options.llama_cpp:
-            return f"{next(faults(config))} A llama.cpp checkout may do it: name its folder with --llama-cpp."
+            return f"{next(faults(config))} A llama.cpp checkout may be able to: name its folder with --llama-cpp."
         found = (options.llama_cpp / CONVERTER).is_file()
-        return "" if found else f"{options.llama_cpp} is no llama.cpp checkout: it has no {CONVERTER}."
+        return "" if found else f"{options.llama_cpp} is not a llama.cpp checkout: it has no {CONVERTER}."
     if fault := next(faults(config), ""):
         return fault
     if options.token_embedding_type:
@@ -119,7 +119,7 @@ def _importance(context: ExportContext, emit: Emit) -> dict[str, NDArray[np.floa
         emit(
             Alert(
                 "warning",
-                f"{name} is quantized without an importance matrix: its layers' names in GGUF are not known.",
+                f"{name} is quantized without an importance matrix, because edgekit does not know its tensor names in GGUF.",
             )
         )
         return None
@@ -130,7 +130,7 @@ def _importance(context: ExportContext, emit: Emit) -> dict[str, NDArray[np.floa
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the file, in floats, read when it is its turn."""
+    """One tensor of the file, in floats, read when it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -150,7 +150,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """A checked Hugging Face folder and all that its GGUF file will hold, the weights still on disk."""
+    """A checked Hugging Face folder and the contents of its GGUF file; the weights are still on disk."""
 
     source: Path
     raw: dict[str, Any]
@@ -159,7 +159,7 @@ class Model:
     vocabulary: Vocabulary
     tensors: list[Tensor]
     origin: dict[str, Any]
-    """Where it comes from: what `edgekit.json` says, when the folder has one."""
+    """The provenance from `edgekit.json`, when the folder has one."""
 
 
 def read_model(source: Path, adapter: Path | None = None) -> Model:
@@ -187,7 +187,7 @@ def read_model(source: Path, adapter: Path | None = None) -> Model:
 
 
 def metadata(model: Model, out: Path) -> gguf.GGUFWriter:
-    """A writer for the new file `out` that knows everything of a float file but its tensors."""
+    """A writer for the new file `out` with all metadata of a float file, and no tensors yet."""
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[model.family.arch])
     _write_origin(writer, model.origin, model.raw)
     write_parameters(writer, model.config)
@@ -263,8 +263,8 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
     for key in weights.keys() - left_out:
         if (name := names.get_name(key, try_suffixes=(".weight", ".bias"))) is None:
             raise CorruptError(
-                f"The weights in {source} hold {key}, which has no place in this architecture's GGUF file.",
-                "Merge adapters into the weights first, and leave out what the architecture does not use.",
+                f"The weights in {source} hold {key}, for which this architecture's GGUF file has no tensor.",
+                "Merge adapters into the weights first, and remove tensors that the architecture does not use.",
             )
         shape = weights.layout[key][1]
         tensors.append(Tensor(name, shape, partial(rows, key), shape[0] if key in merged else head))
@@ -274,19 +274,19 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
 
 
 def _place(tensor: Tensor) -> list[str | int]:
-    """Layer 2 before layer 10."""
+    """A sort key that puts layer 2 before layer 10."""
     return [int(part) if part.isdigit() else part for part in tensor.name.split(".")]
 
 
 def _write_origin(writer: gguf.GGUFWriter, origin: dict[str, Any], config: dict[str, Any]) -> None:
-    """What the file is and where it comes from."""
+    """Write the file's type, name, licence and provenance."""
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     name = Path(origin.get("base_model") or config.get("_name_or_path") or "").name
     if name and not re.search(
         "phi-?3", name, re.IGNORECASE
-    ):  # llama.cpp splits text otherwise under such a name
+    ):  # llama.cpp splits text in another way for such names
         writer.add_name(name)
     if origin.get("license"):
         writer.add_license(origin["license"])
@@ -331,5 +331,5 @@ def convert(checkout: Path, source: Path, out: Path) -> None:
         lines = result.stderr.strip().splitlines() or ["no message"]
         raise StageError(
             f"llama.cpp's converter failed: {lines[-1]}. No GGUF file was written.",
-            f"Run it by hand to see more: python {checkout / CONVERTER} {source}",
+            f"Run it by hand to see the whole output: python {checkout / CONVERTER} {source}",
         )

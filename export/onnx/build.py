@@ -2,7 +2,7 @@
 
     echo '{"model": ..., "out": ..., ...}' | python -m edgekit.export.onnx.build
 
-Progress goes to stdout, one JSON list `[done, total, unit]` a line; what the libraries print goes to stderr.
+Progress goes to stdout, one JSON list `[done, total, unit]` on each line; the libraries' output goes to stderr.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def write(task: dict[str, Any], report: Report) -> None:
-    """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, by way of the folder `task["work"]`."""
+    """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, using the folder `task["work"]`."""
     model, out, work = (Path(task[name]) for name in ("model", "out", "work"))
     source = model
     if task["bits"] < 32:
@@ -43,10 +43,10 @@ def write(task: dict[str, Any], report: Report) -> None:
 
 
 def weights(task: dict[str, Any]) -> dict[str, Any]:
-    """What the builder is told of weights: of those that come unrounded, which are the head and the embedding.
+    """The builder's options for the weights that are not rounded yet: the head and the embedding.
 
-    It reads a tied embedding out of the head's 8-bit weights only when `Gather` is named and the rest is 4-bit. Of
-    its own methods only `rtn` without zero points writes such a pair that loads (0.18.0).
+    The builder reads a tied embedding from the head's 8-bit weights only when `Gather` is named and the rest is 4-bit. Of
+    its methods only `rtn` without zero points writes such a pair in a form that loads (0.18.0).
     """
     if task["bits"] == 32:
         return {"type": "none"}
@@ -61,7 +61,7 @@ def weights(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(source: Path, out: Path, cache: Path, weights: dict[str, Any]) -> None:
-    """Run the model builder on the folder `source`; float activations are fp32, for processors of every kind."""
+    """Run the model builder on the folder `source`; activations are fp32, which every processor supports."""
     from onnxruntime_genai.models import builder
 
     options = builder.parse_extra_options(

@@ -1,8 +1,8 @@
-"""ONNX folders for onnxruntime-genai, made by its own model builder.
+"""ONNX folders for onnxruntime-genai, made by its model builder.
 
-The builder's own 4-bit rounding looks at weights alone, which costs a small model much of its quality
-(`benchmarks/onnx_options.md`), so the decoder's layers are rounded here by GPTQ and handed to the builder as a
-quantized checkpoint. A child process does both: what they print, allocate and crash stays in it.
+The builder's own 4-bit rounding considers weights only, which costs a small model much of its quality
+(`benchmarks/onnx_options.md`). The decoder's layers are therefore rounded here by GPTQ and passed to the builder as a
+quantized checkpoint. Both run in a child process, so that their output, memory and crashes do not affect this one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKAGES = (
 )  # fmt: skip
 MODULES = ("edgekit.export.onnx.export", "edgekit.export.onnx.build")
 BITS = {"int4": 4, "int8": 8, "fp32": 32}
-# What the builder can build and reads back from a quantized checkpoint; each is compared with torch in the tests.
+# Architectures that the builder can read from a quantized checkpoint; the tests compare each with torch.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
@@ -47,15 +47,15 @@ def refusal(config: dict[str, Any], options: OnnxExport) -> str:
     if architecture not in ARCHITECTURES:
         return f"{architecture} is not among the architectures proven in ONNX: {', '.join(ARCHITECTURES)}."
     if "quantization_config" in config:
-        return "The model's weights are quantized already; export from its float weights."
+        return "The model's weights are already quantized; export from its float weights."
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and window < config.get("max_position_embeddings", window):
-        return f"The model builder leaves out this model's attention window of {window} tokens."
+        return f"The model builder does not support this model's attention window of {window} tokens."
     if options.precision != "fp32":
         for name in ("hidden_size", "intermediate_size"):
             if config.get(name, 0) % 16:
                 return (
-                    f"Rounding in blocks needs a {name} that 16 divides, and this model's is {config[name]}."
+                    f"Rounding in blocks needs a {name} divisible by 16, and this model's is {config[name]}."
                 )
     return ""
 
@@ -84,12 +84,13 @@ exporter = Exporter(runtime="onnxruntime", refusal=refusal, steps=steps)
 def export(source: Path, out: Path, options: OnnxExport, context: ExportContext, emit: Emit) -> None:
     """Write the Hugging Face folder `source` to the new folder `out`.
 
-    Raises `CorruptError` when `source` lacks a file, and `StageError` with the builder's last words when it fails.
+    Raises `CorruptError` when `source` lacks a file, and `StageError` with the last line of the builder's output when the
+    builder fails.
     """
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (source / name).is_file():
             raise CorruptError(
-                f"{source} has no {name}; nothing was written.", "Fetch or merge the model again."
+                f"{source} has no {name}; nothing was written.", "Download or merge the model again."
             )
     config = _read(source / "config.json")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +116,8 @@ def export(source: Path, out: Path, options: OnnxExport, context: ExportContext,
 
 
 def _build(task: dict[str, Any], emit: Emit) -> None:
-    # The builder stamps the graph with the commit of whatever repository its own package lies in, such as the one
-    # around a virtual environment; without a repository it takes the commit of its release.
+    # The builder writes the commit of the repository that contains its package into the graph, such as the one around a
+    # virtual environment; without a repository it writes the commit of its release.
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -135,7 +136,7 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
                     done, total, unit = json.loads(line)
                     emit(Progress(STAGE, done, total, unit, "rounding"))
             except BrokenPipeError:
-                pass  # it died before it read its task, and its exit status tells
+                pass  # the child ended before it read the task; its exit status says why
             except BaseException:
                 child.kill()
                 raise
@@ -145,12 +146,12 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
             died = f"killed by signal {-child.returncode}" if child.returncode < 0 else "failed"
             raise StageError(
                 f"onnxruntime-genai's model builder {died}: {words[-1] if words else 'no message'}. Nothing was written.",
-                "Free some memory if it was killed, or try another precision.",
+                "If it was killed, free some memory; or try another precision.",
             )
 
 
 def _set_stop_ids(out: Path, source: Path, config: dict[str, Any]) -> None:
-    """Let the folder stop where the model does: the builder adds the tokenizer's own end token."""
+    """Set the folder's stop ids to the model's: the builder adds the tokenizer's end token to them."""
     generation = source / "generation_config.json"
     stop = _read(generation).get("eos_token_id") if generation.is_file() else None
     genai = _read(out / "genai_config.json")
@@ -159,9 +160,9 @@ def _set_stop_ids(out: Path, source: Path, config: dict[str, Any]) -> None:
 
 
 def _set_tokenizer(out: Path, source: Path) -> None:
-    """Give the folder the model's own tokenizer and chat template, byte for byte where onnxruntime-genai reads them.
+    """Replace the folder's tokenizer and chat template, which the builder rewrote through transformers, by the model's own.
 
-    The builder has written both once more through transformers.
+    They are the same byte for byte, unless onnxruntime-genai cannot read a rule.
     """
     tokenizer = _read(source / "tokenizer.json")
     if _spell_out_digits(tokenizer):
@@ -174,7 +175,7 @@ def _set_tokenizer(out: Path, source: Path) -> None:
 
 
 def _spell_out_digits(tokenizer: dict[str, Any]) -> bool:
-    """Replace `Digits` before byte-level splitting by patterns that mean the same; onnxruntime-genai 0.18 skips it."""
+    """Replace `Digits` before byte-level splitting, which onnxruntime-genai 0.18 ignores, by equivalent patterns."""
     steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
     if [step["type"] for step in steps] != ["Digits", "ByteLevel"]:
         return False
@@ -193,7 +194,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptError(f"{path} is not JSON: {error}", "Fetch or merge the model again.") from error
+        raise CorruptError(f"{path} is not JSON: {error}", "Download or merge the model again.") from error
     return value
 
 

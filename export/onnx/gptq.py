@@ -1,7 +1,7 @@
-"""GPTQ: weights rounded one column after another, each column's error made good by those still to come.
+"""GPTQ: rounds weights one column after another and corrects each column's error in the columns that follow.
 
-Frantar et al. 2022, <https://arxiv.org/abs/2210.17323>. What comes out is a checkpoint in Olive's format
-(<https://microsoft.github.io/Olive>), which onnxruntime-genai's model builder takes over as it is: `qweight`
+Frantar et al. 2022, <https://arxiv.org/abs/2210.17323>. The result is a checkpoint in Olive's format
+(<https://microsoft.github.io/Olive>), which onnxruntime-genai's model builder copies unchanged: `qweight`
 `(rows, columns * bits / 8)`, `scales` `(rows, blocks)` and `qzeros` `(rows, ceil(blocks * bits / 8))`.
 """
 
@@ -20,15 +20,15 @@ from transformers import AutoModelForCausalLM
 from edgekit.export.weights.safetensors_io import write_weights
 
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian, as in the authors' code
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its own
-ERROR_POWER = 2.4  # norm by which they are compared, as in the authors' code
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
+ERROR_POWER = 2.4  # exponent of the error by which ranges are compared, as in the authors' code
 
 Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How finely each layer is rounded: `bits` for those whose name matches no pattern of `int8`, else 8."""
+    """How many bits each layer gets: 8 for those whose name matches a pattern of `int8`, else `bits`."""
 
     bits: int
     block_size: int
@@ -41,7 +41,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight `(rows, columns)` as whole numbers: `scales * (codes - zeros)` in blocks of columns."""
+    """A weight `(rows, columns)` as integers: `scales * (codes - zeros)` in blocks of columns."""
 
     codes: torch.Tensor
     """`(rows, columns)`, uint8."""
@@ -52,7 +52,7 @@ class Rounded:
     bits: int
 
     def weight(self) -> torch.Tensor:
-        """The weight `(rows, columns)` that these numbers stand for, float32."""
+        """The weight `(rows, columns)` that the integers represent, float32."""
         block = self.codes.shape[1] // self.scales.shape[1]
         zeros, scales = (part.repeat_interleave(block, 1) for part in (self.zeros, self.scales))
         return (self.codes.float() - zeros) * scales
@@ -68,7 +68,7 @@ class Rounded:
 
 
 def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Two 4-bit numbers in a byte, the first in the low half; rows of odd length end in a zero."""
+    """Pack two 4-bit integers into a byte, the first in the low half; rows of odd length end in a zero."""
     if bits == 8:
         return codes.contiguous()
     even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
@@ -87,8 +87,8 @@ def round_nearest(weight: torch.Tensor, bits: int, block_size: int) -> Rounded:
 
 
 def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_size: int) -> Rounded:
-    """Round `weight` `(rows, columns)` so that its products change least; `hessian` `(columns, columns)` is the
-    second moment of its inputs.
+    """Round `weight` `(rows, columns)` so that its outputs change least; `hessian` `(columns, columns)` is the second
+    moment of its inputs.
     """
     rest = weight.float().clone()
     codes = torch.empty_like(rest, dtype=torch.uint8)
@@ -113,7 +113,7 @@ def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_siz
 def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor of the damped Hessian's inverse, `(columns, columns)`."""
     diagonal = hessian.double().diagonal()
-    # A column that is never used may become anything, so its own entry only has to keep the matrix regular.
+    # A column whose input is always zero may be rounded freely; its diagonal entry only keeps the matrix invertible.
     damped = hessian.double() + torch.diag(DAMPING * diagonal.mean() + (diagonal == 0))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
@@ -121,7 +121,7 @@ def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
 
 
 def _grid(block: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point of each row of `block`, `(rows,)` each: the best of a few ranges around zero."""
+    """Scale and zero point of each row of `block`, `(rows,)` each: the best of several ranges around zero."""
     top = 2**bits - 1
     low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
     best = torch.full_like(low, torch.inf)
@@ -148,8 +148,8 @@ def write_checkpoint(
 ) -> None:
     """Round the linear layers of the folder `model`'s decoder and write them to the folder `out` as a checkpoint.
 
-    A layer's inputs are taken from the layers before it as they are once rounded. The embedding and the head are
-    left to the model builder. `report(done, total, unit)` tells of progress.
+    The inputs of a layer are computed by the already rounded layers before it. The embedding and the head are left to the
+    model builder. `report(done, total, unit)` reports progress.
     """
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     layers = network.get_decoder().layers
@@ -197,7 +197,7 @@ def _block_size(columns: int, wanted: int) -> int:
 def _first_inputs(
     network: Any, layers: torch.nn.ModuleList, calibration: Sequence[Sequence[int]]
 ) -> tuple[list[torch.Tensor], list[list[dict[str, Any]]]]:
-    """What the first layer is given for each row, `(1, T, hidden)`, and each layer's other arguments for each row."""
+    """The first layer's input for each row, `(1, T, hidden)`, and each layer's other arguments for each row."""
     inputs: list[torch.Tensor] = []
     arguments: list[list[dict[str, Any]]] = [[] for _ in layers]
 

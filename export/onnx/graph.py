@@ -1,7 +1,7 @@
 """The graph of an onnxruntime-genai folder: its nodes by name, and its weights as floats, read row by row from disk.
 
-Packing as in onnxruntime's contrib operators (`ContribOperators.md`: MatMulNBits, GatherBlockQuantized): codes of a
-block lie side by side, the first in the low bits, and stand for `(code - zero) * scale`.
+Packing as in onnxruntime's contrib operators (`ContribOperators.md`: MatMulNBits, GatherBlockQuantized): the codes
+of a block are adjacent, the first in the low bits, and represent `(code - zero) * scale`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Node:
     attributes: dict[str, Any]
 
     def input(self, index: int) -> str:
-        """The name of an input; empty when it is left out."""
+        """The name of an input; empty when the node has none at this index."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in order, the node that makes each value, and the initializers, whose data may lie in a file beside."""
+    """Nodes in order, the node that computes each value, and the initializers, whose data may be in a separate file."""
 
     folder: Path
     nodes: list[Node]
@@ -73,16 +73,16 @@ class Graph:
             )
         except (KeyError, ValueError, OSError, onnx.checker.ValidationError) as error:
             raise CorruptError(
-                f"{self.folder} does not hold the data of {name}: {error}.", "Fetch it again."
+                f"{self.folder} does not hold the data of {name}: {error}.", "Download it again."
             ) from error
 
 
 def read_graph(file: Path) -> Graph:
-    """The graph in `file`, its weights left on disk. Raises `CorruptError` when it is none."""
+    """The graph in `file`; its weights stay on disk. Raises `CorruptError` when it is not an ONNX model."""
     try:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
-        raise CorruptError(f"{file} is not an ONNX model: {error}.", "Fetch or write it again.") from error
+        raise CorruptError(f"{file} is not an ONNX model: {error}.", "Download or write it again.") from error
     nodes = [
         Node(node.name, node.op_type, list(node.input), list(node.output), _attributes(node))
         for node in model.graph.node
@@ -98,7 +98,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 def stored(graph: Graph, node: Node, name: str) -> Stored:
     """The weight of a linear or embedding `node` as `(rows, columns)`, rows those of the Hugging Face tensor `name`.
 
-    Raises `UnsupportedError` for weights that are computed or stored in a way that is not read here.
+    Raises `UnsupportedError` for weights that the graph computes or stores in a form that edgekit cannot read.
     """
     quantized = node.op in ("MatMulNBits", "GatherBlockQuantized")
     weight = node.inputs[0] if node.op in ("Gather", "GatherBlockQuantized") else node.input(1)
@@ -106,13 +106,13 @@ def stored(graph: Graph, node: Node, name: str) -> Stored:
     if not source or (node.op == "MatMulNBits" and node.input(4)):
         raise UnsupportedError(
             f"The weight of {node.name} is {'stored in another order' if source else 'computed in the graph'}, "
-            "which cannot be read here.",
+            "which edgekit cannot read.",
             "Compare the runtimes' answers instead.",
         )
     if quantized:
         return _blockwise(graph, node, source, name)
     if graph.initializers[source].data_type not in FLOATS:
-        raise UnsupportedError(f"{source} holds no floats.", "Compare the runtimes' answers instead.")
+        raise UnsupportedError(f"{source} does not hold floats.", "Compare the runtimes' answers instead.")
     kind, grid = FLOATS[graph.initializers[source].data_type]
     array = graph.array(source)
     turned = (node.op == "MatMul") != (_turns(graph, weight) % 2 == 1)
@@ -137,7 +137,7 @@ def _turns(graph: Graph, value: str) -> int:
 
 
 def _blockwise(graph: Graph, node: Node, source: str, name: str) -> Stored:
-    """Codes in blocks of columns, each with a scale and perhaps a zero."""
+    """A weight stored as codes in blocks of columns, each with a scale and possibly a zero point."""
     linear = node.op == "MatMulNBits"
     bits, block = int(node.attributes.get("bits", 4)), int(node.attributes.get("block_size", 32))
     data, scales = graph.array(source), graph.array(node.input(2))
@@ -149,7 +149,7 @@ def _blockwise(graph: Graph, node: Node, source: str, name: str) -> Stored:
     fits = data.size * (8 // bits if packed else 1) == rows * blocks * block and scales.size == rows * blocks
     if not fits or columns > blocks * block or (zeros is not None and zeros.size % rows):
         raise CorruptError(
-            f"{node.name} in {graph.folder} has another size than its weights.", "Fetch it again."
+            f"{node.name} in {graph.folder} has a size that differs from its weights'.", "Download it again."
         )
     codes, scales = data.reshape(rows, -1), scales.reshape(rows, blocks)
     usual = 2 ** (bits - 1) if packed else 0

@@ -1,7 +1,7 @@
-"""An onnxruntime-genai folder against the Hugging Face folder that it claims to be, without running it.
+"""Compares an onnxruntime-genai folder with the Hugging Face folder that it claims to be, without running it.
 
-The graph is read as onnxruntime-genai's model builder writes it: every weight is found by way of the node that uses
-it, so a weight that hangs on another node counts as that node's.
+The graph is read as onnxruntime-genai's model builder writes it. Every weight is identified by the node that uses it, so
+a weight that is attached to the wrong node is compared with that node's tensor.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ NORMS = {
 LINEAR, LOOKUP = ("MatMul", "MatMulNBits"), ("Gather", "GatherBlockQuantized")
 NODE = re.compile(r"/model/layers\.(\d+)/(?:(attn|mlp)/)?(\w+)/\w+")
 PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-OPERATORS = {  # what a decoder of these architectures is computed with
+OPERATORS = {  # the operators in a decoder of these architectures
     ATTENTION, ROTARY, *NORMS, *LINEAR, *LOOKUP, "Add", "Mul", "Sigmoid", "Split", "Reshape", "Transpose", "Shape",
     "Constant", "ReduceSum", "Sub", "Cast", "Slice", "Unsqueeze", "Concat", "Squeeze",
 }  # fmt: skip
-POSITIONS = (1, 2, 16, 64)  # where the rope is looked at, beside the last
-CLOSE = 2e-3  # of a cosine; late positions are products of large 32-bit floats
+POSITIONS = (1, 2, 16, 64)  # where the rope is checked, in addition to the last
+CLOSE = 2e-3  # tolerance of a cosine; angles of late positions are products of large 32-bit floats
 
 
 def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> StaticProof:
-    """Hold the onnxruntime-genai folder `path`, whoever made it, against the Hugging Face folder `model`.
+    """Compare the onnxruntime-genai folder `path`, from any source, with the Hugging Face folder `model`.
 
-    Gates `onnx.structure` and `onnx.weights`: shares of facts and of tensors that hold. Raises `CorruptError` when
-    either cannot be read, and `UnsupportedError` for architectures and weights that are not known here.
+    Gates `onnx.structure` and `onnx.weights`: the shares of facts and of tensors that agree. Raises `CorruptError` when
+    either cannot be read, and `UnsupportedError` for architectures and weights that edgekit does not know.
     """
     raw = read_config(model)
     if architecture(raw) not in ARCHITECTURES:
@@ -76,14 +76,16 @@ def _file_name(genai: Mapping[str, Any], path: Path) -> str:
     try:
         name = str(genai["model"]["decoder"]["filename"])
     except (KeyError, TypeError) as error:
-        raise CorruptError(f"{path / 'genai_config.json'} names no model file.", "Fetch it again.") from error
+        raise CorruptError(
+            f"{path / 'genai_config.json'} names no model file.", "Download it again."
+        ) from error
     if Path(name).name != name:
         raise CorruptError(f"{path / 'genai_config.json'} names a file outside its folder: {name}.")
     return name
 
 
 def read_references(model: Path, config: Any) -> dict[str, Reference]:
-    """The folder's tensors by name; a tied head is the embedding once more."""
+    """The folder's tensors by name; a tied head is the embedding under another name."""
     weights = Weights(model)
     if EMBEDDING not in weights:
         raise CorruptError(f"The weights in {model} lack {EMBEDDING}.", "Fetch or merge the model again.")
@@ -103,7 +105,7 @@ def read_references(model: Path, config: Any) -> dict[str, Reference]:
 
 
 def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
-    """What the ONNX folder `path` of the Hugging Face folder `model` holds, dequantized, under the names of `model`.
+    """The dequantized tensors of the ONNX folder `path`, by their names in the Hugging Face folder `model` it was made from.
 
     Each value loads one tensor.
     """
@@ -127,7 +129,7 @@ def _variants(name: str, config: Any, rows: Array) -> Iterator[tuple[str, Array]
 
 
 def find_weights(graph: Graph, references: Mapping[str, Reference]) -> Iterator[Stored]:
-    """The graph's weights under the names of the Hugging Face tensors that should be in their place."""
+    """The graph's weights, each named after the Hugging Face tensor that belongs in its place."""
     for node in graph.nodes:
         place = NODE.fullmatch(node.name)
         if node.op in LINEAR and node.name.startswith("/lm_head/"):
@@ -147,7 +149,7 @@ def find_weights(graph: Graph, references: Mapping[str, Reference]) -> Iterator[
 
 
 def _narrowed(whole: Stored, columns: int) -> Stored:
-    """The first columns; a table's blocks may reach beyond the last."""
+    """The first columns; the blocks of an embedding may reach beyond the last one."""
     shape = (whole.shape[0], min(columns, whole.shape[1]))
     return replace(whole, shape=shape, read=lambda start, stop: whole.read(start, stop)[:, :columns])
 
@@ -163,7 +165,7 @@ def _module(place: re.Match[str] | None, node: Node) -> str:
 
 
 def _split(whole: Stored, references: Mapping[str, Reference]) -> Iterator[Stored]:
-    """A weight of several modules stacked, one after the other; others as they are."""
+    """The parts of a weight that stacks several modules; any other weight unchanged."""
     prefix, module, kind = whole.name.rsplit(".", 2)
     start = 0
     parts = PACKED.get(module, ())
@@ -187,7 +189,7 @@ def _split(whole: Stored, references: Mapping[str, Reference]) -> Iterator[Store
 
 
 def _check_settings(facts: Facts, genai: Mapping[str, Any], config: Any) -> None:
-    """What onnxruntime-genai is told of the model's size."""
+    """Check the sizes in `genai_config.json`."""
     model = genai["model"]
     told = {**model, **model["decoder"]}
     for key, wanted in {
@@ -205,7 +207,7 @@ def _check_settings(facts: Facts, genai: Mapping[str, Any], config: Any) -> None
 
 
 def _check_graph(facts: Facts, graph: Graph, config: Any) -> None:
-    """Attributes of attention and norms, and what attention is fed with."""
+    """Check the attributes of attention and norms, and the inputs of attention."""
     scale = head_size(config) ** -0.5
     expected = {
         "num_heads": (config.num_attention_heads, None),
@@ -237,7 +239,7 @@ def _check_graph(facts: Facts, graph: Graph, config: Any) -> None:
                 f"norm epsilon is {found:g} in {node.name}, the model's is {config.rms_norm_eps:g}",
             )
     for op in sorted({node.op for node in graph.nodes} - OPERATORS):
-        facts.add(False, f"the graph computes {op}, and nothing in the model does")
+        facts.add(False, f"the graph has the operator {op}, which the model does not use")
 
 
 def _projection(graph: Graph, value: str) -> str:
@@ -253,7 +255,7 @@ def _projection(graph: Graph, value: str) -> str:
 
 
 def _check_rope(facts: Facts, graph: Graph, config: Any) -> None:
-    """The tables of cosines and sines against the model's base and scaling."""
+    """Compare the tables of cosines and sines with the model's base and scaling."""
     turning = [node for node in graph.nodes if node.op == ROTARY]
     turning += [node for node in graph.nodes if node.op == ATTENTION and node.attributes.get("do_rotary")]
     tables = {
@@ -274,7 +276,7 @@ def _check_rope(facts: Facts, graph: Graph, config: Any) -> None:
 
 
 def rope_frequencies(config: Any) -> tuple[Array, float]:
-    """The model's rotary frequencies `(head_size / 2,)`, and what cosine and sine are multiplied by."""
+    """The model's rotary frequencies `(head_size / 2,)`, and the factor of cosine and sine."""
     rope, _ = rope_of(config)
     size = head_size(config)
     kind = rope.get("rope_type", "default")
@@ -300,7 +302,7 @@ def _same_rope(cosines: Any, sines: Any, frequencies: Array, factor: float) -> b
 
 
 def _rope_fault(cosines: Any, sines: Any, config: Any) -> str:
-    """In words: another base, where the table follows from one."""
+    """A sentence on what is wrong with the tables: another base, where they follow from one."""
     rope, _ = rope_of(config)
     if cosines.shape == sines.shape and len(cosines) > 1 and cosines.shape[1] > 1:
         first, second = np.arctan2(sines[1, :2], cosines[1, :2]).astype(np.float64)
@@ -311,14 +313,14 @@ def _rope_fault(cosines: Any, sines: Any, config: Any) -> str:
 
 
 def _check_tensors(facts: Facts, found: list[Stored], references: Mapping[str, Reference]) -> None:
-    """Every tensor once, in the model's shape, and none that the model lacks."""
+    """Check that each of the model's tensors occurs once, in its shape, and no others."""
     names = [tensor.name for tensor in found]
     for name in references:
         count = names.count(name)
         facts.add(count == 1, f"{name} is missing" if not count else f"{name} is there {count} times")
     for tensor in found:
         if tensor.name not in references:
-            facts.add(False, f"{tensor.name} is in the file, and the model has nothing of the kind")
+            facts.add(False, f"{tensor.name} is in the file, and the model has no such tensor")
         else:
             wanted = references[tensor.name].shape
             shapes = (" x ".join(map(str, shape)) for shape in (tensor.shape, wanted))
@@ -335,11 +337,14 @@ def _check_head(facts: Facts, graph: Graph, tied: bool) -> None:
         for node in graph.nodes
         if node.name.startswith("/lm_head/") and node.op in LINEAR
     }
-    facts.add(tied or not lookups & heads, "the head is tied in the file, the model has one of its own")
+    facts.add(
+        tied or not lookups & heads,
+        "the file ties the head to the embedding, and the model has a separate head",
+    )
 
 
 def _check_leftovers(facts: Facts, graph: Graph) -> None:
-    """No float of the file goes into a node that none of the model's tensors goes into."""
+    """Check that every float tensor of the file is used by a node that computes part of the model."""
     known = {
         source
         for node in graph.nodes
@@ -349,4 +354,4 @@ def _check_leftovers(facts: Facts, graph: Graph) -> None:
     }
     for name, tensor in graph.initializers.items():
         if tensor.data_type in FLOATS:
-            facts.add(name in known, f"{name} is in the file, and nothing of the model uses it")
+            facts.add(name in known, f"{name} is in the file, and no part of the model uses it")

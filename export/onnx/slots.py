@@ -1,8 +1,8 @@
 """An exported ONNX folder whose decoder layers take LoRA adapters at run time.
 
-Beside the product of each linear layer goes `x A B`, whose factors are graph inputs with defaults of rank 0: without
-an adapter the sum is the layer's own. onnxruntime fills them from an adapter file, with factors of any rank, and the
-layer's own weight may be rounded in any way.
+`x A B` is added to the output of each linear layer. The factors are graph inputs whose defaults have rank 0, so without an
+adapter the output is unchanged. onnxruntime fills them from an adapter file with factors of any rank; the layer's weight
+may have any precision.
 Source: <https://onnxruntime.ai/docs/genai/tutorials/finetune.html>, and Olive's pass `ExtractAdapters`.
 """
 
@@ -31,8 +31,8 @@ _WEIGHT = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 def open_slots(folder: Path, base: Path, out: Path, emit: Emit = ignore) -> None:
     """Write the exported ONNX folder `folder` of the Hugging Face folder `base` to the new folder `out`, with slots.
 
-    All linear layers of the decoder get one, named as PEFT names the factors. `edgekit.json` in `out` says which base
-    it is and what the slots' sizes are. Raises `CorruptError` for a damaged graph and `UnsupportedError` for one that
+    All linear layers of the decoder get one, named as PEFT names the factors. `edgekit.json` in `out` names the base
+    and the sizes of the slots. Raises `CorruptError` for a damaged graph and `UnsupportedError` for one that
     lacks a layer of the base.
     """
     import onnx
@@ -42,7 +42,7 @@ def open_slots(folder: Path, base: Path, out: Path, emit: Emit = ignore) -> None
     sizes = {name: (shape[1], shape[0]) for name, (_, shape) in layout.items() if _WEIGHT.fullmatch(name)}
     try:
         model = onnx.load(folder / MODEL, load_external_data=False)
-    except Exception as error:  # protobuf's own, which onnx does not name
+    except Exception as error:  # protobuf's own error, which onnx does not document
         raise CorruptError(f"{folder / MODEL} cannot be read: {error}.", "Export the model again.") from error
     missing = _add_slots(model.graph, sizes)
     if missing:
@@ -68,7 +68,7 @@ def open_slots(folder: Path, base: Path, out: Path, emit: Emit = ignore) -> None
 
 
 def _add_slots(graph: Any, sizes: dict[str, tuple[int, int]]) -> set[str]:
-    """Give every layer of `graph` its slot; returns the weights for which there is no layer."""
+    """Add a slot to every layer of `graph`; returns the weights without a layer."""
     from onnx import TensorProto, helper
 
     missing = set(sizes)
@@ -103,7 +103,7 @@ def _add_slots(graph: Any, sizes: dict[str, tuple[int, int]]) -> set[str]:
 
 
 def _weights_of(node: Any) -> Iterator[str]:
-    """The base's weights that one node of the model builder multiplies by; it packs q, k and v where it can."""
+    """The base's weights that a node multiplies by; the model builder packs q, k and v into one where it can."""
     if node.op_type in ("MatMul", "MatMulNBits") and (found := _NODE.fullmatch(node.name)):
         layer, part, name = found.groups()
         for projection in ("q_proj", "k_proj", "v_proj") if name == "qkv_proj" else (name,):
@@ -113,7 +113,7 @@ def _weights_of(node: Any) -> Iterator[str]:
 def _input(
     graph: Any, name: str, kind: int, shape: list[Any], data: bytes, default: tuple[int, ...] | None = None
 ) -> None:
-    """An input of the graph that need not be given: its default is `data`, of the shape `default`."""
+    """Add an optional input to the graph, whose default is `data` of the shape `default`."""
     from onnx import helper
 
     graph.input.append(helper.make_tensor_value_info(name, kind, shape))

@@ -1,7 +1,7 @@
 """Merge a LoRA adapter into its base model, one tensor at a time.
 
 Every base tensor is mapped, changed in float32 and streamed to new shards, so memory holds about one tensor and its
-low-rank product. What an adapter folder says and is not understood here is refused by name, never left out.
+low-rank product. A setting of the adapter that is not supported here is refused by name, never ignored.
 LoRA: Hu et al. 2021, arXiv 2106.09685; rsLoRA: arXiv 2312.03732; DoRA: arXiv 2402.09353; all as `peft` merges them.
 """
 
@@ -34,7 +34,7 @@ from edgekit.export.weights.safetensors_io import (
 from edgekit.models.source import MERGED
 
 # Keys of adapter_config.json that are handled here or do not change what the stored tensors mean.
-# Another key may be present, but only unset.
+# Any other key may be present only if it is unset.
 UNDERSTOOD = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias",
@@ -68,12 +68,14 @@ def merge(
     """Write `base` with the PEFT LoRA folder `adapter` merged in to the new folder `out`.
 
     `dtype` (float32, bfloat16 or float16) is what the weights are stored as; they are computed in float32.
-    Raises `UnsupportedError` for what cannot be merged rightly, `ConfigError` when the adapter does not fit this
+    Raises `UnsupportedError` for what cannot be merged exactly, `ConfigError` when the adapter does not fit this
     base, and `CorruptError` for damaged files or weights that are not finite.
     """
     stored = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
     if stored is None:
-        raise ConfigError(f"Weights cannot be merged to '{dtype}'.", "Use float32, bfloat16 or float16.")
+        raise ConfigError(
+            f"Merged weights cannot be stored as '{dtype}'.", "Use float32, bfloat16 or float16."
+        )
     config = read_json(base / "config.json")
     weights = Weights(base)
     if config.pop("quantization_config", None) and any(
@@ -97,8 +99,8 @@ def merge(
         value = apply(edits.get(name, ()), weights[name]).to(layout[name][0])
         if value.is_floating_point() and not torch.stack(value.aminmax()).isfinite().all():
             raise CorruptError(
-                f"'{name}' is not finite once merged and stored as {dtype}.",
-                "The adapter or the base is damaged; or, with float16, use bfloat16.",
+                f"'{name}' holds weights that are not finite after merging and storing as {dtype}.",
+                "The adapter or the base is damaged. With float16 the range may be too small: use bfloat16.",
             )
         done += value.numel()
         emit(Progress("merge", done / 1e6, total / 1e6, "M weights"))
@@ -125,7 +127,7 @@ def apply(edits: Iterable[Edit], value: torch.Tensor) -> torch.Tensor:
 def merged_tensors(base: Path, weights: Weights, adapter: Path) -> dict[str, Callable[[Floats], Floats]]:
     """For each tensor of `base` that the adapter changes, its merged values from the stored ones, all in float32.
 
-    The same arithmetic as `merge`, bit for bit, for those who write another format. Raises as `plan_edits`.
+    The arithmetic is that of `merge`, bit for bit; used to write other formats. Raises as `plan_edits`.
     """
 
     def merged(edits: list[Edit], values: Floats) -> Floats:
@@ -151,10 +153,10 @@ def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Ed
             module, part, kind = match.groups()
             modules[module][f"{part}.bias" if kind == "bias" else part] = stored[key]
             continue
-        # modules_to_save, trained biases and resized embeddings are stored whole and take the base tensor's place.
+        # modules_to_save, trained biases and resized embeddings are stored whole and replace the base tensor.
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
         if name not in weights:
-            faults.append(f"{key}: no use for it in this base")
+            faults.append(f"{key}: the base has no such tensor")
         elif weights.layout[name][1] != stored.layout[key][1]:
             faults.append(_shapes(key, stored.layout[key][1], weights.layout[name][1]))
         else:
@@ -168,14 +170,14 @@ def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Ed
         shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
         raise ConfigError(
             f"The adapter {adapter} does not fit the base {base}: {shown}. Nothing was written.",
-            "Was it trained on this very base model?",
+            "Check that the adapter was trained on this base model.",
             faults,
         )
     return edits
 
 
 def _adapter_config(adapter: Path) -> Any:
-    """The adapter's `peft.LoraConfig`, once nothing in it is beyond this module."""
+    """The adapter's `peft.LoraConfig`; raises `UnsupportedError` for settings that are not supported here."""
     from peft import LoraConfig
 
     raw = read_json(adapter / "adapter_config.json")
@@ -191,7 +193,7 @@ def _adapter_config(adapter: Path) -> Any:
     if raw.get("init_lora_weights") not in PLAIN_INITIALISATIONS:
         raise UnsupportedError(
             f"{adapter} was initialised with init_lora_weights='{raw['init_lora_weights']}', which changes the base "
-            "weights; merged into the plain base it would be wrong.",
+            "weights, so it cannot be merged into the plain base.",
             "Convert it to a plain LoRA with peft (path_initial_model_for_weight_conversion).",
         )
     known = {
@@ -215,19 +217,19 @@ def _adapter_weights(adapter: Path) -> Weights:
 
 
 def _refuse_tied(base: Path, modules: set[str]) -> None:
-    """One stored matrix serves as embedding and as head in a tied model, and an adapter on one would change both."""
+    """Refuse an adapter on the embedding or the head of a tied model: one matrix serves as both, so both would change."""
     touched = sorted(m for m in modules if m.removesuffix(".base_layer").rpartition(".")[2] in EMBEDDINGS)
     if touched and model_config(base).tie_word_embeddings:
         raise UnsupportedError(
             f"The adapter changes {', '.join(touched)}, but the base ties its embedding and its head to one matrix.",
-            "Tune without these modules, or from a base saved with tie_word_embeddings=false.",
+            "Tune without these modules, or tune a base that was saved with tie_word_embeddings=false.",
         )
 
 
 def _plan_module(
     module: str, parts: dict[str, torch.Tensor], config: Any, weights: Weights, edits: dict[str, list[Edit]]
 ) -> list[str]:
-    """Add one module's low-rank update to `edits`; returns what is wrong with it."""
+    """Add one module's low-rank update to `edits`; returns its faults."""
     from peft.utils.other import get_pattern_key
 
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
@@ -257,13 +259,13 @@ def _plan_module(
 
     if (bias := parts.get("lora_B.bias")) is not None:
         if f"{module}.bias" not in weights:
-            return [f"{module}: a LoRA bias, but the base has none there"]
+            return [f"{module}: the adapter has a LoRA bias and the base has no bias"]
         edits[f"{module}.bias"].append(partial(_add_scaled, bias, scaling))
     return []
 
 
 def _missing(config: Any, modules: dict[str, Any], edits: dict[str, Any], weights: Weights) -> list[str]:
-    """What the adapter's configuration promises and its tensors lack, such as the layers of a deeper base."""
+    """What the adapter's configuration names and its tensors lack, such as the layers of a deeper base."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     faults = [

@@ -1,4 +1,4 @@
-"""Proof of a merge: the merged folder against the base with its adapter still beside it."""
+"""Proof of a merge: the merged folder is compared with the base and its unmerged adapter."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from edgekit.base.events import Emit, Measured, Progress, ignore
 
-# What a right float32 merge may differ by: x(W + sBA) and xW + s(xA)B are equal but for rounding, whose error grows
+# Largest difference of a correct float32 merge: x(W + sBA) and xW + s(xA)B differ only by rounding, whose error grows
 # with depth, width and the size of the logits. SmolLM2-135M (30 layers, logits up to 32, rank 16, plain, rsLoRA and
-# DoRA) shows 1.6e-4 at most; a wrong scale, a transposed factor or a merge rounded to bfloat16 shows 1e-2 and more.
+# DoRA) differs by 1.6e-4 at most; a wrong scale, a transposed factor or a merge rounded to bfloat16 by 1e-2 or more.
 MAX_ABS_LOGIT_DIFFERENCE = 1e-3
 
 
@@ -25,9 +25,9 @@ def merge_proof(
 ) -> dict[str, float]:
     """Compare next-token logits of `base` with `adapter` unmerged (by peft) and of `merged`, both in float32.
 
-    The models are loaded one after the other; the first one's logits wait on disk. Returns the largest absolute
-    logit difference, the mean and 99th percentile of the KL divergence in nats, the share of positions with the same most likely token, and
-    the number of positions.
+    The models are loaded one after the other; the logits of the first are kept on disk. Returns the largest absolute
+    logit difference, the mean and the 99th percentile of the KL divergence in nats, the share of positions with the
+    same most likely token, and the number of positions.
     """
     from peft import PeftModel
 

@@ -1,8 +1,8 @@
-"""Depth pruning: whole decoder layers that change the hidden state least are removed.
+"""Depth pruning: removes the whole decoder layers that change the hidden state least.
 
-Block influence is one minus the cosine similarity of what enters and what leaves a layer (ShortGPT, Men et al. 2024,
-arXiv 2403.03853). The weights are streamed to new shards with their layers renumbered, and `config.json` is made to
-describe what is left, layer by layer.
+The block influence of a layer is one minus the cosine similarity of its input and its output (ShortGPT, Men et al. 2024,
+arXiv 2403.03853). The weights are streamed to new shards with their layers renumbered, and `config.json` is
+rewritten to describe the remaining layers one by one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from edgekit.export.weights.safetensors_io import (
 )
 from edgekit.targets.target import Prune
 
-# Settings that speak of layers by their index, beyond one entry for each layer.
+# Settings that refer to layers by index, other than lists with one entry for each layer.
 LAYER_INDEXED = (
     "mlp_only_layers", "cross_attention_layers", "first_k_dense_replace", "num_kv_shared_layers",
     "scale_attn_by_inverse_layer_idx", "moe_layers", "attn_layer_indices",
 )  # fmt: skip
-# Rules that spell out `layer_types` and the like; once pruned, only the spelled-out list is true.
+# Rules from which `layer_types` and the like are derived; after pruning only the derived lists are right.
 LAYER_RULES = ("sliding_window_pattern", "_sliding_window_pattern", "no_rope_layer_interval")
 
 
@@ -53,7 +53,7 @@ def prune(
         raise UnsupportedError(f"{model} is a multimodal model; only text decoders can be pruned.")
     if stated := [key for key in LAYER_INDEXED if getattr(config, key, None)]:
         raise UnsupportedError(
-            f"{model} speaks of its layers by index in {', '.join(stated)}, which cannot be renumbered.",
+            f"{model} refers to layers by index in {', '.join(stated)}, which edgekit cannot renumber.",
             "Set prune.drop_layers to 0.",
         )
     layers = config.num_hidden_layers
@@ -63,7 +63,9 @@ def prune(
             f"Set prune.drop_layers to at most {max(layers - 3, 0)}.",
         )
     if not any(calibration):
-        raise ConfigError("Pruning needs calibration rows, and there are none.", "Give it training data.")
+        raise ConfigError(
+            "Pruning needs calibration rows, and there are none.", "Name training data with --data."
+        )
 
     prefix, influence = block_influence(model, calibration, emit)
     candidates = sorted(range(1, layers - 1), key=lambda layer: (influence[layer], layer))
@@ -77,7 +79,7 @@ def prune(
     (out / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if wrong := sorted(_misfits(out, layout) - _misfits(model, weights.layout)):
         raise UnsupportedError(
-            f"{model} has settings for single layers that pruning does not know: without layers {dropped}, "
+            f"{model} has settings for single layers that edgekit cannot prune: without layers {dropped}, "
             f"{len(wrong)} tensors such as '{wrong[0]}' would not fit.",
             "Set prune.drop_layers to 0.",
         )
@@ -131,8 +133,8 @@ def block_influence(
 def pruned_config(raw: dict[str, Any], resolved: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """`raw`, a `config.json`, for the layers `kept` alone.
 
-    `resolved` is the same config with its class's defaults spelled out: a list with one entry for each layer there is
-    written out pruned, so that no rule over layer numbers has to hold any more.
+    `resolved` is the same config with its class's defaults filled in. Each of its lists with one entry for each layer is
+    pruned and written out, so that no rule over layer numbers is needed any more.
     """
     layers = resolved["num_hidden_layers"]
     result = {key: value for key, value in raw.items() if key not in LAYER_RULES}

@@ -1,7 +1,7 @@
 """Rows of a Hugging Face folder's tensors as 32-bit floats, read from the file and never mapped.
 
-Pages of a mapped file count as the process's memory until the mapping ends, which for a model's weights is the model's
-size. A plain read holds what was asked for and nothing else.
+The pages of a mapped file count as memory of the process until the mapping ends, so mapped weights would cost the size of
+the model. A plain read holds only the rows that were requested.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Rows:
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Entries `start` to `stop` of the first axis, `(stop - start, ...)`.
 
-        Raises `CorruptError` when the file has become shorter than its header promises.
+        Raises `CorruptError` when the file is shorter than its header says.
         """
         file, offset, kind = self._places[name]
         dtype, shape = self.weights.layout[name]

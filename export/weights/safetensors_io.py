@@ -22,7 +22,7 @@ from edgekit.models.source import PROVENANCE
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# Everything of a model folder but its weights and its config.json.
+# All files of a model folder except its weights and its config.json.
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
@@ -56,7 +56,7 @@ class Weights(Mapping[str, torch.Tensor]):
                 piece = handle.get_slice(name)
                 if (stored := piece.get_dtype()) not in DTYPES:
                     raise UnsupportedError(
-                        f"{file} stores '{name}' as {stored}; only unquantized weights can be changed.",
+                        f"{file} stores '{name}' as {stored}; only unquantized weights can be edited.",
                         "Use the model's float32, bfloat16 or float16 weights.",
                     )
                 self._files[name] = handle
@@ -79,7 +79,7 @@ def _open(file: Path) -> Any:
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptError(
             f"{file} is truncated or not a safetensors file ({error}). Nothing was written.",
-            "Fetch or write the file again; its size must be the one its header promises.",
+            "Download or write the file again; its size must match its header.",
         ) from error
 
 
@@ -90,7 +90,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         if any(folder.glob("*.bin")):
             raise UnsupportedError(
-                f"{folder} holds pickled weights only (*.bin), which are never loaded.",
+                f"{folder} holds only pickled weights (*.bin), which edgekit never loads.",
                 "Save the model again as safetensors.",
             )
         raise ConfigError(f"{folder} holds no {SINGLE} and no {INDEX}.", "Name a Hugging Face model folder.")
@@ -104,7 +104,7 @@ def _weight_files(folder: Path) -> list[Path]:
         promised = {name for name, place in places.items() if place == file.name}
         if absent := sorted(promised - set(_open(file).keys())):
             raise CorruptError(
-                f"{file} lacks {len(absent)} tensors that {INDEX} promises, such as '{absent[0]}'."
+                f"{file} lacks {len(absent)} tensors that {INDEX} lists, such as '{absent[0]}'."
             )
     return files
 
@@ -114,7 +114,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist.", f"Is {path.parent} the right folder?") from error
+        raise ConfigError(
+            f"{path} does not exist.", f"Check that {path.parent} is the right folder."
+        ) from error
     except ValueError as error:
         raise CorruptError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -134,7 +136,8 @@ def model_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UnsupportedError(
-            f"transformers cannot read {folder / 'config.json'}: {error}", "Is its architecture supported?"
+            f"transformers cannot read {folder / 'config.json'}: {error}",
+            "Check that this version of transformers supports the architecture.",
         ) from error
 
 
@@ -210,7 +213,7 @@ def copy_companions(source: Path, out: Path) -> None:
 
 
 def note(folder: Path, key: str, value: Any) -> None:
-    """Note what was done to the model in the folder's `edgekit.json`, where it has one."""
+    """Record in the folder's `edgekit.json`, if it has one, what was done to the model."""
     file = folder / PROVENANCE
     if file.is_file():
         write_json(file, read_json(file) | {key: value})

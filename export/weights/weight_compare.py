@@ -20,21 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-# Largest error, in multiples of the grid's own, of a whole tensor, of a row, and of a block beside its neighbours.
-# Measured at most: with an importance matrix 1.3, 1.8 and 8.8; by GPTQ on 650 tokens 2.0, 6.4 and 4.0.
+# Largest permitted error of a whole tensor, of a row, and of a block compared with its neighbours, as multiples of the
+# expected error. Largest values measured: 1.3, 1.8 and 8.8 with an importance matrix; 2.0, 6.4 and 4.0 with GPTQ on
+# 650 tokens.
 EXACT, ROUNDED, CALIBRATED = (1.0, 1.0, 1.0), (2.0, 3.5, 8.0), (3.0, 10.0, 8.0)
-GIVEN_UP = 0.75  # what a block may lose of itself where calibration finds that its columns matter little
-WHITE = 1.5  # largest singular value, in multiples of that of white noise; measured at most 1.22
-SMALLEST_SIDE, LARGEST_MATRIX = 64, 1 << 24  # of those whose singular values are looked at
-CHUNK = 1 << 21  # weights that are looked at together
+GIVEN_UP = 0.75  # largest error of a block, as a share of its norm, where calibration gives its columns little weight
+WHITE = 1.5  # largest singular value, as a multiple of that of white noise; the largest measured is 1.22
+SMALLEST_SIDE, LARGEST_MATRIX = 64, 1 << 24  # limits of the matrices whose singular values are checked
+CHUNK = 1 << 21  # weights compared at a time
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that a type offers to a block of weights, as far as its rounding error depends on them.
+    """The values that a type can store in a block of weights, as far as the rounding error depends on them.
 
-    `steps` are those from zero to the block's peak, or through its range. K types round the scales of their blocks
-    too, in units of the largest of `superblock` weights / `scale_steps`.
+    `steps` counts the steps from zero to the block's largest absolute weight (`peak`), or across its range (`range`). K
+    types also round the scales of their blocks, in units of the largest scale of `superblock` weights / `scale_steps`.
     """
 
     block: int
@@ -73,7 +74,7 @@ class Reference:
     shape: tuple[int, ...]
     load: Callable[[], Array]
     variants: Callable[[Array], Iterator[tuple[str, Array]]] = lambda rows: iter(())
-    """Wrong forms of it that exporters are known to write, each with the words that say so."""
+    """Wrong forms that exporters are known to write, each with a phrase that describes it."""
 
 
 @dataclass(frozen=True)
@@ -108,35 +109,35 @@ class Comparison:
     energy: NDArray[np.float64]
     """Squares of the reference."""
     worst: NDArray[np.float64]
-    """Largest error of a block in multiples of what it may have."""
+    """Largest error of a block, as a multiple of its limit."""
     place: NDArray[np.int64]
     """First column of that block."""
     bad_blocks: int
     broken: int
-    """Weights that are no finite numbers."""
+    """Number of weights that are not finite."""
     white: Array | None = None
-    """Errors as `_whitened` gives them, columns of larger ones brought down to one; rounding leaves them white."""
+    """Errors as `_whitened` returns them, columns of more than unit size scaled down; rounding alone leaves white noise."""
 
     @property
     def relative(self) -> float:
-        """The relative error of the whole."""
+        """Relative error of the whole tensor."""
         return (
             float("inf") if self.broken else float(np.sqrt(self.error.sum() / max(self.energy.sum(), 1e-30)))
         )
 
     @property
     def limit(self) -> float:
-        """What it may be."""
+        """Limit of the relative error."""
         return float(self.grid.factors[0] * np.sqrt(self.expected.sum() / max(self.energy.sum(), 1e-30)))
 
     @property
     def rows(self) -> NDArray[np.float64]:
-        """Each row's excess, of the row or of its worst block."""
+        """Each row's error as a multiple of its limit: of the row, or of its worst block."""
         return np.maximum(np.sqrt(self.error / self.expected) / self.grid.factors[1], self.worst)
 
     @property
     def excess(self) -> float:
-        """The largest multiple of a limit."""
+        """The largest error, as a multiple of its limit."""
         if self.broken:
             return float("inf")
         direction = 0.0 if self.white is None else largest_singular(self.white) / WHITE
@@ -144,7 +145,7 @@ class Comparison:
 
 
 def compare(stored: Stored, reference: Array) -> Comparison:
-    """Hold `stored` against `reference` `(rows, columns)`, some rows at a time."""
+    """Compare `stored` with `reference` `(rows, columns)`, a few rows at a time."""
     rows, columns = stored.matrix
     sums = np.zeros((4, rows))
     place = np.zeros(rows, np.int64)
@@ -182,16 +183,16 @@ def _allowed(grid: Grid, error: Array, expected: Array, wanted: Array) -> Array:
     allowed: Array = expected * np.float32(grid.factors[2] ** 2)
     if grid.factors == EXACT:
         return allowed
-    if len(error) > 1:  # what calibration leaves to columns that matter little, it leaves to all rows alike
+    if len(error) > 1:  # calibration lets columns of little weight err more, in all rows alike
         allowed = allowed * np.maximum(np.median(error / expected, axis=0), 1)
     energy = np.square(_blocks(wanted, grid.block)).mean(2)
     return np.asarray(np.maximum(allowed, GIVEN_UP**2 * energy), np.float32)
 
 
 def _whitened(difference: Array, expected: Array, block: int) -> Array:
-    """Errors in multiples of the expected, without what a block's weights have in common.
+    """Errors as multiples of the expected error, less the mean of each block.
 
-    Weights that lie on a grid already are all rounded the same way in a block, which is a direction by itself.
+    Weights that already lie on a grid are all rounded in one direction within a block, which would look like an update.
     """
     errors = _blocks(difference, block)
     errors = (errors - errors.mean(2, keepdims=True)) / np.sqrt(expected)[:, :, None]
@@ -200,7 +201,7 @@ def _whitened(difference: Array, expected: Array, block: int) -> Array:
 
 
 def _shows_direction(stored: Stored) -> bool:
-    """GPTQ's errors are far from white; a float's are held one by one."""
+    """Whether singular values are checked: GPTQ's errors are not white, and floats are compared one by one."""
     rows, columns = stored.matrix
     return (
         stored.grid.factors == ROUNDED
@@ -210,7 +211,7 @@ def _shows_direction(stored: Stored) -> bool:
 
 
 def largest_singular(white: Array) -> float:
-    """The largest singular value, by power iteration, in multiples of that of noise of unit size."""
+    """The largest singular value, by power iteration, as a multiple of that of noise of unit size."""
     vector: Array = np.random.default_rng(0).standard_normal((white.shape[1],), np.float32)
     value = 0.0
     for _ in range(10):

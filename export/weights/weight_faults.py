@@ -1,4 +1,4 @@
-"""Naming what a faulty tensor holds: another tensor, a transposed one, rows in another order, another merge."""
+"""Identifies what a faulty tensor holds: another tensor, a transposed one, rows in another order, another merge."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from edgekit.export.weights.weight_compare import (
 )
 
 LAYER = re.compile(r"(.*?\D)(\d+)(\..*)")
-LOOSEST = 0.5  # relative error above which nothing is taken for the same tensor
+LOOSEST = 0.5  # relative distance above which two tensors never count as the same
 TIGHTEST = 1e-3
-MATCHED_ROWS = 64  # rows of a tensor that are looked for elsewhere in it
+MATCHED_ROWS = 64  # rows that are searched for elsewhere in the tensor
 SAME_ROW = 0.9  # cosine
 
 
 def explain(stored: Stored, reference: Reference, references: Mapping[str, Reference]) -> str:
-    """What is wrong with `stored`, in words that follow its name."""
+    """What is wrong with `stored`, as a phrase that follows its name."""
     if stored.shape != reference.shape:
         return _misshapen(stored, reference, references)
     values, wanted = stored.all(), reference.load()
     found = compare(stored, wanted)
     if found.broken:
-        return f"holds {found.broken} weights that are no finite numbers"
+        return f"holds {found.broken} weights that are not finite numbers"
     near = min(max(found.limit, TIGHTEST), LOOSEST)
     bad = np.flatnonzero(found.rows > 1)
     if 0 < len(bad) <= len(wanted) // 2:
@@ -56,7 +56,7 @@ def _misshapen(stored: Stored, reference: Reference, references: Mapping[str, Re
 def _whole(
     values: Array, wanted: Array, reference: Reference, others: Iterator[Reference], near: float
 ) -> Iterator[str]:
-    """Sentences for what the tensor may be instead, the likeliest first."""
+    """Phrases for what the tensor may hold instead, the most likely first."""
     scale = _scale(values, wanted)
     if _scaled(scale) and _apart(values / np.float32(scale), wanted) <= near:
         yield f"is {scale:.2f} times the reference"
@@ -77,7 +77,7 @@ def _whole(
 
 
 def _some_rows(values: Array, wanted: Array, bad: NDArray[np.int64], found: Comparison, near: float) -> str:
-    """What is wrong where most rows are right."""
+    """What is wrong in a tensor whose rows are mostly right."""
     scale = _scale(values[bad], wanted[bad])
     rows = f"{len(bad)} of {len(wanted)} rows, the first of them row {bad[0]},"
     if _scaled(scale) and _apart(values[bad] / np.float32(scale), wanted[bad]) <= near:
@@ -105,10 +105,10 @@ def _some_rows(values: Array, wanted: Array, bad: NDArray[np.int64], found: Comp
 
 
 def _difference(values: Array, wanted: Array, bad: NDArray[np.int64], found: Comparison) -> str:
-    """The difference itself, when the tensor resembles no other."""
+    """A description of the difference, for a tensor that resembles no other."""
     if found.bad_blocks == 1 and found.grid.block == 1:
         return f"has a wrong weight in column {int(found.place[found.worst.argmax()])}"
-    words = f"differs by {found.relative:.3g} of its norm, where rounding may make {found.limit:.3g}"
+    words = f"differs by {found.relative:.3g} of its norm, and rounding explains at most {found.limit:.3g}"
     if len(wanted) > 1 and wanted.size <= LARGEST_MATRIX:
         matrices = (values - wanted, found.white)
         low = next((low for matrix in matrices if matrix is not None and (low := low_rank(matrix))), None)
@@ -125,7 +125,7 @@ def _difference(values: Array, wanted: Array, bad: NDArray[np.int64], found: Com
 
 
 def low_rank(difference: Array) -> tuple[int, float] | None:
-    """The rank of the update in `difference` above a remainder that is white noise, with its share of the energy."""
+    """The rank of the update in `difference` and its share of the energy, when the remainder is white noise; else None."""
     values = np.linalg.svd(difference, compute_uv=False).astype(np.float64)
     tails = np.cumsum(np.square(values)[::-1])[::-1]
     edge = difference.shape[0] ** 0.5 + difference.shape[1] ** 0.5
@@ -136,7 +136,7 @@ def low_rank(difference: Array) -> tuple[int, float] | None:
 
 
 def sum_up(notes: Mapping[str, str]) -> list[str]:
-    """Sentences for faulty tensors; a layer whose every faulty tensor is another layer's becomes one sentence."""
+    """Sentences on the faulty tensors; several tensors that a layer took from one other layer become one sentence."""
     copies: dict[tuple[str, str], list[str]] = {}
     for name, note in notes.items():
         mine, other = LAYER.fullmatch(name), LAYER.fullmatch(note.removeprefix("holds "))
@@ -160,12 +160,12 @@ def _scale(values: Array, wanted: Array) -> float:
 
 
 def _apart(values: Array, candidate: Array) -> float:
-    """Relative distance."""
+    """The distance from the candidate, relative to its norm."""
     return float(np.linalg.norm(values - candidate) / max(float(np.linalg.norm(candidate)), 1e-30))
 
 
 def _places(rows: Array, wanted: Array) -> NDArray[np.int64] | None:
-    """Which rows of the reference `rows` are; None when one of them is none."""
+    """The reference row that each of `rows` matches; None when one of them matches none."""
     cosines = _unit(rows) @ _unit(wanted).T
     return None if (cosines.max(1) < SAME_ROW).any() else cosines.argmax(1)
 

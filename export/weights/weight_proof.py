@@ -10,8 +10,8 @@ from edgekit.base.events import Emit, GateResult, Progress, ignore
 from edgekit.export.weights.weight_compare import Reference, Stored, compare
 from edgekit.export.weights.weight_faults import explain, sum_up
 
-SHOWN = 3  # faults that a gate's detail spells out
-NAMED = 32  # of the worst tensors, whose fault is looked for; where more are wrong it is another model
+SHOWN = 3  # failures that a gate's detail lists
+NAMED = 32  # the worst tensors, whose fault is identified; a file with more faulty ones holds another model
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TensorError:
     relative_error: float
     limit: float
     note: str = ""
-    """What is wrong with it, in words that follow its name; empty when it holds."""
+    """What is wrong with the tensor, as a phrase that follows its name; empty when nothing is."""
     excess: float = 0.0
     """The worst error of the whole, a row or a block, as a multiple of its limit."""
 
@@ -46,26 +46,26 @@ def _found(stored: Stored, reference: Reference) -> tuple[float, float, float] |
 
 @dataclass
 class Facts:
-    """What a file says of the model, one fact after another."""
+    """Facts that a file states about the model: how many agree, and a sentence for each that does not."""
 
     held: int = 0
     failures: list[str] = field(default_factory=list)
 
     def add(self, holds: bool, otherwise: str) -> None:
-        """Count a fact; `otherwise` is what to tell people when it does not hold."""
+        """Count a fact; `otherwise` is the sentence to report when it does not hold."""
         if holds:
             self.held += 1
         else:
             self.failures.append(otherwise)
 
     def gate(self, name: str, stage: str) -> GateResult:
-        """The gate on all of them."""
+        """The gate on all facts."""
         total = self.held + len(self.failures)
         return gate(name, total, self.failures, f"{total} facts agree", stage)
 
 
 def gate(name: str, total: int, failures: Sequence[str], otherwise: str, stage: str) -> GateResult:
-    """The share of `total` that holds, with the first failures spelled out."""
+    """A gate on the share of `total` that holds; its detail lists the first failures."""
     more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
     detail = "; ".join(failures[:SHOWN]) + more if failures else otherwise
     value = 1.0 - min(len(failures), total) / max(total, 1)
@@ -82,8 +82,8 @@ def prove_weights(
 ) -> tuple[GateResult, list[TensorError]]:
     """The gate on the weights, and every tensor's error, worst first.
 
-    `references` has the reference of each stored tensor under its name; those without one are left out here, for they
-    are a fault of the structure. Faulty tensors are read a second time to name what they hold instead.
+    `references` holds the reference of each stored tensor by name. Tensors without a reference are left out, because the
+    gate on the structure reports them. Faulty tensors are read a second time to find out what they hold instead.
     """
     known = [tensor for tensor in stored if tensor.name in references]
     errors: list[TensorError] = []

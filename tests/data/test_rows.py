@@ -100,7 +100,7 @@ def test_a_row_keeps_its_split_when_others_are_added() -> None:
 def test_a_question_in_two_splits_is_refused(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         write(tmp_path / f"{split}.jsonl", {"prompt": "q" if split != "test" else "other", "completion": "r"})
-    with pytest.raises(ConfigError, match="two splits"):
+    with pytest.raises(ConfigError, match="more than one split"):
         load_dataset(str(tmp_path))
 
 

@@ -34,7 +34,9 @@ def test_what_is_cut_within_a_character_still_comes_out() -> None:
 
 def test_every_way_of_ending_is_told_once() -> None:
     kept = Kept()
-    list(Answer(Bytewise("done"), [1, 2], 10, records=kept, queue_s=0.5, operation="text_completion"))
+    done = Answer(Bytewise("done"), [1, 2], 10, records=kept, operation="text_completion")
+    done.queue_s = 0.5
+    list(done)
     gone = iter(Answer(Bytewise("a long answer"), [1], 100, records=kept))
     next(gone)
     gone.close()  # type: ignore[attr-defined]

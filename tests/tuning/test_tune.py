@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from edgekit.base.artifacts import list_files
 from edgekit.base.errors import ConfigError, StageError
 from edgekit.base.events import Alert, Event, Measured, Progress, ignore
+from edgekit.data.dataset import Dataset
 from edgekit.data.rows import Row
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
@@ -63,7 +64,9 @@ def run(tiny_llama: Path, tmp_path: Path) -> Callable[..., tuple[dict[str, Any],
     ) -> tuple[dict[str, Any], Path]:
         out = tmp_path / f"{name}-out"
         work = tmp_path / f"{name}-work"
-        return tune(tiny_llama, train, validation, options, out, work=work, threads=1, emit=emit), out
+        return tune(
+            tiny_llama, Dataset("rows", train, validation, []), options, out, work=work, threads=1, emit=emit
+        ), out
 
     return start
 
@@ -288,7 +291,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_llama: Path, tmp_path: Path
     (broken / "model.safetensors").unlink()
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StageError, match="not a finite number at step 1") as error:
-        tune(broken, TRAIN, VALIDATION, OPTIONS, tmp_path / "out", work=tmp_path / "work", threads=1)
+        tune(
+            broken,
+            Dataset("rows", TRAIN, VALIDATION, []),
+            OPTIONS,
+            tmp_path / "out",
+            work=tmp_path / "work",
+            threads=1,
+        )
     assert "learning_rate" in error.value.hint
     assert not (tmp_path / "out").exists()
 

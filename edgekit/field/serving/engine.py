@@ -303,8 +303,8 @@ class Engine:
         """Tell telemetry of a request whose time was up before anyone began to answer it."""
         model = self._deployed.model
         if model.telemetry is not None:
-            waited = time.monotonic() - ticket.accepted
-            lost = Answer(model.runtime, (), 0, operation=ticket.request.operation, queue_s=waited)
+            lost = Answer(model.runtime, (), 0, operation=ticket.request.operation)
+            lost.queue_s = time.monotonic() - ticket.accepted
             lost.finish, lost.error = "error", TimeUp.__name__
             model.telemetry.record(lost)
 

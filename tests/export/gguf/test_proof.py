@@ -153,7 +153,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, dict[str, Any], str, str]] 
     (plant.plant_repeated_layer, "llama", "Q8_0", {}, "weights", "blk.2 repeats blk.1"),
     (plant.plant_repeated_layer, "gemma3", "F32", {}, "weights", "blk.2 repeats blk.1"),
     (plant.plant_missing_layer, "qwen3", "Q8_0", {}, "structure", "3 layers expected, 2 found"),
-    (plant.plant_tied_head, "llama-untied", "Q8_0", {}, "structure", "the head is tied in the file, the model has one of its own"),
+    (plant.plant_tied_head, "llama-untied", "Q8_0", {}, "structure", "the file ties the head to the embedding, and the model has a separate head"),
     (plant.plant_rope_base, "llama", "Q8_0", {}, "structure", "rope base is 20000, the model's is 10000"),
     (plant.plant_norm_epsilon, "qwen3", "Q8_0", {}, "structure", "norm epsilon is 0.0001, the model's is 1e-06"),
     (plant.plant_flipped_bits, "llama", "Q4_0", {}, "weights", "blk.1.ffn_down.weight has 1 damaged block in row 3, columns 32 to 63"),

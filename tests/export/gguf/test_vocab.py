@@ -233,11 +233,11 @@ SENTENCEPIECE_REFUSED: dict[str, tuple[Change, str]] = {
         "first",
     ),
     "bytes": (lambda t: t["model"]["vocab"].pop("<0x41>"), "1 of the 256 bytes"),
-    "missing merge": (lambda t: t["model"]["merges"].pop(0), "is missing"),
-    "mingled merges": (lambda t: t["model"]["merges"].append(t["model"]["merges"][0]), "mingle"),
+    "missing merge": (lambda t: t["model"]["merges"].pop(0), "not in its merges"),
+    "mingled merges": (lambda t: t["model"]["merges"].append(t["model"]["merges"][0]), "interleaved"),
     "other order": (
         lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [REPLACE, PREPEND]}),
-        "space in front",
+        "leading space",
     ),
 }
 

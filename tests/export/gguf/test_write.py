@@ -380,7 +380,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_another_architecture_goes_through_llama_cpps_converter(checkout: Path, tmp_path: Path) -> None:
     phi = config_of("llama", architectures=["PhiForCausalLM"])
     assert refusal(phi, llama_cpp=checkout) == ""
-    assert "no llama.cpp checkout" in refusal(phi, llama_cpp=tmp_path)
+    assert "not a llama.cpp checkout" in refusal(phi, llama_cpp=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(phi))
     run_steps(tmp_path, tmp_path, ExportContext(tmp_path), type="F32", llama_cpp=checkout)
     assert (tmp_path / "model.gguf").read_text().endswith("--outtype f32")

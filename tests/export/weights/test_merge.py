@@ -368,7 +368,7 @@ def test_a_saved_module_that_is_missing_is_found(tmp_path: Path) -> None:
 def test_a_bias_without_a_place_is_found(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base")
     adapter = adapter_for(base, tmp_path / "adapter", lora_bias=True)
-    with pytest.raises(ConfigError, match="a LoRA bias, but the base has none"):
+    with pytest.raises(ConfigError, match="a LoRA bias and the base has no bias"):
         merge(base, adapter, tmp_path / "out")
 
 
