@@ -17,15 +17,11 @@ from edgekit.targets.target import GgufExport, OnnxExport
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = 7
-# Still to be opened; an entry is removed with the last thing that needs it, and none is added.
+# Still to be shortened; entries are only ever removed.
 LONG_SIGNATURES = {
     "edgekit/field/incidents/watcher.py: __init__",
     "edgekit/field/serving/deployment.py: __init__",
 }
-CIRCLES = [
-    {"edgekit.commands.monitor", "edgekit.commands.tui"},
-    {"edgekit.app.screens.base", "edgekit.app.screens.commands", "edgekit.tui"},
-]
 HEAVY = (
     "torch",
     "transformers",
@@ -201,7 +197,7 @@ def test_no_function_takes_more_than_seven_parameters() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    assert [circle for circle in circles(imports(ROOT / "edgekit")) if circle not in CIRCLES] == []
+    assert circles(imports(ROOT / "edgekit")) == []
 
 
 def test_few_modules_lie_loose() -> None:

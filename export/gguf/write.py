@@ -43,7 +43,7 @@ from edgekit.targets.target import GgufExport
 STAGE = "export.gguf"
 # What the results depend on, for the cache: distributions, and the modules that do the work with all they import.
 PACKAGES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers")
-MODULES = ("edgekit.export.gguf.write", "edgekit.export.gguf.vocab", "edgekit.export.gguf.families")
+MODULES = ("edgekit.export.gguf.write",)
 QUANTIZE_PACKAGES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
 QUANTIZE_MODULES = ("edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix")
 CONVERTER = "convert_hf_to_gguf.py"

@@ -45,7 +45,7 @@ def test_a_model_fits_or_not_by_the_memory_that_it_takes() -> None:
     )
     how = f"CPU affinity, RLIMIT_DATA of {enough + limits.RESERVED_MIB} MiB, peak resident memory"
     assert entry["limits"] == {"threads": 1, "cores": 1, "memory_mib": enough, "how": how}
-    said = rf"{tiny.SAMPLE} does not fit.*took \d+ MiB.*limit is {too_small} MiB \(device.memory_mib\)"
+    said = rf"{tiny.SAMPLE} does not fit.*used \d+ MiB.*limit is {too_small} MiB \(device.memory_mib\)"
     with pytest.raises(StageError, match=said) as refusal:
         profiler.profile(tiny.sample_gguf(), "llama.cpp", QUICK, device=Device(memory_mib=too_small))
     assert refusal.value.hint
@@ -63,7 +63,9 @@ def test_a_model_far_beyond_the_memory_fails_to_open_and_is_said_to_be_too_large
         return answers[len(asked) - 1]
 
     monkeypatch.setattr(profiler, "_probe", fake)
-    with pytest.raises(StageError, match=r"fails within 100 MiB \(device.memory_mib\) and works without"):
+    with pytest.raises(
+        StageError, match=r"fails with a limit of 100 MiB \(device.memory_mib\) and works without"
+    ):
         profiler.profile(Path("model.gguf"), "llama.cpp", QUICK, device=Device(memory_mib=100))
     assert [task.get("memory_mib") for task in asked] == [100, None]
 
@@ -74,7 +76,7 @@ def test_a_mapped_file_counts_against_the_memory_too(monkeypatch: pytest.MonkeyP
     with pytest.raises(limits.MemoryExceededError):
         limits.Applied(memory_mib=100).check()
     monkeypatch.setattr(profiler, "_probe", lambda task: {"exceeded_mib": 100.5})
-    with pytest.raises(StageError, match="took 100 MiB, and the limit is 100 MiB"):
+    with pytest.raises(StageError, match="used 100 MiB, and the limit is 100 MiB"):
         profiler.profile(Path("model.gguf"), "llama.cpp", QUICK, device=Device(memory_mib=100))
 
 

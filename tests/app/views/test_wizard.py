@@ -134,7 +134,7 @@ def test_rows_are_counted_and_an_open_card_is_a_warning() -> None:
 
 
 def test_every_fault_of_the_rows_is_shown() -> None:
-    faults = ("d.jsonl:1: not JSON", "d.jsonl:7: no question")
+    faults = ("d.jsonl:1: not JSON", "d.jsonl:7: no prompt")
     found = wizard.data_finding(Choice(data="d.jsonl"), answer(None, 2, message="2 of 9.", faults=faults))
     text = wizard_page.found_text(found, Symbols(ascii=True)).plain
     assert text.startswith("x failed") and all(fault in text for fault in faults)

@@ -211,7 +211,7 @@ def test_refusals() -> None:
     assert exporting.refusal(windowed | {"sliding_window": 128}, options()) == ""
     assert "unnamed" in exporting.refusal({}, options())
     assert "float weights" in exporting.refusal(llama | {"quantization_config": {}}, options())
-    assert "hidden_size that 16 divides" in exporting.refusal(llama | {"hidden_size": 100}, options())
+    assert "hidden_size divisible by 16" in exporting.refusal(llama | {"hidden_size": 100}, options())
     assert exporting.refusal(llama | {"hidden_size": 100}, options(precision="fp32")) == ""
 
 
