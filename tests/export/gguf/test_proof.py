@@ -158,7 +158,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, dict[str, Any], str, str]] 
     (plant.plant_norm_epsilon, "qwen3", "Q8_0", {}, "structure", "norm epsilon is 0.0001, the model's is 1e-06"),
     (plant.plant_flipped_bits, "llama", "Q4_0", {}, "weights", "blk.1.ffn_down.weight has 1 damaged block in row 3, columns 32 to 63"),
     (plant.plant_flipped_bits, "llama", "Q4_K_M", WIDE, "weights", "damaged blocks, the worst in row 3, columns"),
-    (plant.plant_broken_scale, "llama", "Q4_0", {}, "weights", "blk.0.ffn_gate.weight holds 32 weights that are no finite numbers"),
+    (plant.plant_broken_scale, "llama", "Q4_0", {}, "weights", "blk.0.ffn_gate.weight holds 32 weights that are not finite numbers"),
     (plant.plant_negated_rows, "llama", "Q4_0", {}, "weights", "blk.1.attn_v.weight has the wrong sign in 16 of 32 rows"),
     (plant.plant_negated_rows, "llama", "F32", {}, "weights", "blk.1.attn_v.weight has the wrong sign in 16 of 32 rows"),
     (plant.plant_noise, "llama", "Q4_0", {}, "weights", "noise, or another"),
@@ -217,7 +217,7 @@ def test_settings_that_the_model_lacks_are_found(write: Write, tmp_path: Path) -
     writer.write_tensors_to_file()
     writer.close()
     detail = details(prove(tmp_path / "scaled.gguf", folder, stage="x"))["gguf.structure"]
-    assert "the file sets rope.scaling.factor to 4, and the model has nothing of the kind" in detail
+    assert "the file sets rope.scaling.factor to 4, which the model does not have" in detail
 
 
 def test_no_file_and_no_such_model(make: Make, write: Write, tmp_path: Path) -> None:
