@@ -181,7 +181,8 @@ def _why_encoded(
         return ([id_ for id_ in found if id_ >= 0] if "no_token" in causes else found) == wanted
 
     present = [cause for cause, remedy in REMEDIES.items() if remedy(text) != text]
-    present += ["no_token"] if any(id_ < 0 for id_ in got) else []
+    seen = [*got, *bare.encode(_prepared(text, present))]  # a text that ends at NUL hides what follows
+    present += ["no_token"] if any(id_ < 0 for id_ in seen) else []
     return _enough(present, cured) or (OTHER,)
 
 
