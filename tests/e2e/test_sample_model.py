@@ -5,31 +5,49 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.data import demo
+
+# Six intents whose sentences all splits share, so that a short tuning makes a model that is sure of its answers. Whether
+# its proofs hold then depends on the files, and not on how a processor rounds while it tunes.
+INTENTS = ("close_job", "open_job", "check_stock", "navigate", "find_manual", "out_of_scope")
+SPLITS = {"train": 400, "validation": 60, "test": 80}
+SHORT = ("tune.epochs=1", "quantize.calibration_rows=32", "profile.repeats=3")
+
+
+def write_rows(folder: Path) -> None:
+    """Few intents, asked in the same patterns in every split, with other values."""
+    folder.mkdir()
+    rows = iter([row for row in demo.generate(2400, 1, 1)["train"] if row["label"] in INTENTS])
+    for split, count in SPLITS.items():
+        lines = [json.dumps(next(rows)) + "\n" for _ in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def build(shell, folder: Path, *changes: str) -> dict:
+    """The report of a short build with every gate of the target, which must pass."""
+    write_rows(folder / "data")
+    sets = [part for value in (*SHORT, *changes) for part in ("--set", value)]
+    places = ("--data", folder / "data", "--out", folder / "bundle", "--cache-dir", folder / "cache")
+    done = shell("build", *places, *sets, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
 
 def test_a_short_build_of_the_sample_model_is_proven(shell, tmp_path: Path) -> None:
-    """A quarter of the tuning of `make demo`: such a model is often unsure of its answers, so how many of them stay
-    the same is asked for less strictly; every other proof is as in the target."""
-    values = (
-        "tune.epochs=0.5",
-        "quantize.calibration_rows=32",
-        "profile.repeats=3",
-        "budget.accuracy_drop_points=100.0",
-        "budget.answer_top1_agreement=0.9",
-        "budget.greedy_agreement=0.7",
-    )
-    arguments = [part for value in values for part in ("--set", value)]
-    data = tmp_path / "data"
-    assert shell("data", "demo", "--out", data, "--test", "20").returncode == 0
-    out, cache = tmp_path / "bundle", tmp_path / "cache"
-    done = shell("build", "--data", data, "--out", out, "--cache-dir", cache, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = build(shell, tmp_path)
     gates = {gate["name"]: gate for gate in report["gates"]}
-    assert report["verdict"] == "pass"
+    assert report["verdict"] == "pass" and all(gate["passed"] for gate in gates.values())
     for kind in ("gguf", "onnx"):
         assert gates[f"{kind}.tokenizer_identity"]["value"] == 1.0
         assert gates[f"{kind}.mean_kld_nats"]["value"] < 0.05
     assert gates["source.tokenizer_identity"]["passed"] and gates["merge.max_abs_logit_difference"]["passed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_neither_rounding_nor_seed_decides(shell, tmp_path: Path, dtype: str, seed: int) -> None:
+    build(shell, tmp_path, f"tune.dtype={dtype}", f"tune.seed={seed}")
 
 
 @pytest.mark.slow
