@@ -7,9 +7,9 @@ import pytest
 
 from edgekit.data import demo
 
-# Six intents whose sentences all splits share, so that a short tuning makes a model that is sure of its answers. Whether
+# Five intents whose sentences all splits share, so that a short tuning makes a model that is sure of its answers. Whether
 # its proofs hold then depends on the files, and not on how a processor rounds while it tunes.
-INTENTS = ("close_job", "open_job", "check_stock", "navigate", "find_manual", "out_of_scope")
+INTENTS = ("close_job", "check_stock", "navigate", "find_manual", "send_help")
 SPLITS = {"train": 400, "validation": 60, "test": 80}
 SHORT = ("tune.epochs=1", "quantize.calibration_rows=32", "profile.repeats=3")
 
