@@ -126,11 +126,9 @@ def score(
 
 
 def _open(path: Path, threads: int, context: int) -> Any:
-    from edgekit import registry
     from edgekit.proof.verify import subject_of
 
-    runtime = registry.load("runtimes", subject_of(path).runtime)
-    return runtime(path, threads=shell.cores(threads), context=context)
+    return subject_of(path).open_for(shell.cores(threads), context)
 
 
 def _place(runtime: Any, store: Any, scored: Any, index: int) -> dict[str, Any]:

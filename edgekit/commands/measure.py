@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
+
+if TYPE_CHECKING:
+    from edgekit.proof.prove import Subject
+
+CONTEXT = 2048  # tokens that a prompt and its answer may take together
 
 Artifact = Annotated[
     Path, typer.Argument(help="A .gguf file, an onnxruntime-genai folder or a Hugging Face folder.")
@@ -23,11 +28,12 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
-def runtime_of(artifact: Path) -> str:
-    """The name of the runtime that opens `artifact`, told by its files."""
+def subject_at(artifact: Path) -> Subject:
+    """What `artifact` is, told by its files; a file is a GGUF file, whatever its name."""
+    from edgekit.proof.prove import Subject
     from edgekit.proof.verify import subject_of
 
-    return "llama.cpp" if artifact.is_file() else subject_of(artifact).runtime
+    return Subject(artifact, "gguf", "llama.cpp") if artifact.is_file() else subject_of(artifact)
 
 
 def evaluate(
@@ -55,7 +61,7 @@ def evaluate(
     rows = getattr(load_dataset(data), split)
     rows = rows[:limit] if limit else rows
     with shell.working() as emit, written_whole(out, force=force) as log:
-        runtime = registry.load("runtimes", runtime_of(artifact))(artifact, threads=shell.cores(threads))
+        runtime = subject_at(artifact).open_for(shell.cores(threads), CONTEXT)
         try:
             result = evaluation.evaluate(
                 runtime, rows, max_tokens=max_tokens, log=log, emit=emit, stage="eval"
@@ -80,6 +86,7 @@ def profile(
     verbose: shell.Verbose = False,
 ) -> None:
     """Time to first token, tokens per second and peak memory of a fresh process."""
+    from edgekit.proof.verify import check_contents
     from edgekit.targets.target import Profile
 
     options = Profile(
@@ -88,8 +95,10 @@ def profile(
         generate_tokens=generate_tokens,
         repeats=repeats,
     )
+    subject = subject_at(artifact)
+    check_contents(subject)
     with shell.working() as emit:
-        entries = registry.load("profiles", "profile")(artifact, runtime_of(artifact), options, emit=emit)
+        entries = registry.load("profiles", "profile")(artifact, subject.runtime, options, emit=emit)
     if json:
         shell.print_json(entries)
         return

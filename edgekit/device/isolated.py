@@ -8,6 +8,9 @@ so the file is loaded once and no native code of the parent ever sees it. The tw
 arrays of numbers, never pickles, because a child that opened a hostile file is not to be trusted either. Starting it
 takes about half a second, a call about a tenth of a millisecond, and logits are copied at about a gigabyte a second.
 
+Limits: one call may take 5 minutes and 5 more for each GiB of the file, all calls together an hour and one more for
+each GiB, and the process 2 GiB of memory and four times the size of the file. `edgekit verify --help` states them too.
+
 Apps that open their own bundle with `edgekit.load` do without the child; the checks of `edgekit.containers` guard them.
 """
 
@@ -17,7 +20,9 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,7 +37,7 @@ from edgekit.base.child import Child
 from edgekit.models.chat import ChatTemplate
 from edgekit.registry import BareText, HasBare, LogitsProcessor, Runtime, Sampling
 
-STEP_S = 300.0
+STEP_S, TOTAL_S = 300.0, 3600.0
 MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
 REPLY_BYTES = 64 << 20
 HINT = "Do not use this file. Get it again from a source that you trust, or export it again."
@@ -47,24 +52,40 @@ def memory_limit_mib(path: Path) -> float:
     return MEMORY_MIB + MEMORY_TIMES * size_of(path) / 2**20
 
 
+@dataclass(frozen=True)
+class TimeLimits:
+    """Seconds for one call, opening the file among them, and for all calls together."""
+
+    step_s: float
+    total_s: float
+
+    @classmethod
+    def of(cls, path: Path) -> TimeLimits:
+        """5 minutes and an hour, and as much again for each GiB of the file or folder."""
+        times = 1 + size_of(path) / 2**30
+        return cls(STEP_S * times, TOTAL_S * times)
+
+
 def open_isolated(
-    runtime: str, path: Path, *, threads: int = 2, context: int = 2048, step_s: float = STEP_S
+    runtime: str, path: Path, *, threads: int = 2, context: int = 2048, limits: TimeLimits | None = None
 ) -> IsolatedRuntime:
     """Open `path` with the runtime of that name in a child process.
 
-    Opening, and each later call, may take `step_s` seconds, and the process as much memory as `memory_limit_mib` says.
-    Raises what the runtime raises, and `CorruptError` when it ends the process or exceeds a limit.
+    Its calls may take the time of `limits`, by default `TimeLimits.of(path)`, and the process as much memory as
+    `memory_limit_mib` says. Raises what the runtime raises, and `CorruptError` when it ends the process or exceeds a
+    limit.
     """
-    return IsolatedRuntime(runtime, path, threads, context, step_s)
+    return IsolatedRuntime(runtime, path, threads, context, limits or TimeLimits.of(path))
 
 
 class IsolatedRuntime:
     """A `Runtime` whose work is done in a child process; `generate` computes the whole answer before it yields."""
 
-    def __init__(self, runtime: str, path: Path, threads: int, context: int, step_s: float) -> None:
+    def __init__(self, runtime: str, path: Path, threads: int, context: int, limits: TimeLimits) -> None:
         self._path = path
         self._runtime = runtime
-        self._step_s = step_s
+        self._limits = limits
+        self._taken_s = 0.0
         self._memory_mib = memory_limit_mib(path)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -186,20 +207,23 @@ class IsolatedRuntime:
 
     def _received(self, what: str, limit: int) -> bytes:
         late = threading.Event()
+        limit_s = min(self._limits.step_s, self._limits.total_s - self._taken_s)
+        if limit_s <= 0:
+            self._child.kill()
+            raise self._too_late(what, limit_s)
+        start = time.monotonic()
 
         def end() -> None:
             late.set()
             self._child.kill()
 
-        timer = threading.Timer(self._step_s, end)
+        timer = threading.Timer(limit_s, end)
         timer.start()
         try:
             return self._connection.recv_bytes(limit)
         except (EOFError, OSError) as error:
             if late.is_set():
-                raise self._corrupt(
-                    f"{self._runtime} was not done with {what} after {self._step_s:g} s"
-                ) from error
+                raise self._too_late(what, limit_s) from error
             self._child.kill()
             how = self._child.how_it_ended()
             raise self._corrupt(
@@ -207,6 +231,15 @@ class IsolatedRuntime:
             ) from error
         finally:
             timer.cancel()
+            self._taken_s += time.monotonic() - start
+
+    def _too_late(self, what: str, limit_s: float) -> errors.CorruptError:
+        if limit_s == self._limits.step_s:
+            return self._corrupt(f"{self._runtime} was not done with {what} after {limit_s:.3g} s")
+        total = f"{self._limits.total_s:.4g} s"
+        return self._corrupt(
+            f"{self._runtime} took more than {total} for all calls together, the last {what}"
+        )
 
     def _corrupt(self, reason: str) -> errors.CorruptError:
         return errors.CorruptError(f"{self._path} cannot be used: {reason}.", HINT)
@@ -247,14 +280,14 @@ class _Server:
             "bare": isinstance(model, HasBare),
         }
 
-    def call(self, method: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
+    def call(self, method: str, arguments: list[Any]) -> tuple[Any, memoryview | None]:
         """The value for the reply, and the array that follows it."""
         if method == "chat_template":
             template = self._model.chat_template
             return [template.source, template.bos_token, template.eos_token], None
         if method == "logits":
             rows = np.ascontiguousarray(self._model.logits(*arguments), np.float32)
-            return list(rows.shape), rows.tobytes()
+            return list(rows.shape), rows.reshape(-1).view(np.uint8).data
         if method == "generate":
             ids, max_tokens, sampling, ignore_stop = arguments
             answer = self._model.generate(ids, max_tokens, Sampling(*sampling), ignore_stop=ignore_stop)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base.errors import UnsupportedError
 from edgekit.base.events import Alert, Emit, GateResult
-from edgekit.device.isolated import open_isolated
+from edgekit.device.isolated import TimeLimits, open_isolated
 from edgekit.models.source import read_config
 from edgekit.proof import bare, gates
 from edgekit.proof.drift import Scored, score
@@ -37,6 +38,11 @@ class Subject:
     def open(self, threads: int) -> Runtime:
         """The file in its own runtime, in a child process; raises `CorruptError` when it cannot be loaded."""
         return open_isolated(self.runtime, self.path, threads=threads)
+
+    def open_for(self, threads: int, context: int) -> Runtime:
+        """The same for as much work as the caller likes: each call has its limit, all of them together have none."""
+        limits = replace(TimeLimits.of(self.path), total_s=math.inf)
+        return open_isolated(self.runtime, self.path, threads=threads, context=context, limits=limits)
 
 
 def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:

@@ -47,6 +47,12 @@ def subject_of(path: Path) -> Subject:
     )
 
 
+def check_contents(subject: Subject) -> None:
+    """Raise `CorruptError` when the parts of a file or folder do not fit each other; no runtime opens it."""
+    checks = {"gguf": check_gguf, "onnx": check_onnx_folder, "folder": check_folder}
+    checks[subject.format](subject.path)
+
+
 def verify_file(
     path: Path,
     reference: model.Source,
@@ -65,12 +71,7 @@ def verify_file(
     from edgekit.models.tokenizer import ModelTokenizer
 
     subject = subject_of(path)
-    if subject.format == "gguf":
-        check_gguf(path)  # before anything else reads it
-    elif subject.format == "folder":
-        check_folder(path)
-    elif subject.format == "onnx":
-        check_onnx_folder(path)
+    check_contents(subject)  # before anything else reads it
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]

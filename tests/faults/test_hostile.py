@@ -20,7 +20,7 @@ from edgekit.containers import finite
 from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.device import isolated
-from edgekit.device.isolated import open_isolated
+from edgekit.device.isolated import TimeLimits, open_isolated
 
 
 @pytest.fixture
@@ -100,15 +100,47 @@ def test_every_type_keeps_its_scales_where_the_check_looks() -> None:
     assert held >= 20
 
 
-def test_a_process_that_hangs_is_ended_and_named(small_gguf: Path) -> None:
-    opened = open_isolated("llama.cpp", small_gguf, threads=1, step_s=30.0)
+@pytest.mark.parametrize(
+    "limits, said",
+    [
+        (TimeLimits(0.2, 60.0), r"not done with encoding a text after 0\.2 s"),
+        (
+            TimeLimits(60.0, 0.2),
+            r"took more than 0\.2 s for all calls together, the last encoding a text",
+        ),
+    ],
+)
+def test_a_process_that_hangs_is_ended_and_named(small_gguf: Path, limits: TimeLimits, said: str) -> None:
+    opened = open_isolated("llama.cpp", small_gguf, threads=1)
     try:
         os.kill(opened.pid, signal.SIGSTOP)
-        opened._step_s = 0.2
-        with pytest.raises(CorruptError, match=r"not done with encoding a text after 0\.2 s"):
+        opened._limits, opened._taken_s = limits, 0.0
+        with pytest.raises(CorruptError, match=said):
             opened.encode("hello")
     finally:
         opened.close()
+
+
+def test_a_file_that_is_slow_on_every_call_is_ended(
+    small_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call takes as long as one may; together they take longer than all may."""
+    opened = open_isolated("llama.cpp", small_gguf, threads=1, limits=TimeLimits(60.0, 100.0))
+    try:
+        seconds = iter(range(0, 10_000, 30))
+        monkeypatch.setattr(isolated.time, "monotonic", lambda: next(seconds))
+        with pytest.raises(CorruptError, match="all calls together"):
+            for _ in range(9):
+                opened.encode("hello")
+    finally:
+        opened.close()
+
+
+def test_the_limits_follow_the_size_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2 << 30)
+    assert TimeLimits.of(tmp_path / "large") == TimeLimits(900.0, 3 * 3600.0)
+    assert isolated.memory_limit_mib(tmp_path / "large") == 2048 + 4 * 2048
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
