@@ -64,6 +64,10 @@ def verify(
     A BUNDLE is held against its own manifest, and its golden answers are asked again in each runtime. Any other FILE
     needs --reference MODEL: its structure, weights, tokenizer, template, stop tokens and next-token distributions are
     held against that model's.
+
+    The file is opened in a child process. Each call of its runtime may take 5 minutes, all calls together an hour, and
+    each GiB of the file adds as much again. The process may take 2 GiB of memory and four times the size of the file. A
+    file that exceeds a limit or ends the process is reported as damaged, with exit code 5.
     """
     if (path / MANIFEST).is_file() and reference is None:
         result = _bundle(path, threads)

@@ -71,8 +71,8 @@ def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) 
 def prove(path: Path, folder: Path, emit: Emit) -> None:
     """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
 
-    llama.cpp opens the file in a child process. The distributions are compared after each token of three plain texts and eight prompts, several hundred in all.
-    Raises `StageError` at the first that differs.
+    llama.cpp opens the file in a child process. The distributions are compared after each token of three plain texts
+    and eight prompts, several hundred in all. Raises `StageError` at the first that differs.
     """
     source = open_isolated("llama.cpp", path)
     reference = registry.load("runtimes", "torch")(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgekit.containers.gguf_content import check_gguf
 from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
+from edgekit.models.chat import ChatTemplate
 from edgekit.models.folder_check import check_folder
 from edgekit.models.onnx_folder import check_onnx_folder
 from edgekit.proof import texts
@@ -48,9 +50,17 @@ def subject_of(path: Path) -> Subject:
 
 
 def check_contents(subject: Subject) -> None:
-    """Raise `CorruptError` when the parts of a file or folder do not fit each other; no runtime opens it."""
-    checks = {"gguf": check_gguf, "onnx": check_onnx_folder, "folder": check_folder}
-    checks[subject.format](subject.path)
+    """Raise `CorruptError` when the parts of a file or folder do not fit each other; no runtime opens it.
+
+    A GGUF file's chat template is rendered once, so that one without end is found before the reference is asked.
+    """
+    if subject.format == "gguf":
+        template = check_gguf(subject.path).metadata.get("tokenizer.chat_template")
+        if isinstance(template, str):
+            with suppress(ConfigError):  # it refuses this conversation, which it may
+                ChatTemplate(template).render([{"role": "user", "content": "Hello"}])
+    else:
+        {"onnx": check_onnx_folder, "folder": check_folder}[subject.format](subject.path)
 
 
 def verify_file(

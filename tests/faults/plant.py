@@ -90,6 +90,11 @@ def rewrite(
     new.replace(file)
 
 
+def template(source: str) -> Callable[[Path], None]:
+    """Another chat template."""
+    return lambda file: rewrite(file, fields={"tokenizer.chat_template": source})
+
+
 def plant_wrong_template(file: Path) -> None:
     """A template that trims messages."""
     template = str(gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents())
