@@ -10,7 +10,6 @@ from edgekit import registry
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import StageError
 from edgekit.base.events import Emit, GateResult
-from edgekit.device.isolated import open_isolated
 from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean
 from edgekit.models import gguf_source
 from edgekit.models.source import Source, digest, fetch
@@ -71,10 +70,10 @@ def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) 
 def prove(path: Path, folder: Path, emit: Emit) -> None:
     """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
 
-    llama.cpp opens the file in a child process. The distributions are compared after each token of three plain texts
-    and eight prompts, several hundred in all. Raises `StageError` at the first that differs.
+    The distributions are compared after each token of three plain texts and eight prompts, several hundred in all.
+    Raises `StageError` at the first that differs.
     """
-    source = open_isolated("llama.cpp", path)
+    source = registry.load("runtimes", "llama.cpp")(path)
     reference = registry.load("runtimes", "torch")(folder)
     try:
         facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
