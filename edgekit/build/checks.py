@@ -294,11 +294,12 @@ def evaluate_few_shot(cache: Cache, request: Request, base: StageOutput, max_tok
     """Accuracy of the base on some of the test rows, with the task explained and training rows shown as examples."""
     rows, train = few_shot.sample(request.data.test), request.data.train
     name = "eval.base_few_shot"
-    made_for = read_config(base.path).get("max_position_embeddings") or few_shot.CONTEXT
-    context = min(few_shot.CONTEXT, made_for)
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.evaluation.accuracy import evaluate as evaluate_rows
+
+        made_for = read_config(base.path).get("max_position_embeddings") or few_shot.CONTEXT
+        context = min(few_shot.CONTEXT, made_for)
 
         opened = registry.load("runtimes", "torch")(base.path, threads=request.threads)
         out.mkdir()

@@ -39,7 +39,8 @@ EXPORTS = {"export.gguf", "quantize.gguf", "export.onnx"}
 VERIFY, EVAL, GOLDEN, SIGNALS, PROFILE = (
     {f"{kind}.{name}" for name in FORMATS} for kind in ("verify", "eval", "golden", "signals", "profile")
 )
-EVALS = EVAL | {"eval.base", "eval.tuned"}
+FEW_SHOT = {"eval.base_few_shot"}
+EVALS = EVAL | FEW_SHOT | {"eval.base", "eval.tuned"}
 
 
 class Recorded(Cache):
@@ -94,6 +95,7 @@ class World:
         variants += [(each.format, each.digest, each.runtime, each.path) for each in artifacts]
         for variant in variants:
             checks.evaluate(cache, request, *variant, self.max_tokens)
+        checks.evaluate_few_shot(cache, request, base, self.max_tokens)
         for artifact in artifacts:
             checks.golden_answers(cache, request, artifact, self.max_tokens)
             checks.signals(cache, request, artifact, self.system, self.max_tokens)
@@ -223,7 +225,7 @@ ROW_CHANGES: dict[str, Callable[[Row], Row]] = {
     "label": lambda row: replace(row, label="other"),
 }
 SPLITS: dict[str, set[str]] = {
-    "train": {"tune", "prune"} | EXPORTS | SIGNALS,
+    "train": {"tune", "prune"} | EXPORTS | FEW_SHOT | SIGNALS,
     "validation": {"tune", "merge", "reference"} | GOLDEN | SIGNALS,
     "test": {"reference"} | EVALS,
 }
@@ -249,7 +251,7 @@ def test_the_line_of_a_row_and_the_name_of_the_data_do_not_count(world: World) -
 
 
 INPUTS: dict[str, set[str]] = {
-    "model": {"tune", "merge", "drift.model", "eval.base"},
+    "model": {"tune", "merge", "drift.model", "eval.base"} | FEW_SHOT,
     "tune": {"merge"},
     "merge": {"prune", "reference", "eval.tuned"} | VERIFY,
     "prune": {"drift.prune"} | EXPORTS | VERIFY,
@@ -335,7 +337,9 @@ MODULES: dict[str, set[str]] = {
     "edgekit.tuning.encode": {"tune"},
     "edgekit.export.weights.merge_check": {"merge"},
     "edgekit.export.weights.prune": {"prune"},
-    "edgekit.runtimes.torch": {"reference", "drift.model", "drift.prune", "eval.base", "eval.tuned"} | VERIFY,
+    "edgekit.runtimes.torch": {"reference", "drift.model", "drift.prune", "eval.base", "eval.tuned"}
+    | FEW_SHOT
+    | VERIFY,
     "edgekit.runtimes.onnxruntime": {
         f"{kind}.onnx" for kind in ("verify", "eval", "golden", "signals", "profile")
     },
