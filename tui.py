@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.events import Resize
 from textual.filter import LineFilter
 from textual.screen import Screen
@@ -25,6 +26,7 @@ from edgekit.app.screens.base import NAMES, View
 from edgekit.app.screens.commands import Keys
 from edgekit.app.screens.dialogs import Confirm
 from edgekit.app.screens.host import Host
+from edgekit.app.screens.output import outliving
 from edgekit.app.views.settings import Settings
 
 SCREENS = {
@@ -75,6 +77,10 @@ class EdgekitApp(Host):
         self.go(self._first, **self._what)
         self.set_interval(1.0, self._end_write)
         self.set_timer(SETTLED_S, self._settled)
+
+    def get_driver_class(self) -> type[Driver]:
+        """The terminal's driver, which survives the closing of the terminal."""
+        return outliving(super().get_driver_class())
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """In ASCII alone where that is asked for, whatever drew it."""

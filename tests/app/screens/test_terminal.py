@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import pytest
+from textual.drivers._writer_thread import WriterThread
+
+from edgekit.app.screens.output import Output
+from edgekit.tui import EdgekitApp
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 WAIT_S = 60
@@ -110,3 +118,21 @@ def test_a_terminal_may_shrink_and_grow_and_be_closed(pane: Pane) -> None:
     pane.until("4 devices", "first token, p95 ms", "p95 in window")
     pane.close()
     pane.ended()
+
+
+class Closed(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_output_to_a_closed_terminal_blocks_nothing() -> None:
+    writer = WriterThread(cast("Any", Output(Closed())))
+    writer.start()
+    written = threading.Thread(target=lambda: [writer.write("x") for _ in range(200)], daemon=True)
+    written.start()
+    written.join(30)
+    assert not written.is_alive(), "the app waits for a queue that nothing empties"
+    assert EdgekitApp().get_driver_class().__name__ == "Outliving"
+    writer.stop()
