@@ -22,11 +22,12 @@ from edgekit.app.screens.rollback import RollingBack
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views.command import Outcome, who
 from edgekit.app.views.devices import Device
-from edgekit.app.views.incident import Entry, Source
+from edgekit.app.views.incident import Source, is_over, label
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import seconds
 from edgekit.base.errors import EdgekitError
+from edgekit.field.incidents.incidents import Incident
 
 
 class IncidentScreen(RollingBack):
@@ -136,7 +137,10 @@ class IncidentScreen(RollingBack):
             return None
         if self._found.shown is not None:
             return self._found.shown.document
-        return {"device": self.source.name, "incidents": [asdict(entry) for entry in self._found.entries]}
+        return {
+            "device": self.source.name,
+            "incidents": [asdict(incident) for incident in self._found.incidents],
+        }
 
     def _turn(self, number: int | None, device: Device | None) -> None:
         if (number, device) == self.subject:
@@ -186,7 +190,7 @@ class IncidentScreen(RollingBack):
         words = parts.said(found, self._said)
         self._put("said", Text(words))
         self.query_one("#said").display = bool(words)
-        listed = number is None and found is not None and bool(found.entries)
+        listed = number is None and found is not None and bool(found.incidents)
         self.query_one("#one").display = shown is not None
         self.query_one("#side").set_class(
             shown is None, "gone"
@@ -198,7 +202,7 @@ class IncidentScreen(RollingBack):
         if shown is not None and found is not None:
             self._draw_one(found, now, sign)
         elif listed and found is not None:
-            self.query_one(parts.Listed).fill(found.entries, now, sign, self.size.width)
+            self.query_one(parts.Listed).fill(found.incidents, now, sign, self.size.width)
         self._settle_focus()
         if (mode := (number is None, listed, shown is None)) != self._drawn.get("mode"):
             self._drawn["mode"] = mode
@@ -207,7 +211,7 @@ class IncidentScreen(RollingBack):
     def offers(self, action: str) -> bool:
         """Keys are there where they do something."""
         one = self._number is not None
-        subject = self._found is not None and (self._found.shown is not None or bool(self._found.entries))
+        subject = self._found is not None and (self._found.shown is not None or bool(self._found.incidents))
         if action in ("acknowledge", "silence", "close"):
             return subject
         return {"everything": not one, "open": not one and subject, "steps": one and subject}.get(
@@ -218,11 +222,11 @@ class IncidentScreen(RollingBack):
         shown, plot = found.shown, found.plot
         assert shown is not None
         short = self.has_class("-short")
-        self._put("state", parts.state(shown.entry, now, sign))
+        self._put("state", parts.state(shown.incident, now, sign))
         line = self.query_one("#state")
         for name in ("critical", "warning", "over"):
-            line.set_class(name == ("over" if shown.entry.over else shown.entry.severity), name)
-        self._put("what", parts.what(shown.entry, now, short=short))
+            line.set_class(name == ("over" if is_over(shown.incident) else shown.incident.severity), name)
+        self._put("what", parts.what(shown.incident, now, short=short))
         self._put("facts", parts.facts(shown, now, short=short))
         self._put("caption", parts.caption(plot, now, sign))
         chart = self.query_one("#plot", Chart)
@@ -310,7 +314,7 @@ class IncidentScreen(RollingBack):
 
     # Changing
 
-    def _subject(self) -> Entry | None:
+    def _subject(self) -> Incident | None:
         """The incident that a key is about: the one shown, or the one under the cursor."""
         if self.source.by_url:
             self.say("Incidents of a device seen by its metrics are changed on the device, or by SSH.")
@@ -319,39 +323,39 @@ class IncidentScreen(RollingBack):
             self._found,
             self._number if self._number is not None else self.query_one(parts.Listed).number,
         )
-        entries = (
-            *(found.entries if found else ()),
-            *((found.shown.entry,) if found and found.shown else ()),
+        incidents = (
+            *(found.incidents if found else ()),
+            *((found.shown.incident,) if found and found.shown else ()),
         )
-        entry: Entry | None = next((entry for entry in entries if entry.number == number), None)
-        if entry is None:
+        incident: Incident | None = next((one for one in incidents if one.id == number), None)
+        if incident is None:
             self.say("There is no incident here to do that with.")
-        elif entry.over:
-            self.say(f"Incident {entry.number} is over; nothing changed.")
+        elif is_over(incident):
+            self.say(f"Incident {incident.id} is over; nothing changed.")
         elif not self.edgekit.may_change():
             return None
         else:
-            return entry
+            return incident
         return None
 
     def action_acknowledge(self) -> None:
         """Say that you work on it."""
-        if entry := self._subject():
+        if incident := self._subject():
             self._why(
-                f"Acknowledge incident {entry.number}: what do you do about it?",
-                lambda why: self._change("ack", entry, why),
+                f"Acknowledge incident {incident.id}: what do you do about it?",
+                lambda why: self._change("ack", incident, why),
             )
 
     def action_close(self) -> None:
         """End it by hand."""
-        if entry := self._subject():
-            text = f"Close incident {entry.number}. While its rule holds, a new one will be opened. Why?"
-            self._why(text, lambda why: self._change("close", entry, why))
+        if incident := self._subject():
+            text = f"Close incident {incident.id}. While its rule holds, a new one will be opened. Why?"
+            self._why(text, lambda why: self._change("close", incident, why))
 
     def action_silence(self) -> None:
         """Tell nobody for a time."""
-        entry = self._subject()
-        if entry is None:
+        incident = self._subject()
+        if incident is None:
             return
 
         def timed(length: str | None) -> None:
@@ -362,10 +366,10 @@ class IncidentScreen(RollingBack):
             except EdgekitError as error:
                 self.complain(error)
                 return
-            what = f"Silence incident {entry.number} for {length or '1h'}: why?"
-            self._why(what, lambda why: self._change("silence", entry, why, "--for", length or "1h"))
+            what = f"Silence incident {incident.id} for {length or '1h'}: why?"
+            self._why(what, lambda why: self._change("silence", incident, why, "--for", length or "1h"))
 
-        text = f"Silence incident {entry.number} for how long? Such as 30m, 1h or 1d."
+        text = f"Silence incident {incident.id} for how long? Such as 30m, 1h or 1d."
         self.app.push_screen(Ask(text, "1h", "1h"), timed)
 
     def _why(self, text: str, then: Callable[[str], None]) -> None:
@@ -379,16 +383,16 @@ class IncidentScreen(RollingBack):
 
         self.app.push_screen(Ask(text, "the reason, for the audit log"), answered)
 
-    def _change(self, verb: str, entry: Entry, why: str, *more: str) -> None:
+    def _change(self, verb: str, incident: Incident, why: str, *more: str) -> None:
         command = self.source.command(
-            "incident", verb, str(entry.number), "--why", why, *more, *who(self.source.host)
+            "incident", verb, str(incident.id), "--why", why, *more, *who(self.source.host)
         )
         self.edgekit.act(command, self.changed)
 
     def reason(self) -> str:
         """The incident, as the reason of a rollback."""
         shown = self._found.shown if self._found else None
-        return f"incident {shown.entry.number}: {shown.entry.label.lower()}" if shown else ""
+        return f"incident {shown.incident.id}: {label(shown.incident).lower()}" if shown else ""
 
     def changed(self, outcome: Outcome) -> None:
         """A command has ended: say what failed, and look anew."""

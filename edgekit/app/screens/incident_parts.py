@@ -15,10 +15,12 @@ from textual.widgets import DataTable, OptionList
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.chart import Series as Line
 from edgekit.app.views.evidence import Plot, figures, rule_words
-from edgekit.app.views.incident import Entry, Shown, Source, Step
+from edgekit.app.views.incident import Shown, Source, duration, is_over, label, length, state_words
 from edgekit.app.views.incident_reader import Found
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock, span
+from edgekit.field.incidents.incidents import Incident
+from edgekit.field.incidents.runbook import Step
 
 COLUMNS = (("#", 4), ("severity", 10), ("state", 12), ("for", 11))
 COLUMN_NAMES = tuple(name for name, _ in COLUMNS)
@@ -51,7 +53,7 @@ def twin(source: Source, number: int | None, everything: bool) -> str:
 def title(source: Source, number: int | None, shown: Shown | None, everything: bool) -> str:
     """What is shown, and of which device."""
     if number is not None:
-        return f"INCIDENT {number}{f'  {shown.entry.label}' if shown else ''}  on {source.name}"
+        return f"INCIDENT {number}{f'  {label(shown.incident)}' if shown else ''}  on {source.name}"
     return (
         f"INCIDENTS of {source.name}, {'those that are over too' if everything else 'under way'}, worst first"
     )
@@ -63,7 +65,7 @@ def said(found: Found | None, words: str) -> str:
     if found is not None:
         told += [f"{found.trouble} {found.hint}".strip()] if found.trouble else []
         told += [found.shown.warning] if found.shown and found.shown.warning else []
-        told += [found.note] if found.note and found.entries else []
+        told += [found.note] if found.note and found.incidents else []
     return "\n".join(told)
 
 
@@ -83,50 +85,48 @@ def empty(found: Found | None, source: Source, everything: bool) -> str:
     return f"{none}\n{found.note}".strip()
 
 
-def row(entry: Entry, now: float, sign: Symbols, width: int) -> Row:
+def row(incident: Incident, now: float, sign: Symbols, width: int) -> Row:
     """A line of the list."""
-    words = entry.words(now)
-    what = Text(entry.what)
-    label = Text(f"{entry.label}: ", "bold")
+    words = state_words(incident, now)
     cells = (
-        Text(str(entry.number), justify="right"),
-        Text(f"{_mark(entry, sign)} {entry.severity.upper()}"),
+        Text(str(incident.id), justify="right"),
+        Text(f"{_mark(incident, sign)} {incident.severity.upper()}"),
         Text(words),
-        Text(entry.length(now)),
-        label + what,
+        Text(length(incident, now)),
+        Text.assemble((f"{label(incident)}: ", "bold"), incident.what),
     )
     widths = (*(wide for _, wide in COLUMNS), width)
     height = max(_lines(cell.plain, wide) for cell, wide in zip(cells, widths, strict=True))
-    return Row(str(entry.number), cells, height)
+    return Row(str(incident.id), cells, height)
 
 
-def state(entry: Entry, now: float, sign: Symbols) -> Text:
+def state(incident: Incident, now: float, sign: Symbols) -> Text:
     """Mark, severity, state, since when and for how long, and of which release."""
     words = (
-        f"{_mark(entry, sign)} {entry.severity.upper()}",
-        entry.words(now),
-        entry.duration(now),
-        f"release {entry.release}" if entry.release else "a model file without a manifest",
+        f"{_mark(incident, sign)} {incident.severity.upper()}",
+        state_words(incident, now),
+        duration(incident, now),
+        f"release {incident.release}" if incident.release else "a model file without a manifest",
     )
     return Text("  ".join(words))
 
 
-def what(entry: Entry, now: float, *, short: bool) -> Text:
+def what(incident: Incident, now: float, *, short: bool) -> Text:
     """What happened, as of when it was told; on a `short` terminal the first part of a long sentence."""
-    first, *more = entry.what.split("; ")
-    words = entry.what
-    if short and more and len(entry.what) > LONG:
+    first, *more = incident.what.split("; ")
+    words = incident.what
+    if short and more and len(incident.what) > LONG:
         words = f"{first}; and {len(more)} more, in full below."
-    aged = now - entry.opened > AGED_S  # its figures are those of that time, and not of now
-    return Text(f"Told {clock(entry.opened, now)}: {words}" if aged else words)
+    aged = now - incident.opened > AGED_S  # its figures are those of that time, and not of now
+    return Text(f"Told {clock(incident.opened, now)}: {words}" if aged else words)
 
 
 def facts(shown: Shown, now: float, *, short: bool) -> Text:
     """The whole sentence where it was shortened, the rule, when it was told, and what it means."""
     told = Text()
-    if short and len(shown.entry.what) > LONG:
-        told += Text(f"{shown.entry.what}\n")
-    told += Text(f"Rule: {rule_words(shown)}; told {clock(shown.entry.opened, now)}.\n")
+    if short and len(shown.incident.what) > LONG:
+        told += Text(f"{shown.incident.what}\n")
+    told += Text(f"Rule: {rule_words(shown)}; told {clock(shown.incident.opened, now)}.\n")
     return told + Text(shown.meaning)
 
 
@@ -222,10 +222,10 @@ class Listed(DataTable[Text]):
             return None
         return int(str(self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value))
 
-    def fill(self, entries: Sequence[Entry], now: float, sign: Symbols, room: int) -> None:
-        """Show `entries` in `room` cells; what stayed as it was is not drawn anew."""
+    def fill(self, incidents: Sequence[Incident], now: float, sign: Symbols, room: int) -> None:
+        """Show `incidents` in `room` cells; what stayed as it was is not drawn anew."""
         width = max(20, room - COLUMNS_WIDTH)
-        rows = [row(entry, now, sign, width) for entry in entries]
+        rows = [row(incident, now, sign, width) for incident in incidents]
         shape = [(one.key, one.height) for one in rows]
         if shape == [(one.key, one.height) for one in self._rows] and width == self._width:
             for old, new in zip(self._rows, rows, strict=True):
@@ -281,8 +281,8 @@ def _step(number: int, step: Step, wide: bool) -> Text:
     return told
 
 
-def _mark(entry: Entry, sign: Symbols) -> str:
-    return sign.of("RESOLVED" if entry.over else entry.severity)
+def _mark(incident: Incident, sign: Symbols) -> str:
+    return sign.of("RESOLVED" if is_over(incident) else incident.severity)
 
 
 def _lines(words: str, width: int) -> int:

@@ -85,9 +85,9 @@ class Series:
         """The plot of an incident of this device. Reads, and never raises for the store's sake."""
         from edgekit.field.telemetry.store import FILE, Store
 
-        entry, metric = shown.entry, plotted(shown)
-        if entry.number != self._number:
-            self._number, self._known, self._line = entry.number, {}, None
+        incident, metric = shown.incident, plotted(shown)
+        if incident.id != self._number:
+            self._number, self._known, self._line = incident.id, {}, None
         if metric not in METRICS:
             return figures(shown, f"{metric_name(shown)} are no series.")
         path = self._state / FILE
@@ -109,19 +109,19 @@ class Series:
             step_s=step_s,
             line=None if line is None else line * scale,
             line_name=line_name,
-            opened=entry.opened,
+            opened=incident.opened,
         )
 
     def _points(
         self, store: Store, shown: Shown, metric: str, now: float
     ) -> tuple[list[tuple[float, float]], list[tuple[float, float]], int]:
         """The points of the incident's release, those of whatever answered before its first, and the seconds of each."""
-        entry = shown.entry
-        release = None if metric in OF_DEVICE else entry.release
-        since = entry.since - max(BEFORE_S, 2 * (finite(shown.rule.get("window_s"), LARGEST) or 0.0))
-        until = min(now, entry.since + AFTER_S)
-        if entry.resolved is not None:
-            until = min(until, entry.resolved + BEFORE_S / 3)
+        incident = shown.incident
+        release = None if metric in OF_DEVICE else incident.release
+        since = incident.since - max(BEFORE_S, 2 * (finite(shown.rule.get("window_s"), LARGEST) or 0.0))
+        until = min(now, incident.since + AFTER_S)
+        if incident.resolved is not None:
+            until = min(until, incident.resolved + BEFORE_S / 3)
         step_s = MINUTE * max(1, math.ceil((until - since) / MINUTE / MOST_POINTS))
         points: list[tuple[float, float]] = []
         earlier: list[tuple[float, float]] = []
@@ -208,7 +208,7 @@ def figures(shown: Shown, note: str) -> Plot:
     name, unit, _ = METRICS.get(metric, (metric_name(shown), "", 1.0))
     if not shown.evidence:
         what = f"{note} There is no evidence file either." if note else "There is no evidence file."
-        return Plot(name, unit, opened=shown.entry.opened, note=what)
+        return Plot(name, unit, opened=shown.incident.opened, note=what)
     during, before = _part(shown, "during"), _part(shown, "before")
     told = []
     for field in FIGURES:
@@ -223,7 +223,7 @@ def figures(shown: Shown, note: str) -> Plot:
     left = shown.evidence.get("left_out")
     if isinstance(left, dict):
         told += [one_line(f"{part} was left out: {why}") for part, why in left.items()]
-    return Plot(name, unit, opened=shown.entry.opened, figures=tuple(told), note=note)
+    return Plot(name, unit, opened=shown.incident.opened, figures=tuple(told), note=note)
 
 
 def _value(window: Window, metric: str, now: float) -> float | None:
@@ -244,8 +244,8 @@ def _line_of(shown: Shown, metric: str, state: Path) -> tuple[float | None, str]
         limit = finite(rule.get("above"))
         limit = finite(rule.get("below")) if limit is None else limit
         return limit, "limit"
-    bundle = state / "releases" / "versions" / shown.entry.release
-    if metric not in SIGNALS or not shown.entry.release or not bundle.is_dir():
+    bundle = state / "releases" / "versions" / shown.incident.release
+    if metric not in SIGNALS or not shown.incident.release or not bundle.is_dir():
         return None, ""
     for format_ in ("gguf", "onnx"):
         with suppress(EdgekitError, OSError, ValueError):

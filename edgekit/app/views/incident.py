@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from edgekit.app.views.command import Command
 from edgekit.app.views.devices import Device
@@ -19,6 +19,9 @@ from edgekit.base.clock import clock, span
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
 from edgekit.base.numbers import moment, number
 from edgekit.base.texts import one_line, plain
+from edgekit.field.incidents.history import Switch
+from edgekit.field.incidents.incidents import Incident, Incidents
+from edgekit.field.incidents.runbook import Step
 from edgekit.field.incidents.words import LABELS
 
 Value = TypeVar("Value")
@@ -72,69 +75,10 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One incident; times are Unix seconds, None where they do not apply. Texts hold no control signs."""
+class Change(Switch):
+    """What was done to one release, one thing after the other; `mark` says how likely it is the cause, or is empty."""
 
-    number: int
-    label: str
-    what: str
-    state: str
-    severity: str
-    action: str
-    release: str
-    since: float
-    opened: float
-    silenced_until: float | None
-    resolved: float | None
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self.state == "RESOLVED"
-
-    def words(self, now: float) -> str:
-        """Its state, and until when nobody is told of it."""
-        silent = self.silenced_until is not None and now < self.silenced_until and not self.over
-        return self.state + (f", silenced until {clock(self.silenced_until or 0.0, now)}" if silent else "")
-
-    def length(self, now: float) -> str:
-        """For how long it goes on, or went on."""
-        return span(max(0.0, (now if self.resolved is None else self.resolved) - self.since))
-
-    def duration(self, now: float) -> str:
-        """Since when and for how long; for one that is over until when."""
-        until = "" if self.resolved is None else f" to {clock(self.resolved, now)}"
-        return f"since {clock(self.since, now)}{until} ({self.length(now)})"
-
-
-@dataclass(frozen=True)
-class Change:
-    """What was done to one release before it began, one thing after the other; `mark` is empty or says a likely cause."""
-
-    time: float
-    release: str
-    what: str
-    who: str
-    why: str
     mark: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing to do, and the command for it, empty where there is none."""
-
-    text: str
-    command: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """A line of the timeline."""
-
-    time: float
-    what: str
-    who: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -142,24 +86,52 @@ class Shown:
     """One incident whole; `document` is what `edgekit incident show --json` prints of it, with null for numbers that JSON
     does not know, `warning` what is wrong with the records themselves."""
 
-    entry: Entry
+    incident: Incident
     rule: Mapping[str, Any]
     changes: tuple[Change, ...]
     meaning: str
     steps: tuple[Step, ...]
-    timeline: tuple[Event, ...]
+    timeline: tuple[Switch, ...]
     evidence: Mapping[str, Any]
     document: Mapping[str, Any]
     warning: str = ""
 
 
-def read_list(source: Source, *, everything: bool = False) -> tuple[Entry, ...]:
+def label(incident: Incident) -> str:
+    """The kind of an incident in words."""
+    return LABELS.get(incident.kind, incident.kind)
+
+
+def is_over(incident: Incident) -> bool:
+    """Whether an incident has ended."""
+    return incident.state == "RESOLVED"
+
+
+def state_words(incident: Incident, now: float) -> str:
+    """The state of an incident, and until when it is silenced."""
+    until = incident.silenced_until
+    silent = until is not None and now < until and not is_over(incident)
+    return incident.state + (f", silenced until {clock(until or 0.0, now)}" if silent else "")
+
+
+def length(incident: Incident, now: float) -> str:
+    """How long an incident has lasted."""
+    return span(max(0.0, (now if incident.resolved is None else incident.resolved) - incident.since))
+
+
+def duration(incident: Incident, now: float) -> str:
+    """Since when an incident has lasted and how long; for one that is over also until when."""
+    until = "" if incident.resolved is None else f" to {clock(incident.resolved, now)}"
+    return f"since {clock(incident.since, now)}{until} ({length(incident, now)})"
+
+
+def read_list(source: Source, *, everything: bool = False) -> tuple[Incident, ...]:
     """The incidents under way, worst first, or all. Raises `EdgekitError`: what failed, and what to do next."""
     if source.host:
         document = _asked(source.command("incident", "list", *(("--all",) if everything else ())))
     else:
         document = _here(source.state, lambda state: _listed(state, everything))
-    return _understood(lambda: tuple(entry_of(one) for one in document["incidents"]), source)
+    return _understood(lambda: tuple(incident_of(one) for one in document["incidents"]), source)
 
 
 def read_one(source: Source, number: int) -> Shown:
@@ -176,18 +148,18 @@ def read_document(document: Any, source: Source, warning: str = "") -> Shown:
     """One incident from its document. Raises `CorruptError` for another document."""
 
     def read() -> Shown:
-        entry = entry_of(document["incident"])
+        incident = incident_of(document["incident"])
         rule = document.get("rule") or {}
         evidence = document.get("evidence")
         return Shown(
-            entry=entry,
+            incident=incident,
             rule=rule if isinstance(rule, dict) else {},
-            changes=changes(document.get("changed_before") or (), entry),
+            changes=changes(document.get("changed_before") or (), incident),
             meaning=one_line(document.get("meaning", "")),
             steps=tuple(
                 Step(one_line(s["text"]), plain(s["command"])) for s in document.get("next_steps") or ()
             ),
-            timeline=_timeline(document, entry),
+            timeline=_timeline(document, incident),
             evidence=evidence if isinstance(evidence, dict) else {},
             document=json.loads(json.dumps(document, default=str), parse_constant=lambda sign: None),
             warning=warning,
@@ -196,7 +168,7 @@ def read_document(document: Any, source: Source, warning: str = "") -> Shown:
     return _understood(read, source)
 
 
-def changes(switches: Sequence[Mapping[str, Any]], entry: Entry) -> tuple[Change, ...]:
+def changes(switches: Sequence[Mapping[str, Any]], incident: Incident) -> tuple[Change, ...]:
     """Switches of one release in a row put together, oldest first; the last before it began is marked as a cause.
 
     A rule that never suggests going back is one that another release would not help: nothing is marked for it.
@@ -214,9 +186,9 @@ def changes(switches: Sequence[Mapping[str, Any]], entry: Entry) -> tuple[Change
     causes = [
         place
         for place, (switch, done) in enumerate(found)
-        if moment(switch, "time") <= entry.since and ENTERS_USE & set(done)
+        if moment(switch, "time") <= incident.since and ENTERS_USE & set(done)
     ]
-    cause = causes[-1] if causes and entry.action != "never" else None
+    cause = causes[-1] if causes and incident.action != "never" else None
     return tuple(
         Change(
             time=moment(switch, "time"),
@@ -224,7 +196,7 @@ def changes(switches: Sequence[Mapping[str, Any]], entry: Entry) -> tuple[Change
             what=_done(done),
             who=one_line(switch["who"]),
             why=one_line(switch["why"]),
-            mark=_mark(entry.since - moment(switch, "time")) if place == cause else "",
+            mark=_mark(incident.since - moment(switch, "time")) if place == cause else "",
         )
         for place, (switch, done) in enumerate(found)
     )
@@ -245,52 +217,48 @@ def _mark(before_s: float) -> str:
     return f"{'likely' if before_s <= LIKELY_S else 'possible'} cause: {span(before_s)} before"
 
 
-def _timeline(document: Mapping[str, Any], entry: Entry) -> tuple[Event, ...]:
-    events = []
-    for one in document.get("timeline") or ():
-        why = one_line(one["why"])
-        events.append(
-            Event(
-                moment(one, "time"),
-                one_line(one["what"]),
-                one_line(one["who"]),
-                "" if why == entry.what else why,
-            )
+def _timeline(document: Mapping[str, Any], incident: Incident) -> tuple[Switch, ...]:
+    """What people and the watcher did, and the switches of releases since, oldest first."""
+    events = [
+        Switch(
+            time=moment(one, "time"),
+            who=one_line(one["who"]),
+            what=one_line(one["what"]),
+            release=incident.release,
+            why="" if (why := one_line(one["why"])) == incident.what else why,  # it stands above already
         )
-    for one in (
-        document.get("changed_after") or ()
-    ):  # a newer edgekit on the device tells, an older one does not
+        for one in document.get("timeline") or ()
+    ]
+    for one in document.get("changed_after") or ():  # an older edgekit on the device does not send it
         if one["what"] in ENTERS_USE:
-            what = f"{one_line(one['release'])} {DONE[one['what']]}"
-            events.append(Event(moment(one, "time"), what, one_line(one["who"]), one_line(one["why"])))
+            release = one_line(one["release"])
+            what = f"{release} {DONE[one['what']]}"
+            events.append(
+                Switch(moment(one, "time"), one_line(one["who"]), what, release, one_line(one["why"]))
+            )
     return tuple(sorted(events, key=lambda event: event.time))
 
 
-def entry_of(values: Mapping[str, Any]) -> Entry:
-    """An incident from its values in a document. Raises `ValueError` and others for values that are not valid."""
+def incident_of(values: Mapping[str, Any]) -> Incident:
+    """An incident from its values in a document, safe to show. Raises `ValueError` and others for invalid values."""
 
     def if_any(name: str) -> float | None:
         return None if values.get(name) is None else moment(values, name)
 
-    kind = str(values["kind"])
-    return Entry(
-        number=int(number(values, "id")),
-        label=LABELS.get(kind, one_line(kind)),
-        what=one_line(values["what"]),
-        state=one_line(values["state"]),
-        severity=one_line(values["severity"]),
-        action=one_line(values.get("action", "")),
-        release=one_line(values.get("release") or ""),
+    needed = {name: one_line(values[name]) for name in ("kind", "what", "state", "severity")}
+    optional = {name: one_line(values.get(name) or "") for name in ("rule", "subject", "action", "release")}
+    return Incident(
+        id=int(number(values, "id")),
         since=moment(values, "since"),
         opened=moment(values, "opened"),
         silenced_until=if_any("silenced_until"),
         resolved=if_any("resolved"),
+        acted=bool(values.get("acted")),
+        **cast("dict[str, Any]", {**needed, **optional}),
     )
 
 
 def _listed(state: Path, everything: bool) -> dict[str, Any]:
-    from edgekit.field.incidents.incidents import Incidents
-
     return {"incidents": [incident.to_dict() for incident in Incidents(state).find(everything=everything)]}
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 
 from edgekit.app.views.connection import NoStatus, UrlConnection
 from edgekit.app.views.evidence import Plot, Series, figures, unheard
-from edgekit.app.views.incident import Entry, Shown, Source, entry_of, read_document, read_list, read_one
+from edgekit.app.views.incident import Shown, Source, read_document, read_list, read_one
 from edgekit.base.errors import EdgekitError
 from edgekit.base.texts import one_line
+from edgekit.field.incidents.incidents import Incident
 
 FRESH_S = 10.0  # what stayed as it was is read anew after so long, a device over SSH not before
 FILES = (
@@ -40,7 +41,7 @@ class Found:
     `note` says what the list alone does not tell. After a failure the last that was read stays, with the trouble.
     """
 
-    entries: tuple[Entry, ...] = ()
+    incidents: tuple[Incident, ...] = ()
     shown: Shown | None = None
     plot: Plot | None = None
     trouble: str = ""
@@ -81,7 +82,7 @@ class Reader:
                 told = (f"It could not be read: {type(error).__name__}: {error}.", "edgekit doctor")
                 message, hint = (error.message, error.hint) if isinstance(error, EdgekitError) else told
                 kept = before or Found()
-                self._found = Found(kept.entries, kept.shown, kept.plot, one_line(message), one_line(hint))
+                self._found = Found(kept.incidents, kept.shown, kept.plot, one_line(message), one_line(hint))
             return self._found
 
     def _read(self, wanted: Wanted, now: float) -> Found:
@@ -89,9 +90,9 @@ class Reader:
         if source.by_url:
             return self._by_url(wanted, now)
         if wanted.number is None:
-            entries = read_list(source, everything=wanted.everything)
+            incidents = read_list(source, everything=wanted.everything)
             folder = None if source.host else source.folder
-            return Found(entries, note="" if folder is None else unheard(folder, now))
+            return Found(incidents, note="" if folder is None else unheard(folder, now))
         shown = read_one(source, wanted.number)
         if source.host or source.folder is None:
             return Found(shown=shown, plot=figures(shown, "The minutes of another device are not here."))
@@ -108,15 +109,16 @@ class Reader:
             status = self._connection.ask(now, URL_WINDOW_S)
         except NoStatus as error:
             return Found(trouble=f"{source.name} is LOST: {error.why}.", hint=f"{error.hint}. {ssh}")
-        found = {one.id: asdict(one) for row in status.releases for one in row.incidents}
+        found = {one.id: one for row in status.releases for one in row.incidents}
         if number is None:
             none = "" if found else "No incident is under way.\n"
             note = f"{none}{source.name} is read by its URL, which tells its open incidents. {ssh}"
-            return Found(tuple(map(entry_of, found.values())), note=note)
+            return Found(tuple(found.values()), note=note)
         if number not in found:
             return Found(trouble=f"Incident {number} is not open on {source.name}.", hint=ssh)
         rules = {rule.get("key"): rule for rule in status.rules}
-        document = {**found[number], "incident": found[number], "rule": rules.get(found[number]["rule"])}
+        values = asdict(found[number])
+        document = {**values, "incident": values, "rule": rules.get(found[number].rule)}
         shown = read_document(document, source)
         return Found(shown=shown, plot=figures(shown, f"Its measurements are on the device. {ssh}"))
 

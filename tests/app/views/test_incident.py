@@ -17,7 +17,17 @@ from field_state import FAILING, HOT, SLOW, answers, bad_hour, versions
 from edgekit.app.views import evidence, incident_reader
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.devices import Device
-from edgekit.app.views.incident import Source, read_document, read_list, read_one
+from edgekit.app.views.incident import (
+    Source,
+    duration,
+    is_over,
+    label,
+    length,
+    read_document,
+    read_list,
+    read_one,
+    state_words,
+)
 from edgekit.app.views.incident_reader import Reader, Wanted
 from edgekit.app.views.rollback import WATCH_S, Look, Watch, look, plan, rollback, seen
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
@@ -47,13 +57,20 @@ def number_of(state: Path, kind: str) -> int:
 def test_the_list_is_worst_first_and_says_for_how_long(hour: tuple[Path, float, str, str]) -> None:
     state, now, _, new = hour
     entries = read_list(Source(state))
-    assert entries[0].label == "Failing requests" and len(entries) == 3
+    assert label(entries[0]) == "Failing requests" and len(entries) == 3
     assert entries[0].severity == "critical" and entries[0].release == new
-    assert entries[0].length(now).startswith(("9 min", "10 min")) and entries[0].words(now) == "OPEN"
+    assert length(entries[0], now).startswith(("9 min", "10 min")) and state_words(entries[0], now) == "OPEN"
     silenced = replace(entries[0], silenced_until=now + 60)
-    assert silenced.words(now).startswith("OPEN, silenced until ") and silenced.words(now + 61) == "OPEN"
+    assert (
+        state_words(silenced, now).startswith("OPEN, silenced until ")
+        and state_words(silenced, now + 61) == "OPEN"
+    )
     over = replace(silenced, state="RESOLVED", resolved=entries[0].since + 90)
-    assert over.words(now) == "RESOLVED" and over.duration(now).endswith("(1 min 30 s)") and over.over
+    assert (
+        state_words(over, now) == "RESOLVED"
+        and duration(over, now).endswith("(1 min 30 s)")
+        and is_over(over)
+    )
 
 
 def test_the_switch_before_it_is_the_likely_cause_unless_going_back_would_not_help(
@@ -70,7 +87,7 @@ def test_the_switch_before_it_is_the_likely_cause_unless_going_back_would_not_he
         shown.timeline[0].what == "opened" and shown.timeline[0].why == ""
     )  # the sentence stands above already
     hot = read_one(Source(state), number_of(state, "temperature"))
-    assert hot.entry.action == "never" and not any(change.mark for change in hot.changes)
+    assert hot.incident.action == "never" and not any(change.mark for change in hot.changes)
 
 
 def test_a_switch_long_before_is_a_possible_cause_and_one_after_is_none(
@@ -97,9 +114,9 @@ def test_the_plot_shows_both_releases_and_the_limit(hour: tuple[Path, float, str
     shown = read_one(Source(state), number_of(state, "latency"))
     plot = evidence.Series(state).plot(shown, now)
     assert plot.line == 5.0 and plot.line_name == "limit" and plot.unit == "s" and not plot.figures
-    assert len(plot.xs) >= 9 and min(plot.ys) > 5 and all(x >= shown.entry.since - 120 for x in plot.xs)
+    assert len(plot.xs) >= 9 and min(plot.ys) > 5 and all(x >= shown.incident.since - 120 for x in plot.xs)
     assert len(plot.earlier) >= 25 and max(y for _, y in plot.earlier) < 5
-    assert shown.entry.opened == plot.opened
+    assert shown.incident.opened == plot.opened
     assert evidence.rule_words(shown) == "Time to first token (p95) above 5 s for 30 s, over 5 min 00 s"
 
 
@@ -165,8 +182,8 @@ def test_texts_of_a_store_can_do_nothing_to_a_terminal(hour: tuple[Path, float, 
     document["next_steps"] = [{"text": evil, "command": evil}]
     shown = read_document(document, Source(state))
     texts = [
-        shown.entry.what,
-        shown.entry.release,
+        shown.incident.what,
+        shown.incident.release,
         shown.timeline[0].who,
         shown.steps[0].text,
         shown.steps[0].command,
@@ -239,7 +256,7 @@ def test_a_device_over_ssh_is_read_by_the_same_commands(
     found = Reader().read(Wanted(source, number_of(state, "errors")), now)
     assert (
         found.shown is not None
-        and found.shown.entry.release == new
+        and found.shown.incident.release == new
         and "likely cause" in found.shown.changes[-1].mark
     )
     assert found.plot is not None and found.plot.figures and "another device" in found.plot.note
@@ -263,7 +280,7 @@ def test_what_stays_is_not_read_again_and_a_change_is_seen(
     assert reader.read(wanted, now + 1) is first and reads == [1]
     Incidents(state).acknowledge(1, who="anna", why="on it")
     after = reader.read(wanted, now + 2)
-    assert after.shown is not None and after.shown.entry.state == "ACKNOWLEDGED"
+    assert after.shown is not None and after.shown.incident.state == "ACKNOWLEDGED"
     assert after.shown.timeline[-1].why == "on it"
     (state / "incidents.sqlite").write_bytes(b"no database at all")
     lost = reader.read(wanted, now + 3)
@@ -315,7 +332,7 @@ def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_
     shown = read_one(Source(copy), number_of(copy, "temperature"))
     whole = evidence.Series(copy).plot(shown, now)
     store = Store(copy / "telemetry.sqlite", every_s=3600)
-    store.sample(Machine(now - 300, 300.0, float("inf"), 0.0, 0.5), shown.entry.release)
+    store.sample(Machine(now - 300, 300.0, float("inf"), 0.0, 0.5), shown.incident.release)
     store.close()
     with sqlite3.connect(store.path) as db:
         db.execute("update alive set time = 9e999")
