@@ -102,10 +102,10 @@ def _plain_results(settings: Settings) -> None:
 
 
 def _plain_run(settings: Settings) -> None:
-    from edgekit.app.views.run import Watch
+    from edgekit.app.views.run import RunReader
     from edgekit.base.clock import span
 
-    view = Watch(settings.cache_dir).look(time.time())
+    view = RunReader(settings.cache_dir).read(time.time())
     shell.say(f"{view.state}  {view.sentence}".rstrip())
     for stage in view.stages:
         took = "" if stage.seconds is None else span(stage.seconds)

@@ -1,4 +1,4 @@
-"""What the five screens share: the title line, the shell twin, the key hints, and looking again while they are shown."""
+"""What the five screens share: the title line, the shell command, the key hints, and looking again while they are shown."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ class View(Screen[None]):
     View > #tabs > #mode { width: 1fr; content-align-horizontal: right; }
     View > #tabs { layout: horizontal; }
     View > #tabs Static { link-style: none; link-color: $foreground; link-background: transparent; }
-    View > #title, View > #twin { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    View > #title, View > #shell-command { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     View > #title { text-style: bold; }
     View > #body { height: 1fr; }
-    View > #twin { color: $text-muted; }
+    View > #shell-command { color: $text-muted; }
     View > #tiny { display: none; }
     View.-tiny > * { display: none; }
     View.-tiny > #tiny { display: block; }
     """
 
-    twin: reactive[str] = reactive("")
+    shell_command: reactive[str] = reactive("")
     title_text: reactive[str] = reactive("")
     _focus_before: Widget | None = None
 
     def compose(self) -> ComposeResult:
-        """Title, body, twin and key hints."""
+        """Title, body, shell command and key hints."""
         with Container(id="tabs"):
             yield Static(id="names")
             yield Static(id="mode")
         yield Static(id="title", markup=False)
         with Container(id="body"):
             yield from self.compose_view()
-        yield Static(id="twin", markup=False)
+        yield Static(id="shell-command", markup=False)
         yield Footer(show_command_palette=False, compact=True)
         yield Static(id="tiny", markup=False)
 
@@ -68,7 +68,7 @@ class View(Screen[None]):
 
     def copy_text(self) -> str:
         """What `y` copies."""
-        return self.twin
+        return self.shell_command
 
     def show(self, **what: Any) -> None:
         """Turn to a subject, such as an incident's number."""
@@ -117,10 +117,12 @@ class View(Screen[None]):
             f"[{style}]{mode}[/]  [@click=app.command_palette()]? help[/] "
         )
 
-    def watch_twin(self, twin: str) -> None:
+    def watch_shell_command(self, shell_command: str) -> None:
         """Show the shell's line."""
-        for line in self.query("#twin").results(Static):
-            line.update(Text(f"$ {twin}" if twin else "", no_wrap=True, overflow="ellipsis"))
+        for line in self.query("#shell-command").results(Static):
+            line.update(
+                Text(f"$ {shell_command}" if shell_command else "", no_wrap=True, overflow="ellipsis")
+            )
 
     def watch_title_text(self, text: str) -> None:
         """Show the title."""

@@ -24,9 +24,9 @@ from edgekit.app.screens.pages import show_plan, show_target
 from edgekit.app.screens.start import Starter
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
-from edgekit.app.views.checks import Checks
+from edgekit.app.views.choices import Checks
 from edgekit.app.views.command import Command, Outcome
-from edgekit.app.views.places import Place, look_at_place
+from edgekit.app.views.paths import Place, look_at_place
 from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, Choice, Finding
 from edgekit.models.source import BUILT_IN
 from edgekit.targets.host import Host
@@ -314,7 +314,7 @@ class BuildScreen(View):
             return
         typing = f"   {TYPING}" if isinstance(self.focused, Input) else ""
         self.title_text = f"build {signs.line} {self.step + 1}/{len(STEPS)} {name}{typing}"
-        self.twin = self.choice.build.text
+        self.shell_command = self.choice.build.text
         self.refresh_bindings()
 
     def _draw_targets(self) -> None:

@@ -26,7 +26,7 @@ class Deploying(View):
     progress: tuple[tuple[str, str], ...] = ()
     """A state and a sentence for each step."""
 
-    def draw_twin(self) -> None:
+    def draw_shell_command(self) -> None:
         """Show the command that fits the focus, or the pending one."""
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class Deploying(View):
     def pend(self, command: Command | None) -> None:
         """Show `command` as the one that is asked about or runs."""
         self.pending = command
-        self.draw_twin()
+        self.draw_shell_command()
 
     def _say(self, *steps: tuple[str, str]) -> None:
         self.progress = steps

@@ -185,7 +185,7 @@ class IncidentScreen(RollingBack):
         found, source, now, sign = self._found, self.source, self.edgekit.now(), self.edgekit.symbols
         number = self._number
         shown = found.shown if found else None
-        self.twin = "" if source.by_url else parts.twin(source, number, self._everything)
+        self.shell_command = "" if source.by_url else parts.shell_command(source, number, self._everything)
         self.title_text = parts.title(source, number, shown, self._everything)
         words = parts.said(found, self._said)
         self._put("said", Text(words))
@@ -310,7 +310,7 @@ class IncidentScreen(RollingBack):
             return
         self.app.copy_to_clipboard(step.command)
         self.say(f"$ {step.command}")
-        self.twin = step.command
+        self.shell_command = step.command
 
     # Changing
 

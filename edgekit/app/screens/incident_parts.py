@@ -43,7 +43,7 @@ class Row:
     height: int
 
 
-def twin(source: Source, number: int | None, everything: bool) -> str:
+def shell_command(source: Source, number: int | None, everything: bool) -> str:
     """The shell command that shows the same."""
     if number is not None:
         return source.command("incident", "show", str(number)).text

@@ -12,7 +12,7 @@ from textual.coordinate import Coordinate
 from textual.suggester import Suggester
 from textual.widgets import DataTable, Input
 
-from edgekit.app.views.places import suggest
+from edgekit.app.views.paths import suggest
 
 Columns = tuple[tuple[str, int], ...]  # labels and widths
 # The last column of each is beyond the edge of a narrow terminal.

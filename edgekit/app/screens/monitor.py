@@ -282,7 +282,7 @@ class MonitorScreen(View):
         worst = self._drawn.fleet.worst if self._drawn else None
         told = worst is not None and row is not None and key_of(row) == key_of(worst)
         self._update("#why", Text("" if row is None else _about(row, told=told)))
-        self.twin = self._twin(row)
+        self.shell_command = self._shell_command(row)
 
     def _update(self, name: str, text: Text) -> None:
         line = self.query_one(name, Static)
@@ -305,7 +305,7 @@ class MonitorScreen(View):
             return self._picked
         return key_of(self._drawn.rows[0]) if self._drawn and self._drawn.rows else ""
 
-    def _twin(self, row: ReleaseStatus | None) -> str:
+    def _shell_command(self, row: ReleaseStatus | None) -> str:
         device = self._fleet.device(row.device) if self._fleet and row else None
         if device is not None and device.url:
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""

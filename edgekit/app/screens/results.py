@@ -148,7 +148,7 @@ class ResultsScreen(Deploying):
         self.query_one("#pages", ContentSwitcher).current = "nothing"
         self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
         self.refresh_bindings()
-        self.draw_twin()
+        self.draw_shell_command()
 
     def _loaded(self, loaded: Results, samples: Samples, stamp: tuple[int, ...]) -> None:
         if self._bundle not in (None, loaded.bundle):
@@ -172,7 +172,7 @@ class ResultsScreen(Deploying):
         self._draw_table(self.results)
         self._draw_detail()
         self.draw_progress()
-        self.draw_twin()
+        self.draw_shell_command()
 
     def _draw_table(self, found: Results) -> None:
         table, symbols = self.query_one("#variants", DataTable), self.edgekit.symbols
@@ -230,18 +230,18 @@ class ResultsScreen(Deploying):
             lines = results.detail(self.results, self._row(), self.edgekit.symbols)
             self.query_one("#detail", Static).update(styled(lines))
 
-    def draw_twin(self) -> None:
+    def draw_shell_command(self) -> None:
         """The pending command, or the one that tells the same as what is shown."""
         if self.pending is not None:
-            self.twin = self.pending.text
+            self.shell_command = self.pending.text
         elif self._in_samples:
-            self.twin = self.query_one(SamplesPane).twin
+            self.shell_command = self.query_one(SamplesPane).shell_command
         elif self._bundle is None:
-            self.twin = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
+            self.shell_command = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
         elif len(self._marked) == 2 and set(self._marked) <= set(self.samples.variants):
-            self.twin = samples_view.compare_command(self._bundle, *self._marked).text
+            self.shell_command = samples_view.compare_command(self._bundle, *self._marked).text
         else:
-            self.twin = Command(("verify", str(self._bundle))).text
+            self.shell_command = Command(("verify", str(self._bundle))).text
 
     def on_resize(self, event: Resize) -> None:
         """Other columns fit now."""
@@ -320,11 +320,11 @@ class ResultsScreen(Deploying):
         self.query_one("#pages", ContentSwitcher).current = "overview" if self.results else "nothing"
         self.query_one("#variants").focus()
         self.refresh_bindings()
-        self.draw_twin()
+        self.draw_shell_command()
 
     def on_samples_pane_turned(self, message: SamplesPane.Turned) -> None:
-        """The twin tells of the sample."""
-        self.draw_twin()
+        """The shell command is that of the sample."""
+        self.draw_shell_command()
 
     def action_page(self) -> None:
         """Where the page is."""

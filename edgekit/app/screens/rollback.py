@@ -18,7 +18,7 @@ from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import rollback
 from edgekit.app.views.command import Outcome
 from edgekit.app.views.incident import Source
-from edgekit.app.views.rollback import Look, Plan, Verdict, Watch
+from edgekit.app.views.rollback import Health, Plan, Recovery, Verdict
 from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
 
@@ -126,7 +126,7 @@ class HealthWatch(ModalScreen[str]):
     def __init__(self, source: Source, release: str) -> None:
         super().__init__()
         self._source, self._release = source, release
-        self._watch: Watch | None = None
+        self._watch: Recovery | None = None
         self._verdict: Verdict | None = None
         self._looking = False
 
@@ -141,7 +141,7 @@ class HealthWatch(ModalScreen[str]):
 
     def on_mount(self) -> None:
         """Begin."""
-        self._watch = Watch(self._source, self._release, self._app.now())
+        self._watch = Recovery(self._source, self._release, self._app.now())
         self._tick()
         self.set_interval(1.0, self._tick)
 
@@ -156,11 +156,11 @@ class HealthWatch(ModalScreen[str]):
             self._look(self._watch, self._app.now())
         self._draw()
 
-    def _look(self, watch: Watch, now: float) -> None:
+    def _look(self, watch: Recovery, now: float) -> None:
         elapsed_s = now - watch.began
-        in_thread(self, lambda: rollback.look(watch.source, watch.release, elapsed_s, now), self._have)
+        in_thread(self, lambda: rollback.read_health(watch.source, watch.release, elapsed_s, now), self._have)
 
-    def _have(self, seen: Look) -> None:
+    def _have(self, seen: Health) -> None:
         self._looking = False
         if self._watch is not None and self._verdict is None:
             self._watch = self._watch.taking(seen)

@@ -20,7 +20,7 @@ from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.run_log import LogPane
 from edgekit.app.screens.run_parts import Parts
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views.run import Watch
+from edgekit.app.views.run import RunReader
 from edgekit.app.views.run_fold import RunView, matching
 from edgekit.app.views.wizard import Choice
 from edgekit.base.errors import EdgekitError
@@ -61,7 +61,7 @@ class RunScreen(View):
     def __init__(self) -> None:
         super().__init__()
         self._view = RunView()
-        self._watch: Watch | None = None
+        self._reader: RunReader | None = None
         self._looking = False
         self._asked: dict[int, float] = {}  # when each process was asked to stop
         self._filter = ""
@@ -84,7 +84,7 @@ class RunScreen(View):
 
     def on_mount(self) -> None:
         """Begin to look."""
-        self._watch = Watch(self.edgekit.settings.cache_dir)
+        self._reader = RunReader(self.edgekit.settings.cache_dir)
         self.query_one(LogPane).focus()
         self.watch(self.query_one(LogPane), "following", self._draw_head, init=False)
         self.every(self._look)
@@ -99,9 +99,9 @@ class RunScreen(View):
         return None if self._view.state == "NONE" else self._view.document()
 
     def _look(self) -> None:
-        if self._watch is not None and not self._looking:
+        if self._reader is not None and not self._looking:
             self._looking = True
-            in_thread(self, partial(self._watch.look, self.edgekit.now()), self._looked)
+            in_thread(self, partial(self._reader.read, self.edgekit.now()), self._looked)
 
     def _looked(self, view: RunView) -> None:
         self._looking, self._view = False, view
@@ -125,7 +125,7 @@ class RunScreen(View):
             return
         text = (
             f"Stop the build of {run.model} for {run.target}? It keeps finished stages, and the same command goes on "
-            f"from there.\n\n$ {self.twin}"
+            f"from there.\n\n$ {self.shell_command}"
         )
 
         def answered(yes: bool | None) -> None:
@@ -188,7 +188,7 @@ class RunScreen(View):
         if not self.is_mounted:
             return
         view, parts = self._view, self._parts
-        self.title_text, self.twin = parts.title(), self._twin()
+        self.title_text, self.shell_command = parts.title(), self._shell_command()
         choices = PLOTS if parts.wide else (None, *PLOTS)
         shown = choices[self._plot % len(choices)]
         self.set_class(shown == "drift", "-drift")
@@ -223,7 +223,7 @@ class RunScreen(View):
             if id in ("verdict", "now"):
                 line.display = bool(text)
 
-    def _twin(self) -> str:
+    def _shell_command(self) -> str:
         view, settings = self._view, self.edgekit.settings
         build = (Choice() if settings.demo else Choice(cache_dir=settings.cache_dir)).build.text
         if settings.demo:

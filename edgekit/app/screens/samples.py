@@ -100,7 +100,7 @@ class SamplesPane(Vertical):
         return self.shown[self.index].id if self.index < len(self.shown) else ""
 
     @property
-    def twin(self) -> str:
+    def shell_command(self) -> str:
         """The command that tells of the same change: of the first file whose answer differs here."""
         if BEFORE not in self.samples.variants or not self.samples.held:
             return f"edgekit verify {self.bundle}"

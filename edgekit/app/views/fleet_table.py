@@ -149,9 +149,9 @@ def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> s
         case "since":
             return "" if row.trouble_since is None else clock(row.trouble_since, now)[-5:]
         case "why":
-            hush = "silenced: " if row.is_silenced(now) else ""
+            silenced = "silenced: " if row.is_silenced(now) else ""
             seen = bool(row.incidents) and row.incidents[0].state == "ACKNOWLEDGED" and row.state != "LOST"
-            return f"{hush or ('acknowledged: ' if seen else '')}{row.why}"
+            return f"{silenced or ('acknowledged: ' if seen else '')}{row.why}"
     return _number(row, column.name)
 
 

@@ -89,7 +89,7 @@ def in_use_now(rolled: Outcome) -> str:
 
 
 @dataclass(frozen=True)
-class Look:
+class Health:
     """What one look saw: the release that answers, how long ago the server was heard of, and what was counted.
 
     `incidents` are those under way on what answers, by number; `trouble` says why the look failed.
@@ -119,16 +119,16 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Recovery:
     """A minute's watch over the release that answers again since `began`, Unix seconds."""
 
     source: Source
     release: str
     began: float
-    first: Look | None = None
-    last: Look | None = None
+    first: Health | None = None
+    last: Health | None = None
 
-    def taking(self, look: Look) -> Watch:
+    def taking(self, look: Health) -> Recovery:
         """The watch with one more look."""
         first = self.first or (None if look.trouble else look)
         return replace(self, first=first, last=look)
@@ -169,7 +169,7 @@ class Watch:
         """What is wrong as far as it can be told now."""
         last, name = self.last, self.source.name
         if last is None:
-            return Verdict("STILL BAD", f"{name} was not seen yet", "Look again in a moment.")
+            return Verdict("STILL BAD", f"{name} was not seen yet", "Health again in a moment.")
         if last.trouble:
             return Verdict("STILL BAD", last.trouble, "See whether the device can be reached.")
         if last.silent_s is None or last.silent_s > HEARTBEAT_S:
@@ -211,8 +211,8 @@ class Watch:
         return self.source.command("serve").text
 
 
-def look(source: Source, release: str, elapsed_s: float, now: float) -> Look:
-    """Look once, at what happened in the last `elapsed_s`. Never raises."""
+def read_health(source: Source, release: str, elapsed_s: float, now: float) -> Health:
+    """Health once, at what happened in the last `elapsed_s`. Never raises."""
     try:
         if not source.host:
             from edgekit.field.status import overview
@@ -222,20 +222,20 @@ def look(source: Source, release: str, elapsed_s: float, now: float) -> Look:
             return seen([row.to_dict() for row in rows], release, now)
         outcome = source.command("monitor", "--once", "--window", f"{max(1, round(elapsed_s))}s").run(ASKED_S)
         if outcome.code != 0:
-            return Look(trouble=one_line(outcome.message))
+            return Health(trouble=one_line(outcome.message))
         return seen(outcome.document["releases"], release, moment(outcome.document, "time"))
     except EdgekitError as error:
-        return Look(trouble=one_line(error.message))
+        return Health(trouble=one_line(error.message))
     except FOREIGN as error:
-        return Look(trouble=one_line(f"what it tells is not understood: {type(error).__name__}: {error}"))
+        return Health(trouble=one_line(f"what it tells is not understood: {type(error).__name__}: {error}"))
 
 
-def seen(rows: Sequence[Mapping[str, Any]], release: str, now: float) -> Look:
+def seen(rows: Sequence[Mapping[str, Any]], release: str, now: float) -> Health:
     """A look from the rows of `edgekit monitor --once --json` at the device's time `now`."""
     used = next((row for row in rows if row["in_use"]), None)
     mine = next((row for row in rows if row["release"] == release), None)
     heard = moment(used, "last_seen") if used and used["last_seen"] is not None else None
-    return Look(
+    return Health(
         in_use=one_line(used["release"]) if used else "",
         silent_s=None if heard is None else max(0.0, now - heard),
         requests=int(number(mine, "requests")) if mine else 0,

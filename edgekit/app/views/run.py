@@ -13,7 +13,7 @@ from edgekit.build import runs
 Identity = tuple[int, float]
 
 
-class Watch:
+class RunReader:
     """Looks at the run in a cache again and again; every look reads what is new. One thread at a time."""
 
     def __init__(self, cache_dir: Path) -> None:
@@ -21,14 +21,14 @@ class Watch:
         self._of: Identity | None = None
         self._begin()
 
-    def look(self, now: float) -> RunView:
+    def read(self, now: float) -> RunView:
         """The run as it is now. Raises nothing: what cannot be read is said in the view."""
         run = runs.read(self.cache_dir)
         of = _identity(run)
         if of != self._of:
             self._of = of
             self._begin()
-        found = self._tail.look()
+        found = self._tail.read()
         if found.anew:
             self._fold = Fold()
         for line in found.lines:

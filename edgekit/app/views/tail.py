@@ -16,7 +16,7 @@ SEAM = 64  # bytes before the place read up to; when they changed, another file 
 
 
 @dataclass(frozen=True)
-class Look:
+class NewLines:
     """What one look found: whole lines, oldest first, and what was not read.
 
     `anew` says that the file is another one than before, so that all that was read of it no longer counts.
@@ -41,27 +41,27 @@ class Tail:
         self._file: tuple[int, int] | None = None
         self._place, self._seam, self._rest, self._cut = 0, b"", b"", False
 
-    def look(self) -> Look:
+    def read(self) -> NewLines:
         """The lines that were finished since the last look. Raises nothing: what is wrong is in the result."""
         try:
             handle = os.open(
                 self.path, os.O_RDONLY | os.O_NONBLOCK
             )  # a pipe without a writer must not hold us
         except FileNotFoundError:
-            return Look(anew=self._gone(), missing=True)
+            return NewLines(anew=self._gone(), missing=True)
         except OSError as error:
-            return Look(trouble=f"{self.path} cannot be read: {error.strerror or error}.")
+            return NewLines(trouble=f"{self.path} cannot be read: {error.strerror or error}.")
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                return Look(anew=self._gone(), trouble=f"{self.path} is not a file.")
-            return self._read(handle, found)
+                return NewLines(anew=self._gone(), trouble=f"{self.path} is not a file.")
+            return self._read_from(handle, found)
         except OSError as error:
-            return Look(trouble=f"{self.path} cannot be read: {error.strerror or error}.")
+            return NewLines(trouble=f"{self.path} cannot be read: {error.strerror or error}.")
         finally:
             os.close(handle)
 
-    def _read(self, handle: int, found: os.stat_result) -> Look:
+    def _read_from(self, handle: int, found: os.stat_result) -> NewLines:
         same = self._file == (found.st_dev, found.st_ino) and found.st_size >= self._place
         seam = os.pread(handle, len(self._seam), self._place - len(self._seam)) if same else b""
         anew = not same or seam != self._seam
@@ -76,7 +76,7 @@ class Tail:
         self._place += len(read)
         self._seam = (self._seam + read)[-SEAM:] if not skipped else read[-SEAM:]
         lines, dropped = self._split(read)
-        return Look(tuple(lines), skipped, dropped, anew)
+        return NewLines(tuple(lines), skipped, dropped, anew)
 
     def _split(self, read: bytes) -> tuple[list[str], int]:
         """The whole lines, and how many were dropped: too long, or cut at the place where reading began."""

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.app.views.command import Outcome
-from edgekit.app.views.places import Place
+from edgekit.app.views.paths import Place
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import STEPS, Choice, Finding, Limit, Shipped, minutes, planned
 

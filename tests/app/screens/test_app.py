@@ -35,7 +35,7 @@ class Plain(View):
         yield Chart(id="chart")
 
     def on_mount(self) -> None:
-        self.twin, self.title_text = "edgekit monitor --once", "what is shown"
+        self.shell_command, self.title_text = "edgekit monitor --once", "what is shown"
 
     def action_press(self) -> None:
         pressed.append("x")
@@ -57,7 +57,7 @@ def screens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 50)])
-def test_title_twin_and_keys_are_shown(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_title_shell_command_and_keys_are_shown(tmp_path: Path, size: tuple[int, int]) -> None:
     async def test() -> None:
         shown = app(tmp_path, "monitor")
         async with shown.run_test(size=size, notifications=True) as pilot:

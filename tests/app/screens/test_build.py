@@ -434,7 +434,7 @@ def test_the_view_is_exported_with_its_command(shell: Shell, tmp_path: Path) -> 
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await until(pilot, lambda: settled(screen))
         found = screen.document()
-        assert found["command"] == screen.twin == screen.copy_text()
+        assert found["command"] == screen.shell_command == screen.copy_text()
         assert found["plan"]["parameters"] == 134e6 and found["steps"]["data"]["state"] == "OK"
 
     wizard(tmp_path, (80, 24), test)

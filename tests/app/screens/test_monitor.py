@@ -186,7 +186,7 @@ def test_the_cursor_stays_on_its_row_when_others_get_worse(tmp_path: Path, line:
             await until(pilot, lambda: names(shown) == ["line-2", "line-3", "line-0", "line-1"])
             assert screen(shown).chosen.device == "line-1"  # type: ignore[union-attr]
             assert screen(shown).query_one(DataTable).cursor_row == 3
-            assert shown.screen.twin.startswith("curl 'http://127.0.0.1")  # type: ignore[attr-defined]
+            assert shown.screen.shell_command.startswith("curl 'http://127.0.0.1")  # type: ignore[attr-defined]
 
     run(test())
 
@@ -221,7 +221,7 @@ def test_an_incident_is_acknowledged_only_in_write_mode_and_with_a_reason(
         shown = app(tmp_path, "monitor")
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "#1: 20.0% of the requests fail, limit 5.0%" in text_of(shown))
-            assert screen(shown).twin == f"edgekit monitor --once --window 15m --state {state}"
+            assert screen(shown).shell_command == f"edgekit monitor --once --window 15m --state {state}"
             await pilot.press("a")
             await until(pilot, lambda: "press w" in text_of(shown))
             await write_mode(shown, pilot)
@@ -356,9 +356,10 @@ def test_the_shells_line_of_an_address_is_quoted(tmp_path: Path) -> None:
         shown = app(tmp_path, "monitor", devices=(Device("line-1", url),))
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "LOST" in text_of(shown))
-            await until(pilot, lambda: screen(shown).twin.startswith("curl"))
+            await until(pilot, lambda: screen(shown).shell_command.startswith("curl"))
             assert (
-                shlex.split(screen(shown).twin) == ["curl", f"{url}&window=900"] and "'" in screen(shown).twin
+                shlex.split(screen(shown).shell_command) == ["curl", f"{url}&window=900"]
+                and "'" in screen(shown).shell_command
             )
 
     run(test())

@@ -26,7 +26,7 @@ def test_variants_stand_in_a_table_with_the_verdict_above(tmp_path: Path, size: 
             await until(pilot, lambda: "✓ PASS\n" in text_of(found) or "✓ PASS " in text_of(found))
             text = text_of(found)
             assert "good  ✓ PASSED: 4 of 4 gates hold" in text
-            assert "$ edgekit verify" in text and str(tmp_path) in shown.twin
+            assert "$ edgekit verify" in text and str(tmp_path) in shown.shell_command
             for words in ("tuned", "100.0", "75.0", "0.0100", "95.0", "✓ PASS", "P Promote", "q Quit"):
                 assert words in text, words
             assert ("90 [81..99.0]" in text.partition("Built")[0]) == (size[0] == 160)
@@ -89,7 +89,7 @@ def test_samples_side_by_side_with_what_changed(tmp_path: Path, size: tuple[int,
             assert "Where is Bob?" in text and "im_start" not in text
             beside = [line for line in text.splitlines() if "tuned" in line and "base" in line]
             assert bool(beside) == (size[0] == 160)
-            assert shown.twin.startswith("edgekit compare ")
+            assert shown.shell_command.startswith("edgekit compare ")
             assert shown.document()["counts"]["gguf"]["worse"] == 1
             await pilot.press("n")
             await until(pilot, lambda: "sample 2 of 2" in text_of(found))
@@ -102,7 +102,7 @@ def test_samples_side_by_side_with_what_changed(tmp_path: Path, size: tuple[int,
             await until(pilot, lambda: "No sample has 'nowhere'" in text_of(found))
             await pilot.press("escape")
             await until(pilot, lambda: "variant" in text_of(found))
-            assert shown.twin.startswith("edgekit verify ")
+            assert shown.shell_command.startswith("edgekit verify ")
             assert isinstance(found.focused, DataTable)
 
     run(look())
@@ -116,8 +116,8 @@ def test_two_variants_beside_each_other(tmp_path: Path) -> None:
         async with found.run_test(size=(80, 24), notifications=True) as pilot:
             shown = await read(pilot)
             await pilot.press("space", "down", "space")
-            await until(pilot, lambda: "compare" in shown.twin)
-            assert "gguf.jsonl" in shown.twin and "onnx.jsonl" in shown.twin
+            await until(pilot, lambda: "compare" in shown.shell_command)
+            assert "gguf.jsonl" in shown.shell_command and "onnx.jsonl" in shown.shell_command
             assert text_of(found).count("*") >= 2
             await pilot.press("d")
             await until(pilot, lambda: "second from first" in text_of(found))
@@ -178,7 +178,7 @@ def test_without_a_bundle_it_says_how_to_build_one(tmp_path: Path) -> None:
         found = opened(tmp_path)
         async with found.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "There is no bundle in" in text_of(found))
-            assert screen(found).twin.startswith("edgekit build ")
+            assert screen(found).shell_command.startswith("edgekit build ")
             await pilot.press("b")
             await pilot.press("P")
             await until(pilot, lambda: "none can be promoted" in told(found))

@@ -60,7 +60,7 @@ def promoting(answer: Callable[[Command], Outcome], check: Callable[[Any, Any], 
                 shown = await read(pilot)
                 await writing(pilot)
                 await pilot.press("P")
-                await until(pilot, lambda: "releases import" in shown.twin)
+                await until(pilot, lambda: "releases import" in shown.shell_command)
                 await typed(pilot, "it is better")
                 await until(pilot, lambda: "Type good to go on" in text_of(found))
                 await typed(pilot, "goof")
@@ -83,7 +83,7 @@ async def on_trial(pilot: Any, ran: list[tuple[str, ...]]) -> None:
         ("releases", "import", str(pilot.app.settings.bundles / "good"), "--state", state),
         ("releases", "promote", "abc123", "--why", "it is better", "--state", state, "--yes"),
     ]
-    assert screen(pilot.app).twin.startswith("edgekit verify")
+    assert screen(pilot.app).shell_command.startswith("edgekit verify")
 
 
 test_a_promotion_is_two_commands_in_turn = promoting(

@@ -147,12 +147,12 @@ def test_the_end_does_not_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(threading, "excepthook", raised.append)
     before = set(threading.enumerate())
 
-    def look(*what: object) -> rollback.Look:
+    def read_health(*what: object) -> rollback.Health:
         looking.set()
         let.wait(10)
-        return rollback.Look("old", 1.0)
+        return rollback.Health("old", 1.0)
 
-    monkeypatch.setattr(rollback, "look", look)
+    monkeypatch.setattr(rollback, "read_health", look)
 
     async def test() -> None:
         shown = opened(tmp_path)

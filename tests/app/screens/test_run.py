@@ -24,7 +24,7 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.run_log import LogPane
-from edgekit.app.views.run import Watch
+from edgekit.app.views.run import RunReader
 from edgekit.base.artifacts import write_json
 from edgekit.base.events import (
     Alert,
@@ -183,7 +183,7 @@ def test_nothing_there_says_what_to_press_and_a_build_in_the_shell_appears(
             await until(pilot, lambda: "No build has run" in text_of(shown))
             await until(pilot, lambda: "Press 1 to build" in text_of(shown))
             assert "$ edgekit build --model" in text_of(shown)
-            assert f"--cache-dir {cache}" in shown.screen.twin
+            assert f"--cache-dir {cache}" in shown.screen.shell_command
             record(cache)
             append(cache, StageStarted("model"))
             await until(pilot, lambda: "model          RUNNING" in text_of(shown))
@@ -317,11 +317,11 @@ def test_leaving_the_app_waits_for_no_look(
     """As at a disk of the network that does not answer."""
     looking, blocked, ends = threading.Event(), threading.Event(), []
 
-    def look(self: Watch, now: float) -> Any:
+    def look(self: RunReader, now: float) -> Any:
         looking.set()
         blocked.wait(10)
 
-    monkeypatch.setattr(Watch, "look", look)
+    monkeypatch.setattr(RunReader, "look", look)
 
     async def test() -> None:
         shown = app(tmp_path, "run")

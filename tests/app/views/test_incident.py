@@ -29,7 +29,7 @@ from edgekit.app.views.incident import (
     state_words,
 )
 from edgekit.app.views.incident_reader import Reader, Wanted
-from edgekit.app.views.rollback import WATCH_S, Look, Watch, look, plan, rollback, seen
+from edgekit.app.views.rollback import WATCH_S, Health, Recovery, plan, read_health, rollback, seen
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.telemetry.machine import Machine
@@ -399,7 +399,7 @@ def test_the_command_names_the_release_that_it_leaves() -> None:
     )  # fmt: skip
 
 
-WELL = Look("old", 2.0, 30, 0, 0.4)
+WELL = Health("old", 2.0, 30, 0, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -412,11 +412,11 @@ WELL = Look("old", 2.0, 30, 0, 0.4)
         (replace(WELL, silent_s=31.0), "STILL BAD", "nothing answers"),
         (replace(WELL, silent_s=None), "STILL BAD", "never heard of"),
         (replace(WELL, incidents=((13, "It is slow."),)), "STILL BAD", "incident 13"),
-        (Look(trouble="No route to host."), "STILL BAD", "No route"),
+        (Health(trouble="No route to host."), "STILL BAD", "No route"),
     ],
 )
-def test_the_verdict_of_a_minute(last: Look, word: str, why: str) -> None:
-    watch = Watch(Source(Path("/state")), "old", 1000.0).taking(Look("old", 1.0, 10, 0)).taking(last)
+def test_the_verdict_of_a_minute(last: Health, word: str, why: str) -> None:
+    watch = Recovery(Source(Path("/state")), "old", 1000.0).taking(Health("old", 1.0, 10, 0)).taking(last)
     assert watch.verdict(1000.0 + WATCH_S - 1) is None and watch.left_s(1030.0) == WATCH_S - 30
     verdict = watch.verdict(1000.0 + WATCH_S)
     assert verdict is not None and verdict.word == word and why in verdict.why
@@ -426,19 +426,19 @@ def test_the_verdict_of_a_minute(last: Look, word: str, why: str) -> None:
 def test_looks_at_a_device_that_answers_and_at_one_that_does_not(tmp_path: Path) -> None:
     state, now = tmp_path / "state", time.time()
     old, new = versions(state, ["well", "slow"], now - 600)
-    assert look(Source(state), old, 1.0, now).silent_s is None
+    assert read_health(Source(state), old, 1.0, now).silent_s is None
     store = Store(state / "telemetry.sqlite", every_s=3600)
     answers(store, new, now, count=4)
     store.heartbeat(now)
     store.flush()
-    found = look(Source(state), new, 5.0, now)
+    found = read_health(Source(state), new, 5.0, now)
     assert (found.in_use, found.silent_s, found.requests) == (new, 0.0, 4) and found.ttft_p95_s
-    assert look(Source(state), old, 5.0, now).requests == 0
-    assert look(Source(state), new, 100.0, now + 90).silent_s == 90.0
+    assert read_health(Source(state), old, 5.0, now).requests == 0
+    assert read_health(Source(state), new, 100.0, now + 90).silent_s == 90.0
     (state / "incidents.sqlite").write_bytes(b"no database at all")
-    assert "damaged" in look(Source(state), new, 5.0, now).trouble
+    assert "damaged" in read_health(Source(state), new, 5.0, now).trouble
     store.close()
-    assert seen([], "old", now) == Look()
+    assert seen([], "old", now) == Health()
 
 
 @pytest.mark.parametrize("name", ["last_seen", "requests", "errors", "ttft_p95_s", "id"])
@@ -454,8 +454,8 @@ def test_a_number_that_is_none_is_a_trouble_of_the_look(
     source = Source(Path("/state"), Device("line-3", host="line-3"))
     told = {"time": 1000.0, "releases": [row]}
     monkeypatch.setattr(Command, "run", lambda self, timeout_s=None: Outcome(self, 0, told))
-    assert look(source, "old", 5.0, 0.0) == Look("old", 1.0, 3, 0, None, ((1, "It is slow."),))
+    assert read_health(source, "old", 5.0, 0.0) == Health("old", 1.0, 3, 0, None, ((1, "It is slow."),))
     (incident if name == "id" else row)[name] = value  # type: ignore[index]
-    found = look(source, "old", 5.0, 0.0)
-    watch = Watch(source, "old", 0.0).taking(found)
+    found = read_health(source, "old", 5.0, 0.0)
+    watch = Recovery(source, "old", 0.0).taking(found)
     assert f"'{name}' is no number" in found.trouble and watch.figures() == (found.trouble,)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.app.views.run import Watch
+from edgekit.app.views.run import RunReader
 from edgekit.app.views.run_fold import Fold, RunView, matching
 from edgekit.base.artifacts import write_json
 from edgekit.base.events import (
@@ -235,25 +235,25 @@ def append(cache: Path, *events: Event) -> None:
 
 def test_a_watch_follows_a_run_of_another_process_and_its_memory(tmp_path: Path) -> None:
     record(tmp_path)
-    watch = Watch(tmp_path)
+    watch = RunReader(tmp_path)
     now = time.time()
-    assert watch.look(now).state == "RUNNING" and states(watch.look(now))["model"] == "WAITING"
+    assert watch.read(now).state == "RUNNING" and states(watch.read(now))["model"] == "WAITING"
     append(tmp_path, StageStarted("model", time=now))
-    assert states(watch.look(now))["model"] == "RUNNING"
+    assert states(watch.read(now))["model"] == "RUNNING"
     append(tmp_path, StageFinished("model", 1.0, time=now), StageStarted("tune", time=now))
-    view = watch.look(now)
+    view = watch.read(now)
     assert states(view)["model"] == "DONE" and view.rss_mib and view.available_mib
     change(tmp_path, outcome="pass", ended=now)
-    assert watch.look(now).state == "PASSED" and watch.look(now).rss_mib is None
+    assert watch.read(now).state == "PASSED" and watch.read(now).rss_mib is None
 
 
 def test_the_next_run_in_the_cache_begins_anew(tmp_path: Path) -> None:
     record(tmp_path, outcome="error", ended=T, message="No room.")
     append(tmp_path, StageStarted("tune"))
-    watch = Watch(tmp_path)
-    assert states(watch.look(T))["tune"] == "FAILED"
+    watch = RunReader(tmp_path)
+    assert states(watch.read(T))["tune"] == "FAILED"
     record(tmp_path)
-    assert set(states(watch.look(T)).values()) == {"WAITING"}
+    assert set(states(watch.read(T)).values()) == {"WAITING"}
 
 
 def test_a_log_of_a_gigabyte_is_read_at_its_end_and_earlier_stages_are_done(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_log_of_a_gigabyte_is_read_at_its_end_and_earlier_stages_are_done(tmp_
         file.write(b"\n")
     append(tmp_path, StageStarted("merge"))
     start = time.monotonic()
-    view = Watch(tmp_path).look(time.time())
+    view = RunReader(tmp_path).read(time.time())
     assert time.monotonic() - start < 2
     assert states(view) == {
         "model": "DONE", "tune": "DONE", "merge": "RUNNING", "export.gguf": "WAITING", "verify.gguf": "WAITING",
@@ -273,15 +273,15 @@ def test_a_log_of_a_gigabyte_is_read_at_its_end_and_earlier_stages_are_done(tmp_
 
 
 def test_nothing_there_is_a_sentence_and_events_alone_are_shown(tmp_path: Path) -> None:
-    view = Watch(tmp_path / "nowhere").look(T)
+    view = RunReader(tmp_path / "nowhere").read(T)
     assert view.state == "NONE" and "No build has run in" in view.sentence and json.dumps(view.document())
     append(tmp_path, StageStarted("tune", time=T), StageFinished("tune", 3.0, time=T))
-    view = Watch(tmp_path).look(T)
+    view = RunReader(tmp_path).read(T)
     assert (
         view.state == "UNKNOWN" and states(view) == {"tune": "DONE"} and "without a record" in view.sentence
     )
     (tmp_path / "run.json").write_text("{")
-    view = Watch(tmp_path).look(T)
+    view = RunReader(tmp_path).read(T)
     assert view.state == "STOPPED" and "cannot be read" in view.sentence
     assert json.dumps(view.document(), default=str)
 
@@ -289,7 +289,7 @@ def test_nothing_there_is_a_sentence_and_events_alone_are_shown(tmp_path: Path) 
 def test_a_finished_build_is_passed_in_every_stage(tiny_build, shell, tmp_path: Path) -> None:
     cache = tiny_build.folder / "cache"  # its latest build may be another test's, which failed as it should
     assert shell(*tiny_build.command(tmp_path / "bundle", cache)).returncode == 0
-    view = Watch(cache).look(time.time())
+    view = RunReader(cache).read(time.time())
     assert view.state == "PASSED" and {stage.state for stage in view.stages} <= {"DONE", "KEPT"}
     assert view.loss.xs and view.validation.xs and not view.failed and not view.notices
     assert (

@@ -18,20 +18,20 @@ def log(tmp_path: Path) -> Path:
 def test_lines_come_once_and_whole(log: Path) -> None:
     tail = Tail(log)
     log.write_bytes(b"one\ntwo\nthr")
-    assert tail.look().lines == ("one", "two")
-    assert tail.look().lines == ()
+    assert tail.read().lines == ("one", "two")
+    assert tail.read().lines == ()
     with log.open("ab") as file:
         file.write(b"ee\r\n\nfour")
-    assert tail.look().lines == ("three", "")
+    assert tail.read().lines == ("three", "")
 
 
 def test_a_letter_cut_in_two_is_whole_again_and_bytes_that_are_no_text_are_shown(log: Path) -> None:
     tail, letter = Tail(log), "ü".encode()
     log.write_bytes(letter[:1])
-    assert tail.look().lines == ()
+    assert tail.read().lines == ()
     with log.open("ab") as file:
         file.write(letter[1:] + b"\n\xff\xfe\n")
-    assert tail.look().lines == ("ü", "\N{REPLACEMENT CHARACTER}" * 2)
+    assert tail.read().lines == ("ü", "\N{REPLACEMENT CHARACTER}" * 2)
 
 
 def test_of_a_large_file_only_the_end_is_read_and_it_says_so(log: Path) -> None:
@@ -40,22 +40,22 @@ def test_of_a_large_file_only_the_end_is_read_and_it_says_so(log: Path) -> None:
         file.seek(0, os.SEEK_END)
         file.write(b"\n" + b"".join(b"line %d\n" % n for n in range(10)))
     size = log.stat().st_size
-    look = Tail(log, first_bytes=200).look()
+    look = Tail(log, first_bytes=200).read()
     assert look.lines[-1] == "line 9" and look.skipped_bytes == size - 200
 
 
 def test_a_line_cut_by_the_beginning_is_never_taken_for_a_whole_one(log: Path) -> None:
     log.write_bytes(b"aaaa-secret\nwhole\n")
-    assert Tail(log, first_bytes=12).look().lines == ("whole",)
+    assert Tail(log, first_bytes=12).read().lines == ("whole",)
 
 
 def test_what_came_too_fast_is_skipped_and_counted(log: Path) -> None:
     tail = Tail(log, first_bytes=100)
     log.write_bytes(b"begun ")
-    tail.look()
+    tail.read()
     with log.open("ab") as file:
         file.write(b"x" * 500 + b"\n" + b"y\n" * 3)
-    look = tail.look()
+    look = tail.read()
     assert look.lines == ("y", "y", "y") and look.skipped_bytes == 407
 
 
@@ -65,51 +65,51 @@ def test_a_line_without_an_end_takes_no_memory_and_the_next_one_is_read(log: Pat
     for _ in range(5):
         with log.open("ab") as file:
             file.write(b"x" * 900)
-        look = tail.look()
+        look = tail.read()
         dropped += look.dropped_lines
         assert not look.lines and len(tail._rest) <= 1000
     with log.open("ab") as file:
         file.write(b"x\nnext\n")
-    assert tail.look().lines == ("next",) and dropped == 1
+    assert tail.read().lines == ("next",) and dropped == 1
 
 
 def test_a_truncated_file_begins_anew(log: Path) -> None:
     tail = Tail(log)
     log.write_bytes(b"old one\nold two\n")
-    tail.look()
+    tail.read()
     log.write_bytes(b"new\n")
-    look = tail.look()
+    look = tail.read()
     assert look.lines == ("new",) and look.anew
 
 
 def test_a_replaced_file_begins_anew_even_when_it_is_longer_and_has_the_same_number(log: Path) -> None:
     tail = Tail(log)
     log.write_bytes(b"old one\nhalf a li")
-    tail.look()
+    tail.read()
     log.write_bytes(b"new one, longer\nnew two, longer as well\n")  # the same inode
-    look = tail.look()
+    look = tail.read()
     assert look.anew and look.lines == ("new one, longer", "new two, longer as well")
     other = log.with_name("other")
     other.write_bytes(
         b"new one, longer\nnew two, longer as well\nthird\n"
     )  # begins alike, and is another file
     os.replace(other, log)
-    look = tail.look()
+    look = tail.read()
     assert look.anew and len(look.lines) == 3
 
 
 def test_a_file_that_goes_and_comes_again(log: Path) -> None:
     tail = Tail(log)
-    assert tail.look().missing and not tail.look().anew
+    assert tail.read().missing and not tail.read().anew
     log.write_bytes(b"one\n")
-    assert tail.look().lines == ("one",)
+    assert tail.read().lines == ("one",)
     log.unlink()
-    assert tail.look().anew and tail.look().missing
+    assert tail.read().anew and tail.read().missing
     log.write_bytes(b"one\n")
-    assert tail.look().lines == ("one",)
+    assert tail.read().lines == ("one",)
 
 
 def test_what_is_no_file_is_a_sentence(tmp_path: Path, log: Path) -> None:
-    assert "not a file" in Tail(tmp_path).look().trouble
+    assert "not a file" in Tail(tmp_path).read().trouble
     os.mkfifo(log)
-    assert "not a file" in Tail(log).look().trouble  # and does not wait for a writer
+    assert "not a file" in Tail(log).read().trouble  # and does not wait for a writer

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from edgekit.app.views import wizard, wizard_page
-from edgekit.app.views.checks import Checks
+from edgekit.app.views.choices import Checks
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.launch import LOG, last_words, launch
-from edgekit.app.views.places import look_at_place, suggest
+from edgekit.app.views.paths import look_at_place, suggest
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import Choice, Finding
 from edgekit.build import runs
@@ -339,7 +339,7 @@ def test_shipped_targets_are_listed_with_what_keeps_them_from_this_machine() -> 
 
 
 def test_views_import_no_textual() -> None:
-    code = "import sys, edgekit.app.views.launch, edgekit.app.views.places, edgekit.app.views.wizard_page, edgekit.app.views.checks;"
+    code = "import sys, edgekit.app.views.launch, edgekit.app.views.paths, edgekit.app.views.wizard_page, edgekit.app.views.choices;"
     code += "sys.exit(any(name in sys.modules for name in ('textual', 'torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
