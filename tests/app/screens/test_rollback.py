@@ -152,7 +152,7 @@ def test_the_end_does_not_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.Mo
         let.wait(10)
         return rollback.Health("old", 1.0)
 
-    monkeypatch.setattr(rollback, "read_health", look)
+    monkeypatch.setattr(rollback, "read_health", read_health)
 
     async def test() -> None:
         shown = opened(tmp_path)

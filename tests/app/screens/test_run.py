@@ -321,7 +321,7 @@ def test_leaving_the_app_waits_for_no_look(
         looking.set()
         blocked.wait(10)
 
-    monkeypatch.setattr(RunReader, "look", look)
+    monkeypatch.setattr(RunReader, "read", look)
 
     async def test() -> None:
         shown = app(tmp_path, "run")
