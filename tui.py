@@ -57,8 +57,8 @@ class EdgekitApp(Host):
         Binding("w", "write", "Write mode", id="write", tooltip="Allow changes for ten minutes", show=False),
         Binding("y", "copy", "Copy", id="copy", tooltip="Copy the shell command of this screen", show=False),
         Binding("o", "export", "Export", id="export", tooltip="Write this view to a JSON file", show=False),
-        Binding("escape", "back", "Back", id="back", tooltip="The screen before", show=False),
-        Binding("q", "leave", "Quit", id="quit", tooltip="Builds and services go on"),
+        Binding("escape", "back", "Back", id="back", tooltip="Back to the previous screen", show=False),
+        Binding("q", "leave", "Quit", id="quit", tooltip="Quit; builds and servers continue"),
     ]  # fmt: skip
 
     def __init__(self, settings: Settings | None = None, first: str = "build", **what: Any) -> None:
@@ -144,7 +144,9 @@ class EdgekitApp(Host):
             self._write_until = 0.0
             self._draw_mode()
         else:
-            text = "Allow changes for ten minutes? Each is still asked for, and shown as the shell command it is."
+            text = (
+                "Allow changes for ten minutes? Each change is confirmed first and shown as a shell command."
+            )
             self.push_screen(Confirm(text), answered)
 
     def action_copy(self) -> None:
@@ -156,7 +158,7 @@ class EdgekitApp(Host):
     def action_export(self) -> None:
         """Write the view to a new JSON file here."""
         if not isinstance(self.screen, View) or (document := self.screen.document()) is None:
-            self.notify("There is nothing to export here yet.", severity="warning")
+            self.notify("Nothing to export yet.", severity="warning")
             return
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.now()))
         path = Path(f"edgekit-{self.screen.NAME}-{stamp}.json")
@@ -174,7 +176,7 @@ class EdgekitApp(Host):
 
     def action_help_quit(self) -> None:
         """What ctrl+c says."""
-        self.notify("q leaves; a build and a service go on.", title="ctrl+c")
+        self.notify("Press q to quit; builds and servers continue.", title="ctrl+c")
 
     def action_leave(self) -> None:
         """Quit; while a build runs, say first that it goes on."""
@@ -184,7 +186,7 @@ class EdgekitApp(Host):
         if run is None or run.state != "RUNNING":
             self.exit()
             return
-        text = "A build is running. It goes on when you leave; `edgekit tui run` shows it again."
+        text = "A build is running. It continues after you quit; `edgekit tui run` shows it again."
         self.push_screen(Confirm(text), lambda yes: self.exit() if yes else None)
 
     def on_unmount(self) -> None:

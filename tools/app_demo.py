@@ -200,7 +200,7 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     load = Load(base, asked)
     time.sleep(3)
     terminal.press("R")
-    story.shows("Roll back: why?")
+    story.shows("Why roll back?")
     terminal.type("it drifts")
     story.shows(f"Type {first}")
     terminal.keep("rollback")

@@ -32,7 +32,7 @@ from edgekit.models.source import BUILT_IN
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget
 
-TYPING = "you are typing: esc leaves the line, then ? and q work"
+TYPING = "typing: press esc first to use ? and q"
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
 
@@ -59,14 +59,16 @@ class BuildScreen(View):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "next", "Next", id="build-next", key_display="enter", tooltip="The next step"),
-        Binding("escape", "before", "Back", id="build-before", tooltip="The step before"),
-        Binding("b", "build", "Build", id="build-start", tooltip="Start the build, after a question"),
-        Binding("n", "other", "Rename", id="build-other", tooltip="Take the free folder name proposed"),
-        Binding("f", "folder", "Folder", id="build-folder", tooltip="Choose the folder that is written"),
-        Binding("space", "edit", "Change", id="build-edit", tooltip="Type another value for this"),
-        Binding("p", "plan", "Plan", id="build-plan", tooltip="What the build would do and need (dry run)"),
-        Binding("e", "target", "Target", id="build-target", tooltip="Every value of the target"),
-        Binding("r", "again", "Recheck", id="build-again", tooltip="Check everything again"),
+        Binding("escape", "before", "Back", id="build-before", tooltip="The previous step"),
+        Binding("b", "build", "Build", id="build-start", tooltip="Start the build (asks first)"),
+        Binding("n", "other", "Rename", id="build-other", tooltip="Use the suggested free folder name"),
+        Binding("f", "folder", "Folder", id="build-folder", tooltip="Choose the output folder"),
+        Binding("space", "edit", "Change", id="build-edit", tooltip="Change this value"),
+        Binding(
+            "p", "plan", "Plan", id="build-plan", tooltip="Show what the build would do and need (dry run)"
+        ),
+        Binding("e", "target", "Target", id="build-target", tooltip="Show every value of the target"),
+        Binding("r", "again", "Recheck", id="build-again", tooltip="Run all checks again"),
     ]
 
     def __init__(self) -> None:
@@ -398,7 +400,7 @@ class BuildScreen(View):
             if text is not None:
                 self.change(out=text)
 
-        self.app.push_screen(Ask("Which folder is written?", value=str(self.choice.place)), answered)
+        self.app.push_screen(Ask("Output folder?", value=str(self.choice.place)), answered)
 
     def action_target(self) -> None:
         """Every value of the target, with the file it comes from."""
@@ -420,18 +422,18 @@ class BuildScreen(View):
         self.edgekit.ask(command, lambda outcome: show_plan(self, outcome))
 
     def action_build(self) -> None:
-        """Start the build, after a question; a build that runs already can be watched instead."""
+        """Start the build (asks first); a build that runs already can be watched instead."""
         if self._starter.busy:
             return
         if self.edgekit.settings.demo:
-            self.notify("This shows a recorded build. Leave --demo away to build.", severity="warning")
+            self.notify("This is a recorded build. Start without --demo to build.", severity="warning")
             return
         unready = self._unready()
         self._starts = bool(unready) and all(found.state == "CHECKING" for found in unready.values())
         if unready:
             if not self._starts:
                 words = ", ".join(step for step, found in unready.items() if found.state == "FAILED")
-                self.notify(f"It cannot start yet. Look at: {words}.", severity="warning")
+                self.notify(f"The build cannot start yet. Check: {words}.", severity="warning")
             self.draw()
             return
         self._starter.ask(self.choice, self.checks.plan(self.choice))

@@ -64,7 +64,7 @@ class Confirm(_Dialog[bool]):
         if event.value.strip() == self._typed:
             self.dismiss(True)
         else:
-            self.query_one("#other", Static).update("That is another word; nothing was done.")
+            self.query_one("#other", Static).update("That word does not match; nothing was changed.")
 
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:

@@ -56,14 +56,14 @@ class IncidentScreen(RollingBack):
     IncidentScreen Steps:focus { border: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("a", "acknowledge", "Ack", id="acknowledge", tooltip="Say that you work on this incident"),
-        Binding("z", "silence", "Silence", id="silence", tooltip="Tell nobody of this incident for a time"),
-        Binding("c", "close", "Close", id="close", tooltip="End this incident by hand"),
-        Binding("R", "roll_back", "Roll back", id="roll-back", tooltip="Go back to the release before"),
+        Binding("a", "acknowledge", "Ack", id="acknowledge", tooltip="Acknowledge: record that you work on this incident"),
+        Binding("z", "silence", "Silence", id="silence", tooltip="Send no notifications about this incident for some time"),
+        Binding("c", "close", "Close", id="close", tooltip="Close this incident"),
+        Binding("R", "roll_back", "Roll back", id="roll-back", tooltip="Roll back to the previous release"),
         Binding("n", "steps", "Next steps", id="steps", tooltip="Go to the next steps; 1 to 9 copies a command"),
-        Binding("A", "everything", "All", id="everything", tooltip="Show the incidents that are over too, or not"),
+        Binding("A", "everything", "All", id="everything", tooltip="Include resolved incidents, or show only open ones"),
         Binding("enter", "open", "Open", id="open", tooltip="Open the incident", show=False),
-        Binding("escape", "to_list", "Back", id="to-list", tooltip="The list of incidents, or the screen before"),
+        Binding("escape", "to_list", "Back", id="to-list", tooltip="Back to the list of incidents or the previous screen"),
     ]  # fmt: skip
 
     def __init__(self) -> None:
@@ -317,7 +317,7 @@ class IncidentScreen(RollingBack):
     def _subject(self) -> Incident | None:
         """The incident that a key is about: the one shown, or the one under the cursor."""
         if self.source.by_url:
-            self.say("Incidents of a device seen by its metrics are changed on the device, or by SSH.")
+            self.say("A device that is read by URL is changed on the device or over SSH.")
             return None
         found, number = (
             self._found,
@@ -329,9 +329,9 @@ class IncidentScreen(RollingBack):
         )
         incident: Incident | None = next((one for one in incidents if one.id == number), None)
         if incident is None:
-            self.say("There is no incident here to do that with.")
+            self.say("No incident is selected.")
         elif is_over(incident):
-            self.say(f"Incident {incident.id} is over; nothing changed.")
+            self.say(f"Incident {incident.id} is already resolved; nothing changed.")
         elif not self.edgekit.may_change():
             return None
         else:
@@ -342,14 +342,16 @@ class IncidentScreen(RollingBack):
         """Say that you work on it."""
         if incident := self._subject():
             self._why(
-                f"Acknowledge incident {incident.id}: what do you do about it?",
+                f"Acknowledge incident {incident.id}: what are you doing about it?",
                 lambda why: self._change("ack", incident, why),
             )
 
     def action_close(self) -> None:
         """End it by hand."""
         if incident := self._subject():
-            text = f"Close incident {incident.id}. While its rule holds, a new one will be opened. Why?"
+            text = (
+                f"Close incident {incident.id}. If its rule still applies, a new incident is opened. Reason?"
+            )
             self._why(text, lambda why: self._change("close", incident, why))
 
     def action_silence(self) -> None:
@@ -369,7 +371,7 @@ class IncidentScreen(RollingBack):
             what = f"Silence incident {incident.id} for {length or '1h'}: why?"
             self._why(what, lambda why: self._change("silence", incident, why, "--for", length or "1h"))
 
-        text = f"Silence incident {incident.id} for how long? Such as 30m, 1h or 1d."
+        text = f"Silence incident {incident.id} for how long? For example 30m, 1h or 1d."
         self.app.push_screen(Ask(text, "1h", "1h"), timed)
 
     def _why(self, text: str, then: Callable[[str], None]) -> None:
@@ -377,11 +379,11 @@ class IncidentScreen(RollingBack):
             if why is None:
                 return
             if not why:
-                self.say("Every change needs a reason, for the audit log; nothing changed.")
+                self.say("Every change needs a reason for the audit log; nothing changed.")
                 return
             then(why)
 
-        self.app.push_screen(Ask(text, "the reason, for the audit log"), answered)
+        self.app.push_screen(Ask(text, "reason, for the audit log"), answered)
 
     def _change(self, verb: str, incident: Incident, why: str, *more: str) -> None:
         command = self.source.command(

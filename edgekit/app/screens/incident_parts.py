@@ -54,9 +54,7 @@ def title(source: Source, number: int | None, shown: Shown | None, everything: b
     """What is shown, and of which device."""
     if number is not None:
         return f"INCIDENT {number}{f'  {label(shown.incident)}' if shown else ''}  on {source.name}"
-    return (
-        f"INCIDENTS of {source.name}, {'those that are over too' if everything else 'under way'}, worst first"
-    )
+    return f"INCIDENTS of {source.name}, {'including resolved' if everything else 'under way'}, worst first"
 
 
 def said(found: Found | None, words: str) -> str:
@@ -77,11 +75,7 @@ def empty(found: Found | None, source: Source, everything: bool) -> str:
         return found.note if source.by_url else ""
     if source.by_url:
         return found.note
-    none = (
-        "There was never an incident."
-        if everything
-        else "No incident is under way. A shows those that are over."
-    )
+    none = "No incidents recorded." if everything else "No open incidents. Press A to show resolved ones."
     return f"{none}\n{found.note}".strip()
 
 
@@ -118,7 +112,7 @@ def what(incident: Incident, now: float, *, short: bool) -> Text:
     if short and more and len(incident.what) > LONG:
         words = f"{first}; and {len(more)} more, in full below."
     aged = now - incident.opened > AGED_S  # its figures are those of that time, and not of now
-    return Text(f"Told {clock(incident.opened, now)}: {words}" if aged else words)
+    return Text(f"Opened {clock(incident.opened, now)}: {words}" if aged else words)
 
 
 def facts(shown: Shown, now: float, *, short: bool) -> Text:
@@ -126,7 +120,7 @@ def facts(shown: Shown, now: float, *, short: bool) -> Text:
     told = Text()
     if short and len(shown.incident.what) > LONG:
         told += Text(f"{shown.incident.what}\n")
-    told += Text(f"Rule: {rule_words(shown)}; told {clock(shown.incident.opened, now)}.\n")
+    told += Text(f"Rule: {rule_words(shown)}; opened {clock(shown.incident.opened, now)}.\n")
     return told + Text(shown.meaning)
 
 
@@ -145,9 +139,9 @@ def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
         told.append(f"last {plot.ys[-1]:.4g}")
     if plot.line is not None:
         told.append(f"{sign.line}{sign.line} {plot.line_name} {plot.line:.4g}")
-    told.append(f"{MARKER} told {clock(plot.opened, now)}")
+    told.append(f"{MARKER} opened {clock(plot.opened, now)}")
     if plot.earlier:
-        told.append("o release before")
+        told.append("o previous release")
     return Text("   ".join(told))
 
 
@@ -183,26 +177,26 @@ def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
 
 def changes(shown: Shown, now: float) -> Text:
     """The switches of releases in the day before, the newest last, the likely cause said in words."""
-    told = Text.assemble(("Changed in the day before", "bold"))
+    told = Text.assemble(("Release changes in the day before", "bold"))
     for change in shown.changes:
         told += Text(f"\n {clock(change.time, now)}  {change.release} {change.what}")
         told += Text(f"  {change.who}: {change.why}".rstrip(": "), "dim")
         if change.mark:
             told += Text(f"  <- {change.mark}", "bold")
     if not shown.changes:
-        told += Text("\n No switch of releases: look for another cause, such as what is asked, load or heat.")
+        told += Text("\n No release change. Check other causes: the requests, the load, the temperature.")
     return told
 
 
 def timeline(shown: Shown, plot: Plot | None, now: float) -> Text:
     """Who did what, when and why, and what was measured, where that does not stand in place of a plot."""
-    told = Text.assemble(("So far", "bold"))
+    told = Text.assemble(("Timeline", "bold"))
     for event in shown.timeline:
         told += Text(f"\n {clock(event.time, now)}  {event.what}")
         told += Text(f"  {event.who}{f': {event.why}' if event.why else ''}", "dim")
     told_already = plot is not None and plot.figures
     if not told_already and (measured := figures(shown, "").figures):
-        told += Text.assemble("\n\n", ("Measured when it was told", "bold"))
+        told += Text.assemble("\n\n", ("Measured when it was opened", "bold"))
         told += Text("".join(f"\n {line}" for line in measured))
     return told
 

@@ -62,15 +62,15 @@ class MonitorScreen(View):
     MonitorScreen.-wide.-charts #charts { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "filter", "Filter", id="monitor-filter", key_display="/", tooltip="Leave in the rows that hold some words"),
+        Binding("slash", "filter", "Filter", id="monitor-filter", key_display="/", tooltip="Show only matching rows"),
         Binding("S", "sort", "Sort", id="monitor-sort", key_display="S", tooltip="Sort by the next column"),
-        Binding("t", "window", "Window", id="monitor-window", tooltip="Look at 5m, 15m, 1h, 6h or a day"),
-        Binding("enter", "open", "Open", id="monitor-open", key_display="enter", tooltip="The worst incident of the row", priority=True),
-        Binding("a", "ack", "Ack", id="monitor-ack", tooltip="Say that you have seen the row's worst incident"),
-        Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Tell nobody of the row's worst incident for an hour"),
-        Binding("R", "rollback", "Roll back", id="monitor-rollback", key_display="R", tooltip="Go back to the release before"),
-        Binding("plus,equals_sign", "pace(-1)", "Look more often", id="monitor-faster", key_display="+", show=False),
-        Binding("minus", "pace(1)", "Look less often", id="monitor-slower", key_display="-", show=False),
+        Binding("t", "window", "Window", id="monitor-window", tooltip="Time window: 5m, 15m, 1h, 6h or 1d"),
+        Binding("enter", "open", "Open", id="monitor-open", key_display="enter", tooltip="Open the worst incident of the row", priority=True),
+        Binding("a", "ack", "Ack", id="monitor-ack", tooltip="Acknowledge the worst incident of the row"),
+        Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Silence the worst incident of the row for one hour"),
+        Binding("R", "rollback", "Roll back", id="monitor-rollback", key_display="R", tooltip="Roll back to the previous release"),
+        Binding("plus,equals_sign", "pace(-1)", "Refresh more often", id="monitor-faster", key_display="+", show=False),
+        Binding("minus", "pace(1)", "Refresh less often", id="monitor-slower", key_display="-", show=False),
     ]  # fmt: skip
 
     def __init__(self) -> None:
@@ -365,7 +365,7 @@ class MonitorScreen(View):
                 command = Command((*arguments(incident.id, why), *who(host), *self._state(row)), host=host)
                 self.edgekit.act(command, done, what=f"{row.device} #{incident.id}: done")
             elif why is not None:
-                self.notify("A reason is needed: it goes into the audit log.", severity="warning")
+                self.notify("Enter a reason: it is written to the audit log.", severity="warning")
 
         if not self.edgekit.may_change():
             return

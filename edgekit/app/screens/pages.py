@@ -44,7 +44,7 @@ class Sheet(ModalScreen[None]):
 def show_failure(screen: View, outcome: Outcome) -> None:
     """Why a command failed, and what to do."""
     text = "\n".join([outcome.message, *outcome.faults, outcome.hint]).strip()
-    screen.app.push_screen(Sheet(outcome.command.text, text or "It printed nothing that can be shown."))
+    screen.app.push_screen(Sheet(outcome.command.text, text or "It printed nothing."))
 
 
 def show_target(screen: View, outcome: Outcome) -> None:

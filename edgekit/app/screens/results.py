@@ -55,14 +55,14 @@ class ResultsScreen(Deploying):
     ResultsScreen #nothing { padding: 1 2; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("v", "picture", "Picture", id="results-picture", tooltip="Size against drift, or drift by stage"),
+        Binding("v", "picture", "Picture", id="results-picture", tooltip="Switch between size against drift and drift by stage"),
         Binding("space", "mark", "Mark", id="results-mark", tooltip="Mark a variant to compare", show=False),
-        Binding("d", "diff", "Diff", id="results-diff", tooltip="The two marked variants beside each other"),
-        Binding("s", "samples", "Samples", id="results-samples", tooltip="Answers side by side"),
+        Binding("d", "diff", "Diff", id="results-diff", tooltip="Compare the two marked variants"),
+        Binding("s", "samples", "Samples", id="results-samples", tooltip="Compare answers side by side"),
         Binding("b", "bundles", "Bundles", id="results-bundles", tooltip="Choose a bundle, or compare two"),
-        Binding("P", "promote", "Promote", id="results-promote", tooltip="Import it on this device and put it on trial"),
+        Binding("P", "promote", "Promote", id="results-promote", tooltip="Import the bundle on this device and start its trial"),
         Binding("S", "serve", "Serve", id="results-serve", tooltip="Serve the release in use"),
-        Binding("h", "page", "Report page", id="results-page", tooltip="Where report.html is", show=False),
+        Binding("h", "page", "Report page", id="results-page", tooltip="Show the path of report.html", show=False),
     ]  # fmt: skip
 
     def __init__(self) -> None:

@@ -54,7 +54,9 @@ class RollingBack(View):
         """Read the releases of the device, then ask."""
         source, subject = self.source, self.subject
         if source.by_url:
-            self.say("A release is rolled back on the device, or by SSH: name it as NAME=ssh:USER@HOST.")
+            self.say(
+                "A device that is read by URL cannot be rolled back from here. Name it as NAME=ssh:USER@HOST, or roll back on the device."
+            )
         elif self.edgekit.may_change():
             self.say(f"Reading the releases of {source.name}...")
             self.edgekit.ask(
@@ -77,12 +79,12 @@ class RollingBack(View):
             if why is None:
                 return
             if not why:
-                self.say("A rollback needs a reason, for the log of releases; nothing changed.")
+                self.say("A rollback needs a reason for the release log; nothing changed.")
                 return
             self._confirm(plan, source, why)
 
         self.app.push_screen(
-            Ask("Roll back: why? The reason goes into the log of releases.", "why", self.reason()), reasoned
+            Ask("Why roll back? The reason is written to the release log.", "why", self.reason()), reasoned
         )
 
     def _confirm(self, plan: Plan, source: Source, why: str) -> None:
@@ -119,7 +121,7 @@ class HealthWatch(ModalScreen[str]):
     HealthWatch #keys { color: $text-muted; margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Leave the watch"),
+        Binding("escape", "leave", "End the watch"),
         Binding("enter", "leave_at_end", "Close", show=False),
     ]
 
@@ -187,11 +189,11 @@ class HealthWatch(ModalScreen[str]):
             line.update(Text(f"{mark} {self._verdict.words}"))
         else:
             so_far = watch.trouble()
-            line.update(Text(f"So far: {so_far.why if so_far else 'nothing is wrong'}"))
+            line.update(Text(f"So far: {so_far.why if so_far else 'no problem found'}"))
         self.query_one("#keys", Static).update(
-            "enter or esc closes this"
+            "enter or esc closes this window"
             if self._verdict
-            else "esc leaves the watch before its end; the release stays"
+            else "esc ends the health watch early; the release stays in use"
         )
 
     def action_leave_at_end(self) -> None:
@@ -205,4 +207,4 @@ class HealthWatch(ModalScreen[str]):
             self.dismiss(self._verdict.words)
         elif self._watch is not None:
             gone = span(rollback.WATCH_S - self._watch.left_s(self._app.now()))
-            self.dismiss(f"NOT PROVEN: the health watch of {self._release} was left after {gone}.")
+            self.dismiss(f"NOT PROVEN: the health watch of {self._release} was ended after {gone}.")

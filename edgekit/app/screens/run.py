@@ -52,10 +52,10 @@ class RunScreen(View):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "cancel", "Cancel", id="run-cancel", tooltip="Stop the build; finished stages are kept"),
-        Binding("enter", "results", "Results", id="run-results", key_display="enter", tooltip="What the run built, and how good it is"),
-        Binding("v", "plot", "Plot", id="run-plot", tooltip="Loss, or drift by stage"),
-        Binding("f", "follow", "Follow", id="run-follow", tooltip="Keep the newest line of the log in view"),
-        Binding("slash", "filter", "Filter", id="run-filter", key_display="/", tooltip="Only lines that hold a text"),
+        Binding("enter", "results", "Results", id="run-results", key_display="enter", tooltip="Show the results of this build"),
+        Binding("v", "plot", "Plot", id="run-plot", tooltip="Switch between loss and drift by stage"),
+        Binding("f", "follow", "Follow", id="run-follow", tooltip="Follow the end of the log"),
+        Binding("slash", "filter", "Filter", id="run-filter", key_display="/", tooltip="Show only matching lines"),
     ]  # fmt: skip
 
     def __init__(self) -> None:
@@ -121,7 +121,9 @@ class RunScreen(View):
         if run is None or self._view.state != "RUNNING" or run.pid == os.getpid():
             return
         if not self._view.ours and not self.edgekit.writing:
-            self.notify("It was not started here. Press w first to be able to stop it.", severity="warning")
+            self.notify(
+                "This build was started elsewhere. Press w first to allow changes.", severity="warning"
+            )
             return
         text = (
             f"Stop the build of {run.model} for {run.target}? It keeps finished stages, and the same command goes on "
@@ -175,7 +177,7 @@ class RunScreen(View):
                 self._filter = text
                 self._draw()
 
-        self.edgekit.push_screen(Ask("Lines of the log that hold:", "all lines", self._filter), answered)
+        self.edgekit.push_screen(Ask("Show log lines that contain:", "all lines", self._filter), answered)
 
     @property
     def _parts(self) -> Parts:
@@ -239,7 +241,7 @@ class RunScreen(View):
             series.append(Series("loss", view.loss.xs, view.loss.ys))
         if view.validation.xs:
             series.append(Series("validation loss", view.validation.xs, view.validation.ys, "scatter", "o"))
-        title = "loss by step, nats" if series else "no loss yet: it comes with tune"
+        title = "loss by step, nats" if series else "no loss yet: the tune stage reports it"
         chart.draw(series, title=title)
 
     def _draw_head(self, *_: object) -> None:

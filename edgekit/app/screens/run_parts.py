@@ -75,13 +75,14 @@ class Parts:
             if view.state in ("PASSED", "FAILED"):
                 line.append(" Enter shows the results.", "bold")
             elif view.state in ("NONE", "STOPPED"):
-                line.append(" Press 1 to build; a build typed in a shell appears here by itself.", "bold")
+                line.append(" Press 1 to build. A build started in a shell also appears here.", "bold")
             lines.append(line)
         elif self.asked is not None:
             at = clock(self.asked, self.at)
             lines.append(
                 Text(
-                    f"{sign.stopped} STOPPING  Asked at {at}; it ends with the step under way.", "bold yellow"
+                    f"{sign.stopped} STOPPING  Requested at {at}; the build stops after the current step.",
+                    "bold yellow",
                 )
             )
         room = 3 if self.wide else 2
@@ -154,7 +155,7 @@ class Parts:
             return ""
         if stage is None:
             waiting = any(one.state == "WAITING" for one in view.stages)
-            return "Between two stages." if waiting else "Every stage is done; the bundle is being written."
+            return "Between stages." if waiting else "All stages are done; the bundle is being written."
         left = f"{span(stage.left_s)} left" if stage.left_s else ""
         so_far = f"for {span(stage.seconds)}" if stage.seconds is not None else ""
         parts = (f"{self.sign.running} {stage.name}", stage.counted, left, stage.note, so_far)
@@ -164,7 +165,7 @@ class Parts:
         """The drift of each stage as a share of its limit."""
         view, sign = self.view, self.sign
         if not view.drift:
-            return Text("No drift is measured yet: it comes with verify.", "dim")
+            return Text("No drift measured yet: the verify stage measures it.", "dim")
         width = (self.width - self.stages_width if self.wide else self.width) - 4
         lines = [Text("mean KL divergence in nats, and its share of what is allowed", "bold")]
         for point in view.drift:

@@ -37,10 +37,10 @@ class SamplesPane(Vertical):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "step(1)", "Next", id="samples-next", tooltip="The next sample"),
-        Binding("p", "step(-1)", "Previous", id="samples-previous", tooltip="The sample before"),
+        Binding("p", "step(-1)", "Previous", id="samples-previous", tooltip="The previous sample"),
         Binding("a", "all", "All", id="samples-all", tooltip="All samples, or only those that differ"),
         Binding("slash", "filter", "Filter", id="samples-filter", key_display="/",
-                tooltip="By words of the prompt, the answers, the id, or: changed, better, worse"),
+                tooltip="Match the prompt, the answers or the id; or: changed, better, worse"),
         Binding("escape,s", "close", "Variants", id="samples-close", key_display="esc", tooltip="Back to the table"),
     ]  # fmt: skip
 

@@ -40,7 +40,7 @@ class Starter:
         found = wizard.planned(plan)
         takes = f"takes about {wizard.minutes(found)} min" if found else "takes a while"
         fetch = f"{choice.model} is fetched from the hub first.\n" if choice.fetched else ""
-        text = f"Build it? It {takes}, and goes on when you close the app.\n{fetch}\n$ {choice.build.text}"
+        text = f"Build it? It {takes}, and continues after you close the app.\n{fetch}\n$ {choice.build.text}"
         app.push_screen(Confirm(text), partial(self._answered, choice))
 
     def _answered(self, choice: Choice, yes: bool | None) -> None:
@@ -65,4 +65,4 @@ class Starter:
         elif here:
             app.go("run")
         else:
-            app.notify("The build runs: press 2.")
+            app.notify("The build is running: press 2 to watch it.")

@@ -41,7 +41,7 @@ class Device:
     def __post_init__(self) -> None:
         object.__setattr__(self, "token", self.token.strip())
         if told := "; ".join(_wrong(self.name, self.url, self.host, self.token)):
-            raise ConfigError(f"The device {self.name!r} cannot be looked at: {told}.", f"Try {EXAMPLES}.")
+            raise ConfigError(f"The device {self.name!r} cannot be read: {told}.", f"Try {EXAMPLES}.")
 
 
 def parse_device(text: str) -> Device:

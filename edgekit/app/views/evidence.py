@@ -28,20 +28,20 @@ MOST_POINTS = 90
 SETTLED_S = 180.0  # a minute older than this is written for good
 METRICS = {  # what it is called, its unit, and what it is shown in
     "ttft_p95_s": ("Time to first token (p95)", "s", 1.0),
-    "tokens_per_s": ("Speed of answers", "tokens/s", 1.0),
+    "tokens_per_s": ("Generation speed", "tokens/s", 1.0),
     "rss_mib": ("Memory", "MiB", 1.0),
     "temperature_c": ("Temperature", "°C", 1.0),
     "throttled_s": ("Throttled", "s", 1.0),
-    "error_rate": ("Failing requests", "%", 100.0),
+    "error_rate": ("Failed requests", "%", 100.0),
     "empty_rate": ("Empty answers", "%", 100.0),
-    "confidence": ("Confidence of answers", "%", 100.0),
-    "entropy": ("Entropy of answers", "nats", 1.0),
-    "unknown_rate": ("Tokens that the tuning rows never use", "%", 100.0),
+    "confidence": ("Answer confidence", "%", 100.0),
+    "entropy": ("Answer entropy", "nats", 1.0),
+    "unknown_rate": ("Tokens not in the tuning data", "%", 100.0),
     "requests": ("Requests", "a minute", 1.0),
 }
 NAMES = {
-    "drift_alarms": "Drift alarms", "confidence_gap": "Confidence away from the build's", "digest_mismatches": "Changed files",
-    "heartbeat_age_s": "Seconds since the last heartbeat", "store_troubles": "Telemetry that cannot be written",
+    "drift_alarms": "Drift alarms", "confidence_gap": "Confidence gap to the build", "digest_mismatches": "Changed files",
+    "heartbeat_age_s": "Seconds since the last heartbeat", "store_troubles": "Telemetry write errors",
 }  # fmt: skip
 FIGURES = (
     "requests", "errors", "empty", "ttft_p95_s", "tokens_per_s", "rss_mib", "temperature_c", "confidence", "entropy",
@@ -89,14 +89,14 @@ class Series:
         if incident.id != self._number:
             self._number, self._known, self._line = incident.id, {}, None
         if metric not in METRICS:
-            return figures(shown, f"{metric_name(shown)} are no series.")
+            return figures(shown, f"{metric_name(shown)} has no time series.")
         path = self._state / FILE
         if not path.is_file():
             return figures(shown, f"There is no telemetry in {self._state}.")
         name, unit, scale = METRICS[metric]
         points, earlier, step_s = self._points(Store(path), shown, metric, now)
         if not points and not earlier:
-            return figures(shown, "Telemetry has nothing of that time.")
+            return figures(shown, "No telemetry was recorded at that time.")
         if self._line is None:
             self._line = _line_of(shown, metric, self._state)
         line, line_name = self._line
@@ -155,15 +155,15 @@ def unheard(state: Path, now: float) -> str:
     try:
         told = Store(state / FILE).window(now, now, strict=True).last_seen
     except EdgekitError as error:
-        return f"Whether anything looks for them is not known: {error.message} {error.hint}"
+        return f"Unknown whether alert rules are being evaluated: {error.message} {error.hint}"
     last = finite(told, LARGEST)
     if last is not None and now - last <= HEARTBEAT_S:
         return ""
     if last is not None:
-        heard = f"was last heard of {span(now - last)} ago"
+        heard = f"was last heard from {span(now - last)} ago"
     else:
-        heard = "was never heard of" if told is None else "was heard of at a time that cannot be read"
-    return f"The server {heard}: while it does not run, nobody looks. edgekit serve --state {state}"
+        heard = "was never heard from" if told is None else "reported a time that cannot be read"
+    return f"The server {heard}: no alert rules are evaluated while it is stopped. Start it: edgekit serve --state {state}"
 
 
 def plotted(shown: Shown) -> str:

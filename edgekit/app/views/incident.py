@@ -294,7 +294,7 @@ def _understood(read: Callable[[], Value], source: Source) -> Value:
         return read()
     except FOREIGN as error:
         raise CorruptError(
-            f"What {source.name} tells of its incidents is not understood: {type(error).__name__}: {error}.",
+            f"The incidents of {source.name} cannot be read: {type(error).__name__}: {error}.",
             "Install the same version of edgekit on both." if source.host else "edgekit doctor",
         ) from error
 
@@ -309,7 +309,7 @@ def _audited(state: Path) -> str:
             return f"The audit log is too large to be checked here: edgekit incident audit --state {state}"
         faults = log.check()
     except FileNotFoundError:
-        return "The audit log is missing: who changed what cannot be proven. Look for a copy kept elsewhere."
+        return "The audit log is missing: changes can no longer be proven. Look for a copy kept elsewhere."
     except OSError as error:
         return f"The audit log cannot be read: {error.strerror or error}. Check the rights of {log.path}."
     if not faults:

@@ -79,7 +79,7 @@ class Reader:
             try:
                 self._found = self._read(wanted, now)
             except Exception as error:  # noqa: BLE001 - whatever a store holds, the screen goes on
-                told = (f"It could not be read: {type(error).__name__}: {error}.", "edgekit doctor")
+                told = (f"Reading failed: {type(error).__name__}: {error}.", "edgekit doctor")
                 message, hint = (error.message, error.hint) if isinstance(error, EdgekitError) else told
                 kept = before or Found()
                 self._found = Found(kept.incidents, kept.shown, kept.plot, one_line(message), one_line(hint))
@@ -95,7 +95,9 @@ class Reader:
             return Found(incidents, note="" if folder is None else unheard(folder, now))
         shown = read_one(source, wanted.number)
         if source.host or source.folder is None:
-            return Found(shown=shown, plot=figures(shown, "The minutes of another device are not here."))
+            return Found(
+                shown=shown, plot=figures(shown, "Measurements of another device are kept on that device.")
+            )
         self._series = self._series or Series(source.folder)
         return Found(shown=shown, plot=self._series.plot(shown, now))
 
@@ -111,7 +113,7 @@ class Reader:
             return Found(trouble=f"{source.name} is LOST: {error.why}.", hint=f"{error.hint}. {ssh}")
         found = {one.id: one for row in status.releases for one in row.incidents}
         if number is None:
-            none = "" if found else "No incident is under way.\n"
+            none = "" if found else "No open incidents.\n"
             note = f"{none}{source.name} is read by its URL, which tells its open incidents. {ssh}"
             return Found(tuple(found.values()), note=note)
         if number not in found:

@@ -58,4 +58,4 @@ def last_words(log: Path) -> str:
     lines = [line for line in lines if line]
     first = next((n for n in reversed(range(len(lines))) if lines[n].startswith("edgekit: ")), len(lines) - 1)
     said = [line.removeprefix("edgekit: ").removeprefix("→ ") for line in lines[max(first, 0) :]]
-    return " ".join(said) or f"It ended without a word in {log}."
+    return " ".join(said) or f"It ended without output in {log}."

@@ -29,12 +29,14 @@ def look_at_place(choice: Choice) -> Place:
         near = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
         if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK):
             return Place(
-                Finding("FAILED", (), f"{near} is no folder that can be written.", "Give another one.")
+                Finding(
+                    "FAILED", (), f"{near} is not a folder that can be written.", "Choose another folder."
+                )
             )
         if near != out:
             return Place(Finding("OK", (f"{out} is new.",)))
     except (OSError, ValueError) as error:
-        return Place(Finding("FAILED", (), f"{out} cannot be looked at: {error}.", "Give another folder."))
+        return Place(Finding("FAILED", (), f"{out} cannot be read: {error}.", "Choose another folder."))
     from edgekit.build.bundle import check_free
     from edgekit.build.request import Order
 

@@ -151,35 +151,33 @@ class Recovery:
         """What the last look saw, line by line."""
         last = self.last
         if last is None or last.trouble:
-            return (last.trouble if last else "Looking for the first time...",)
+            return (last.trouble if last else "Waiting for the first reading...",)
         heard = "never" if last.silent_s is None else f"{span(last.silent_s)} ago"
         wait = "not known" if last.ttft_p95_s is None else f"{last.ttft_p95_s:.2f} s"
-        told = [f"incident {number}: {what}" for number, what in last.incidents] or [
-            "no incident under way on it"
-        ]
+        told = [f"incident {number}: {what}" for number, what in last.incidents] or ["no open incident"]
         return (
-            f"answering       {last.in_use or 'not known'}",
-            f"heard of        {heard}",
+            f"release         {last.in_use or 'unknown'}",
+            f"last heartbeat  {heard}",
             f"requests        {self.requests}, {self.errors} of them failed",
-            f"first token     {wait} at the 95th percentile",
+            f"first token     {wait} (p95)",
             *told,
         )
 
     def trouble(self) -> Verdict | None:
-        """What is wrong as far as it can be told now."""
+        """What is wrong so far."""
         last, name = self.last, self.source.name
         if last is None:
-            return Verdict("STILL BAD", f"{name} was not seen yet", "Health again in a moment.")
+            return Verdict("STILL BAD", f"{name} has not answered yet", "Health again in a moment.")
         if last.trouble:
-            return Verdict("STILL BAD", last.trouble, "See whether the device can be reached.")
+            return Verdict("STILL BAD", last.trouble, "Check whether the device can be reached.")
         if last.silent_s is None or last.silent_s > HEARTBEAT_S:
-            heard = "never heard of" if last.silent_s is None else f"last heard of {span(last.silent_s)} ago"
-            return Verdict(
-                "STILL BAD", f"nothing answers: the server was {heard}", f"Start it: {self._serve()}"
+            heard = (
+                "never heard from" if last.silent_s is None else f"last heard from {span(last.silent_s)} ago"
             )
+            return Verdict("STILL BAD", f"no server is running: it was {heard}", f"Start it: {self._serve()}")
         if last.incidents:
             number, what = last.incidents[0]
-            return Verdict("STILL BAD", f"incident {number} is under way: {what}", f"Open incident {number}.")
+            return Verdict("STILL BAD", f"incident {number} is open: {what}", f"Open incident {number}.")
         if last.in_use != self.release:
             seen = last.in_use or "a model file without a name"
             return Verdict(
@@ -201,8 +199,8 @@ class Recovery:
         if bad := self.trouble():
             return bad
         if not self.requests:
-            why = f"{self.release} is in use and its server is alive, but nobody asked it anything in {span(WATCH_S)}"
-            return Verdict("NOT PROVEN", why, "Send it a request, and see the monitor.")
+            why = f"{self.release} is in use and its server is running, but it received no requests in {span(WATCH_S)}"
+            return Verdict("NOT PROVEN", why, "Send a request and check the monitor.")
         return Verdict(
             "HEALTHY", f"{self.release} answered {self.requests} requests, {self.errors} of them failed"
         )

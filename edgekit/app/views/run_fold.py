@@ -254,7 +254,7 @@ class Fold:
         spent = max(0.0, until - started) if started else 0.0
         return RunView(
             state=state,
-            sentence=run.ending if run else "A log without a record of its run: another program wrote it.",
+            sentence=run.ending if run else "This log has no run record: another program wrote it.",
             run=run,
             stages=stages,
             spent_s=spent,
@@ -299,11 +299,13 @@ class Fold:
     def _notices(self) -> list[str]:
         found = []
         if self.skipped_bytes:
-            found.append(f"The log is long: its first {self.skipped_bytes / MIB:.0f} MiB were not read.")
+            found.append(f"The log is long: the first {self.skipped_bytes / MIB:.0f} MiB were skipped.")
         if self.unread:
-            found.append(f"{self.unread} lines of the log are damaged or of another version, and left out.")
+            found.append(
+                f"{self.unread} lines of the log are damaged or from another version and were skipped."
+            )
         elif self._unknown_keys:
-            found.append("The log has values that this version does not know; they are left out.")
+            found.append("The log has values that this version does not know; they were skipped.")
         return found
 
 

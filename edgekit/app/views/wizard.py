@@ -22,17 +22,17 @@ from edgekit.targets.target import Budget, Device
 STEPS = ("model", "target", "data", "budget", "review")
 QUESTIONS = {
     "model": "Which model do you start from?",
-    "target": "Which kind of device is it for?",
-    "data": "Which rows is it to learn from?",
-    "budget": "What may the finished file cost?",
+    "target": "Which device is it for?",
+    "data": "Which data is it tuned on?",
+    "budget": "Which limits must the file meet?",
     "review": "Is this what you want to build?",
 }
 HELP = {
     "model": f"A Hugging Face folder, a .gguf file, a hub id (org/name), or {', '.join(BUILT_IN)}, which is here.",
-    "target": "It decides how small the file gets. Name a shipped one, or a TOML file of your own.",
+    "target": "It sets the size of the file. Choose a built-in target or your own TOML file.",
     "data": "A JSONL file, a folder with train, validation and test.jsonl, or demo: a set to try edgekit with.",
-    "budget": "A file beyond a limit is marked as failed. The target's limits are right for most.",
-    "review": "Nothing is written before you press b.",
+    "budget": "A file over a limit fails its gate. The target's limits suit most cases.",
+    "review": "Nothing is written until you press b.",
 }
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
 
@@ -212,7 +212,7 @@ def target_finding(
 def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
     """How many rows and labels, what the dataset card leaves open, or every fault with its line."""
     if not choice.data.strip():
-        return Finding("FAILED", message="No rows are given.", hint="Type demo for the built-in set.")
+        return Finding("FAILED", message="No data is given.", hint="Type demo for the built-in set.")
     if audit is None:
         return Finding()
     if audit.code != 0 or not isinstance(audit.document, dict):
@@ -264,7 +264,9 @@ def budget_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None) 
     """Whether the limits are numbers, and whether the estimated sizes keep to theirs."""
     found = limits(choice, shown)
     if faults := tuple(limit.fault for limit in found if limit.fault):
-        return Finding("FAILED", message="A limit is not right.", hint="Mend or empty it.", faults=faults)
+        return Finding(
+            "FAILED", message="A limit is not valid.", hint="Correct it or clear it.", faults=faults
+        )
     size = next(limit.value for limit in found if limit.key == "size_mib")
     largest = max((e["estimated_mib"] for e in (planned(plan) or {}).get("exports", [])), default=0.0)
     if size != "none" and largest > float(size):

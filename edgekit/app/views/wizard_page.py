@@ -97,12 +97,12 @@ def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool, wait
     """What the review asks of the person now."""
     if failed := [step for step in STEPS if found[step].state == "FAILED"]:
         more = f" n takes {place.other} instead." if place and place.other else ""
-        return f"It cannot start yet: look at {', '.join(failed)}.{more}"
+        return f"The build cannot start yet: check {', '.join(failed)}.{more}"
     if busy:
         return "Starting."
     if waits:
-        return "It starts as soon as the checks are done."
-    return "b builds it. The build goes on when you close the app."
+        return "The build starts when the checks are done."
+    return "Press b to build. The build continues after you close the app."
 
 
 def target_cells(one: Shipped, plan: Outcome | None) -> list[Text]:

@@ -208,7 +208,7 @@ def test_a_typed_confirmation_takes_nothing_else(tmp_path: Path) -> None:
             shown.push_screen(Confirm("Roll back?", typed="line-3"), answers.append)
             await until(pilot, lambda: isinstance(shown.screen, Confirm))
             await pilot.press(*"line-4", "enter")
-            await until(pilot, lambda: "another word; nothing was done" in text_of(shown))
+            await until(pilot, lambda: "does not match; nothing was changed" in text_of(shown))
             assert not answers
             shown.screen.query_one(Input).value = "line-3"
             await pilot.press("enter")

@@ -331,7 +331,7 @@ def test_a_build_that_has_started_takes_nobody_away_from_a_question(
         await pilot.press("f")
         await until(pilot, lambda: isinstance(pilot.app.screen, Ask))
         shell.held.set()
-        told = why or "The build runs: press 2."
+        told = why or "The build is running: press 2 to watch it."
         await until(pilot, lambda: [note.message for note in pilot.app._notifications] == [told])
         assert isinstance(pilot.app.screen, Ask)
 

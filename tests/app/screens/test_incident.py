@@ -42,12 +42,12 @@ def test_from_the_list_to_one_incident_and_back(
             words = flat(shown)
             for told in (
                 "! WARNING OPEN since", "Time to first token is 8.0 s at the 95th percentile, limit 5.0 s",
-                f"release {hour[2]}", "| told", "o release before", "Changed in the day before", "likely cause: 1 min 00 s",
+                f"release {hour[2]}", "| told", "o previous release", "Release changes in the day before", "likely cause: 1 min 00 s",
                 "Next steps", "1 If it began soon after a switch of releases, go back", "4 If the load is expected",
                 "a Ack", "z Silence", "c Close", "R Roll back", "q Quit", "$ edgekit incident show",
             ):  # fmt: skip
                 assert told in words, told
-            assert ("So far" in words) == (size[0] >= 100)
+            assert ("Timeline" in words) == (size[0] >= 100)
             assert ("$ edgekit releases rollback" in words) == (
                 size[0] >= 100
             )  # each command where there is room
@@ -117,7 +117,7 @@ def test_silence_asks_how_long_and_close_ends_it(tmp_path: Path, state: Path) ->
             await answer(shown, pilot, "it was a test")
             await until(pilot, lambda: "RESOLVED" in text_of(shown), 30)
             await pilot.press("c")
-            await until(pilot, lambda: "is over; nothing changed" in flat(shown))
+            await until(pilot, lambda: "is already resolved; nothing changed" in flat(shown))
 
     run(test())
 
@@ -154,7 +154,7 @@ def test_texts_of_a_store_are_drawn_as_they_are(tmp_path: Path, state: Path) -> 
         async with shown.run_test(size=(160, 50)) as pilot:
             await until(pilot, lambda: "[red]gone[/red] [@click=app.quit]x[/]" in text_of(shown))
             await pilot.press("enter")
-            await until(pilot, lambda: "So far" in text_of(shown) and "[/nothing]" in text_of(shown))
+            await until(pilot, lambda: "Timeline" in text_of(shown) and "[/nothing]" in text_of(shown))
             assert "\x1b" not in text_of(shown) and "\u202e" not in text_of(shown)
 
     run(test())
@@ -181,7 +181,7 @@ def test_a_device_with_metrics_alone_says_so(tmp_path: Path) -> None:
             await until(pilot, lambda: "line-3 is LOST" in flat(shown))
             assert "line-3=ssh:USER@HOST" in flat(shown)
             await pilot.press("R")
-            await until(pilot, lambda: "or by SSH" in flat(shown))
+            await until(pilot, lambda: "or roll back on the device" in flat(shown))
 
     run(test())
 
@@ -193,14 +193,14 @@ def test_those_that_are_over_are_shown_on_demand(tmp_path: Path, state: Path) ->
     async def test() -> None:
         shown = opened(tmp_path)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "No incident is under way" in text_of(shown))
+            await until(pilot, lambda: "No open incidents" in text_of(shown))
             await pilot.press("A")
             await until(pilot, lambda: text_of(shown).count("RESOLVED") == 3)
             assert "incident list --all" in text_of(shown)
             document = screen(shown).document()
             assert [one["state"] for one in document["incidents"]] == ["RESOLVED"] * 3
             await pilot.press("A")
-            await until(pilot, lambda: "No incident is under way" in text_of(shown))
+            await until(pilot, lambda: "No open incidents" in text_of(shown))
 
     run(test())
 
@@ -316,6 +316,6 @@ def test_a_question_that_comes_late_is_not_put_over_another_incident(tmp_path: P
 def test_what_was_measured_is_told_once(state: Path) -> None:
     shown, now = read_one(Source(state), 1), time.time()
     words = figures(shown, "not here")
-    assert words.figures and "Measured when it was told" in timeline(shown, None, now).plain
+    assert words.figures and "Measured when it was opened" in timeline(shown, None, now).plain
     assert "Measured" not in timeline(shown, words, now).plain
     assert all(figure in caption(words, now, Symbols()).plain for figure in words.figures)

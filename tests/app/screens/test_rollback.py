@@ -110,7 +110,7 @@ def test_a_rollback_is_watched_and_ends_with_a_verdict(
             if alive:
                 assert f"HEALTHY: {old} answered" in said
             else:
-                assert "STILL BAD: nothing answers" in said and "edgekit serve --state" in said
+                assert "STILL BAD: no server is running" in said and "edgekit serve --state" in said
             await pilot.press("enter")
             await until(pilot, lambda: shown.screen is screen(shown))
             assert ("HEALTHY" if alive else "STILL BAD") in text_of(shown)  # it stays to be read
@@ -127,7 +127,7 @@ def test_what_another_one_rolled_back_meanwhile_is_not_rolled_back_again(tmp_pat
     async def test() -> None:
         shown = opened(tmp_path)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "No incident is under way" in text_of(shown))
+            await until(pilot, lambda: "No open incidents" in text_of(shown))
             await write_mode(shown, pilot)
             await pilot.press("R")
             await answer(shown, pilot, "it is slow")
@@ -178,9 +178,9 @@ def test_without_a_release_before_nothing_is_asked(tmp_path: Path) -> None:
     async def test() -> None:
         shown = opened(tmp_path)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "No incident is under way" in text_of(shown))
+            await until(pilot, lambda: "No open incidents" in text_of(shown))
             await until(
-                pilot, lambda: "never heard of" in flat(shown)
+                pilot, lambda: "never heard from" in flat(shown)
             )  # nobody looks: that is not the same as all being well
             await write_mode(shown, pilot)
             await pilot.press("R")

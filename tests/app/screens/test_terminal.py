@@ -91,7 +91,7 @@ def test_keys_take_one_through_every_screen_and_out(pane: Pane) -> None:
     pane.press("5")
     pane.until("5 incident", "Drift", "$ edgekit incident list")
     pane.press("Enter")
-    pane.until("INCIDENT", "Changed in the day before", "$ edgekit incident show")
+    pane.until("INCIDENT", "Release changes in the day before", "$ edgekit incident show")
     pane.press("a")
     pane.until("press w")
     pane.press("2")

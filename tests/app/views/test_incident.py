@@ -150,7 +150,7 @@ def test_without_a_series_the_evidence_file_speaks(
     assert "There is no telemetry" in told.note and not told.xs
     assert any(line.startswith("Requests: ") and "(before: " in line for line in told.figures)
     integrity = replace(shown, rule={"metric": "digest_mismatches", "above": 0.0})
-    assert "Changed files are no series" in evidence.Series(state).plot(integrity, now).note
+    assert "Changed files has no time series" in evidence.Series(state).plot(integrity, now).note
     bare = replace(shown, evidence={})
     assert "no evidence file" in evidence.figures(bare, "Nothing.").note
     odd = {
@@ -169,7 +169,7 @@ def test_a_drift_is_shown_by_the_signal_that_was_told(hour: tuple[Path, float, s
         shown, rule={"metric": "drift_alarms", "above": 0.0}, evidence={"during": {"alarms": alarms}}
     )
     plot = evidence.Series(state).plot(drift, now)
-    assert plot.name == "Confidence of answers" and plot.ys[0] == pytest.approx(90.0) and plot.line is None
+    assert plot.name == "Answer confidence" and plot.ys[0] == pytest.approx(90.0) and plot.line is None
     assert evidence.plotted(replace(drift, evidence={})) == "drift_alarms"
 
 
@@ -195,7 +195,7 @@ def test_missing_places_and_numbers_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no state folder") as told:
         read_list(Source(tmp_path / "gone"))
     assert "edgekit serve" in told.value.hint
-    assert read_list(Source(tmp_path)) == () and "was never heard of" in evidence.unheard(
+    assert read_list(Source(tmp_path)) == () and "was never heard from" in evidence.unheard(
         tmp_path, time.time()
     )
     with pytest.raises(ConfigError, match="There is no incident 7"):
@@ -237,7 +237,7 @@ DOCUMENTS = [None, [], {}, {"incident": None}, {"incident": {"id": "x"}}, "text"
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_document_that_is_none_of_ours_is_said_so(document: Any) -> None:
-    with pytest.raises(CorruptError, match="not understood"):
+    with pytest.raises(CorruptError, match="cannot be read"):
         read_document(document, Source(Path("."), Device("line-3", host="line-3")))
 
 
@@ -305,7 +305,7 @@ def test_a_time_that_is_none_is_said_so_and_goes_no_further(
         document["timeline"] = [line]
     else:
         document["incident"] = {**document["incident"], name: value}
-    with pytest.raises(CorruptError, match="not understood"):
+    with pytest.raises(CorruptError, match="cannot be read"):
         read_document(document, Source(state))
 
 
@@ -339,7 +339,7 @@ def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_
     db.close()
     plot = evidence.Series(copy).plot(shown, now)
     assert len(plot.xs) == len(whole.xs) - 1 and max(plot.ys) < 100
-    assert "was never heard of" in evidence.unheard(copy, now)  # a time far ahead tells nothing
+    assert "was never heard from" in evidence.unheard(copy, now)  # a time far ahead tells nothing
     (copy / "telemetry.sqlite").write_bytes(b"no database" * 500)
     for side in copy.glob("telemetry.sqlite-*"):
         side.unlink()
@@ -406,11 +406,11 @@ WELL = Health("old", 2.0, 30, 0, 0.4)
     ("last", "word", "why"),
     [
         (WELL, "HEALTHY", "answered 20 requests"),
-        (replace(WELL, requests=10), "NOT PROVEN", "nobody asked"),
+        (replace(WELL, requests=10), "NOT PROVEN", "received no requests"),
         (replace(WELL, errors=5), "STILL BAD", "5 of 20 requests failed"),
         (replace(WELL, in_use="new"), "STILL BAD", "new answers"),
-        (replace(WELL, silent_s=31.0), "STILL BAD", "nothing answers"),
-        (replace(WELL, silent_s=None), "STILL BAD", "never heard of"),
+        (replace(WELL, silent_s=31.0), "STILL BAD", "no server is running"),
+        (replace(WELL, silent_s=None), "STILL BAD", "never heard from"),
         (replace(WELL, incidents=((13, "It is slow."),)), "STILL BAD", "incident 13"),
         (Health(trouble="No route to host."), "STILL BAD", "No route"),
     ],
