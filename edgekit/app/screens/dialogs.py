@@ -15,21 +15,21 @@ from textual.widgets import Button, Input, Static
 Answer = TypeVar("Answer")
 
 
-class _Dialog(ModalScreen[Answer], Generic[Answer]):
+class Dialog(ModalScreen[Answer], Generic[Answer]):
     """A box in the middle of the screen; esc leaves it without an answer."""
 
     DEFAULT_CSS = """
-    _Dialog { align: center middle; }
-    _Dialog > Vertical { width: 72; max-width: 95%; height: auto; max-height: 95%; border: round $primary;
+    Dialog { align: center middle; }
+    Dialog > * { width: 76; max-width: 95%; height: auto; max-height: 95%; border: round $primary;
         background: $surface; padding: 0 1; }
-    _Dialog VerticalScroll { height: auto; max-height: 14; }
-    _Dialog Horizontal { height: auto; align-horizontal: right; }
-    _Dialog Button { margin-left: 1; }
+    Dialog VerticalScroll { height: auto; max-height: 14; }
+    Dialog Horizontal { height: auto; align-horizontal: right; }
+    Dialog Button { margin-left: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Cancel")]
 
 
-class Confirm(_Dialog[bool]):
+class Confirm(Dialog[bool]):
     """Whether to go on with what `text` says; with `typed` that word must be typed first."""
 
     AUTO_FOCUS = "#typed, #yes"
@@ -71,7 +71,7 @@ class Confirm(_Dialog[bool]):
         self.dismiss(event.button.id == "yes")
 
 
-class Ask(_Dialog[str | None]):
+class Ask(Dialog[str | None]):
     """One line of text, such as a reason; None when the person leaves, `value` stands there at first."""
 
     def __init__(self, text: str, placeholder: str = "", value: str = "") -> None:

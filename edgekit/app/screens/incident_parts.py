@@ -54,7 +54,7 @@ def title(source: Source, number: int | None, shown: Shown | None, everything: b
     """What is shown, and of which device."""
     if number is not None:
         return f"INCIDENT {number}{f'  {label(shown.incident)}' if shown else ''}  on {source.name}"
-    return f"INCIDENTS of {source.name}, {'including resolved' if everything else 'under way'}, worst first"
+    return f"INCIDENTS of {source.name}, {'including resolved' if everything else 'open'}, worst first"
 
 
 def said(found: Found | None, words: str) -> str:

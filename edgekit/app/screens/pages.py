@@ -9,22 +9,20 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgekit.app.screens.base import View
+from edgekit.app.screens.dialogs import Dialog
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.command import Outcome
 
 
-class Sheet(ModalScreen[None]):
+class Sheet(Dialog[None]):
     """A page of text over the screen."""
 
     DEFAULT_CSS = """
-    Sheet { align: center middle; }
-    Sheet > VerticalScroll { width: 76; max-width: 95%; height: auto; max-height: 90%; border: round $primary;
-        background: $surface; padding: 0 1; }
+    Sheet > VerticalScroll { max-height: 90%; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "Close")]
 

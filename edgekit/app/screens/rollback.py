@@ -8,11 +8,10 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgekit.app.screens.base import View
-from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.dialogs import Ask, Confirm, Dialog
 from edgekit.app.screens.host import Host
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import rollback
@@ -107,14 +106,11 @@ class RollingBack(View):
             self.app.push_screen(HealthWatch(source, release), lambda words: self.say(words or ""))
 
 
-class HealthWatch(ModalScreen[str]):
+class HealthWatch(Dialog[str]):
     """A minute after a rollback: is the release before in use, and does it answer? Ends with its verdict in words."""
 
     DEFAULT_CSS = """
-    HealthWatch { align: center middle; }
-    HealthWatch > Vertical { width: 76; max-width: 95%; height: auto; max-height: 95%; border: round $primary;
-        background: $surface; padding: 0 1; }
-    HealthWatch VerticalScroll { height: auto; max-height: 16; }
+    HealthWatch VerticalScroll { max-height: 16; }
     HealthWatch #verdict { text-style: bold; margin-top: 1; }
     HealthWatch #verdict.well { color: $text-success; }
     HealthWatch #verdict.bad { color: $text-error; }

@@ -343,7 +343,9 @@ def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_
     (copy / "telemetry.sqlite").write_bytes(b"no database" * 500)
     for side in copy.glob("telemetry.sqlite-*"):
         side.unlink()
-    assert "Unknown whether" in evidence.unheard(copy, now) and "cannot be read" in evidence.unheard(copy, now)
+    assert "Unknown whether" in evidence.unheard(copy, now) and "cannot be read" in evidence.unheard(
+        copy, now
+    )
 
 
 def test_what_is_exported_is_json_whatever_was_told(hour: tuple[Path, float, str, str]) -> None:
