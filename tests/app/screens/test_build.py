@@ -144,7 +144,7 @@ def test_enter_and_b_build_the_demo(shell: Shell, tmp_path: Path, size: tuple[in
             assert f"build ─ {number + 1}/5 {step}" in text and text.count("✓ ok") >= 5
             await pilot.press("enter")
         command = "edgekit build --model smollm2-135m --target cpu-int4 --data demo"
-        assert "b builds it." in said(screen) and screen.choice.build.text in said(screen)
+        assert "Press b to build." in said(screen) and screen.choice.build.text in said(screen)
         await pilot.press("b")
         await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
         assert "about 12 min" in text_of(pilot.app) and not shell.started
@@ -160,7 +160,7 @@ def test_b_waits_for_the_checks_and_escape_starts_nothing(shell: Shell, tmp_path
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await pilot.press(*["enter"] * 5, "b")
-        await until(pilot, lambda: "as soon as the checks are done" in text_of(pilot.app))
+        await until(pilot, lambda: "when the checks are done" in text_of(pilot.app))
         assert "▶ checking" in text_of(pilot.app)
         shell.held.set()
         await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
@@ -185,7 +185,7 @@ def test_faults_are_shown_as_they_are_typed_and_block_the_start(shell: Shell, tm
             await until(pilot, lambda words=words: words in text_of(pilot.app))
         assert state(screen, "model") == "OK" and screen.is_current
         await pilot.press("enter", "enter")
-        await until(pilot, lambda: "look at data" in text_of(pilot.app))
+        await until(pilot, lambda: "check data" in text_of(pilot.app))
         await pilot.press("b")
         await pilot.pause()
         assert pilot.app.screen is screen and not shell.started

@@ -257,7 +257,7 @@ def test_cancel_of_a_foreign_build_needs_write_mode_and_asks(
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "tune           RUNNING" in text_of(shown))
             await pilot.press("c")
-            await until(pilot, lambda: "not started here" in text_of(shown))
+            await until(pilot, lambda: "started elsewhere" in text_of(shown))
             await pilot.press("w")
             await until(pilot, lambda: isinstance(shown.screen, Confirm))
             await pilot.press("enter")
@@ -411,7 +411,7 @@ def test_a_damaged_record_and_a_log_of_a_gigabyte_are_sentences(tmp_path: Path, 
         shown = app(tmp_path, "run")
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "cannot be read" in text_of(shown))
-            await until(pilot, lambda: "MiB were not read" in text_of(shown))
+            await until(pilot, lambda: "MiB were skipped" in text_of(shown))
             assert "3 lines of the log" in text_of(shown)
 
     run(test())
