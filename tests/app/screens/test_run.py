@@ -341,7 +341,7 @@ def test_a_build_of_another_machine_is_told_and_cannot_be_stopped(tmp_path: Path
     async def test() -> None:
         shown = app(tmp_path, "run")
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "UNKNOWN  It runs on far-away" in text_of(shown))
+            await until(pilot, lambda: "UNKNOWN  This build was started on far-away" in text_of(shown))
             assert "c Cancel" not in text_of(shown) and "kill" not in text_of(shown)
 
     run(test())
@@ -371,7 +371,7 @@ def test_a_killed_build_is_told_as_gone(tmp_path: Path, cache: Path, live: subpr
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "tune           RUNNING" in text_of(shown))
             live.kill()
-            await until(pilot, lambda: f"Process {live.pid} is gone" in text_of(shown))
+            await until(pilot, lambda: f"Process {live.pid} ended unexpectedly" in text_of(shown))
             assert "STOPPED" in text_of(shown) and "Traceback" not in text_of(shown)
 
     run(test())

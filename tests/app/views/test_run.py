@@ -269,7 +269,7 @@ def test_a_log_of_a_gigabyte_is_read_at_its_end_and_earlier_stages_are_done(tmp_
     assert states(view) == {
         "model": "DONE", "tune": "DONE", "merge": "RUNNING", "export.gguf": "WAITING", "verify.gguf": "WAITING",
     }  # fmt: skip
-    assert "first 1020 MiB were not read" in view.notices[0]
+    assert "first 1020 MiB were skipped" in view.notices[0]
 
 
 def test_nothing_there_is_a_sentence_and_events_alone_are_shown(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_nothing_there_is_a_sentence_and_events_alone_are_shown(tmp_path: Path) 
     append(tmp_path, StageStarted("tune", time=T), StageFinished("tune", 3.0, time=T))
     view = RunReader(tmp_path).read(T)
     assert (
-        view.state == "UNKNOWN" and states(view) == {"tune": "DONE"} and "without a record" in view.sentence
+        view.state == "UNKNOWN" and states(view) == {"tune": "DONE"} and "has no run record" in view.sentence
     )
     (tmp_path / "run.json").write_text("{")
     view = RunReader(tmp_path).read(T)
