@@ -186,7 +186,7 @@ def test_a_loss_that_is_no_number_is_an_alarm_and_no_point() -> None:
 def test_facts_of_kept_stages_are_not_told_as_news_but_count() -> None:
     fold = folded(
         Measured("tune", "validation_loss", 0.1, "nats", 50, T - 9999),
-        GateResult("source.ok", 1, 1, True, "", "model", T - 9999),
+        GateResult("source.ok", 1, 1, True, "", "model", time=T - 9999),
         StageFinished("tune", 500.0, cached=True, time=T + 1),
     )
     view = fold.view(RUN, T + 2)
