@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.onnx_folder import AGAIN, check_onnx_folder
+from edgekit.models.tokenizer_files import chat_template
 from edgekit.registry import LogitsProcessor, Runtime, Sampling
 from edgekit.runtimes import adapters
 from edgekit.runtimes.checks import check_fits, check_ids, nfc
@@ -77,7 +78,7 @@ class _Text:
                 self.pieces = [b""] * (max(spelled.values()) + 1)
                 for spelling, id_ in spelled.items():
                     self.pieces[id_] = b"" if id_ in self.special else _bytes(spelling)
-        self.chat_template = _chat_template(folder)
+        self.chat_template = chat_template(folder)
 
     def before_encoding(self, text: str) -> str:
         """The text as onnxruntime-genai must be given it: normalised, with U+0001 for NUL."""
@@ -111,18 +112,6 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _byte_alphabet()
-
-
-def _chat_template(folder: Path) -> ChatTemplate | None:
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-    if not isinstance(source, str):
-        return None
-    bos, eos = (config.get(name) or "" for name in ("bos_token", "eos_token"))
-    return ChatTemplate(
-        source, *(token["content"] if isinstance(token, dict) else token for token in (bos, eos))
-    )
 
 
 class OnnxRuntime:

@@ -98,6 +98,22 @@ def make_small(folder: Path, family: str = "llama", **changes: Any) -> Path:
     return make(folder, family, tokens=small, **changes)
 
 
+UNUSED = "<image_soft_token>"
+
+
+def add_unused_token(folder: Path) -> Path:
+    """One more special token than the embedding has rows, which nothing refers to: so are Gemma 3 1B's own files."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    id_ = len(tokenizer["model"]["vocab"])
+    settings = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer["added_tokens"].append({"id": id_, "content": UNUSED, "special": True, **settings})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"image_token": UNUSED, "extra_special_tokens": {"image_token": UNUSED}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def maker(folder: Path) -> Callable[..., Path]:
     """A function that makes tiny models with a tokenizer of 520 tokens below `folder`, each once."""
     import vocabularies

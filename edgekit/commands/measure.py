@@ -96,8 +96,8 @@ def profile(
         repeats=repeats,
     )
     subject = subject_at(artifact)
-    check_contents(subject)
     with shell.working() as emit:
+        check_contents(subject, emit)
         entries = registry.load("profiles", "profile")(artifact, subject.runtime, options, emit=emit)
     if json:
         shell.print_json(entries)

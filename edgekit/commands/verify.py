@@ -126,11 +126,20 @@ def _file(
     threads: int,
 ) -> dict[str, Any]:
     from edgekit.base.cache import Cache
+    from edgekit.base.events import Alert, Event, fan_out
     from edgekit.proof.verify import verify_file
 
+    warnings: list[str] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Alert) and event.level == "warning" and event.message not in warnings:
+            warnings.append(event.message)
+
     with shell.working() as emit:
-        gates = verify_file(path, source, rows, budget, Cache(cache_dir, emit), quick=quick, threads=threads)
-    return {"path": str(path), "reference": source.given, "gates": [_plain(gate) for gate in gates]}
+        cache = Cache(cache_dir, fan_out(emit, keep))
+        gates = verify_file(path, source, rows, budget, cache, quick=quick, threads=threads)
+    found = [_plain(gate) for gate in gates]
+    return {"path": str(path), "reference": source.given, "gates": found, "warnings": warnings}
 
 
 def _plain(gate: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from edgekit.containers import finite
 from edgekit.containers.onnx import OnnxLayout, check_onnx
 from edgekit.containers.onnx_graph import OnnxGraph, OnnxNode, read_onnx_graph
 from edgekit.containers.reader import shown
-from edgekit.models.folder_check import token_ids
+from edgekit.models import tokenizer_files
 
 AGAIN = "Export the model again, or copy the whole folder again."
 HINT = "Do not use this folder. Get it again from a source that you trust, or export it again."
@@ -60,13 +60,15 @@ Fault = Iterator[str]
 def check_onnx_folder(folder: Path) -> dict[str, Any]:
     """Hold the parts of a folder against each other, and return the `model` table of its `genai_config.json`.
 
-    All weights are read once, about a gigabyte a second. Raises `CorruptError` when a file is missing or damaged, when
-    an option may load native code or write files, and with the first rule that is broken.
+    The chat template is rendered first, under its limits; then all weights are read once, about a gigabyte a second.
+    Raises `CorruptError` when a file is missing or damaged, when an option may load native code or write files, and
+    with the first rule that is broken.
     """
+    prompts = tokenizer_files.printed(tokenizer_files.chat_template(folder))
     config = _model_config(folder)
     layouts = {file: check_onnx(folder, file) for file in sorted({*_file_names(config)})}
     file = str(config["decoder"]["filename"])
-    parts = _Parts(folder, config, read_onnx_graph(folder / file), layouts[file])
+    parts = _Parts(folder, config, read_onnx_graph(folder / file), layouts[file], prompts)
     for rule, faults in RULES.items():
         if fault := next(faults(parts), ""):
             raise CorruptError(f"{folder} is damaged or was made to do harm ({rule}): {fault}.", HINT)
@@ -125,6 +127,8 @@ class _Parts:
     config: Mapping[str, Any]
     graph: OnnxGraph
     layout: OnnxLayout
+    prompts: str
+    """What the chat template prints for plain conversations."""
 
     @property
     def decoder(self) -> Mapping[str, Any]:
@@ -182,10 +186,7 @@ def _special_ids(parts: _Parts) -> Fault:
 
 
 def _token_ids(parts: _Parts) -> Fault:
-    count = parts.config["vocab_size"]
-    for id_ in token_ids(parts.folder):
-        if type(id_) is not int or not 0 <= id_ < count:
-            yield f"the tokenizer has the token id {_short(id_)}, and the vocabulary has {count} tokens"
+    yield from tokenizer_files.faults(parts.folder, parts.config["vocab_size"], parts.prompts)
 
 
 def _inputs_and_outputs(parts: _Parts) -> Fault:

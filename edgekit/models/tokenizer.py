@@ -11,19 +11,36 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Row
 from edgekit.models.chat import ChatTemplate
+from edgekit.models.tokenizer_files import size_of_vocabulary, without_rows
 
 # How GPT-2 splits a text into words before merging (Radford et al. 2019); byte-level pre-tokenizers of other models too.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' own tokenizer for `folder`, without the added tokens that the model has no embedding for.
+
+    The characters of such a token are then text, as in a GGUF file, and no text gets an id that torch would fail on.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    rows = size_of_vocabulary(folder)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and rows is not None and max(tokenizer.added_tokens_decoder, default=-1) >= rows:
+        from tokenizers import Tokenizer
+
+        # transformers has no way to take a token away
+        tokenizer._tokenizer = Tokenizer.from_str(without_rows(backend.to_str(), rows))
+    return tokenizer
 
 
 class ModelTokenizer:
     """transformers' own tokenizer for `folder`, with special tokens in a text recognised and none added."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
         self.folder = folder
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = load_tokenizer(folder)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""

@@ -9,9 +9,9 @@ import numpy as np
 from edgekit import registry
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import StageError
-from edgekit.base.events import Emit, GateResult
+from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean
-from edgekit.models import gguf_source
+from edgekit.models import gguf_source, tokenizer_files
 from edgekit.models.source import Source, digest, fetch
 from edgekit.models.source import bring_in as write_folder
 from edgekit.models.tokenizer import ModelTokenizer
@@ -46,7 +46,19 @@ def bring_in(cache: Cache, source: Source) -> StageOutput:
     modules = ["edgekit.models.source"]
     if source.kind == "gguf":
         modules += [__name__, *(registry.module_of("runtimes", name) for name in ("llama.cpp", "torch"))]
-    return cache.stage("model", inputs, run, modules)
+    folder = cache.stage("model", inputs, run, modules)
+    tell_unused_tokens(folder.path, cache.emit)
+    return folder
+
+
+def tell_unused_tokens(folder: Path, emit: Emit) -> None:
+    """A warning on tokens that the folder's model has no embedding for."""
+    if unused := tokenizer_files.warning(folder):
+        emit(
+            Alert(
+                "warning", unused, "edgekit reads these characters as text; other software may fail on them."
+            )
+        )
 
 
 def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) -> GateResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ from edgekit import registry
 from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache
 from edgekit.base.errors import ConfigError
-from edgekit.base.events import GateResult
+from edgekit.base.events import Emit, GateResult
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
+from edgekit.models import tokenizer_files
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.folder_check import check_folder
 from edgekit.models.onnx_folder import check_onnx_folder
@@ -23,7 +23,7 @@ from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, capture_own
 from edgekit.proof.prove import Expected, Subject, prove
-from edgekit.proof.source import bring_in
+from edgekit.proof.source import bring_in, tell_unused_tokens
 from edgekit.targets.target import Budget
 
 FORMATS = {**RUNTIME_OF, "folder": "torch"}
@@ -49,18 +49,18 @@ def subject_of(path: Path) -> Subject:
     )
 
 
-def check_contents(subject: Subject) -> None:
+def check_contents(subject: Subject, emit: Emit) -> None:
     """Raise `CorruptError` when the parts of a file or folder do not fit each other; no runtime opens it.
 
-    A GGUF file's chat template is rendered once, so that one without end is found before the reference is asked.
+    Chat templates are rendered here, so that one without end is found before the reference is asked. Tokens that have
+    no embedding, and that nothing gives out, are told as a warning.
     """
     if subject.format == "gguf":
         template = check_gguf(subject.path).metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            with suppress(ConfigError):  # it refuses this conversation, which it may
-                ChatTemplate(template).render([{"role": "user", "content": "Hello"}])
+        tokenizer_files.printed(ChatTemplate(template) if isinstance(template, str) else None)
     else:
         {"onnx": check_onnx_folder, "folder": check_folder}[subject.format](subject.path)
+        tell_unused_tokens(subject.path, emit)
 
 
 def verify_file(
@@ -81,7 +81,7 @@ def verify_file(
     from edgekit.models.tokenizer import ModelTokenizer
 
     subject = subject_of(path)
-    check_contents(subject)  # before anything else reads it
+    check_contents(subject, cache.emit)  # before anything else reads it
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]

@@ -17,7 +17,7 @@ from typing import Any
 import gguf
 
 from edgekit.base.errors import CorruptError, UnsupportedError
-from edgekit.models.tokenizer import GPT2_PATTERN
+from edgekit.models.tokenizer import GPT2_PATTERN, load_tokenizer
 
 DIGIT = r"\p{N}"
 LLAMA3 = (
@@ -135,10 +135,8 @@ def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
 
 
 def _load(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded = load_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(
             f"transformers cannot read the tokenizer in {folder}: {str(error).splitlines()[0]}",

@@ -23,7 +23,8 @@ FILES = {
     **{f"a template that {what}": plant.template(source) for what, source in hostile.TEMPLATES.items()},
 }  # fmt: skip
 FOLDERS = {
-    case: hostile_onnx.ONNX[case][0] for case in ("more layers than the graph", "a token id of billions")
+    **{case: hostile_onnx.ONNX[case][0] for case in ("more layers than the graph", "a token id of billions")},
+    "a template that never ends": lambda folder: (folder / "chat_template.jinja").write_text(hostile.ENDLESS),
 }
 
 

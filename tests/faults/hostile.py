@@ -65,6 +65,19 @@ def shortened(name: str, by: int = 7) -> Hurt:
     return hurt
 
 
+def one_token_more(file: Path) -> None:
+    """A token that the embedding has no row for."""
+    known = {
+        name: gguf.GGUFReader(file).fields[f"tokenizer.ggml.{name}"].contents()
+        for name in ("tokens", "token_type")
+    }
+    tokens, types = (
+        [*known["tokens"], "<image_soft_token>"],
+        [*known["token_type"], int(gguf.TokenType.CONTROL)],
+    )
+    plant.rewrite(file, fields={"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
+
+
 def short_scores(file: Path) -> None:
     """Scores for three tokens."""
     plant.rewrite(file, added={"tokenizer.ggml.scores": [0.5, 0.25, 0.125]})
@@ -112,6 +125,7 @@ GGUF: dict[str, tuple[Hurt, str]] = {
     "eos id just outside the vocabulary": (add_id("eos", 478), "special token ids"),
     "fewer token types than tokens": (shortened("token_type"), "lists of tokens"),
     "fewer tokens than rows": (shortened("tokens"), "lists of tokens"),
+    "one token more than rows": (one_token_more, "shapes"),
     "three scores": (short_scores, "lists of tokens"),
     "a merge of unknown tokens": (changed_merge("qqq zzz"), "merges"),
     "a merge without a space": (changed_merge("ab"), "merges"),

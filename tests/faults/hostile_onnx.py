@@ -55,6 +55,16 @@ def added_token(id_: Any) -> Hurt:
     )
 
 
+def plain_token(id_: int, special: bool = False) -> Hurt:
+    """One more added token, which any text may hold unless it is special."""
+    token = {"content": "zzz", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return lambda folder: written(
+        folder,
+        "tokenizer.json",
+        lambda found: found["added_tokens"].append({**token, "id": id_, "special": special}),
+    )
+
+
 def edited(change: Callable[[Any], object]) -> Hurt:
     """Another graph."""
 
@@ -164,7 +174,9 @@ ONNX: dict[str, tuple[Hurt, str]] = {
     "a token id of billions": (token_id(2**40), "token ids"),
     "a negative token id": (token_id(-7), "token ids"),
     "a token id that is a text": (token_id("7"), "token ids"),
-    "an added token outside the vocabulary": (added_token(478), "token ids"),
+    "an end of the answer outside the vocabulary": (added_token(478), "token ids"),
+    "text outside the vocabulary": (plain_token(478), "token ids"),
+    "an added token far outside the vocabulary": (plain_token(2**31, special=True), "token ids"),
     "no such input": (named("inputs", "input_ids", "nothing"), "inputs and outputs"),
     "no such output": (named("outputs", "logits", "nothing"), "inputs and outputs"),
     "no such cache": (named("inputs", "past_key_names", "past.%d"), "layers"),

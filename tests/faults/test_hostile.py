@@ -50,7 +50,7 @@ def test_a_hostile_gguf_file_is_refused_by_the_rule_it_breaks(
 
 
 @pytest.mark.parametrize("case", ["bos id outside the vocabulary", "fewer token types than tokens", "no heads",
-                                  "NaN in the scale of a Q8_0 block", "billions of layers"])  # fmt: skip
+                                  "NaN in the scale of a Q8_0 block", "billions of layers", "one token more than rows"])  # fmt: skip
 def test_the_child_contains_what_the_rules_would_have_refused(
     case: str, file: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from faults import hostile_onnx
+from faults import hostile, hostile_onnx
 from faults.hostile import one_sentence, use
 
 import edgekit
 from edgekit.base.errors import CorruptError
 from edgekit.containers.onnx_graph import read_onnx_graph
+from edgekit.models import onnx_folder
 from edgekit.models.onnx_folder import check_onnx_folder
 
 
@@ -85,6 +86,16 @@ def test_load_refuses_before_anything_native_is_opened(
     monkeypatch.setattr("onnxruntime_genai.Config", lambda *_: os.abort())
     with pytest.raises(CorruptError, match="made to do harm|finite weights"):
         edgekit.load(folder)
+
+
+def test_the_template_is_rendered_before_anything_else_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "chat_template.jinja").write_text(hostile.ENDLESS)
+    monkeypatch.setattr(onnx_folder, "check_onnx", lambda *_: pytest.fail("the graph was read"))
+    with pytest.raises(CorruptError, match="template was stopped") as refused:
+        check_onnx_folder(folder)
+    one_sentence(refused.value)
 
 
 def test_a_mask_may_be_infinite(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import CorruptError
+from edgekit.models import folder_check
 from edgekit.models.folder_check import check_folder
 
 
@@ -48,16 +49,88 @@ def edit_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[
 EMBEDDING, DOWN = "model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"
 TOKEN = {"id": 478, "content": "<|more|>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False}  # fmt: skip
+
+
+def added(**changes: Any) -> Callable[[Path], None]:
+    """One more added token, which has no row: the first free id, special, and named by nothing else."""
+    return edit_json("tokenizer.json", lambda t: t["added_tokens"].append({**TOKEN, **changes}))
+
+
+def both(*hurts: Callable[[Path], None]) -> Callable[[Path], None]:
+    def hurt(folder: Path) -> None:
+        for one in hurts:
+            one(folder)
+
+    return hurt
+
+
+def with_post_processor(tokenizer: dict[str, Any]) -> None:
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|more|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [],
+        "special_tokens": {"<|more|>": {"id": "<|more|>", "ids": [478], "tokens": ["<|more|>"]}},
+    }
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "an added token without a row": (
-        edit_json("tokenizer.json", lambda t: t["added_tokens"].append(TOKEN)),
-        "token ids up to 478, and the model's embedding has 478 rows",
+    "text without a row": (added(special=False), "the id 478 to '<|more|>', and the model has 478 rows.*any text may hold it"),
+    "text without a row, by another file": (
+        both(added(), edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"478": {**TOKEN, "special": False}}))),
+        "any text may hold it",
     ),
+    "padding without a row": (
+        both(added(), edit_json("tokenizer_config.json", lambda c: c.update(pad_token="<|more|>"))),
+        "tokenizer_config.json names it as pad_token",
+    ),
+    "an end without a row": (
+        both(added(), lambda f: (f / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|more|>"}}') and None),
+        "special_tokens_map.json names it as eos_token",
+    ),
+    "an unknown token without a row": (
+        both(added(), edit_json("tokenizer.json", lambda t: t["model"].update(unk_token="<|more|>"))), "names it as unk_token",
+    ),
+    "a role that the template prints, without a row": (
+        both(added(), lambda f: (f / "chat_template.jinja").write_text("<|mo{{ 're' }}|>{{ messages[0].content }}") and None),
+        "the chat template prints it",
+    ),
+    "a frame without a row": (
+        both(added(), edit_json("tokenizer.json", with_post_processor)), "the post-processor puts it around every text",
+    ),
+    "a merge without a row": (
+        both(
+            added(content="zz"),
+            edit_json("tokenizer.json", lambda t: t["model"]["vocab"].update(zz=478)),
+            edit_json("tokenizer.json", lambda t: t["model"]["merges"].append(["z", "z"])),
+        ),
+        "merges join other tokens to it",
+    ),
+    "an added token far from all others": (added(id=70_000), "the id 70000 to"),
+    "an added token whose id is a text": (added(id="478"), "the id '478' to"),
+    "a key of many digits": (
+        edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"9" * 5000: TOKEN})), "the id '999",
+    ),
+    "an end by id without a row": (
+        edit_json("generation_config.json", lambda c: c.update(eos_token_id=[2, 478])), "eos_token_id 478",
+    ),
+    "a negative end": (edit_json("config.json", lambda c: c.update(eos_token_id=-1)), "eos_token_id -1"),
+    "padding by id without a row": (edit_json("config.json", lambda c: c.update(pad_token_id=500)), "pad_token_id 500"),
     "a word without a row": (
-        edit_json("tokenizer.json", lambda t: t["model"]["vocab"].update(hello=99_999)), "token ids up to 99999",
+        edit_json("tokenizer.json", lambda t: t["model"]["vocab"].update(hello=99_999)), "the id 99999 to 'hello'",
     ),
     "fewer rows than tokens": (
-        edit_weights(lambda w: w.update({EMBEDDING: w[EMBEDDING][:400].clone()})), "embedding has 400 rows",
+        both(
+            edit_weights(lambda w: w.update({EMBEDDING: w[EMBEDDING][:400].clone()})),
+            edit_json("config.json", lambda c: c.update(vocab_size=400)),
+        ),
+        "the model has 400 rows",
+    ),
+    "a template without end": (
+        lambda f: (f / "chat_template.jinja").write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}") and None,
+        "template was stopped",
     ),
     "another vocabulary size": (edit_json("config.json", lambda c: c.update(vocab_size=600)), "vocab_size 600"),
     "another hidden size": (edit_json("config.json", lambda c: c.update(hidden_size=128)), "hidden_size 128"),
@@ -94,6 +167,15 @@ def test_a_folder_whose_parts_do_not_fit_is_refused(case: str, folder: Path) -> 
 
 
 def test_tokens_without_rows_exit_with_5(folder: Path, shell) -> None:
-    HOSTILE["an added token without a row"][0](folder)
+    HOSTILE["text without a row"][0](folder)
     done = shell("verify", folder, "--reference", folder)
-    assert done.returncode == 5 and "embedding has 478 rows" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 5 and "the model has 478 rows" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_template_is_rendered_before_any_weight_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HOSTILE["a template without end"][0](folder)
+    monkeypatch.setattr(folder_check, "read_safetensors", lambda file: pytest.fail("a weight was read"))
+    with pytest.raises(CorruptError, match="template was stopped"):
+        check_folder(folder)

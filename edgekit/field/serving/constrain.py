@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.base.errors import ConfigError, StageError
 from edgekit.device.manifest import MANIFEST, check_files, read_manifest
+from edgekit.models.tokenizer_files import without_rows
 from edgekit.registry import LogitsProcessor, Runtime
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class Constraints:
             )
         runtime = self._runtime
         try:
-            text = path.read_text(encoding="utf-8")
+            text = without_rows(path.read_text(encoding="utf-8"), runtime.vocab_size)
             return LLTokenizer(text, n_vocab=runtime.vocab_size, eos_token=sorted(runtime.stop_ids))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise StageError(f"{path} cannot be used for answers of a given form: {error}") from error
 
 

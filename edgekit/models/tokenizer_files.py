@@ -1,0 +1,213 @@
+"""What the tokenizer files of a folder say, read without transformers: token ids, added tokens, roles, chat template.
+
+Which tokens may lie beyond the embedding: some good models name an added token that has no row in it, such as
+`<image_soft_token>` of Gemma 3 1B (id 262144 of 262144 rows), which only its larger siblings use. That is a fault where
+something gives the id out: the vocabulary that texts are split into, a role (the end of a sequence, for one), the chat
+template, or a token that is not special, which any text may hold. Otherwise edgekit leaves the token out, as llama.cpp's
+converter does, and reads those characters as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.data.rows import Message
+from edgekit.models.chat import ChatTemplate
+
+HINT = "Get the folder again from its source; its files belong to different models or are damaged."
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+DIGITS = 20  # of a token id that stands as a key
+CONVERSATIONS: tuple[tuple[list[Message], bool], ...] = (
+    ([{"role": "user", "content": "Hello"}], True),
+    ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}], True),
+    ([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}], False),
+)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside the vocabulary. `id` is as it stands in the file, which may be no number."""
+
+    text: str
+    id: Any
+    special: bool
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is no such file. Raises `CorruptError` for anything else."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptError(f"{file} cannot be read: {str(error)[:120]}.", HINT) from error
+    if not isinstance(found, dict):
+        raise CorruptError(f"{file} is not a JSON object.", HINT)
+    return found
+
+
+def chat_template(folder: Path) -> ChatTemplate | None:
+    """The folder's one chat template; None where it has none or several."""
+    config, file = read_object(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"{file} cannot be read: {str(error)[:120]}.", HINT) from error
+    if not isinstance(source, str):
+        return None
+    return ChatTemplate(source, *(_text(config.get(name)) for name in ("bos_token", "eos_token")))
+
+
+def printed(template: ChatTemplate | None) -> str:
+    """What a chat template prints for plain conversations, one after the other.
+
+    Raises `CorruptError` when it exceeds the limits; a conversation that it refuses is left out.
+    """
+    texts: list[str] = []
+    if template is None:
+        return ""
+    for messages, prompt in CONVERSATIONS:
+        with suppress(ConfigError):
+            texts.append(template.render(messages, add_generation_prompt=prompt))
+    return "".join(texts)
+
+
+def size_of_vocabulary(folder: Path) -> int | None:
+    """How many token ids the folder's model has rows for, by its settings; None where they do not say."""
+    config = read_object(folder / "config.json")
+    for table in (config, config.get("text_config"), read_object(folder / "genai_config.json").get("model")):
+        if isinstance(table, dict) and type(size := table.get("vocab_size")) is int:
+            return size
+    return None
+
+
+def faults(folder: Path, rows: int, prompts: str) -> Iterator[str]:
+    """Each token id that is given out and lies beyond `rows`, in words; `prompts` is what the chat template prints."""
+    tokenizer = read_object(folder / "tokenizer.json")
+    added = list(added_tokens(folder))
+    matched_whole = {(token.text, token.id) for token in added if type(token.id) is int}
+    for text, id_ in _vocabulary(tokenizer):
+        if not _within(id_, rows) and (text, id_) not in matched_whole:
+            yield _beyond(id_, text, rows)
+    for token in added:
+        if _within(token.id, rows):
+            continue
+        if not _within(token.id, rows + len(added)):  # ids are counted up, so this one belongs to nothing
+            yield _beyond(token.id, token.text, rows)
+        elif why := _use(token, folder, tokenizer, prompts):
+            yield f"{_beyond(token.id, token.text, rows)}; {why}"
+
+
+def unused_tokens(folder: Path, rows: int) -> list[AddedToken]:
+    """The added tokens beyond `rows`, in a folder without `faults`."""
+    return [token for token in added_tokens(folder) if not _within(token.id, rows)]
+
+
+def warning(folder: Path) -> str:
+    """A sentence on the added tokens that have no row in the embedding; empty where there are none."""
+    rows = size_of_vocabulary(folder)
+    unused = unused_tokens(folder, rows) if rows is not None else []
+    if rows is None or not unused:
+        return ""
+    named = ", ".join(f"{_shown(token.text)} ({token.id})" for token in unused[:3])
+    more = ", ..." if len(unused) > 3 else ""
+    tokens, them = ("1 token", "it") if len(unused) == 1 else (f"{len(unused)} tokens", "them")
+    return (
+        f"The tokenizer has {tokens} without an embedding: {named}{more}; the model has {rows} rows. "
+        f"Nothing else in the folder refers to {them}."
+    )
+
+
+def without_rows(tokenizer: str, rows: int) -> str:
+    """The text of a `tokenizer.json` without the added tokens beyond `rows`."""
+    rules = json.loads(tokenizer)
+    rules["added_tokens"] = [token for token in rules["added_tokens"] if token["id"] < rows]
+    vocabulary = rules["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        rules["model"]["vocab"] = {text: id_ for text, id_ in vocabulary.items() if id_ < rows}
+    return json.dumps(rules, ensure_ascii=False)
+
+
+def added_tokens(folder: Path) -> Iterator[AddedToken]:
+    """Every added token of the tokenizer files, each once; it counts as special where all files that say so agree."""
+    found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
+
+    def note(text: Any, id_: Any, special: Any) -> None:
+        found.setdefault((str(text), repr(id_)), []).append((id_, special))
+
+    for token in _list(read_object(folder / "tokenizer.json").get("added_tokens")):
+        if isinstance(token, dict) and "id" in token:
+            note(token.get("content"), token["id"], token.get("special", False))
+    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    for key, token in decoder.items() if isinstance(decoder, dict) else ():
+        id_ = int(key) if key.isdecimal() and len(key) <= DIGITS else key
+        fields = token if isinstance(token, dict) else {}
+        note(fields.get("content", token), id_, fields.get("special", False))
+    for text, id_ in read_object(folder / "added_tokens.json").items():
+        note(text, id_, None)
+    for (text, _), entries in found.items():
+        said = [special for _, special in entries if special is not None]
+        yield AddedToken(text, entries[0][0], bool(said) and all(special is True for special in said))
+
+
+def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The tokens that texts are split into, with their ids; of a list only the last, which has the largest."""
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from vocabulary.items()
+    elif isinstance(vocabulary, list) and vocabulary:
+        yield str(vocabulary[-1])[:40], len(vocabulary) - 1
+
+
+def _use(token: AddedToken, folder: Path, tokenizer: Mapping[str, Any], prompts: str) -> str:
+    """What gives the token out; empty where nothing does."""
+    if not token.special:
+        return "it is not a special token, so any text may hold it"
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings = read_object(folder / name)
+        for role in ROLES:
+            if _text(settings.get(role)) == token.text:
+                return f"{name} names it as {role}"
+    model = tokenizer.get("model")
+    model = model if isinstance(model, dict) else {}
+    if model.get("unk_token") == token.text:
+        return "tokenizer.json names it as unk_token"
+    if any(_joined(merge) == token.text for merge in _list(model.get("merges"))):
+        return "merges join other tokens to it"
+    if json.dumps(token.text) in json.dumps(tokenizer.get("post_processor")):
+        return "the post-processor puts it around every text"
+    return "the chat template prints it" if token.text in prompts else ""
+
+
+def _within(id_: Any, rows: int) -> bool:
+    return type(id_) is int and 0 <= id_ < rows
+
+
+def _beyond(id_: Any, text: str, rows: int) -> str:
+    return f"the tokenizer gives the id {_shown(id_)} to {_shown(text)}, and the model has {rows} rows"
+
+
+def _text(token: Any) -> str:
+    """The text of a token that stands in a settings file as a text or as an object."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""
+
+
+def _joined(merge: Any) -> str:
+    """The text that a merge makes; it stands as a pair, or as both parts with a space between them."""
+    return "".join(map(str, merge)) if isinstance(merge, list) else str(merge).replace(" ", "", 1)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:40]
