@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -17,20 +16,15 @@ from textual.widgets import DataTable, OptionList, Static
 
 from edgekit.app.screens import incident_parts as parts
 from edgekit.app.screens.chart import Chart
-from edgekit.app.screens.dialogs import Ask
-from edgekit.app.screens.rollback import RollingBack
+from edgekit.app.screens.incident_changes import Changing
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views.command import Outcome, who
 from edgekit.app.views.devices import Device
-from edgekit.app.views.incident import Source, is_over, label
+from edgekit.app.views.evidence import Plot
+from edgekit.app.views.incident import Shown, is_over
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
-from edgekit.app.views.symbols import Symbols
-from edgekit.base.clock import seconds
-from edgekit.base.errors import EdgekitError
-from edgekit.field.incidents.incidents import Incident
 
 
-class IncidentScreen(RollingBack):
+class IncidentScreen(Changing):
     """The incidents of a device, or one of them."""
 
     NAME = "incident"
@@ -68,27 +62,24 @@ class IncidentScreen(RollingBack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._device: Device | None = None
-        self._number: int | None = None
         self._everything = False
-        self._roll_back_next = False
+        self._then = ""
         self._said = ""
-        self._found: Found | None = None
         self._reader = Reader()
-        self._drawn: dict[str, Any] = {}
         self._reading: Wanted | None = None
+        self._drawn: dict[str, Any] = {}
 
     # What is shown
 
     @property
-    def source(self) -> Source:
-        """Where the incidents are read."""
-        return Source(self.edgekit.settings.state, self._device)
+    def chosen(self) -> int | None:
+        """The incident that is shown, or the one under the cursor."""
+        return self.query_one(parts.Listed).number if self.number is None else self.number
 
     @property
-    def subject(self) -> object:
-        """The incident, or the list, of its device."""
-        return self._number, self._device
+    def wanted(self) -> Wanted:
+        """What is to be read."""
+        return Wanted(self.device, self.number, self._everything)
 
     def compose_view(self) -> ComposeResult:
         """The list, one incident, and beside it its timeline."""
@@ -120,33 +111,29 @@ class IncidentScreen(RollingBack):
         self._look()
 
     def on_screen_suspend(self) -> None:
-        """Whoever leaves no longer asks for the way back."""
-        self._roll_back_next = False
+        """Whoever leaves no longer asks for what was to follow."""
+        self._then = ""
 
     def show(
-        self, number: int | None = None, device: Device | None = None, rollback: bool = False, **what: Any
+        self, number: int | None = None, device: Device | None = None, then: str = "", **what: Any
     ) -> None:
-        """Turn to an incident of a device, this one by default; with `rollback` the way back is asked for at once."""
+        """Turn to an incident of a device, this one by default; the action `then` follows once it is there."""
         self._turn(number, device)
-        self._roll_back_next = rollback
+        self._then = then
         self._look()
 
     def document(self) -> Any:
         """The incident, or the list, as JSON."""
-        if self._found is None:
+        if self.found is None:
             return None
-        if self._found.shown is not None:
-            return self._found.shown.document
-        return {
-            "device": self.source.name,
-            "incidents": [asdict(incident) for incident in self._found.incidents],
-        }
+        if self.found.shown is not None:
+            return self.found.shown.document
+        return {"device": self.device.called, "incidents": [asdict(one) for one in self.found.incidents]}
 
-    def _turn(self, number: int | None, device: Device | None) -> None:
-        if (number, device) == self.subject:
+    def _turn(self, number: int | None, other: Device | None) -> None:
+        if (number, other) == self.subject:
             return
-        self._number, self._device, self._found, self._said = number, device, None, ""
-        self._roll_back_next = False
+        self.number, self.other, self.found, self._said, self._then = number, other, None, "", ""
         if self.is_mounted:
             self.query_one("#one", VerticalScroll).scroll_home(animate=False)
             self._draw()
@@ -154,7 +141,7 @@ class IncidentScreen(RollingBack):
     # Looking
 
     def _look(self) -> None:
-        wanted = Wanted(self.source, self._number, self._everything)
+        wanted = self.wanted
         if self.is_mounted and wanted != self._reading:
             self._reading = wanted
             now = self.edgekit.now()
@@ -163,84 +150,87 @@ class IncidentScreen(RollingBack):
     def _have(self, wanted: Wanted, found: Found) -> None:
         if wanted == self._reading:
             self._reading = None
-        if wanted != Wanted(self.source, self._number, self._everything):
+        if wanted != self.wanted:
             self._look()  # another one was asked for meanwhile
             return
-        self._found = found
+        self.found = found
         self._draw()
-        if self._roll_back_next:
-            self._roll_back_next = False
-            self.action_roll_back()
+        then, self._then = self._then, ""
+        if then:
+            getattr(self, f"action_{then}")()
 
-    def _again(self) -> None:
-        """Something was changed: what is known is old."""
+    def again(self) -> None:
+        """What is known is old."""
         self._reader.forget()
         self._look()
+
+    def say(self, words: str) -> None:
+        """Show a sentence that stays until the next one."""
+        self._said = words
+        self._draw()
 
     # Drawing
 
     def _draw(self) -> None:
-        if len(self.query("#said, #beside")) < 2:
+        if not self.query("#beside"):
             return  # not composed yet, or being taken down
-        found, source, now, sign = self._found, self.source, self.edgekit.now(), self.edgekit.symbols
-        number = self._number
+        found, now = self.found, self.edgekit.now()
         shown = found.shown if found else None
-        self.shell_command = "" if source.by_url else parts.shell_command(source, number, self._everything)
-        self.title_text = parts.title(source, number, shown, self._everything)
-        words = parts.said(found, self._said)
-        self._put("said", Text(words))
-        self.query_one("#said").display = bool(words)
-        listed = number is None and found is not None and bool(found.incidents)
+        self.shell_command = "" if self.device.url else parts.shell_command(self.wanted)
+        self.title_text = parts.title(self.wanted, shown)
+        listed = self.number is None and found is not None and bool(found.incidents)
+        said = parts.said(found, self._said)
+        empty = "" if shown or listed else parts.empty(found, self.wanted)
+        for name, words in (("said", said), ("empty", empty)):
+            self._put(name, Text(words))
+            self.query_one(f"#{name}").display = bool(words)
         self.query_one("#one").display = shown is not None
-        self.query_one("#side").set_class(
-            shown is None, "gone"
-        )  # a style of its own would be above the width's
+        # a style of its own would be above the width's
+        self.query_one("#side").set_class(shown is None, "gone")
         self.query_one("#list").display = listed
-        empty = parts.empty(found, source, self._everything) if shown is None and not listed else ""
-        self.query_one("#empty").display = bool(empty)
-        self._put("empty", Text(empty))
-        if shown is not None and found is not None:
-            self._draw_one(found, now, sign)
-        elif listed and found is not None:
-            self.query_one(parts.Listed).fill(found.incidents, now, sign, self.size.width)
+        if found is not None and shown is not None:
+            self._draw_one(shown, found.plot, now)
+        elif found is not None and listed:
+            self.query_one(parts.Listed).fill(found.incidents, now, self.edgekit.symbols, self.size.width)
         self._settle_focus()
-        if (mode := (number is None, listed, shown is None)) != self._drawn.get("mode"):
+        if (mode := (self.number is None, listed, shown is None)) != self._drawn.get("mode"):
             self._drawn["mode"] = mode
             self.refresh_bindings()
 
     def offers(self, action: str) -> bool:
         """Keys are there where they do something."""
-        one = self._number is not None
-        subject = self._found is not None and (self._found.shown is not None or bool(self._found.incidents))
+        one = self.number is not None
+        subject = self.found is not None and (self.found.shown is not None or bool(self.found.incidents))
         if action in ("acknowledge", "silence", "close"):
             return subject
         return {"everything": not one, "open": not one and subject, "steps": one and subject}.get(
             action, True
         )
 
-    def _draw_one(self, found: Found, now: float, sign: Symbols) -> None:
-        shown, plot = found.shown, found.plot
-        assert shown is not None
-        short = self.has_class("-short")
-        self._put("state", parts.state(shown.incident, now, sign))
-        line = self.query_one("#state")
-        for name in ("critical", "warning", "over"):
-            line.set_class(name == ("over" if is_over(shown.incident) else shown.incident.severity), name)
-        self._put("what", parts.what(shown.incident, now, short=short))
-        self._put("facts", parts.facts(shown, now, short=short))
-        self._put("caption", parts.caption(plot, now, sign))
+    def _draw_one(self, shown: Shown, plot: Plot | None, now: float) -> None:
+        short, sign = self.has_class("-short"), self.edgekit.symbols
+        timeline = parts.timeline(shown, plot, now)
+        texts = {
+            "state": parts.state(shown.incident, now, sign),
+            "what": parts.what(shown.incident, now, short=short),
+            "facts": parts.facts(shown, now, short=short),
+            "caption": parts.caption(plot, now, sign),
+            "changes": parts.changes(shown, now),
+            "timeline": timeline,
+            "beside": timeline,
+        }
+        for name, text in texts.items():
+            self._put(name, text)
+        colour = "over" if is_over(shown.incident) else shown.incident.severity
+        self.query_one("#state").set_classes(colour)
         chart = self.query_one("#plot", Chart)
         chart.display = bool(plot and (plot.xs or plot.earlier))
         if chart.display and plot is not None and self._drawn.get("plot") != plot:
             self._drawn["plot"] = plot
             parts.draw(chart, plot, now, sign)
-        self._put("changes", parts.changes(shown, now))
         steps = self.query_one(parts.Steps)
         if steps.fill(shown.steps, wide=self.has_class("-wide")):
             self._lay_out(steps)
-        timeline = parts.timeline(shown, plot, now)
-        self._put("timeline", timeline)
-        self._put("beside", timeline)
 
     def _put(self, name: str, what: Text) -> None:
         before: Text | None = self._drawn.get(name)
@@ -259,8 +249,8 @@ class IncidentScreen(RollingBack):
     def _settle_focus(self) -> None:
         """Keys scroll or choose in what is shown; a focus that a person moved inside it stays."""
         if self.focused is None or not self.focused.is_on_screen or not self.focused.display:
-            place = "#one" if self._number is not None else "#list"
-            if (target := self.query_one(place)).display:
+            target = self.query_one("#list" if self.number is None else "#one")
+            if target.display:
                 target.focus(scroll_visible=False)
 
     def on_resize(self, event: Resize) -> None:
@@ -270,22 +260,18 @@ class IncidentScreen(RollingBack):
     # Going about
 
     @on(DataTable.RowSelected)
-    def _chosen(self, event: DataTable.RowSelected) -> None:
-        self._turn(int(str(event.row_key.value)), self._device)
-        self._look()
-
     def action_open(self) -> None:
         """Open the incident under the cursor."""
-        if self._number is None and (number := self.query_one(parts.Listed).number) is not None:
-            self._turn(number, self._device)
+        if self.number is None and self.chosen is not None:
+            self._turn(self.chosen, self.other)
             self._look()
 
     async def action_to_list(self) -> None:
         """From one incident to the list, from the list to the screen before."""
-        if self._number is None:
+        if self.number is None:
             await self.app.run_action("app.back")
             return
-        self._turn(None, self._device)
+        self._turn(None, self.other)
         self._look()
 
     def action_everything(self) -> None:
@@ -295,13 +281,11 @@ class IncidentScreen(RollingBack):
 
     def action_steps(self) -> None:
         """To the next steps."""
-        steps = self.query_one(parts.Steps)
-        if self._found is not None and self._found.shown is not None:
-            steps.focus()
+        self.query_one(parts.Steps).focus()
 
     @on(OptionList.OptionSelected)
     def _step(self, event: OptionList.OptionSelected) -> None:
-        steps = self._found.shown.steps if self._found and self._found.shown else ()
+        steps = self.found.shown.steps if self.found and self.found.shown else ()
         if event.option_index >= len(steps):
             return
         step = steps[event.option_index]
@@ -311,97 +295,3 @@ class IncidentScreen(RollingBack):
         self.app.copy_to_clipboard(step.command)
         self.say(f"$ {step.command}")
         self.shell_command = step.command
-
-    # Changing
-
-    def _subject(self) -> Incident | None:
-        """The incident that a key is about: the one shown, or the one under the cursor."""
-        if self.source.by_url:
-            self.say("A device that is read by URL is changed on the device or over SSH.")
-            return None
-        found, number = (
-            self._found,
-            self._number if self._number is not None else self.query_one(parts.Listed).number,
-        )
-        incidents = (
-            *(found.incidents if found else ()),
-            *((found.shown.incident,) if found and found.shown else ()),
-        )
-        incident: Incident | None = next((one for one in incidents if one.id == number), None)
-        if incident is None:
-            self.say("No incident is selected.")
-        elif is_over(incident):
-            self.say(f"Incident {incident.id} is already resolved; nothing changed.")
-        elif not self.edgekit.may_change():
-            return None
-        else:
-            return incident
-        return None
-
-    def action_acknowledge(self) -> None:
-        """Say that you work on it."""
-        if incident := self._subject():
-            self._why(
-                f"Acknowledge incident {incident.id}: what are you doing about it?",
-                lambda why: self._change("ack", incident, why),
-            )
-
-    def action_close(self) -> None:
-        """End it by hand."""
-        if incident := self._subject():
-            text = (
-                f"Close incident {incident.id}. If its rule still applies, a new incident is opened. Reason?"
-            )
-            self._why(text, lambda why: self._change("close", incident, why))
-
-    def action_silence(self) -> None:
-        """Tell nobody for a time."""
-        incident = self._subject()
-        if incident is None:
-            return
-
-        def timed(length: str | None) -> None:
-            if length is None:
-                return
-            try:
-                seconds(length or "1h")
-            except EdgekitError as error:
-                self.complain(error)
-                return
-            what = f"Silence incident {incident.id} for {length or '1h'}: why?"
-            self._why(what, lambda why: self._change("silence", incident, why, "--for", length or "1h"))
-
-        text = f"Silence incident {incident.id} for how long? For example 30m, 1h or 1d."
-        self.app.push_screen(Ask(text, "1h", "1h"), timed)
-
-    def _why(self, text: str, then: Callable[[str], None]) -> None:
-        def answered(why: str | None) -> None:
-            if why is None:
-                return
-            if not why:
-                self.say("Every change needs a reason for the audit log; nothing changed.")
-                return
-            then(why)
-
-        self.app.push_screen(Ask(text, "reason, for the audit log"), answered)
-
-    def _change(self, verb: str, incident: Incident, why: str, *more: str) -> None:
-        command = self.source.command(
-            "incident", verb, str(incident.id), "--why", why, *more, *who(self.source.host)
-        )
-        self.edgekit.act(command, self.changed)
-
-    def reason(self) -> str:
-        """The incident, as the reason of a rollback."""
-        shown = self._found.shown if self._found else None
-        return f"incident {shown.incident.id}: {label(shown.incident).lower()}" if shown else ""
-
-    def changed(self, outcome: Outcome) -> None:
-        """A command has ended: say what failed, and look anew."""
-        self.say("" if outcome.code == 0 else f"{outcome.message} {outcome.hint}".strip())
-        self._again()
-
-    def say(self, words: str) -> None:
-        """Show a sentence that stays until the next one."""
-        self._said = words
-        self._draw()

@@ -15,8 +15,8 @@ from textual.widgets import DataTable, OptionList
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.chart import Series as Line
 from edgekit.app.views.evidence import Plot, figures, rule_words
-from edgekit.app.views.incident import Shown, Source, duration, is_over, label, length, state_words
-from edgekit.app.views.incident_reader import Found
+from edgekit.app.views.incident import Shown, duration, is_over, label, length, state_words
+from edgekit.app.views.incident_reader import Found, Wanted
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock, span
 from edgekit.field.incidents.incidents import Incident
@@ -43,18 +43,19 @@ class Row:
     height: int
 
 
-def shell_command(source: Source, number: int | None, everything: bool) -> str:
+def shell_command(wanted: Wanted) -> str:
     """The shell command that shows the same."""
-    if number is not None:
-        return source.command("incident", "show", str(number)).text
-    return source.command("incident", "list", *(("--all",) if everything else ())).text
+    if wanted.number is not None:
+        return wanted.device.command("incident", "show", str(wanted.number)).text
+    return wanted.device.command("incident", "list", *(("--all",) if wanted.everything else ())).text
 
 
-def title(source: Source, number: int | None, shown: Shown | None, everything: bool) -> str:
+def title(wanted: Wanted, shown: Shown | None) -> str:
     """What is shown, and of which device."""
-    if number is not None:
-        return f"INCIDENT {number}{f'  {label(shown.incident)}' if shown else ''}  on {source.name}"
-    return f"INCIDENTS of {source.name}, {'including resolved' if everything else 'open'}, worst first"
+    device = wanted.device.called
+    if wanted.number is not None:
+        return f"INCIDENT {wanted.number}{f'  {label(shown.incident)}' if shown else ''}  on {device}"
+    return f"INCIDENTS of {device}, {'including resolved' if wanted.everything else 'open'}, worst first"
 
 
 def said(found: Found | None, words: str) -> str:
@@ -67,15 +68,14 @@ def said(found: Found | None, words: str) -> str:
     return "\n".join(told)
 
 
-def empty(found: Found | None, source: Source, everything: bool) -> str:
+def empty(found: Found | None, wanted: Wanted) -> str:
     """What to say where there is nothing to list."""
     if found is None:
-        return f"Reading the incidents of {source.name}..."
-    if found.trouble:
-        return found.note if source.by_url else ""
-    if source.by_url:
+        return f"Reading the incidents of {wanted.device.called}..."
+    if found.trouble or wanted.device.url:
         return found.note
-    none = "No incidents recorded." if everything else "No open incidents. Press A to show resolved ones."
+    everything = "No incidents recorded."
+    none = everything if wanted.everything else "No open incidents. Press A to show resolved ones."
     return f"{none}\n{found.note}".strip()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -23,20 +22,19 @@ from edgekit.app.screens.monitor_charts import RowCharts
 from edgekit.app.screens.monitor_table import FleetTable, state_style
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import fleet_table as view
-from edgekit.app.views.command import Command, Outcome, state_option, who
 from edgekit.app.views.connection import window_text
+from edgekit.app.views.devices import Device
 from edgekit.app.views.fleet import Fleet, FleetView, key_of
 from edgekit.app.views.fleet_table import SORTS, Column
 from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
-from edgekit.field.status import OpenIncident, ReleaseStatus
+from edgekit.field.status import ReleaseStatus
 
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
 PACES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 UNSEEN_S = 5.0  # between two looks while another screen is shown, at least
 BENEATH_S = 2.0  # between two looks while a question is open, at least
 ALERT_LINES = 3
-SILENCE = "1h"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class MonitorScreen(View):
         Binding("t", "window", "Window", id="monitor-window", tooltip="Time window: 5m, 15m, 1h, 6h or 1d"),
         Binding("enter", "open", "Open", id="monitor-open", key_display="enter", tooltip="Open the worst incident of the row", priority=True),
         Binding("a", "ack", "Ack", id="monitor-ack", tooltip="Acknowledge the worst incident of the row"),
-        Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Silence the worst incident of the row for one hour"),
+        Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Silence the worst incident of the row"),
         Binding("R", "rollback", "Roll back", id="monitor-rollback", key_display="R", tooltip="Roll back to the previous release"),
         Binding("plus,equals_sign", "pace(-1)", "Refresh more often", id="monitor-faster", key_display="+", show=False),
         Binding("minus", "pace(1)", "Refresh less often", id="monitor-slower", key_display="-", show=False),
@@ -196,20 +194,16 @@ class MonitorScreen(View):
         self._to_incident()
 
     def action_rollback(self) -> None:
-        """Show the incident, where going back is asked for."""
-        self._to_incident(rollback=True)
+        """Show the incident, and ask to go back."""
+        self._to_incident(then="roll_back")
 
     def action_ack(self) -> None:
-        """Acknowledge the worst incident."""
-        self._change("acknowledge it", lambda number, why: ("incident", "ack", str(number), "--why", why))
+        """Show the incident, and ask to acknowledge it."""
+        self._to_incident(then="acknowledge")
 
     def action_silence(self) -> None:
-        """Silence the worst incident for an hour."""
-
-        def silence(number: int, why: str) -> tuple[str, ...]:
-            return ("incident", "silence", str(number), "--for", SILENCE, "--why", why)
-
-        self._change(f"silence it for {SILENCE}", silence)
+        """Show the incident, and ask for how long it is silenced."""
+        self._to_incident(then="silence")
 
     @on(DataTable.RowSelected)
     def _opened(self) -> None:
@@ -305,73 +299,29 @@ class MonitorScreen(View):
             return self._picked
         return key_of(self._drawn.rows[0]) if self._drawn and self._drawn.rows else ""
 
+    def _device(self, row: ReleaseStatus) -> Device:
+        found = self._fleet.device(row.device) if self._fleet else None
+        return found or Device(row.device, state=self.edgekit.settings.state)
+
     def _shell_command(self, row: ReleaseStatus | None) -> str:
-        device = self._fleet.device(row.device) if self._fleet and row else None
-        if device is not None and device.url:
+        device = self._device(row) if row else Device("here", state=self.edgekit.settings.state)
+        if device.url:
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
             address = f"{device.url}{'&' if '?' in device.url else '?'}window={self._window_s:.0f}"
             return f"curl {shlex.quote(address)}{token}"
-        host = device.host if device else ""
-        window = ("--window", window_text(self._window_s))
-        return Command(("monitor", "--once", *window, *self._state(row)), host=host).text
-
-    def _state(self, row: ReleaseStatus | None) -> tuple[str, ...]:
-        """The option that names the state folder of a row's device."""
-        device = self._fleet.device(row.device) if self._fleet and row else None
-        if device is not None and device.host:
-            return ("--state", str(device.state)) if device.state else ()
-        place = device.state if device is not None and device.state else self.edgekit.settings.state
-        return state_option(place)
-
-    def _incident(self) -> tuple[ReleaseStatus, OpenIncident] | None:
-        """The worst incident of the chosen row; says so when there is none."""
-        row = self.chosen
-        if row is None:
-            return None
-        if row.incidents:
-            return row, row.incidents[0]
-        told = f"{row.device}: no incident is under way."
-        self.notify(f"{told} {row.why}".strip(), markup=False)
-        return None
+        return device.command("monitor", "--once", "--window", window_text(self._window_s)).text
 
     def _to_incident(self, **more: Any) -> None:
-        found = self._incident()
-        if found is not None:
-            row, incident = found
-            device = self._fleet.device(row.device) if self._fleet else None
-            other = device if device is not None and (device.host or device.url) else None
-            self.edgekit.go("incident", number=incident.id, device=other, **more)
-
-    def _change(self, what: str, arguments: Callable[[int, str], tuple[str, ...]]) -> None:
-        """Ask why, and run the command on the row's device."""
-        found = self._incident()
-        if found is None:
+        """Go to the worst incident of the chosen row; say so when there is none."""
+        row = self.chosen
+        if row is None:
             return
-        row, incident = found
-        device = self._fleet.device(row.device) if self._fleet else None
-        if device is not None and device.url:
-            told = f"{row.device} is known by its URL alone. To {what}, name it as {row.device}=ssh:USER@HOST"
-            self.notify(f"{told}, or do it on the device: edgekit incident list", markup=False)
+        if not row.incidents:
+            self.notify(f"{row.device}: no incident is under way. {row.why}".strip(), markup=False)
             return
-        host = device.host if device else ""
-
-        def done(outcome: Outcome) -> None:
-            if self._fleet is not None:
-                self._fleet.hurry()
-            self._look()
-
-        def answered(why: str | None) -> None:
-            if why:
-                command = Command((*arguments(incident.id, why), *who(host), *self._state(row)), host=host)
-                self.edgekit.act(command, done, what=f"{row.device} #{incident.id}: done")
-            elif why is not None:
-                self.notify("Enter a reason: it is written to the audit log.", severity="warning")
-
-        if not self.edgekit.may_change():
-            return
-        self.app.push_screen(
-            Ask(f"{row.device} #{incident.id}: {incident.what}\n\nWhy do you {what}?"), answered
-        )
+        device = self._device(row)
+        other = None if device.is_here else device
+        self.edgekit.go("incident", number=row.incidents[0].id, device=other, **more)
 
 
 def _fitted(told: str, width: int, ellipsis: str) -> str:

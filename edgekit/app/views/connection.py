@@ -56,11 +56,11 @@ class Connection(Protocol):
         """Give up what `ask` waits for; called from another thread."""
 
 
-def connect(device: Device, state: Path) -> Connection:
-    """The connection to `device`; `state` is the state folder of this device."""
+def connect(device: Device) -> Connection:
+    """The connection to `device`."""
     if device.url:
         return UrlConnection(device)
-    return SshConnection(device) if device.host else LocalConnection(device.state or state)
+    return SshConnection(device) if device.host else LocalConnection(device.folder)
 
 
 def window_text(seconds: float) -> str:
@@ -110,10 +110,7 @@ class SshConnection:
 
     def ask(self, now: float, window_s: float) -> DeviceStatus:
         """Run the command once."""
-        state = ("--state", str(self._device.state)) if self._device.state else ()
-        self._command = Command(
-            ("monitor", "--once", "--window", window_text(window_s), *state), self._device.host
-        )
+        self._command = self._device.command("monitor", "--once", "--window", window_text(window_s))
         outcome = self._command.run(timeout_s=SSH_S)
         if outcome.code == OUT_OF_TIME:
             raise NoStatus(f"no answer within {SSH_S:g} s", f"try it by hand: ssh {self._device.host}")
@@ -167,11 +164,7 @@ class UrlConnection:
         except (http.client.HTTPException, OSError) as error:
             self._close()
             if kept and isinstance(error, ConnectionError | http.client.HTTPException):
-                try:  # the device may have closed a connection that was kept
-                    return self._get(window_s)
-                except (http.client.HTTPException, OSError) as second:
-                    self._close()
-                    raise NoStatus(*_words(second)) from second
+                return self._body(window_s)  # the device may have closed a connection that was kept
             raise NoStatus(*_words(error)) from error
 
     def _get(self, window_s: float) -> bytes:
@@ -217,24 +210,22 @@ def _read(document: object, hint: str) -> DeviceStatus:
 
 
 def _status(status: int, device: Device) -> tuple[str, str]:
-    told: dict[int, tuple[str, str]] = {
-        401: _refused(device),
-        403: ("403: it answers only requests to its own address", "give its `edgekit serve` a token"),
-        404: (
-            "404: there is no such page",
-            "give the address of `edgekit serve`; an older one has no /status",
-        ),
-    }
-    return told.get(status, (f"it answers with HTTP {status}", "check the address"))
-
-
-def _refused(device: Device) -> tuple[str, str]:
-    if device.token:
-        return "401: the token is wrong", "use the token of its `edgekit serve`"
-    given = f'in the --fleet file: token_env = "{TOKEN}"'
-    if private(device.url):
-        return "401: a token is needed", f"set {TOKEN} to that of its `edgekit serve`, or name it {given}"
-    return "401: a token is needed", f"{TOKEN} is not sent by plain http: use https://, or name it {given}"
+    match status:
+        case 401 if device.token:
+            return "401: the token is wrong", "use the token of its `edgekit serve`"
+        case 401:
+            given = f'in the --fleet file: token_env = "{TOKEN}"'
+            if private(device.url):
+                hint = f"set {TOKEN} to that of its `edgekit serve`, or name it {given}"
+            else:
+                hint = f"{TOKEN} is not sent by plain http: use https://, or name it {given}"
+            return "401: a token is needed", hint
+        case 403:
+            return "403: it answers only requests to its own address", "give its `edgekit serve` a token"
+        case 404:
+            hint = "give the address of `edgekit serve`; an older one has no /status"
+            return "404: there is no such page", hint
+    return f"it answers with HTTP {status}", "check the address"
 
 
 REASONS: tuple[tuple[type[Exception], str, str], ...] = (

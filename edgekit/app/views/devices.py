@@ -1,4 +1,4 @@
-"""Which devices are looked at: this one, others by the URL of their status, or by SSH; from the command line or a file."""
+"""Devices: this one, others by the URL of their status, or by SSH; named on the command line or in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgekit.app.views.command import Command, state_option, who
 from edgekit.base.errors import ConfigError
+from edgekit.field.state import DEFAULT_STATE
 
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 HOST = re.compile(r"(?:[\w.][\w.+-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)  # never an option of ssh
@@ -42,6 +44,30 @@ class Device:
         object.__setattr__(self, "token", self.token.strip())
         if told := "; ".join(_wrong(self.name, self.url, self.host, self.token)):
             raise ConfigError(f"The device {self.name!r} cannot be read: {told}.", f"Try {EXAMPLES}.")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this device."""
+        return not (self.url or self.host)
+
+    @property
+    def called(self) -> str:
+        """Its name in a sentence."""
+        return "this device" if self.is_here else self.name
+
+    @property
+    def folder(self) -> Path:
+        """The state folder of this device."""
+        return self.state or DEFAULT_STATE
+
+    def command(self, *arguments: str) -> Command:
+        """`edgekit ARGUMENTS` on the device, with its state folder where that is not the usual one."""
+        given = () if self.state is None else ("--state", str(self.state))
+        return Command((*arguments, *(given if self.host else state_option(self.folder))), self.host)
+
+    def change(self, *arguments: str) -> Command:
+        """A command that changes something: another device is told who makes the change."""
+        return self.command(*arguments, *who(self.host))
 
 
 def parse_device(text: str) -> Device:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit.app.views.incident import Shown
 from edgekit.base.clock import span
@@ -18,14 +18,12 @@ from edgekit.base.texts import one_line
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 from edgekit.field.incidents.readings import expected_confidence, reading_of
 from edgekit.field.telemetry import reference
-
-if TYPE_CHECKING:
-    from edgekit.field.telemetry.store import Store, Window
+from edgekit.field.telemetry.minutes import Window
+from edgekit.field.telemetry.store import FILE, Store
 
 MINUTE = 60
 BEFORE_S, AFTER_S = 1800.0, 12 * 3600.0
 MOST_POINTS = 90
-SETTLED_S = 180.0  # a minute older than this is written for good
 METRICS = {  # what it is called, its unit, and what it is shown in
     "ttft_p95_s": ("Time to first token (p95)", "s", 1.0),
     "tokens_per_s": ("Generation speed", "tokens/s", 1.0),
@@ -48,6 +46,7 @@ FIGURES = (
     "unknown_rate",
 )  # fmt: skip
 SIGNALS = ("confidence", "entropy", "unknown_rate")
+Points = list[tuple[float, float]]  # Unix seconds, and the value
 OF_DEVICE = frozenset({"rss_mib", "temperature_c", "throttled_s", "requests"})  # whichever release it runs
 
 
@@ -72,86 +71,55 @@ class Plot:
     note: str = ""
 
 
-class Series:
-    """Reads one incident's series again and again; what cannot change any more is read once."""
+def plot(shown: Shown, state: Path, now: float) -> Plot:
+    """The plot of an incident of this device. Reads, and never raises for the store's sake."""
+    metric, path = plotted(shown), state / FILE
+    if metric not in METRICS:
+        return figures(shown, f"{metric_name(shown)} has no time series.")
+    if not path.is_file():
+        return figures(shown, f"There is no telemetry in {state}.")
+    name, unit, scale = METRICS[metric]
+    points, earlier, step_s = _points(Store(path), shown, metric, now)
+    if not points and not earlier:
+        return figures(shown, "No telemetry was recorded at that time.")
+    line, line_name = _line_of(shown, metric, state)
+    return Plot(
+        name,
+        unit,
+        xs=tuple(x for x, _ in points),
+        ys=tuple(y * scale for _, y in points),
+        earlier=tuple((x, y * scale) for x, y in earlier),
+        step_s=step_s,
+        line=None if line is None else line * scale,
+        line_name=line_name,
+        opened=shown.incident.opened,
+    )
 
-    def __init__(self, state: Path) -> None:
-        self._state = state
-        self._number = -1
-        self._known: dict[tuple[int, int, str | None], float | None] = {}
-        self._line: tuple[float | None, str] | None = None
 
-    def plot(self, shown: Shown, now: float) -> Plot:
-        """The plot of an incident of this device. Reads, and never raises for the store's sake."""
-        from edgekit.field.telemetry.store import FILE, Store
+def _points(store: Store, shown: Shown, metric: str, now: float) -> tuple[Points, Points, int]:
+    """The points of the incident's release, those of whatever answered before its first, and the seconds of each."""
+    incident = shown.incident
+    release = None if metric in OF_DEVICE else incident.release
+    since = incident.since - max(BEFORE_S, 2 * (finite(shown.rule.get("window_s"), LARGEST) or 0.0))
+    until = min(now, incident.since + AFTER_S)
+    if incident.resolved is not None:
+        until = min(until, incident.resolved + BEFORE_S / 3)
+    step_s = MINUTE * max(1, math.ceil((until - since) / MINUTE / MOST_POINTS))
 
-        incident, metric = shown.incident, plotted(shown)
-        if incident.id != self._number:
-            self._number, self._known, self._line = incident.id, {}, None
-        if metric not in METRICS:
-            return figures(shown, f"{metric_name(shown)} has no time series.")
-        path = self._state / FILE
-        if not path.is_file():
-            return figures(shown, f"There is no telemetry in {self._state}.")
-        name, unit, scale = METRICS[metric]
-        points, earlier, step_s = self._points(Store(path), shown, metric, now)
-        if not points and not earlier:
-            return figures(shown, "No telemetry was recorded at that time.")
-        if self._line is None:
-            self._line = _line_of(shown, metric, self._state)
-        line, line_name = self._line
-        return Plot(
-            name,
-            unit,
-            xs=tuple(x for x, _ in points),
-            ys=tuple(y * scale for _, y in points),
-            earlier=tuple((x, y * scale) for x, y in earlier),
-            step_s=step_s,
-            line=None if line is None else line * scale,
-            line_name=line_name,
-            opened=incident.opened,
-        )
+    def read(release: str | None) -> Points:
+        first = int(since // step_s) * step_s
+        found = {one.since: one for one in store.series(first, until, release, step_s=step_s)}
+        starts = range(first, int(until) + 1, step_s)
+        values = ((float(at), finite(_value(found.get(at), metric, at + step_s))) for at in starts)
+        return [(at, value) for at, value in values if value is not None]
 
-    def _points(
-        self, store: Store, shown: Shown, metric: str, now: float
-    ) -> tuple[list[tuple[float, float]], list[tuple[float, float]], int]:
-        """The points of the incident's release, those of whatever answered before its first, and the seconds of each."""
-        incident = shown.incident
-        release = None if metric in OF_DEVICE else incident.release
-        since = incident.since - max(BEFORE_S, 2 * (finite(shown.rule.get("window_s"), LARGEST) or 0.0))
-        until = min(now, incident.since + AFTER_S)
-        if incident.resolved is not None:
-            until = min(until, incident.resolved + BEFORE_S / 3)
-        step_s = MINUTE * max(1, math.ceil((until - since) / MINUTE / MOST_POINTS))
-        points: list[tuple[float, float]] = []
-        earlier: list[tuple[float, float]] = []
-        for start in range(int(since // step_s) * step_s, int(until) + 1, step_s):
-            value = self._read(store, metric, start, step_s, release, now)
-            if value is not None:
-                points.append((float(start), value))
-            elif not points and release is not None:
-                before = self._read(store, metric, start, step_s, None, now)
-                earlier += [(float(start), before)] if before is not None else []
-        return points, earlier, step_s
-
-    def _read(
-        self, store: Store, metric: str, start: int, step_s: int, release: str | None, now: float
-    ) -> float | None:
-        key = (start, step_s, release)
-        if key not in self._known:
-            # up to the last second of the step: a window takes in each minute that it touches
-            window = store.window(start, start + step_s - 1, release)
-            value = finite(_value(window, metric, start + step_s))
-            if now - start - step_s <= SETTLED_S:
-                return value
-            self._known[key] = value
-        return self._known[key]
+    points = read(release)
+    before = [] if release is None else read(None)
+    return points, [(at, y) for at, y in before if not points or at < points[0][0]], step_s
 
 
 def unheard(state: Path, now: float) -> str:
     """Why no incident may mean that nobody looks: nothing was heard of the server, or nothing can be; else empty."""
-    from edgekit.field.telemetry.store import FILE, Store
-
     try:
         told = Store(state / FILE).window(now, now, strict=True).last_seen
     except EdgekitError as error:
@@ -226,7 +194,9 @@ def figures(shown: Shown, note: str) -> Plot:
     return Plot(name, unit, opened=shown.incident.opened, figures=tuple(told), note=note)
 
 
-def _value(window: Window, metric: str, now: float) -> float | None:
+def _value(window: Window | None, metric: str, now: float) -> float | None:
+    if window is None:
+        return 0.0 if metric == "requests" else None
     if metric in SIGNALS:
         value: float | None = getattr(window, metric)
         return value

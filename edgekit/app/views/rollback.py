@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekit.app.views.command import Command, Outcome
-from edgekit.app.views.incident import FOREIGN, Source
+from edgekit.app.views.connection import NoStatus, connect
+from edgekit.app.views.devices import Device
+from edgekit.app.views.incident import FOREIGN
 from edgekit.base.clock import span
-from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError
-from edgekit.base.numbers import moment, number
+from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.base.numbers import number
 from edgekit.base.texts import one_line
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 
 WATCH_S = 60.0
 ERRORS_MOST = 0.05  # of the requests; the limit of the rule that a device has by default
-ASKED_S = 20.0  # for one look at a device over SSH
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Plan:
         return f"from  {self.leaving.words()}", f"to    {self.back_to.words()}", what
 
 
-def plan(listed: Outcome, source: Source) -> Plan:
+def plan(listed: Outcome, device: Device) -> Plan:
     """The way back that `edgekit releases list` shows. Raises `EdgekitError` where there is none."""
     if listed.code != 0:
         raise StageError(one_line(listed.message), one_line(listed.hint))
@@ -59,27 +60,27 @@ def plan(listed: Outcome, source: Source) -> Plan:
         versions = {str(one["place"]): _version(one) for one in reversed(listed.document)}
     except FOREIGN as error:
         raise CorruptError(
-            f"The releases of {source.name} are not understood: {error}.", "edgekit doctor"
+            f"The releases of {device.called} are not understood: {error}.", "edgekit doctor"
         ) from error
     leaving = versions.get("pending") or versions.get("current")
     if leaving is None:
         raise ConfigError(
-            f"No release is in use on {source.name}, so there is none to go back from; nothing changed.",
-            source.command("releases", "list").text,
+            f"No release is in use on {device.called}, so there is none to go back from; nothing changed.",
+            device.command("releases", "list").text,
         )
     places = (*(("current",) if "pending" in versions else ()), "previous", "good")
     back_to = next((versions[place] for place in places if place in versions), None)
     if back_to is None:
         raise ConfigError(
-            f"No earlier release than {leaving.name} is kept on {source.name} to go back to; nothing changed.",
-            f"{source.command('releases', 'import', 'BUNDLE').text} brings one, `releases promote` puts it to use.",
+            f"No earlier release than {leaving.name} is kept on {device.called} to go back to; nothing changed.",
+            f"{device.command('releases', 'import', 'BUNDLE').text} brings one, `releases promote` puts it to use.",
         )
-    return Plan(leaving, back_to, source.name if source.host else back_to.name)
+    return Plan(leaving, back_to, device.name if device.host else back_to.name)
 
 
-def rollback(source: Source, leaving: Version, why: str) -> Command:
+def rollback(device: Device, leaving: Version, why: str) -> Command:
     """The command that goes back from that version, and changes nothing where another one is in use by then."""
-    return source.command("releases", "rollback", "--release", leaving.name, "--why", why)
+    return device.change("releases", "rollback", "--release", leaving.name, "--why", why)
 
 
 def in_use_now(rolled: Outcome) -> str:
@@ -122,7 +123,7 @@ class Verdict:
 class Recovery:
     """A minute's watch over the release that answers again since `began`, Unix seconds."""
 
-    source: Source
+    device: Device
     release: str
     began: float
     first: Health | None = None
@@ -165,7 +166,7 @@ class Recovery:
 
     def trouble(self) -> Verdict | None:
         """What is wrong so far."""
-        last, name = self.last, self.source.name
+        last, name = self.last, self.device.called
         if last is None:
             return Verdict("STILL BAD", f"{name} has not answered yet", "Health again in a moment.")
         if last.trouble:
@@ -188,7 +189,7 @@ class Recovery:
         if self.requests and self.errors / self.requests > ERRORS_MOST:
             why = f"{self.errors} of {self.requests} requests failed"
             return Verdict(
-                "STILL BAD", why, f"See the numbers: {self.source.command('monitor', '--once').text}"
+                "STILL BAD", why, f"See the numbers: {self.device.command('monitor', '--once').text}"
             )
         return None
 
@@ -206,42 +207,25 @@ class Recovery:
         )
 
     def _serve(self) -> str:
-        return self.source.command("serve").text
+        return self.device.command("serve").text
 
 
-def read_health(source: Source, release: str, elapsed_s: float, now: float) -> Health:
+def read_health(device: Device, release: str, elapsed_s: float, now: float) -> Health:
     """Health once, at what happened in the last `elapsed_s`. Never raises."""
     try:
-        if not source.host:
-            from edgekit.field.status import overview
-            from edgekit.field.telemetry.store import FILE, Store
-
-            rows = overview(source.state, Store(source.state / FILE), now, max(1.0, elapsed_s))
-            return seen([row.to_dict() for row in rows], release, now)
-        outcome = source.command("monitor", "--once", "--window", f"{max(1, round(elapsed_s))}s").run(ASKED_S)
-        if outcome.code != 0:
-            return Health(trouble=one_line(outcome.message))
-        return seen(outcome.document["releases"], release, moment(outcome.document, "time"))
-    except EdgekitError as error:
-        return Health(trouble=one_line(error.message))
-    except FOREIGN as error:
-        return Health(trouble=one_line(f"what it tells is not understood: {type(error).__name__}: {error}"))
-
-
-def seen(rows: Sequence[Mapping[str, Any]], release: str, now: float) -> Health:
-    """A look from the rows of `edgekit monitor --once --json` at the device's time `now`."""
-    used = next((row for row in rows if row["in_use"]), None)
-    mine = next((row for row in rows if row["release"] == release), None)
-    heard = moment(used, "last_seen") if used and used["last_seen"] is not None else None
+        status = connect(device).ask(now, float(max(1, round(elapsed_s))))
+    except NoStatus as error:
+        return Health(trouble=f"{error.why}. {error.hint}".strip())
+    used = next((row for row in status.releases if row.in_use), None)
+    mine = next((row for row in status.releases if row.release == release), None)
+    heard = used.last_seen if used else None
     return Health(
-        in_use=one_line(used["release"]) if used else "",
-        silent_s=None if heard is None else max(0.0, now - heard),
-        requests=int(number(mine, "requests")) if mine else 0,
-        errors=int(number(mine, "errors")) if mine else 0,
-        ttft_p95_s=number(mine, "ttft_p95_s") if mine and mine["ttft_p95_s"] is not None else None,
-        incidents=tuple((int(number(one, "id")), one_line(one["what"])) for one in used["incidents"])
-        if used
-        else (),
+        in_use=used.release if used else "",
+        silent_s=None if heard is None else max(0.0, status.time - heard),
+        requests=mine.requests if mine else 0,
+        errors=mine.errors if mine else 0,
+        ttft_p95_s=mine.ttft_p95_s if mine else None,
+        incidents=tuple((one.id, one.what) for one in used.incidents) if used else (),
     )
 
 

@@ -152,16 +152,20 @@ class Store:
         )
 
     def series(
-        self, since: float, until: float, release: str, *, step_s: int = SECONDS, strict: bool = False
+        self, since: float, until: float, release: str | None, *, step_s: int = SECONDS, strict: bool = False
     ) -> list[Window]:
-        """The steps of `step_s` seconds of one release on disk from `since` to `until`, oldest first, without alarms.
+        """The steps of `step_s` seconds on disk from `since` to `until`, oldest first, without alarms.
 
-        `step_s` is a multiple of a minute; a step with no minute on disk is left out.
+        They are of one release, or of all for None. `step_s` is a multiple of a minute; a step with no minute on disk is
+        left out.
         """
-        rows = "SELECT minute, body FROM minutes WHERE release = ? AND minute BETWEEN ? AND ? ORDER BY minute"
+        rows = (
+            "SELECT minute, body FROM minutes WHERE minute BETWEEN ? AND ? AND release = coalesce(?, release) "
+            "ORDER BY minute"
+        )
         steps: dict[int, list[Minute]] = {}
         with self._guard(strict), self._reader() as reader:
-            for at, body in reader.execute(rows, (release, int(since // SECONDS), int(until // SECONDS))):
+            for at, body in reader.execute(rows, (int(since // SECONDS), int(until // SECONDS), release)):
                 steps.setdefault(at * SECONDS // step_s, []).append(Minute.from_json(json.loads(body)))
         return [
             window(minutes, step * step_s, (step + 1) * step_s, release, [], None)

@@ -18,7 +18,7 @@ from edgekit.app.screens.incident_parts import Listed, Steps, caption, timeline
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.devices import Device
 from edgekit.app.views.evidence import figures
-from edgekit.app.views.incident import Source, read_one
+from edgekit.app.views.incident import read_one
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
 from edgekit.app.views.symbols import Symbols
 from edgekit.field.incidents.incidents import Incidents
@@ -275,15 +275,15 @@ def test_the_way_back_is_not_asked_for_on_another_screen_or_incident(
             page._reader = slow
             asked: list[object] = []
             page.action_roll_back = lambda: asked.append(page.subject)  # type: ignore[method-assign]
-            shown.go("incident", number=1, rollback=True)
+            shown.go("incident", number=1, then="roll_back")
             await until(pilot, slow.reading.is_set)
             await pilot.press(left)
-            await until(pilot, lambda: page._number is None or shown.screen is not page)
+            await until(pilot, lambda: page.number is None or shown.screen is not page)
             slow.let.set()
             shown.go("incident", number=2 if left == "escape" else 1)
             await until(pilot, lambda: "OPEN since" in flat(shown))
             assert not asked
-            shown.go("incident", number=2, rollback=True)
+            shown.go("incident", number=2, then="roll_back")
             await until(pilot, lambda: asked == [(2, None)])
 
     run(test())
@@ -314,7 +314,7 @@ def test_a_question_that_comes_late_is_not_put_over_another_incident(tmp_path: P
 
 
 def test_what_was_measured_is_told_once(state: Path) -> None:
-    shown, now = read_one(Source(state), 1), time.time()
+    shown, now = read_one(Device("here", state=state), 1), time.time()
     words = figures(shown, "not here")
     assert words.figures and "Measured when it was opened" in timeline(shown, None, now).plain
     assert "Measured" not in timeline(shown, words, now).plain

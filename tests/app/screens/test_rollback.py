@@ -15,9 +15,10 @@ from tui_incident import answer, flat, opened, screen, write_mode
 from tui_support import run, text_of, until
 
 from edgekit.app.screens.dialogs import Ask, Confirm
-from edgekit.app.screens.rollback import HealthWatch
+from edgekit.app.screens.health_watch import HealthWatch
 from edgekit.app.views import rollback
-from edgekit.app.views.incident import Source
+from edgekit.app.views.devices import Device
+from edgekit.app.views.rollback import Recovery
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.releases import Releases
 from edgekit.field.telemetry.store import Store
@@ -158,7 +159,7 @@ def test_the_end_does_not_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.Mo
         shown = opened(tmp_path)
         async with shown.run_test(size=(80, 24)) as pilot:
             await until(pilot, lambda: "state folder" in flat(shown))
-            shown.push_screen(HealthWatch(Source(tmp_path), "old"))
+            shown.push_screen(HealthWatch(Recovery(Device("here", state=tmp_path), "old", time.time())))
             await until(pilot, looking.is_set)
 
     began = time.monotonic()

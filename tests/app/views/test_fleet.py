@@ -217,7 +217,7 @@ def test_what_nobody_foresaw_tells_no_token(fake: Fake, make: Callable[..., Flee
         def ask(self, now: float, window_s: float) -> DeviceStatus:
             raise RuntimeError("Bearer secret")
 
-    for options in ({}, {"connection": lambda device, state: Broken(device)}):
+    for options in ({}, {"connection": lambda device: Broken(device)}):
         glance = make(device, **options).settled()
         row = next(row for row in glance.rows if row.device == "line-1")
         assert row.state == "LOST" and row.hint and "secret" not in json.dumps(glance.to_dict())
