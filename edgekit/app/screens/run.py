@@ -10,18 +10,16 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import Resize
 from textual.widgets import Static
 
 from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
-from edgekit.app.screens.run_log import LogPane
-from edgekit.app.screens.run_parts import Parts
+from edgekit.app.screens.run_parts import LOG_STYLES, Parts
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views.run import RunReader
-from edgekit.app.views.run_fold import RunView, matching
+from edgekit.app.views.run import LogLine, RunReader, RunView, matching
 from edgekit.app.views.wizard import Choice
 from edgekit.base.errors import EdgekitError
 from edgekit.build import runs
@@ -49,6 +47,7 @@ class RunScreen(View):
     RunScreen #now { height: 1; padding: 0 1; text-style: bold; }
     RunScreen #head { height: 1; padding: 0 1; color: $text-muted; }
     RunScreen #log { height: 1fr; padding: 0 1; }
+    RunScreen #lines { text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "cancel", "Cancel", id="run-cancel", tooltip="Stop the build; finished stages are kept"),
@@ -65,9 +64,9 @@ class RunScreen(View):
         self._looking = False
         self._asked: dict[int, float] = {}  # when each process was asked to stop
         self._filter = ""
-        self._held = 0
         self._plot = 0
-        self._drawn: dict[str, object] = {}
+        self._held: list[LogLine] = []  # lines of the log that hold the filter's text
+        self._logged: tuple[object, ...] = ()
 
     def compose_view(self) -> ComposeResult:
         """Verdict, stages beside plots, the stage under way, and the log."""
@@ -80,18 +79,20 @@ class RunScreen(View):
                     yield Static(id="drift", markup=False)
             yield Static(id="now", markup=False)
             yield Static(id="head", markup=False)
-            yield LogPane("log", self.edgekit.symbols.ellipsis)
+            with VerticalScroll(id="log"):
+                yield Static(id="lines", markup=False)
 
     def on_mount(self) -> None:
         """Begin to look."""
         self._reader = RunReader(self.edgekit.settings.cache_dir)
-        self.query_one(LogPane).focus()
-        self.watch(self.query_one(LogPane), "following", self._draw_head, init=False)
+        log = self.query_one("#log", VerticalScroll)
+        log.anchor()
+        log.focus()
+        self.watch(log, "scroll_y", self._draw_head, init=False)
         self.every(self._look)
 
     def on_resize(self, event: Resize) -> None:
         """Lay the stages out anew."""
-        self._drawn.clear()
         self._draw()
 
     def document(self) -> Any:
@@ -104,8 +105,10 @@ class RunScreen(View):
             in_thread(self, partial(self._reader.read, self.edgekit.now()), self._looked)
 
     def _looked(self, view: RunView) -> None:
-        self._looking, self._view = False, view
+        before, self._looking, self._view = self._view.state, False, view
         self._draw()
+        if view.state != before:
+            self.refresh_bindings()
 
     def offers(self, action: str) -> bool:
         """Keys that mean something now."""
@@ -161,13 +164,11 @@ class RunScreen(View):
         """Loss or drift beside the stages; without room for both, the stages again after them."""
         choices = len(PLOTS) + (0 if self._parts.wide else 1)
         self._plot = (self._plot + 1) % choices
-        self._drawn.clear()
         self._draw()
 
     def action_follow(self) -> None:
-        """Follow the log's end, or stay."""
-        log = self.query_one(LogPane)
-        log.following = not log.following
+        """Follow the log's end again, after scrolling up."""
+        self.query_one("#log").scroll_end(animate=False)
 
     def action_filter(self) -> None:
         """Ask for a text, and show the lines that hold it; an empty one shows all."""
@@ -186,44 +187,38 @@ class RunScreen(View):
         return Parts(self._view, self.edgekit.symbols, size.width, size.height, self.edgekit.now(), asked)
 
     def _draw(self) -> None:
-        """Draw what changed."""
+        """Draw the run as it was last seen."""
         if not self.is_mounted:
             return
-        view, parts = self._view, self._parts
+        parts = self._parts
         self.title_text, self.shell_command = parts.title(), self._shell_command()
         choices = PLOTS if parts.wide else (None, *PLOTS)
         shown = choices[self._plot % len(choices)]
         self.set_class(shown == "drift", "-drift")
         self.set_class(shown is not None, "-plot")
-        self._put("verdict", parts.verdict())
-        self._put("stages", parts.stages())
-        self._put("now", Text(parts.now(), no_wrap=True, overflow="ellipsis"))
-        if shown == "loss" and self._changed("loss", (view.loss, view.validation, self.size)):
+        now = Text(parts.now(), no_wrap=True, overflow="ellipsis")
+        self.query_one("#stages", Static).update(parts.stages())
+        for name, text in (("verdict", parts.verdict()), ("now", now)):
+            line = self.query_one(f"#{name}", Static)
+            line.update(text)
+            line.display = bool(text)
+        if shown == "loss":
             self._draw_loss()
-        if shown == "drift":
-            self._put("drift", parts.drift())
-        if self._changed("log", (view.log[-1:], len(view.log), self._filter)):
-            lines = [(line.word, line.words(parts.at)) for line in matching(view.log, self._filter, parts.at)]
-            self._held = len(lines)
-            self.query_one(LogPane).put(lines)
+        elif shown == "drift":
+            self.query_one("#drift", Static).update(parts.drift())
+        self._draw_log()
         self._draw_head()
         self.query_one("#upper").styles.height = parts.upper_height(shown is not None)
         self.query_one("#stages").styles.width = parts.stages_width if parts.wide else "1fr"
-        if self._changed("state", view.state):
-            self.refresh_bindings()
 
-    def _changed(self, name: str, value: object) -> bool:
-        if name in self._drawn and self._drawn[name] == value:
-            return False
-        self._drawn[name] = value
-        return True
-
-    def _put(self, id: str, text: Text) -> None:
-        if self._changed(id, text):
-            line = self.query_one(f"#{id}", Static)
-            line.update(text)
-            if id in ("verdict", "now"):
-                line.display = bool(text)
+    def _draw_log(self) -> None:
+        """Draw the log when it is another: it may have thousands of lines."""
+        logged = (self._view.log[-1:], len(self._view.log), self._filter)
+        if logged != self._logged:
+            self._logged, now = logged, self.edgekit.now()
+            self._held = matching(self._view.log, self._filter, now)
+            lines = (Text(line.words(now), LOG_STYLES.get(line.word, "")) for line in self._held)
+            self.query_one("#lines", Static).update(Text("\n").join(lines))
 
     def _shell_command(self) -> str:
         view, settings = self._view, self.edgekit.settings
@@ -247,7 +242,8 @@ class RunScreen(View):
     def _draw_head(self, *_: object) -> None:
         """The line above the log."""
         sign, view = self.edgekit.symbols, self._view
-        follow = "following" if self.query_one(LogPane).following else "not following"
-        held = f"{self._held} of {len(view.log)} lines hold '{self._filter}'" if self._filter else ""
+        follow = "following" if self.query_one("#log").is_vertical_scroll_end else "not following"
+        held = f"{len(self._held)} of {len(view.log)} lines hold '{self._filter}'" if self._filter else ""
         words = "  ".join(part for part in (f"{sign.line * 2} log", follow, held) if part)
-        self._put("head", Text(f"{words} {sign.line * self.size.width}", no_wrap=True, overflow="crop"))
+        head = Text(f"{words} {sign.line * self.size.width}", no_wrap=True, overflow="crop")
+        self.query_one("#head", Static).update(head)

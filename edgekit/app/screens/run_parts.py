@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from edgekit.app.views.run_fold import RunView, Stage
+from edgekit.app.views.run import RunView
+from edgekit.app.views.stages import Stage
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock, span
 
@@ -21,6 +22,9 @@ SPARK, LEAST_SPARK = 16, 3  # cells of the curve in the title
 STYLES = {
     "RUNNING": "bold", "DONE": "green", "KEPT": "green", "FAILED": "bold red", "STOPPED": "bold yellow",
     "PASSED": "bold green", "WAITING": "dim", "NONE": "dim", "UNKNOWN": "bold yellow",
+}  # fmt: skip
+LOG_STYLES = {  # by a log line's word
+    "FAILED": "bold red", "ERROR": "bold red", "WARNING": "yellow", "DONE": "green", "PASSED": "green", "KEPT": "green",
 }  # fmt: skip
 
 

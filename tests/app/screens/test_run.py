@@ -23,7 +23,6 @@ from edgekit import tui
 from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.dialogs import Ask, Confirm
-from edgekit.app.screens.run_log import LogPane
 from edgekit.app.views.run import RunReader
 from edgekit.base.artifacts import write_json
 from edgekit.base.events import (
@@ -228,7 +227,7 @@ def test_the_log_is_filtered_and_follows_until_one_scrolls_up(tmp_path: Path, ca
             await pilot.press("pageup")
             await until(pilot, lambda: "not following" in text_of(shown))
             append(cache, Alert("info", "newest"))
-            await until(pilot, lambda: len(shown.screen.query_one(LogPane)._lines) == 202)
+            await until(pilot, lambda: len(shown.screen._held) == 202)
             assert "newest" not in text_of(shown)
             await pilot.press("f")
             await until(pilot, lambda: "newest" in text_of(shown))
@@ -453,7 +452,7 @@ def test_one_look_and_one_drawing_of_a_long_run_take_no_time(tmp_path: Path, cac
             screen: Any = shown.screen
             start = time.perf_counter()
             for _ in range(5):
-                screen._drawn.clear()
+                screen._logged = ()
                 screen._draw()
             assert (time.perf_counter() - start) / 5 < 0.1  # 0.02 on an idle machine
 

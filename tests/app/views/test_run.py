@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.app.views.run import RunReader
-from edgekit.app.views.run_fold import Fold, RunView, matching
+from edgekit.app.views.run import Fold, RunReader, RunView, matching
 from edgekit.base.artifacts import write_json
 from edgekit.base.events import (
     Alert,
