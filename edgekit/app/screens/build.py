@@ -18,9 +18,8 @@ from textual.timer import Timer
 from textual.widgets import ContentSwitcher, Input, Static
 
 from edgekit.app.screens.base import View
-from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.dialogs import Ask, Confirm, Sheet
 from edgekit.app.screens.inputs import LIMIT_COLUMNS, TARGET_COLUMNS, Choices, Line, Paths
-from edgekit.app.screens.pages import show_plan, show_target
 from edgekit.app.screens.start import Starter
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
@@ -81,7 +80,6 @@ class BuildScreen(View):
         self._shipped: list[wizard.Shipped] = []
         self._timer: Timer | None = None
         self._last_plan: Outcome | None = None
-        self._starts = False  # as soon as the checks are done
         self._starter = Starter(self, self.draw)
 
     def compose_view(self) -> ComposeResult:
@@ -155,7 +153,6 @@ class BuildScreen(View):
         before, self.choice = self.choice, replace(self.choice, **values)
         if self.choice == before:
             return
-        self._starts = False
         self.place = None
         if self._timer is not None:
             self._timer.stop()
@@ -237,8 +234,6 @@ class BuildScreen(View):
         if self.checks.take(command, outcome) and self.is_mounted:
             self._look()
             self.draw()
-            if self._starts and not self._unready():
-                self.action_build()
 
     def _look_at_place(self, choice: Choice) -> None:
         in_thread(self, partial(look_at_place, choice), partial(self._place_found, choice))
@@ -247,8 +242,6 @@ class BuildScreen(View):
         if choice == self.choice:
             self.place = place
             self.draw()
-            if self._starts and not self._unready():
-                self.action_build()
 
     def _look_here(self) -> None:
         def look() -> tuple[Host, list[wizard.Shipped]]:
@@ -265,23 +258,21 @@ class BuildScreen(View):
             self.query_one("#targets", Choices).move_cursor(row=names.index(self.choice.target))
         self.draw()
 
+    @property
+    def _plan(self) -> Outcome | None:
+        return self.checks.answer(self.choice.plan)
+
     def findings(self) -> dict[str, Finding]:
         """What is known of each step."""
-        choice, checks = self.choice, self.checks
-        shown, plan = checks.answer(choice.shown), checks.plan(choice)
-        found = {
-            "model": wizard.model_finding(choice, plan),
-            "target": wizard.target_finding(choice, shown, plan, self._machine),
-            "data": wizard.data_finding(choice, checks.answer(choice.audit)),
-            "budget": wizard.budget_finding(choice, shown, plan),
-        }
+        choice, plan = self.choice, self._plan
+        shown, audit = self.checks.answer(choice.shown), self.checks.answer(choice.audit)
+        target = wizard.target_finding(choice, shown, plan, self._machine)
+        data = wizard.data_finding(choice, audit)
+        budget = wizard.budget_finding(choice, shown, plan)
+        model = wizard.model_finding(choice, plan, (target, data, budget))
+        found = {"model": model, "target": target, "data": data, "budget": budget}
         place = self.place.finding if self.place else None
         return {**found, "review": wizard.review_finding(choice, plan, place, found.values())}
-
-    def _unready(self) -> dict[str, Finding]:
-        return {
-            step: found for step, found in self.findings().items() if found.state in ("FAILED", "CHECKING")
-        }
 
     # drawing
 
@@ -289,18 +280,11 @@ class BuildScreen(View):
         """Show the choice and what is known of it."""
         try:
             name, found = STEPS[self.step], self.findings()
-            sound = self.checks.sound(self.choice)
-            # where a step failed by itself, the plan is of the default in its place
-            failed = sound is not None and (sound.target, sound.data) != (
-                self.choice.target,
-                self.choice.data,
-            )
-            plan = None if failed else self.checks.plan(self.choice)
             signs = self.edgekit.symbols
             width = self.query_one("#left").content_size.width or 25
             steps = wizard_page.steps_text(self.choice, found, self.step, signs, width)
             self.query_one("#steps", Static).update(steps)
-            self.query_one("#estimate", Static).update(self._estimate(plan, failed))
+            self.query_one("#estimate", Static).update(self._estimate(found))
             self.query_one("#question", Static).update(Text(QUESTIONS[name]))
             self.query_one("#help", Static).update(Text(HELP[name]))
             if name == "target":
@@ -309,8 +293,8 @@ class BuildScreen(View):
                 self._draw_limits()
             page: RenderableType = wizard_page.found_text(found[name], signs)
             if name == "review":
-                end = wizard_page.end_text(found, self.place, self._starter.busy, self._starts)
-                page = wizard_page.review_text(self.choice, plan, found[name], end, signs)
+                end = wizard_page.end_text(found, self.place, self._starter.busy)
+                page = wizard_page.review_text(self.choice, self._plan, found[name], end, signs)
             self.query_one("#found", Static).update(page)
         except NoMatches:  # the screen is being taken down
             return
@@ -330,9 +314,9 @@ class BuildScreen(View):
         table.fill([limit.key for limit in found], [wizard_page.limit_cells(limit) for limit in found])
         self.query_one("#words", Static).update(Text(found[max(0, table.cursor_row)].words))
 
-    def _estimate(self, plan: Outcome | None, failed: bool) -> Text:
-        waits = plan is None and not failed and not self.choice.fetched and bool(self.choice.model.strip())
-        self._last_plan = self._last_plan if waits else plan
+    def _estimate(self, found: dict[str, Finding]) -> Text:
+        waits = found["model"].state == "CHECKING"  # the last plan stays meanwhile
+        self._last_plan = self._last_plan if waits else self._plan
         return wizard_page.estimate_text(self._last_plan, waits, self.edgekit.symbols)
 
     # what the keys do
@@ -404,22 +388,26 @@ class BuildScreen(View):
 
     def action_target(self) -> None:
         """Every value of the target, with the file it comes from."""
-        shown = self.choice.shown
-
-        self.edgekit.ask(shown, lambda outcome: show_target(self, outcome))
+        self._show(self.choice.resolved)
 
     def action_plan(self) -> None:
         """What the build would do and need; a hub's model is fetched for it, after a question."""
+        command = replace(self.choice.plan, plain=True)
         if not self.choice.fetched:
-            self._ask_plan()
+            self._show(command)
             return
         text = f"The plan needs the model itself: {self.choice.model} is fetched from the hub for it. Go on?"
-        self.app.push_screen(Confirm(text), lambda yes: self._ask_plan() if yes else None)
+        self.app.push_screen(Confirm(text), lambda yes: self._show(command) if yes else None)
 
-    def _ask_plan(self) -> None:
-        command = self.choice.plan
+    def _show(self, command: Command) -> None:
+        """Show what a command prints, on a page."""
+
+        def answered(outcome: Outcome) -> None:
+            text = f"{outcome.document or ''}\n{outcome.message}".strip()
+            self.app.push_screen(Sheet(command.text, text or "It printed nothing."))
+
         self.notify(f"$ {command.text}", timeout=3, markup=False)
-        self.edgekit.ask(command, lambda outcome: show_plan(self, outcome))
+        self.edgekit.ask(command, answered)
 
     def action_build(self) -> None:
         """Start the build (asks first); a build that runs already can be watched instead."""
@@ -428,18 +416,15 @@ class BuildScreen(View):
         if self.edgekit.settings.demo:
             self.notify("This is a recorded build. Start without --demo to build.", severity="warning")
             return
-        unready = self._unready()
-        self._starts = bool(unready) and all(found.state == "CHECKING" for found in unready.values())
-        if unready:
-            if not self._starts:
-                words = ", ".join(step for step, found in unready.items() if found.state == "FAILED")
-                self.notify(f"The build cannot start yet. Check: {words}.", severity="warning")
-            self.draw()
-            return
-        self._starter.ask(self.choice, self.checks.plan(self.choice))
+        found = self.findings()
+        for state, what in (("FAILED", "Check"), ("CHECKING", "Still checking")):
+            if steps := ", ".join(step for step in STEPS if found[step].state == state):
+                self.notify(f"The build cannot start yet. {what}: {steps}.", severity="warning")
+                return
+        self._starter.ask(self.choice, self._plan)
 
     def document(self) -> Any:
         """The choice and what is known of it."""
-        plan = wizard.planned(self.checks.plan(self.choice))
+        plan = wizard.planned(self._plan)
         found = {step: vars(finding) for step, finding in self.findings().items()}
         return {"command": self.choice.build.text, "steps": found, "plan": plan}

@@ -71,6 +71,25 @@ class Confirm(Dialog[bool]):
         self.dismiss(event.button.id == "yes")
 
 
+class Sheet(Dialog[None]):
+    """A page of text over the screen."""
+
+    DEFAULT_CSS = "Sheet > VerticalScroll { max-height: 90%; }"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "Close")]
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self._title, self._text = title, text
+
+    def compose(self) -> ComposeResult:
+        """The page."""
+        with VerticalScroll() as page:
+            # as it is: a `str` would be read as markup
+            page.border_title = Text(self._title)
+            page.border_subtitle = "esc close"
+            yield Static(Text(self._text))
+
+
 class Ask(Dialog[str | None]):
     """One line of text, such as a reason; None when the person leaves, `value` stands there at first."""
 

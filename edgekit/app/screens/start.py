@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from edgekit.app.screens.base import View
-from edgekit.app.screens.dialogs import Confirm
-from edgekit.app.screens.pages import Sheet
+from edgekit.app.screens.dialogs import Confirm, Sheet
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard
 from edgekit.app.views.command import Outcome
@@ -27,12 +26,7 @@ class Starter:
 
     def ask(self, choice: Choice, plan: Outcome | None) -> None:
         """Ask whether to build `choice`, or to watch the build that runs in its cache already."""
-        in_thread(self._screen, partial(runs.read, choice.cache_dir), partial(self._ask, choice, plan))
-
-    def _ask(self, choice: Choice, plan: Outcome | None, run: runs.Run | None) -> None:
-        app = self._screen.edgekit
-        if not self._screen.is_active:
-            return  # the person has gone on to something else, or is asked already
+        app, run = self._screen.edgekit, runs.read(choice.cache_dir)
         if run is not None and run.state == "RUNNING":
             text = f"A build of {run.model} for {run.target} runs here already. Watch it?"
             app.push_screen(Confirm(text), lambda yes: app.go("run") if yes else None)
@@ -48,7 +42,6 @@ class Starter:
             return
         self.busy = True
         self._changed()
-
         app = self._screen.app
         start = partial(launch, choice.build, choice.cache_dir, gone=lambda: not app.is_running)
         in_thread(self._screen, start, self._started)

@@ -27,6 +27,7 @@ HOST_S = 120.0  # for a command on another machine, where none is given
 MOST_MIB = 16  # of what a command prints
 DRAIN_S = 1.0  # for what is left in the pipes of one that has ended: others may hold them open
 LOOK_S = 0.1
+PAGE = 72  # columns of a page that shows what a plain command prints
 OUT_OF_TIME, OUT_OF_ROOM = 124, 125
 
 
@@ -44,10 +45,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """`edgekit ARGUMENTS`, here, or by SSH on the machine `host`. Raises `ConfigError` for a host that is an option."""
+    """`edgekit ARGUMENTS`, here, or by SSH on the machine `host`. Raises `ConfigError` for a host that is an option.
+
+    The outcome's document is its JSON document, or the text that people read where it is `plain`.
+    """
 
     arguments: tuple[str, ...]
     host: str = ""
+    plain: bool = False
     _process: list[subprocess.Popen[bytes]] = field(default_factory=list, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,11 +66,12 @@ class Command:
         return f"ssh {self.host} {shlex.quote(line)}" if self.host else line
 
     def run(self, timeout_s: float | None = None) -> Outcome:
-        """Run it with `--json` and wait for its end. Raises nothing: what fails is in the outcome."""
+        """Run it and wait for its end. Raises nothing: what fails is in the outcome."""
         limit_s = HOST_S if timeout_s is None and self.host else timeout_s
         try:
             process = subprocess.Popen(
-                self._argv(("--json",)),
+                self._argv(() if self.plain else ("--json",)),
+                env={**os.environ, "COLUMNS": str(PAGE)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -117,13 +123,14 @@ class Command:
         return [sys.executable, "-m", "edgekit.cli", *self.arguments, *more]
 
     def _outcome(self, code: int, out: str, err: str) -> Outcome:
-        document = _last_document(out)
+        document = out if self.plain else _last_document(out)
         if code == 0:
             return Outcome(self, 0, document)
         said = [line.removeprefix("edgekit: ").strip() for line in err.splitlines() if line.strip()]
         envelope = _last_document(out.strip().rpartition("\n")[2])
         if not (isinstance(envelope, dict) and {"code", "message"} <= envelope.keys()):
-            envelope = {"message": said[-1] if said else f"It ended with exit code {code}."}
+            last = "\n".join(said) if self.plain else said[-1] if said else ""
+            envelope = {"message": last or f"It ended with exit code {code}."}
         return Outcome(
             self,
             code,

@@ -35,6 +35,7 @@ HELP = {
     "review": "Nothing is written until you press b.",
 }
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
+ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Choice:
         """The target's values."""
         return Command(("targets", "show", at_home(self.target)))
 
+    @property
+    def resolved(self) -> Command:
+        """Every value of the target with the file it comes from, for people."""
+        return Command((*self.shown.arguments, "--resolved"), plain=True)
+
     @cached_property
     def fetched(self) -> bool:
         """Whether the model is a hub id: it is not fetched before the build. Looked at once, as each key press asks."""
@@ -150,8 +156,8 @@ def planned(outcome: Outcome | None) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and "exports" in document else None
 
 
-def model_finding(choice: Choice, plan: Outcome | None) -> Finding:
-    """Whether the model is there and can be read."""
+def model_finding(choice: Choice, plan: Outcome | None, others: Iterable[Finding] = ()) -> Finding:
+    """Whether the model is there and can be read, once no other step stands in the way of a plan."""
     if not choice.model.strip():
         return Finding("FAILED", message="No model is given.", hint=f"Type {DEFAULT_MODEL} for the demo.")
     if choice.fetched:
@@ -161,7 +167,7 @@ def model_finding(choice: Choice, plan: Outcome | None) -> Finding:
             hint="Until then nothing can be said of its size. Give a folder if you meant one.",
         )
     if plan is None:
-        return Finding()
+        return Finding("WAITING" if any(other.state == "FAILED" for other in others) else "CHECKING")
     found = planned(plan)
     if found is None:
         return _failed(plan)
@@ -269,7 +275,7 @@ def budget_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None) 
         )
     size = next(limit.value for limit in found if limit.key == "size_mib")
     largest = max((e["estimated_mib"] for e in (planned(plan) or {}).get("exports", [])), default=0.0)
-    if size != "none" and largest > float(size):
+    if size != "none" and largest > ROUGH * float(size):
         return Finding(
             "WARNING",
             message=f"The largest file will be about {largest:.0f} MiB, and the limit is {size}: it may fail.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
@@ -44,18 +43,23 @@ def steps_text(choice: Choice, found: Mapping[str, Finding], step: int, signs: S
 
 def estimate_text(plan: Outcome | None, waits: bool, signs: Symbols) -> Text:
     """What the build makes and needs; while a newer plan is made, the last one stays."""
-    found = planned(plan)
-    values = dict.fromkeys(("files", "time", "memory", "disk"), "-")
-    if found is not None:
-        sizes = [f"{export['estimated_mib']:.0f}" for export in found["exports"] if not export["refusal"]]
-        values["files"] = f"{' + '.join(sizes)} MiB" if sizes else "none"
-        values["time"] = f"about {minutes(found)} min"
-        values["memory"] = _of(found["memory_needed_mib"], found["memory_available_mib"])
-        values["disk"] = _of(found["disk_needed_mib"], found["disk_free_mib"])
     head = Text("estimate", "bold")
     head.append(f"  {signs.running} checking" if waits else "", "dim")
-    lines = [Text(f"{name:<7} {value}", "dim" if waits else "") for name, value in values.items()]
+    lines = [Text(f"{name:<7} {value}", "dim" if waits else "") for name, value in _needs(plan).items()]
     return Text("\n").join([head, *lines])
+
+
+def _needs(plan: Outcome | None) -> dict[str, str]:
+    found = planned(plan)
+    if found is None:
+        return dict.fromkeys(("files", "time", "memory", "disk"), "-")
+    sizes = [f"{export['estimated_mib']:.0f}" for export in found["exports"] if not export["refusal"]]
+    return {
+        "files": f"{' + '.join(sizes)} MiB" if sizes else "none",
+        "time": f"about {minutes(found)} min",
+        "memory": _of(found["memory_needed_mib"], found["memory_available_mib"]),
+        "disk": _of(found["disk_needed_mib"], found["disk_free_mib"]),
+    }
 
 
 def found_text(finding: Finding, signs: Symbols) -> Text:
@@ -72,36 +76,23 @@ def found_text(finding: Finding, signs: Symbols) -> Text:
 def review_text(
     choice: Choice, plan: Outcome | None, finding: Finding, end: str, signs: Symbols
 ) -> RenderableType:
-    """Everything in one place, and the command."""
-    found = planned(plan)
-    rows = ", ".join(f"{count:,} {split}" for split, count in found["rows"].items()) if found else ""
+    """Where it is written, what it needs of what is free, and the command; the other steps stand on the left."""
     table = Table.grid(padding=(0, 1))
-    for name, value in (
-        ("model", choice.model + (f", {found['parameters'] / 1e6:.0f} million weights" if found else "")),
-        ("target", choice.target),
-        ("data", choice.data + (f": {rows}" if rows else "")),
-        ("budget", ", ".join(f"{key} = {value}" for key, value in choice.limits) or "the target's limits"),
-        ("output", str(choice.place)),
-    ):
+    for name, value in {"output": str(choice.place), **_needs(plan)}.items():
         table.add_row(name, Text(value, overflow="fold"))
-    if found is not None:
-        memory = _of(found["memory_needed_mib"], found["memory_available_mib"])
-        disk = _of(found["disk_needed_mib"], found["disk_free_mib"])
-        needs = f"about {minutes(found)} min; of what is free, memory {memory}, disk {disk}"
-        table.add_row("needs", Text(needs))
     command = Text(f"$ {choice.build.text}", overflow="fold")
     return Group(table, found_text(finding, signs), "", Text(end, "bold"), command)
 
 
-def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool, waits: bool) -> str:
+def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool) -> str:
     """What the review asks of the person now."""
     if failed := [step for step in STEPS if found[step].state == "FAILED"]:
         more = f" n takes {place.other} instead." if place and place.other else ""
         return f"The build cannot start yet: check {', '.join(failed)}.{more}"
     if busy:
         return "Starting."
-    if waits:
-        return "The build starts when the checks are done."
+    if any(one.state == "CHECKING" for one in found.values()):
+        return "The checks are under way."
     return "Press b to build. The build continues after you close the app."
 
 
@@ -125,21 +116,6 @@ def limit_cells(limit: Limit) -> list[Text]:
     state = Text("wrong", "bold red") if limit.fault else Text("changed" if limit.own else "", "bold")
     words = Text(limit.words.partition(":")[0].partition(". ")[0], "dim")
     return [Text(limit.key), Text(limit.value), state, words]
-
-
-def plan_text(outcome: Outcome) -> str:
-    """The table of `edgekit plan` as plain text of at most 72 columns, with every problem."""
-    from rich.console import Console
-
-    from edgekit.build.plan import Plan, PlannedExport
-    from edgekit.build.plan_table import plan_table
-
-    document = planned(outcome) or {}
-    plan = Plan(**{**document, "exports": [PlannedExport(**export) for export in document["exports"]]})
-    console = Console(file=io.StringIO(), width=72, color_system=None)
-    with console.capture() as captured:
-        console.print(plan_table(plan))
-    return captured.get()
 
 
 def _state(finding: Finding, signs: Symbols) -> Text:

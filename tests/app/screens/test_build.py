@@ -18,9 +18,8 @@ from edgekit import tui
 from edgekit.app.screens import start
 from edgekit.app.screens.base import View
 from edgekit.app.screens.build import BuildScreen
-from edgekit.app.screens.dialogs import Ask, Confirm
+from edgekit.app.screens.dialogs import Ask, Confirm, Sheet
 from edgekit.app.screens.inputs import Choices
-from edgekit.app.screens.pages import Sheet
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import STEPS
 from edgekit.build import runs
@@ -50,6 +49,12 @@ class Shell:
         return Outcome(command, 0, self.document(command))
 
     def document(self, command: Command) -> Any:
+        if command.plain:
+            return (
+                "device.threads  2"
+                if command.arguments[0] == "targets"
+                else "rows  800 train, 150 validation"
+            )
         if command.arguments[0] == "data":
             rows = {"train": 800, "validation": 150, "test": 300}
             return {"rows": rows, "labels": LABELS, "missing_in_card": []}
@@ -155,14 +160,17 @@ def test_enter_and_b_build_the_demo(shell: Shell, tmp_path: Path, size: tuple[in
     wizard(tmp_path, size, test)
 
 
-def test_b_waits_for_the_checks_and_escape_starts_nothing(shell: Shell, tmp_path: Path) -> None:
+def test_b_starts_nothing_before_the_checks_and_escape_starts_nothing(shell: Shell, tmp_path: Path) -> None:
     shell.held.clear()
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await pilot.press(*["enter"] * 5, "b")
-        await until(pilot, lambda: "when the checks are done" in text_of(pilot.app))
-        assert "▶ checking" in text_of(pilot.app)
+        told = "The build cannot start yet. Still checking: model, target, data, review."
+        await until(pilot, lambda: [note.message for note in pilot.app._notifications] == [told])
+        assert "▶ checking" in text_of(pilot.app) and pilot.app.screen is screen
         shell.held.set()
+        await until(pilot, lambda: "Press b to build" in said(screen))
+        await pilot.press("b")
         await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
         await pilot.press("escape")
         await until(pilot, lambda: pilot.app.screen is screen)
@@ -183,7 +191,7 @@ def test_faults_are_shown_as_they_are_typed_and_block_the_start(shell: Shell, tm
         await until(pilot, lambda: state(screen, "data") == "FAILED")
         for words in ("✗ failed", "21 rows cannot be used.", "rows.jsonl:1: not JSON"):
             await until(pilot, lambda words=words: words in text_of(pilot.app))
-        assert state(screen, "model") == "OK" and screen.is_current
+        assert state(screen, "model") == "WAITING" and screen.is_current
         await pilot.press("enter", "enter")
         await until(pilot, lambda: "check data" in text_of(pilot.app))
         await pilot.press("b")

@@ -161,7 +161,8 @@ def test_a_limit_that_is_no_number_is_refused(text: str) -> None:
 def test_a_file_expected_beyond_its_limit_is_told_before_the_build() -> None:
     found = wizard.budget_finding(Choice(), answer(SHOWN), plan())
     assert found.state == "WARNING" and "128 MiB" in found.message and "120" in found.message
-    assert wizard.budget_finding(Choice(limits=(("size_mib", "130"),)), answer(SHOWN), plan()).state == "OK"
+    close = Choice(limits=(("size_mib", "128"),))  # the estimate is no finer than that
+    assert wizard.budget_finding(close, answer(SHOWN), plan()).state == "OK"
 
 
 def test_the_review_waits_for_all_and_tells_of_too_little_room() -> None:
@@ -183,13 +184,8 @@ def test_the_review_holds_the_whole_command_at_any_width() -> None:
         console.print(page)
     text = captured.get()
     assert choice.build.text.replace(" ", "") in "".join(text.split())
-    assert "134" not in text and "135 million weights" in text and "about 18 min" in text
+    assert "99 + 128 MiB" in text and "about 18 min" in text and "3.2 of 19.5 GiB" in text
     assert text.isascii() and "Press b to build." in text
-
-
-def test_the_plan_is_a_table_with_its_problems() -> None:
-    assert "✓ yes" in wizard_page.plan_text(plan())
-    assert "✗ disk: too full" in wizard_page.plan_text(plan(problems=["disk: too full"]))
 
 
 def settle(checks: Checks, choice: Choice, outcomes: dict[str, Outcome]) -> list[Command]:
@@ -213,13 +209,21 @@ def test_the_plan_is_asked_for_once_rows_and_target_are_known() -> None:
     assert checks.wanted(choice) == [choice.plan]
 
 
-def test_failing_rows_or_limits_do_not_hide_what_the_model_is() -> None:
-    checks, choice = Checks(), Choice(model="m", data="bad", target="cpu-int8", limits=(("size_mib", "x"),))
-    plans = settle(checks, choice, {"data": answer(None, 2)})
-    assert plans == [Choice(model="m", target="cpu-int8").plan]
-    assert checks.plan(choice) is not None
-    plans = settle(Checks(), choice, {"data": answer(None, 2), "targets": answer(None, 2)})
-    assert plans == [Choice(model="m").plan]
+@pytest.mark.parametrize(
+    ("choice", "outcomes"),
+    [
+        (Choice(data="bad"), {"data": answer(None, 2)}),
+        (Choice(target="bad"), {"targets": answer(None, 2)}),
+        (Choice(limits=(("size_mib", "x"),)), {}),
+    ],
+)
+def test_no_plan_is_asked_for_before_the_other_steps_are_in_order(
+    choice: Choice, outcomes: dict[str, Outcome]
+) -> None:
+    checks = Checks()
+    assert settle(checks, choice, outcomes) == [] and not checks.plannable(choice)
+    assert settle(checks, Choice(model="m"), {}) == [Choice(model="m").plan]
+    assert wizard.model_finding(choice, None, [Finding("FAILED")]).state == "WAITING"
 
 
 def test_a_hub_model_is_never_fetched_by_a_check() -> None:
