@@ -285,8 +285,8 @@ class RunReader:
         if found.trouble:
             view = replace(view, notices=(*view.notices, found.trouble))
         if run is not None and view.state == "RUNNING":
-            memory = {"rss_mib": runs.rss_mib(run), "available_mib": float(available_memory_mib())}
-            return replace(view, **memory, ours=runs.is_ours(run))
+            rss, free = runs.rss_mib(run), float(available_memory_mib())
+            return replace(view, rss_mib=rss, available_mib=free, ours=runs.is_ours(run))
         if run is None and not view.stages:
             return replace(view, sentence=f"No build has run in {self.cache_dir} yet.")
         return view
