@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from edgekit.base import errors
 from edgekit.base.artifacts import size_of
 from edgekit.base.child import Child
 from edgekit.models.chat import ChatTemplate
-from edgekit.registry import BareText, HasBare, LogitsProcessor, Runtime, Sampling
+from edgekit.registry import BareText, HasBare, HasControlTokens, LogitsProcessor, Runtime, Sampling
 
 STEP_S, TOTAL_S = 300.0, 3600.0
 MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
@@ -126,6 +127,11 @@ class IsolatedRuntime:
     def chat_template(self) -> ChatTemplate:
         """The chat template that the file itself carries; it is rendered here, under the limits of `models.chat`."""
         return ChatTemplate(*map(str, self.ask("reading its chat template", "chat_template")))
+
+    @cached_property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts that `encode` turns into control tokens; empty where the runtime does not know them."""
+        return frozenset(map(str, self.ask("reading its control tokens", "control_tokens")))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none are added."""
@@ -285,6 +291,10 @@ class _Server:
         if method == "chat_template":
             template = self._model.chat_template
             return [template.source, template.bos_token, template.eos_token], None
+        if method == "control_tokens":
+            return sorted(self._model.control_tokens) if isinstance(
+                self._model, HasControlTokens
+            ) else [], None
         if method == "logits":
             rows = np.ascontiguousarray(self._model.logits(*arguments), np.float32)
             return list(rows.shape), rows.reshape(-1).view(np.uint8).data

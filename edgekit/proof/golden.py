@@ -16,6 +16,7 @@ from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Emit, GateResult, Progress, ignore
 from edgekit.data.rows import Message
 from edgekit.device.isolated import open_isolated
+from edgekit.device.prompt import encode_prompt
 from edgekit.proof.battery import battery
 from edgekit.registry import Runtime
 
@@ -44,22 +45,33 @@ def capture(
     answers = []
     for done, messages in enumerate(prompts[:CANDIDATES], 1):
         rendered = runtime.chat_template.render(messages, add_generation_prompt=True)
-        prompt = runtime.encode(rendered)
+        prompt = encode_prompt(runtime, messages)
         answer = list(runtime.generate(prompt, max_tokens))
         rows = runtime.logits([*prompt, *answer], len(prompt) - 1)
         top = -_two_largest(rows)
         plain = [dict(message) for message in messages]
-        answers.append((float((top[:, 0] - top[:, 1]).min()), plain, rendered, answer))
+        kept: dict[str, Any] = {"messages": plain, "rendered": rendered, "prompt": prompt, "ids": answer}
+        answers.append((float((top[:, 0] - top[:, 1]).min()), kept))
         emit(Progress(stage, done, len(prompts[:CANDIDATES]), "answers"))
     answers.sort(key=lambda answer: -answer[0])
     return {
         "max_tokens": max_tokens,
         "texts": texts,
-        "answers": [
-            {"messages": messages, "rendered": rendered, "ids": ids, "text": runtime.decode(ids)}
-            for _, messages, rendered, ids in answers[:ANSWERS]
-        ],
+        "answers": [{**kept, "text": runtime.decode(kept["ids"])} for _, kept in answers[:ANSWERS]],
     }
+
+
+def prompt_ids(runtime: Runtime, answer: Mapping[str, Any]) -> list[int]:
+    """Token ids of a golden answer's conversation, encoded as when the answer was recorded.
+
+    That is how an app's prompts are encoded. In bundles that were made before, the answers hold no `prompt`, and control
+    tokens in a message were read as such. Raises `ConfigError` as `encode_prompt` does.
+    """
+    return (
+        encode_prompt(runtime, answer["messages"])
+        if "prompt" in answer
+        else runtime.encode(answer["rendered"])
+    )
 
 
 def _two_largest(rows: Any) -> Any:
@@ -126,11 +138,12 @@ def _held(runtime: Runtime, golden: Mapping[str, Any], name: str, emit: Emit) ->
     for done, answer in enumerate(golden["answers"], 1):
         try:
             rendered = runtime.chat_template.render(answer["messages"], add_generation_prompt=True)
+            prompt = prompt_ids(runtime, answer)
         except ConfigError as error:
-            rendered = error.message
-        if rendered != answer["rendered"]:
+            rendered, prompt = error.message, runtime.encode(answer["rendered"])
+        if rendered != answer["rendered"] or prompt != answer.get("prompt", prompt):
             other_prompts.append(rendered)
-        ids = list(runtime.generate(runtime.encode(answer["rendered"]), golden["max_tokens"]))
+        ids = list(runtime.generate(prompt, golden["max_tokens"]))
         if ids != answer["ids"]:
             other_answers.append(f"{answer['text']!r} is now {runtime.decode(ids)!r}")
         emit(Progress(f"verify.{name}", done, len(golden["answers"]), "answers"))

@@ -36,6 +36,7 @@ from edgekit.field.releases import Releases
 from edgekit.field.status import ServerStatus, device_status
 from edgekit.field.telemetry.collector import Telemetry, release_of
 from edgekit.proof.golden import FILE as GOLDEN
+from edgekit.proof.golden import prompt_ids
 
 if TYPE_CHECKING:
     from edgekit.device.answer import Answer, Records
@@ -349,7 +350,7 @@ def _hold(model: LoadedModel, bundle: Path) -> None:
         golden = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"][model.format]
         first, limit = golden["answers"][0], golden["max_tokens"]
         wanted = list(map(int, first["ids"]))
-        prompt = model.runtime.encode(first["rendered"])
+        prompt = prompt_ids(model.runtime, first)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CorruptError(
             f"{bundle / GOLDEN} cannot be read: {error}", "Import the bundle again."
