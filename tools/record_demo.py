@@ -6,7 +6,7 @@ Two recordings go to `tools/demo/`, with the reports of the bundle and without i
 - A real day. The bundle answers some 650 requests through the product's own serving, telemetry, rules and releases; only
   the clock is set forward between them, so that 24 hours pass in minutes. Readings of the machine are this machine's. A
   new release takes over in the 15th hour, people begin to mistype in the 19th, and the detector reports it.
-No prompt is kept, as none is in any store. `--pack-only` packs the recorded state folder again and records nothing.
+No prompt is kept, as none is in any store.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import contextlib
 import gzip
 import json
 import random
-import re
-import shutil
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,12 @@ from unittest import mock
 
 from story import next_release, typos
 
-from edgekit.app.views.demo import RECORDING, SCHEMA
+from edgekit.app.views.demo import RECORDING
 from edgekit.data.dataset import load_dataset
 from edgekit.device.loaded import load
-from edgekit.field.incidents.audit import Audit
 from edgekit.field.releases import Releases
 from edgekit.field.releases.lifecycle import check_golden
-from edgekit.field.serving.deployment import Deployment
+from edgekit.field.serving.deployment import Deployment, OpenOptions
 from edgekit.field.telemetry.collector import Telemetry
 from edgekit.field.telemetry.machine import MachineWatch
 from edgekit.field.telemetry.observation import Observation
@@ -52,7 +49,6 @@ LONG = 12  # requests with a long conversation, for a device that is slow to its
 LONG_TURNS = 34
 KEPT_SAMPLES = 60
 FILES = ("report.json", "manifest.json", "signals.json", "README.md")
-SINCE = re.compile(r", since (?:\d{4}-\d\d-\d\d )?\d\d:\d\d\.")  # the time of day in an incident's sentence
 
 
 def main() -> int:
@@ -62,26 +58,18 @@ def main() -> int:
     )
     parser.add_argument("--bundle", type=Path, default=Path("bundles/smollm2-135m-cpu-int4"))
     parser.add_argument("--cache-dir", type=Path, default=Path(".edgekit/cache"))
-    parser.add_argument("--state", type=Path, default=Path(".edgekit/demo-day"), help="where the day goes")
     parser.add_argument("--out", type=Path, default=RECORDING)
-    parser.add_argument("--pack-only", action="store_true", help="pack the day that is in --state again")
-    parser.add_argument("--parts", nargs="*", default=["build", "bundle", "day"], help="what is packed")
     arguments = parser.parse_args()
     if not (arguments.bundle / "signals.json").is_file():
         sys.exit(f"{arguments.bundle} is not a bundle with signals.json: run `make demo` first.")
-    if not arguments.pack_only:
-        shutil.rmtree(arguments.state, ignore_errors=True)
-        Day(arguments.bundle, arguments.state).record()
-    samples = chosen_samples(arguments.bundle)
+    build = build_of(arguments.cache_dir)
     texts = {name: (arguments.bundle / name).read_text(encoding="utf-8") for name in FILES}
-    bundle = {"schema": SCHEMA, "name": arguments.bundle.name, "files": {**texts, **samples}}
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "build": lambda: build_of(arguments.cache_dir, arguments.bundle),  # of a run that was not all kept
-        "bundle": lambda: bundle,
-        "day": lambda: day_of(arguments.state),
-    }
-    for name in arguments.parts:
-        packed = gzip.compress(json.dumps(parts[name](), separators=(",", ":")).encode(), mtime=0)
+    files = {**texts, **chosen_samples(arguments.bundle)}
+    with tempfile.TemporaryDirectory() as folder:
+        day = Day(arguments.bundle, Path(folder)).record()
+    parts = {"build": build, "bundle": {"name": arguments.bundle.name, "files": files}, "day": day}
+    for name, part in parts.items():
+        packed = gzip.compress(json.dumps(part, separators=(",", ":")).encode(), mtime=0)
         (arguments.out / f"{name}.json.gz").write_bytes(packed)
         print(f"{name}: {len(packed) / 1024:.0f} KB")
     return 0
@@ -103,43 +91,41 @@ class Clock:
 
 
 class Day:
-    """Records one day of `bundle` in the state folder `state`."""
+    """Records one day of `bundle` in an empty `folder`."""
 
-    def __init__(self, bundle: Path, state: Path) -> None:
-        self.bundle, self.state = bundle, state
+    def __init__(self, bundle: Path, folder: Path) -> None:
+        self.bundle, self.folder, self.state = bundle, folder, folder / "state"
         self.began = (time.time() // MINUTE_S) * MINUTE_S - 24 * HOUR_S
         self.clock = Clock(self.began)
         self.draw = random.Random(7)
         self.questions = [str(row.messages[-2]["content"]) for row in load_dataset("demo").test]
         self.draw.shuffle(self.questions)
-        self.releases = Releases(state / "releases")
+        self.releases = Releases(self.state / "releases")
         self.answers: list[Observation] = []
+        self.changes: list[dict[str, Any]] = []
         self.asked = 0
         self.machine = MachineWatch()
 
-    def record(self) -> None:
-        """The whole day, then the requests with long conversations."""
-        with mock.patch("time.time", self.clock), tempfile.TemporaryDirectory() as folder:
+    def record(self) -> dict[str, Any]:
+        """The whole day, then the requests with long conversations: what happened, with times in Unix seconds."""
+        with mock.patch("time.time", self.clock):
             self.clock.set(self.began - 2 * HOUR_S)
             self._release(self.bundle, "the first one")
-            newer = next_release(self.bundle, Path(folder) / "next")
+            newer = next_release(self.bundle, self.folder / "next")
             with self._served() as deployment:
                 self._hours(deployment, 0.0, SWITCH_H)
             self.clock.set(self.began + SWITCH_H * HOUR_S)
             self._release(newer, "an update")
             with self._served() as deployment:
                 self._hours(deployment, SWITCH_H, 24.0)
-            long = self._long(Path(folder))
-        (self.state / "answers.json").write_text(
-            json.dumps(
-                {
-                    "end": self.began + 24 * HOUR_S,
-                    "answers": [asdict(seen) for seen in self.answers],
-                    "long": [asdict(seen) for seen in long],
-                }
-            ),
-            encoding="utf-8",
-        )
+            long = self._long()
+        return {
+            "end": self.began + 24 * HOUR_S,
+            "changes": self.changes,
+            "answers": [_short(seen) for seen in self.answers],
+            "long": [_short(seen) for seen in long],
+            **stored(self.state),
+        }
 
     def _release(self, bundle: Path, why: str) -> None:
         name = self.releases.import_(bundle, who="operator").name
@@ -149,7 +135,7 @@ class Day:
     @contextlib.contextmanager
     def _served(self) -> Iterator[Deployment]:
         """The release in use, opened as `edgekit serve` opens it, without the threads that follow a real clock."""
-        deployment = Deployment(self.state, None, format="gguf", threads=1)
+        deployment = Deployment(self.state, None, options=OpenOptions("gguf", threads=1))
         deployment.opened.telemetry.listeners.append(self.answers.append)
         try:
             yield deployment
@@ -190,19 +176,23 @@ class Day:
             telemetry.store.sample(self.machine.read(), telemetry.release)
             telemetry.store.heartbeat(now)
         telemetry.store.flush()
-        deployment.watcher.tick(now)
+        for change in deployment.watcher.tick(now):
+            told = {name: value for name, value in vars(change).items() if name != "reading"}
+            self.changes.append({**told, "rule": change.rule.model_dump()})
         incidents = deployment.watcher.incidents
         for incident in incidents.find():
             if incident.state == "OPEN" and now - incident.opened >= ACKNOWLEDGED_S:
-                why = "asking the depot what they type"
-                incidents.acknowledge(incident.id, who="operator", why=why, now=now)
+                done = {"who": "operator", "why": "asking the depot what they type"}
+                incidents.acknowledge(incident.id, now=now, **done)
+                told = {"kind": "acknowledged", "incident": incident.id, "time": now, **done}
+                self.changes.append(told)
 
-    def _long(self, folder: Path) -> list[Observation]:
+    def _long(self) -> list[Observation]:
         """Answers to long conversations, in a store of their own."""
         found: list[Observation] = []
         rows = load_dataset("demo").test
         with (
-            Telemetry.open(folder / "long", self.bundle, "gguf", beat_s=None) as telemetry,
+            Telemetry.open(self.folder / "long", self.bundle, "gguf", beat_s=None) as telemetry,
             load(self.bundle, "gguf", threads=1, telemetry=telemetry) as model,
         ):
             telemetry.listeners.append(found.append)
@@ -218,7 +208,7 @@ class Day:
 # What is packed
 
 
-def build_of(cache_dir: Path, bundle: Path) -> dict[str, Any]:
+def build_of(cache_dir: Path) -> dict[str, Any]:
     """The events of a build, their times in seconds from its start, without progress that follows other closely."""
     lines = [json.loads(line) for line in (cache_dir / "events.jsonl").read_text("utf-8").splitlines()]
     if kept := [line["stage"] for line in lines if line.get("cached")]:
@@ -232,7 +222,7 @@ def build_of(cache_dir: Path, bundle: Path) -> dict[str, Any]:
             continue
         shown = line["time"] if line["event"] == "Progress" else shown
         events.append({**line, "time": round(line["time"] - start, 3)})
-    return {"schema": SCHEMA, "seconds": events[-1]["time"], "events": events}
+    return {"seconds": events[-1]["time"], "events": events}
 
 
 def chosen_samples(bundle: Path) -> dict[str, str]:
@@ -256,60 +246,36 @@ def chosen_samples(bundle: Path) -> dict[str, str]:
     }
 
 
-def day_of(state: Path) -> dict[str, Any]:
-    """What the stores hold after the recorded day, as JSON; times are Unix seconds of that day."""
-    from edgekit.field.incidents.incidents import COLUMNS
-
-    recorded = json.loads((state / "answers.json").read_text(encoding="utf-8"))
-    with contextlib.closing(sqlite3.connect(state / "incidents.sqlite")) as db:
-        incidents = db.execute(f"select {COLUMNS}, rule_json from incidents order by id").fetchall()
-        changes = db.execute("select * from changes order by rowid").fetchall()
-        alerts = db.execute("select * from alerts").fetchall()
+def stored(state: Path) -> dict[str, Any]:
+    """What the stores of the device hold after the day."""
     with contextlib.closing(sqlite3.connect(state / "telemetry.sqlite")) as db:
         minutes = db.execute("select minute, release, body from minutes order by minute").fetchall()
-        alarms = db.execute("select time, release, body from alarms order by time").fetchall()
+        alarms = db.execute("select release, body from alarms order by time").fetchall()
     releases = state / "releases"
     versions = sorted((releases / "versions").glob("[0-9a-f]*"))
-    evidence = {
-        file.name: json.loads(file.read_text("utf-8")) for file in (state / "evidence").glob("*.json")
-    }
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "end": recorded["end"],
+
+    def imported(name: str) -> dict[str, Any]:
+        record = json.loads((releases / "records" / name / "import.json").read_text("utf-8"))
+        return {**record, "from": ""}  # where it lay is of no interest
+
+    return {
         "machine": [
             [minute, release, round(highest["rss_mib"]), round(highest.get("load", 0.0), 2)]
             for minute, release, body in minutes
             if (highest := json.loads(body)["highest"]).get("rss_mib")
         ],
-        "alarms": [[at, release, json.loads(body)] for at, release, body in alarms],
-        "incidents": incidents,
-        "changes": changes,
-        "alerts": [[rule, subject, json.loads(body)] for rule, subject, body in alerts],
-        "audit": [
-            {key: value for key, value in entry.items() if key not in ("n", "before")}
-            for entry in Audit(state).entries()
-        ],
-        "evidence": evidence,
+        "alarms": [[release, json.loads(body)] for release, body in alarms],
         "switches": [json.loads(line) for line in (releases / "log.jsonl").read_text("utf-8").splitlines()],
         "manifests": {version.name: (version / "manifest.json").read_text("utf-8") for version in versions},
-        "imports": {
-            version.name: json.loads((releases / "records" / version.name / "import.json").read_text("utf-8"))
-            for version in versions
-        },
-        "answers": [_short(seen) for seen in recorded["answers"]],
-        "long": [_short(seen) for seen in recorded["long"]],
+        "imports": {version.name: imported(version.name) for version in versions},
     }
-    for entry in document["imports"].values():
-        entry["from"] = ""  # where it lay is of no interest
-    # the hour in an incident's sentence is written anew when it is unpacked
-    packed: dict[str, Any] = json.loads(SINCE.sub(", since {since}.", json.dumps(document)))
-    return packed
 
 
-def _short(seen: dict[str, Any]) -> dict[str, Any]:
+def _short(seen: Observation) -> dict[str, Any]:
     """An observation with its numbers as precise as anybody reads them."""
-    short = {key: round(value, 5) if isinstance(value, float) else value for key, value in seen.items()}
-    return {**short, "time": round(seen["time"], 2)}
+    values = asdict(seen).items()
+    short = {key: round(value, 5) if isinstance(value, float) else value for key, value in values}
+    return {**short, "time": round(seen.time, 2)}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views import demo
+from edgekit.app.views.demo import unpack
+from edgekit.app.views.demo_replay import replay
 from edgekit.tui import EdgekitApp
 
 SIZES = ((80, 24), (160, 50))
@@ -76,9 +77,9 @@ async def draw(shot: Shot, size: tuple[int, int]) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        settings = replace(demo.unpack(folder, time.time()), ascii=shot.ascii, window_s=86_400.0)
-        with demo.Replay(settings, speed=20, lost_s=5.0) as replay:
-            app: Any = EdgekitApp(replay.settings, shot.screen)
+        settings = replace(unpack(folder, time.time()), ascii=shot.ascii, window_s=86_400.0)
+        with replay(settings, lost_s=5.0) as playing:
+            app: Any = EdgekitApp(playing, shot.screen)
             app.theme = shot.theme
             async with app.run_test(size=size) as pilot:
                 await pilot.pause(2.0)

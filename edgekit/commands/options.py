@@ -87,12 +87,13 @@ def open_app(settings: Settings, screen: str, *, theme: Theme = Theme.DARK, demo
         return
     from dataclasses import replace
 
-    from edgekit.app.views import demo as recorded
+    from edgekit.app.views.demo import unpack
+    from edgekit.app.views.demo_replay import replay
 
     with tempfile.TemporaryDirectory(prefix="edgekit-demo-") as folder:
-        found = recorded.unpack(Path(folder))
+        found = unpack(Path(folder))
         shown = replace(found, ascii=settings.ascii, every_s=settings.every_s, window_s=settings.window_s)
-        with recorded.Replay(shown) as replay:
-            app = app_class(replay.settings, str(screen))
+        with replay(shown) as playing:
+            app = app_class(playing, str(screen))
             app.theme = THEMES[theme]
             app.run()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from edgekit.app.views import demo
-from edgekit.app.views.demo import Replay, shifted, unpack
+from edgekit.app.views.demo import later, unpack
+from edgekit.app.views.demo_replay import replay
 from edgekit.app.views.settings import Settings
 from edgekit.base.clock import clock
 from edgekit.base.errors import MissingPartError
@@ -153,10 +154,9 @@ def test_releases_and_the_bundle_are_there_without_models(day: Settings) -> None
     assert not list(day.state.rglob("*.gguf")) + list(day.bundles.rglob("*.gguf"))
 
 
-def test_shifting_moves_times_and_nothing_else() -> None:
-    document = {"time": 5.0, "value": 5.0, "until": None, "seen": {"confidence": 3}, "list": [{"since": 1}]}
-    moved = {"time": 15.0, "value": 5.0, "until": None, "seen": {"confidence": 3}, "list": [{"since": 11}]}
-    assert shifted(document, 10.0) == moved
+def test_times_are_moved_and_nothing_else() -> None:
+    told = {"time": 5.0, "value": 5.0, "since": 1, "rule": {"since": 3}}
+    assert later(told, 10.0) == {**told, "time": 15.0, "since": 11.0}
 
 
 def test_the_recorded_build_is_a_whole_one_in_order() -> None:
@@ -194,7 +194,7 @@ def test_before_it_plays_the_build_has_passed(day: Settings) -> None:
 
 def test_it_plays_a_build_that_counts_as_running_and_ends(tmp_path: Path) -> None:
     settings = unpack(tmp_path)
-    with Replay(settings, speed=2000):
+    with replay(settings, speed=2000):
         running = until(lambda: run_in(settings, "RUNNING"))
         assert running.stages[0] == "model" and running.model == "smollm2-135m"
         assert running.seconds_expected == pytest.approx(demo.read("build")["seconds"] / 2000)
@@ -207,9 +207,9 @@ def test_it_plays_a_build_that_counts_as_running_and_ends(tmp_path: Path) -> Non
 
 
 def test_a_build_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.app.views.demo.REST_S", 0.0)
+    monkeypatch.setattr("edgekit.app.views.demo_build.REST_S", 0.0)
     settings = unpack(tmp_path)
-    with Replay(settings, speed=20_000):
+    with replay(settings, speed=20_000):
         first = until(lambda: run_in(settings, "RUNNING")).started
         until(lambda: run_in(settings, "RUNNING", after=first))
 
@@ -218,7 +218,7 @@ def test_this_device_goes_on_living(tmp_path: Path) -> None:
     settings = unpack(tmp_path, time.time() - 3600)  # an hour ago: nothing was heard since
     store = Store(settings.state / FILE)
     assert overview(settings.state, store, time.time(), 900)[0].state == "LOST"
-    with Replay(settings):
+    with replay(settings):
         until(lambda: overview(settings.state, store, time.time(), 900)[0].state == "WARNING")
         until(lambda: store.window(time.time() - 120, time.time()).requests)
 
@@ -230,8 +230,8 @@ def page(url: str) -> ReleaseStatus:
 
 def test_other_devices_answer_until_one_is_lost(tmp_path: Path) -> None:
     before = threading.active_count()
-    with Replay(unpack(tmp_path), lost_s=2.0) as replay:
-        fine, slow, lost = (device.url for device in replay.settings.devices)
+    with replay(unpack(tmp_path), lost_s=2.0) as playing:
+        fine, slow, lost = (device.url for device in playing.devices)
         until(lambda: page(fine).requests >= 1)
         assert page(fine).state == "OK" and page(fine).model == "smollm2-135m"
         assert [one.kind for one in page(slow).incidents] == ["latency"]
