@@ -13,30 +13,24 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgekit.app.screens.dialogs import Dialog
 from edgekit.app.views.bundles import Found
 from edgekit.app.views.differences import Difference
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock
 
-BOX = """
-    {0} {{ align: center middle; }}
-    {0} > Vertical {{ width: 100; max-width: 98%; height: auto; max-height: 95%; border: round $primary;
-        background: $surface; padding: 0 1; }}
-    {0} OptionList, {0} OptionList:focus {{ height: auto; max-height: 16; border: none; padding: 0; }}
-    {0} VerticalScroll {{ height: auto; max-height: 85vh; }}
-    {0} .keys {{ color: $text-muted; }}
-    {0} #where {{ text-wrap: nowrap; text-overflow: ellipsis; }}
-"""
 
-
-class Bundles(ModalScreen[tuple[Path, ...]]):
+class Bundles(Dialog[tuple[Path, ...]]):
     """The bundles, newest first; gives one to open, two to compare, or none."""
 
-    DEFAULT_CSS = BOX.format("Bundles")
+    DEFAULT_CSS = """
+    Bundles > Vertical { width: 100; max-width: 98%; }
+    Bundles OptionList, Bundles OptionList:focus { height: auto; max-height: 16; border: none; padding: 0; }
+    Bundles #where { text-wrap: nowrap; text-overflow: ellipsis; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Mark"),
         Binding("d", "compare", "Compare"),
@@ -53,7 +47,7 @@ class Bundles(ModalScreen[tuple[Path, ...]]):
         with Vertical():
             yield Static(f"Bundles in {self._folder}, the newest first", id="where", markup=False)
             yield OptionList(*(Option(self._line(at), id=str(at)) for at in range(len(self._found))))
-            yield Static("enter open  space mark  d compare the two marked  esc cancel", classes="keys")
+            yield Static("enter open  space mark  d compare the two marked  esc cancel")
 
     def action_mark(self) -> None:
         """Mark the bundle, or take its mark away; the third mark takes the first's place."""
@@ -92,11 +86,11 @@ class Bundles(ModalScreen[tuple[Path, ...]]):
         return line
 
 
-class Beside(ModalScreen[None]):
+class Beside(Dialog[None]):
     """Tables of the differences of two variants or bundles."""
 
-    DEFAULT_CSS = BOX.format("Beside")
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,d,q", "leave", "Close")]
+    DEFAULT_CSS = "Beside > VerticalScroll { width: 100; max-width: 98%; max-height: 95%; }"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,d,q", "dismiss", "Close")]
 
     def __init__(self, names: tuple[str, str], tables: Sequence[tuple[str, Sequence[Difference]]]) -> None:
         super().__init__()
@@ -104,14 +98,9 @@ class Beside(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """The tables, one below the other."""
-        with Vertical():
-            with VerticalScroll():
-                yield Static(self._drawn())
-            yield Static("esc close", classes="keys")
-
-    def action_leave(self) -> None:
-        """Close it."""
-        self.dismiss(None)
+        with VerticalScroll() as page:
+            page.border_subtitle = "esc close"
+            yield Static(self._drawn())
 
     def _drawn(self) -> Group:
         parts: list[RenderableType] = []

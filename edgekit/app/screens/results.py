@@ -16,19 +16,20 @@ from textual.widgets import ContentSwitcher, DataTable, Static
 
 from edgekit.app.screens.bundles import Beside, Bundles
 from edgekit.app.screens.deploy import Deploying
-from edgekit.app.screens.pictures import PicturesPane, styled
 from edgekit.app.screens.samples import SamplesPane
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views import bundles, differences, results
+from edgekit.app.views import bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
 from edgekit.app.views.bundles import REPORT, Found
 from edgekit.app.views.command import Command
-from edgekit.app.views.results import Results, Row
+from edgekit.app.views.results import FIGURES, Results, Row
 from edgekit.app.views.samples import Samples
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 
-LONGEST_NAME = 24
+DEMO = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
+NO_SAMPLES = Samples()
+WIDE = 100  # columns from which the pictures stand beside the table at first
 OVERVIEW = {"picture", "diff", "mark", "bundles", "samples"}
 
 
@@ -45,17 +46,15 @@ class ResultsScreen(Deploying):
     ResultsScreen #variants { height: auto; max-height: 12; }
     ResultsScreen #more { height: 1fr; padding: 0 1; }
     ResultsScreen #detail { height: auto; }
-    ResultsScreen #pictures { width: 1fr; height: 1fr; display: none; }
-    ResultsScreen.-wide #pictures { display: block; width: 36%; min-width: 42; border-left: solid $panel; }
-    ResultsScreen.-drawn #pictures { display: block; height: 1fr; }
-    ResultsScreen.-drawn #left { height: auto; }
-    ResultsScreen.-drawn #more { display: none; }
-    ResultsScreen.-wide #left { height: 1fr; }
-    ResultsScreen.-wide #more { display: block; }
+    ResultsScreen #pictures { width: 1fr; height: 1fr; padding: 0 1; display: none; }
+    ResultsScreen.-wide #pictures { width: 36%; min-width: 42; border-left: solid $panel; }
+    ResultsScreen.-drawn #pictures { display: block; }
+    ResultsScreen.-drawn.-narrow #left { height: auto; }
+    ResultsScreen.-drawn.-narrow #more { display: none; }
     ResultsScreen #nothing { padding: 1 2; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("v", "picture", "Picture", id="results-picture", tooltip="Switch between size against drift and drift by stage"),
+        Binding("v", "picture", "Picture", id="results-picture", tooltip="Show or hide size against drift and drift by stage"),
         Binding("space", "mark", "Mark", id="results-mark", tooltip="Mark a variant to compare", show=False),
         Binding("d", "diff", "Diff", id="results-diff", tooltip="Compare the two marked variants"),
         Binding("s", "samples", "Samples", id="results-samples", tooltip="Compare answers side by side"),
@@ -71,7 +70,7 @@ class ResultsScreen(Deploying):
         self._bundle: Path | None = None
         self._stamp: tuple[int, ...] = ()
         self._marked: list[str] = []
-        self._columns: list[str] = []
+        self._cursor = ""
         self._looking = False
 
     def compose_view(self) -> ComposeResult:
@@ -85,12 +84,14 @@ class ResultsScreen(Deploying):
                         yield DataTable(id="variants", cursor_type="row", zebra_stripes=False)
                         with VerticalScroll(id="more"):
                             yield Static(id="detail", markup=False)
-                    yield PicturesPane(self.edgekit.symbols, id="pictures")
+                    with VerticalScroll(id="pictures"):
+                        yield Static(id="drawn", markup=False)
             yield SamplesPane(self.edgekit.symbols, id="samples")
 
     def on_mount(self) -> None:
         """Look for the newest bundle, and look again when its report changes."""
         self.title_text = "no bundle yet"
+        self.set_class(self.app.size.width >= WIDE, "-drawn")
         self.every(self._look)
 
     # Reading
@@ -120,8 +121,8 @@ class ResultsScreen(Deploying):
         """In a thread: read the bundle when there is another, or when its report is not the one that is shown."""
         bundle = asked or bundles.newest(folder)
         if bundle is None:
-            fault = f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  edgekit build --model smollm2-135m --data demo --target cpu-int4"
-            return partial(self._failed, None, fault, (0,))
+            fault = f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  {DEMO}"
+            return partial(self._show, None, (0,), fault)
         try:
             found = (bundle / REPORT).stat()
             stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size, found.st_ino)
@@ -130,37 +131,38 @@ class ResultsScreen(Deploying):
         if stamp == before and bundle == asked:
             return None
         try:
-            loaded, samples = results.load(bundle), samples_view.read(bundle).counted()
+            loaded, samples = results.load(bundle), samples_view.read(bundle)
         except CorruptError as error:
             said = f"{error.message}\n\nNext: {error.hint}\nAnother bundle: press b"
-            return partial(self._failed, bundle, said, stamp)
-        return partial(self._loaded, loaded, samples, stamp)
+            return partial(self._show, bundle, stamp, said)
+        return partial(self._show, bundle, stamp, "", loaded, samples)
 
-    def _failed(self, bundle: Path | None, said: str, stamp: tuple[int, ...]) -> None:
+    def _show(
+        self,
+        bundle: Path | None,
+        stamp: tuple[int, ...],
+        fault: str,
+        loaded: Results | None = None,
+        samples: Samples = NO_SAMPLES,
+    ) -> None:
+        """Show what was read of a bundle, or the fault that kept it from being read."""
         if self._bundle not in (None, bundle):
             return  # another one was asked for meanwhile
-        if stamp == self._stamp and self.results is None:
-            return
-        self._bundle, self._stamp, self.results, self.samples = bundle, stamp, None, Samples()
-        sign = self.edgekit.symbols
-        mark = f"{sign.warning} " if bundle else ""
-        self.query_one("#nothing", Static).update(f"{mark}{said}")
-        self.query_one("#pages", ContentSwitcher).current = "nothing"
-        self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
-        self.refresh_bindings()
-        self.draw_shell_command()
-
-    def _loaded(self, loaded: Results, samples: Samples, stamp: tuple[int, ...]) -> None:
-        if self._bundle not in (None, loaded.bundle):
-            return
-        self._bundle, self._stamp, self.results, self.samples = loaded.bundle, stamp, loaded, samples
+        self._bundle, self._stamp, self.results, self.samples = bundle, stamp, loaded, samples
         pages = self.query_one("#pages", ContentSwitcher)
-        self.query_one(SamplesPane).put(samples, loaded.bundle)
-        if pages.current == "nothing":
-            pages.current = "overview"
-            self.query_one("#variants").focus()
+        if loaded is None:
+            sign = self.edgekit.symbols
+            self.query_one("#nothing", Static).update(f"{sign.warning} {fault}" if bundle else fault)
+            pages.current = "nothing"
+            self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
+            self.draw_shell_command()
+        else:
+            self.query_one(SamplesPane).put(samples, loaded.bundle)
+            if pages.current == "nothing":
+                pages.current = "overview"
+                self.query_one("#variants").focus()
+            self._draw()
         self.refresh_bindings()
-        self._draw()
 
     # Drawing
 
@@ -168,45 +170,38 @@ class ResultsScreen(Deploying):
         if self.results is None:
             return
         self.title_text = results.title(self.results, self.edgekit.symbols)
-        self.query_one(PicturesPane).put(self.results)
         self._draw_table(self.results)
         self._draw_detail()
+        self._draw_pictures(self.results)
         self.draw_progress()
         self.draw_shell_command()
 
+    def _draw_pictures(self, found: Results) -> None:
+        symbols, room = self.edgekit.symbols, max(30, self.query_one("#pictures").size.width - 4)
+        lines = [
+            *pictures.size_lines(found, symbols, room),
+            ("fact", ""),
+            *pictures.waterfall_lines(found, symbols, room),
+        ]
+        self.query_one("#drawn", Static).update(results.styled(lines))
+
     def _draw_table(self, found: Results) -> None:
         table, symbols = self.query_one("#variants", DataTable), self.edgekit.symbols
-        width = self.size.width - (max(42, round(0.36 * self.size.width)) if self.has_class("-wide") else 0)
-        names = min(LONGEST_NAME, max([9, *(3 + len(row.variant.name) for row in found.rows)]))
-        gates = max([5, *(len(results.gate_word(row, symbols, 22)) for row in found.rows)])
-        columns = results.columns_for(found.rows, width - names - gates - 4)
+        cursor = self._cursor  # clearing moves it
         table.clear(columns=True)
-        table.add_column("  variant", key="name", width=names)
-        for (
-            column
-        ) in columns:  # widths are given: the table's own are found later, and not always before it draws
-            wide = max([len(column.head), *(len(column.cell(row)) for row in found.rows)])
-            table.add_column(Text(column.head, justify="right"), key=column.key, width=wide)
-        table.add_column("gates", key="gate", width=gates)
-        best = self.query_one(PicturesPane).best
-        cursor = self._cursor
+        table.add_columns("  variant", "gates", *(Text(one.head, justify="right") for one in FIGURES))
         for row in found.rows:
-            name = row.variant.name
-            signs = ("*" if name in self._marked else " ") + (symbols.dot if name in best else " ")
-            style = "bold red" if row.failed else ""
-            cells = [Text(column.cell(row), justify="right") for column in columns]
-            word = Text(results.gate_word(row, symbols, 22), style)
-            table.add_row(Text(f"{signs} {name}"), *cells, word, key=name)
+            name, word = row.variant.name, results.gate_word(row, symbols)
+            cells = [Text(one.words(one.of(row.variant)), justify="right") for one in FIGURES]
+            mark = "*" if name in self._marked else " "
+            table.add_row(Text(f"{mark} {name}"), Text(word, "bold red" if row.failed else ""), *cells)
         rows = [row.variant.name for row in found.rows]
         if cursor not in rows:
-            cursor = next(
-                (row.variant.name for row in found.rows if row.variant.path), rows[0] if rows else ""
-            )
+            files = (row.variant.name for row in found.rows if row.variant.path)
+            cursor = next(files, rows[0] if rows else "")
         if cursor:
             table.move_cursor(row=rows.index(cursor))
         self._cursor = cursor
-
-    _cursor: str = ""
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Tell of the variant under the cursor."""
@@ -228,7 +223,7 @@ class ResultsScreen(Deploying):
     def _draw_detail(self) -> None:
         if self.results is not None:
             lines = results.detail(self.results, self._row(), self.edgekit.symbols)
-            self.query_one("#detail", Static).update(styled(lines))
+            self.query_one("#detail", Static).update(results.styled(lines))
 
     def draw_shell_command(self) -> None:
         """The pending command, or the one that tells the same as what is shown."""
@@ -237,7 +232,7 @@ class ResultsScreen(Deploying):
         elif self._in_samples:
             self.shell_command = self.query_one(SamplesPane).shell_command
         elif self._bundle is None:
-            self.shell_command = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
+            self.shell_command = DEMO
         elif len(self._marked) == 2 and set(self._marked) <= set(self.samples.variants):
             self.shell_command = samples_view.compare_command(self._bundle, *self._marked).text
         else:
@@ -272,15 +267,9 @@ class ResultsScreen(Deploying):
         return True
 
     def action_picture(self) -> None:
-        """The next picture; on a narrow terminal the table alone comes after the last."""
-        pane = self.query_one(PicturesPane)
-        if self.has_class("-wide"):
-            pane.next_picture()
-        elif self.has_class("-drawn"):
-            self.set_class(not pane.is_last, "-drawn")
-            pane.next_picture()
-        else:
-            self.add_class("-drawn")
+        """Show the pictures beside the table, on a narrow terminal in place of the detail, or hide them."""
+        self.toggle_class("-drawn")
+        self.call_after_refresh(self._draw)
 
     def action_mark(self) -> None:
         """Mark the variant under the cursor; the third mark takes the first's place."""
@@ -300,13 +289,11 @@ class ResultsScreen(Deploying):
                 "Mark two variants with space, then press d. Two bundles: press b.", severity="warning"
             )
             return
-        first, second = rows
-        tables = [("figure", differences.differences(first, second))]
-        if (a := first.variant.name) in self.samples.variants and (
-            b := second.variant.name
-        ) in self.samples.variants:
-            tables.append(("answers", samples_view.differences(self.samples, a, b)))
-        self.app.push_screen(Beside((first.variant.name, second.variant.name), tables))
+        names = [row.variant.name for row in rows]
+        tables = [("figure", differences.differences(*rows))]
+        if set(names) <= set(self.samples.variants):
+            tables.append(("answers", samples_view.differences(self.samples, *names)))
+        self.app.push_screen(Beside((names[0], names[1]), tables))
 
     def action_samples(self) -> None:
         """The answers side by side."""
@@ -356,17 +343,9 @@ class ResultsScreen(Deploying):
             self.app.push_screen(Bundles(found, folder, self.edgekit.symbols, self.edgekit.now()), chosen)
 
     def _compare_bundles(self, first: Path, second: Path) -> None:
-        def compare() -> Beside | CorruptError:
-            try:
-                a, b = results.load(first), results.load(second)
-            except CorruptError as error:
-                return error
-            return Beside((a.name, b.name), differences.between(a, b))
-
-        def compared(found: Beside | CorruptError) -> None:
-            if isinstance(found, CorruptError):
-                self.complain(found)
-            elif self.is_active:
-                self.app.push_screen(found)
-
-        in_thread(self, compare, compared)
+        try:
+            a, b = results.load(first), results.load(second)
+        except CorruptError as error:
+            self.complain(error)
+        else:
+            self.app.push_screen(Beside((a.name, b.name), differences.between(a, b)))

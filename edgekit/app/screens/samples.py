@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
@@ -17,14 +16,11 @@ from textual.message import Message
 from textual.widgets import Static
 
 from edgekit.app.screens.dialogs import Ask
-from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import samples as view
 from edgekit.app.views.samples import BEFORE, SIGNS, Sample, Samples
 from edgekit.app.views.symbols import Symbols
 
 STYLES = {"same": "", "gone": "bold red", "new": "bold green"}
-ROOM_FOR_SEVERAL = 30  # rows from which the next samples stand below the one that is stepped to
-AT_ONCE = 6
 SIDE_BY_SIDE = 100  # columns from which the answers stand beside each other
 
 
@@ -76,23 +72,8 @@ class SamplesPane(Vertical):
 
     def _choose(self, here: str = "") -> None:
         """Find the samples to step through, and go on at the one called `here`."""
-        if self.filter:
-            self._search(here)  # may take a while with many samples
-        else:
-            self._found(self.samples.shown(all_=self.all), here)
-
-    def _search(self, here: str) -> None:
-        samples, asked = self.samples, (self.all, self.filter)
-
-        def found(shown: list[Sample]) -> None:
-            if samples is self.samples and asked == (self.all, self.filter):
-                self._found(shown, here)
-
-        in_thread(self, partial(samples.shown, all_=self.all, filter_=self.filter), found)
-
-    def _found(self, shown: list[Sample], here: str) -> None:
-        self.shown = shown
-        self.index = next((at for at, sample in enumerate(shown) if sample.id == here), 0)
+        self.shown = self.samples.shown(all_=self.all, filter_=self.filter)
+        self.index = next((at for at, sample in enumerate(self.shown) if sample.id == here), 0)
         self.draw()
 
     @property
@@ -115,11 +96,7 @@ class SamplesPane(Vertical):
         self.index = max(0, min(self.index, len(shown) - 1))
         self.query_one("#counts", Static).update(self._counts(shown))
         answers = self.query_one("#answers", Static)
-        several = AT_ONCE if self.size.height >= ROOM_FOR_SEVERAL else 1
-        parts = [
-            part for each in shown[self.index : self.index + several] for part in (self._sample(each), "")
-        ]
-        answers.update(Group(*parts[:-1]) if shown else self._nothing())
+        answers.update(self._sample(shown[self.index]) if shown else self._nothing())
         self.query_one("#sample").scroll_home(animate=False)
         self.post_message(self.Turned())
 
@@ -177,7 +154,7 @@ class SamplesPane(Vertical):
             return Text("There are no two variants to compare. Press a to see all samples.")
         return Text("Every file answers every prompt as the tuned model does. Press a to see all samples.")
 
-    def _sample(self, sample: Sample) -> Table:
+    def _sample(self, sample: Sample) -> RenderableType:
         """The prompt, what was expected, and the answers: beside each other where there is room."""
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True)
@@ -198,11 +175,7 @@ class SamplesPane(Vertical):
             title = Text.assemble((name, "bold"), "  ", self._verdict(sample, name))
             beside.add_column(title, ratio=1, overflow="fold")
         beside.add_row(*(self._answer(sample, name) for name in names))
-        whole = Table.grid(expand=True)
-        whole.add_column()
-        for each in (grid, Text(""), beside):
-            whole.add_row(each)
-        return whole
+        return Group(grid, "", beside)
 
     def _verdict(self, sample: Sample, name: str) -> Text:
         answer, kind = sample.answers[name], sample.kinds.get(name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich.text import Text
 
 from edgekit.app.views.bundles import REPORT, read_json
 from edgekit.app.views.report import cleaned
@@ -111,16 +113,28 @@ def _gates_of(name: str, gates: Sequence[Mapping[str, Any]]) -> tuple[Mapping[st
     return tuple(sorted(found, key=lambda gate: gate["passed"]))
 
 
-# The table
-
-
 @dataclass(frozen=True)
-class Column:
-    """A column of the table: its head, and what stands in it for a row."""
+class Figure:
+    """What is measured of a variant: a column of the table, and a line of a comparison."""
 
-    key: str
     head: str
-    cell: Callable[[Row], str]
+    name: str
+    of: Callable[[Variant], float | None]
+    words: Callable[[float | None], str] = figure
+    less_is_better: bool = True
+
+
+FIGURES = (  # what decides stands first: a narrow terminal shows no more
+    Figure("MiB", "size, MiB", lambda one: None if one.bytes is None else one.bytes / 2**20),
+    Figure("KLD", "mean KLD, nats", lambda one: one.drift.get("mean_kld_nats")),
+    Figure("right", "right answers", lambda one: one.accuracy, percent, less_is_better=False),
+    Figure("tok/s", "decode, tokens/s", lambda one: one.decode, less_is_better=False),
+    Figure("first ms", "first token, ms", lambda one: one.ttft),
+    Figure("peak MiB", "peak memory, MiB", lambda one: one.speed.get("peak_rss_mib")),
+    Figure("top-1", "same likeliest token", lambda one: one.drift.get("top1_agreement"), percent, False),
+    Figure("p99", "p99 KLD, nats", lambda one: one.drift.get("p99_kld_nats")),
+    Figure("bits", "bits per weight", lambda one: one.bits_per_weight),
+)
 
 
 def spread(measured: Any) -> str:
@@ -132,59 +146,11 @@ def spread(measured: Any) -> str:
     return figure(measured["median"]) + edges
 
 
-COLUMNS = (
-    Column("mib", "MiB", lambda row: mib(row.variant.bytes)),
-    Column("bits", "bits", lambda row: figure(row.variant.bits_per_weight)),
-    Column("decode", "tok/s", lambda row: figure(row.variant.decode)),
-    Column("ttft", "first ms", lambda row: figure(row.variant.ttft)),
-    Column("rss", "peak MiB", lambda row: figure(row.variant.speed.get("peak_rss_mib"))),
-    Column("accuracy", "right", lambda row: percent(row.variant.accuracy)),
-    Column("kld", "KLD", lambda row: figure(row.variant.drift.get("mean_kld_nats"))),
-    Column("top1", "top-1", lambda row: percent(row.variant.drift.get("top1_agreement"))),
-)
-RANGES = {
-    "decode": Column("decode", "tok/s", lambda row: spread(row.variant.speed.get("decode_tokens_per_s"))),
-    "ttft": Column("ttft", "first ms", lambda row: spread(row.variant.speed.get("ttft_ms"))),
-}
-LEFT_OUT = (
-    "bits",
-    "ttft",
-    "rss",
-    "top1",
-    "accuracy",
-    "decode",
-    "mib",
-)  # in this order, where there is no room
-
-
-def columns_for(rows: Sequence[Row], width: int) -> list[Column]:
-    """The columns that fit into `width`: with ranges where there is room, else fewer and fewer of them."""
-    chosen = [RANGES.get(column.key, column) for column in COLUMNS]
-    if _wide(chosen, rows) <= width:
-        return chosen
-    chosen = list(COLUMNS)
-    for key in LEFT_OUT:
-        if _wide(chosen, rows) <= width:
-            break
-        chosen = [column for column in chosen if column.key != key]
-    return chosen
-
-
-def _wide(columns: Sequence[Column], rows: Sequence[Row]) -> int:
-    return sum(2 + max(len(column.head), *(len(column.cell(row)) for row in rows), 0) for column in columns)
-
-
-def gate_word(row: Row, symbols: Symbols, width: int = 40) -> str:
-    """`✓ PASS`, or `✗ FAIL` with as many names of gates as fit."""
+def gate_word(row: Row, symbols: Symbols) -> str:
+    """`✓ PASS`, or `✗ FAIL 2` with the number of gates that failed."""
     if not row.state:
         return NONE
-    said = f"{symbols.of(row.state)} {row.state}"
-    for number_, name in enumerate(row.failed, 1):
-        left = len(row.failed) - number_
-        if len(f"{said} {name}") + (4 if left else 0) > width:
-            return f"{said} +{left + 1}" if number_ > 1 else f"{said} {name}"[:width]
-        said += f" {name}"
-    return said
+    return f"{symbols.of(row.state)} {row.state} {len(row.failed) or ''}".rstrip()
 
 
 def title(results: Results, symbols: Symbols) -> str:
@@ -196,6 +162,14 @@ def title(results: Results, symbols: Symbols) -> str:
 
 Line = tuple[str, str]
 """A kind of line (`head`, `failed`, `more`, `fact`) and its text."""
+STYLES = {"head": "bold", "failed": "bold red", "more": "dim", "fact": ""}
+
+
+def styled(lines: Sequence[Line]) -> Text:
+    """Lines with their kinds as styles; each kind is told by a sign or a word too."""
+    return Text("\n").join(
+        Text(f"{'  ' if kind == 'more' else ''}{line}", STYLES[kind]) for kind, line in lines
+    )
 
 
 def detail(results: Results, row: Row | None, symbols: Symbols) -> list[Line]:
@@ -268,22 +242,7 @@ def interval(drift: Mapping[str, Any]) -> str:
 def table(results: Results) -> dict[str, Any]:
     """What `o` exports: the variants with their figures, and the gates."""
     variants = [
-        {
-            "name": row.variant.name,
-            "path": row.variant.path,
-            "bytes": row.variant.bytes,
-            "bits_per_weight": row.variant.bits_per_weight,
-            "threads": row.variant.speed.get("threads"),
-            "decode_tokens_per_s": row.variant.speed.get("decode_tokens_per_s"),
-            "ttft_ms": row.variant.speed.get("ttft_ms"),
-            "peak_rss_mib": row.variant.speed.get("peak_rss_mib"),
-            "accuracy": row.variant.accuracy,
-            "n": row.variant.n,
-            "drift": dict(row.variant.drift),
-            "gate": row.state or None,
-            "failed": list(row.failed),
-        }
-        for row in results.rows
+        {**asdict(row.variant), "gate": row.state or None, "failed": list(row.failed)} for row in results.rows
     ]
     return {
         "bundle": str(results.bundle),

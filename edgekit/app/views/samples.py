@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from edgekit.app.views.command import Command
 from edgekit.app.views.differences import Difference
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
-from edgekit.evaluation.statistics import mcnemar
+from edgekit.evaluation.compare import change
 
 BEFORE = "tuned"  # what the files are held against
 UNHELD = ("base", "base_few_shot", BEFORE)
@@ -79,26 +78,18 @@ class Samples:
 
     def counts(self, variant: str) -> dict[str, int]:
         """How many answers of a variant are the same, changed (as right or wrong as before), better and worse."""
-        return self._counts[variant]
-
-    @cached_property
-    def _counts(self) -> dict[str, dict[str, int]]:
-        kinds = {name: [sample.kind(name) for sample in self.samples] for name in self.held}
-        return {name: {kind: kinds[name].count(kind) for kind in KINDS} for name in kinds}
-
-    @cached_property
-    def _differing(self) -> list[Sample]:
-        return [sample for sample in self.samples if any(kind != "same" for kind in sample.kinds.values())]
-
-    def counted(self) -> Samples:
-        """These, once what takes time with many samples is done; call it in a thread."""
-        assert self._counts is not None and self._differing is not None
-        return self
+        kinds = [sample.kind(variant) for sample in self.samples]
+        return {kind: kinds.count(kind) for kind in KINDS}
 
     def shown(self, *, all_: bool = False, filter_: str = "") -> list[Sample]:
         """Those in which a file's answer differs from the tuned model's, or `all_`, that hold every word of `filter_`."""
-        among, words = (list(self.samples) if all_ else self._differing), filter_.casefold().split()
-        return [sample for sample in among if all(word in _haystack(sample) for word in words)]
+        words = filter_.casefold().split()
+        return [
+            sample
+            for sample in self.samples
+            if (all_ or set(sample.kinds.values()) - {"same"})
+            and (not words or all(word in _haystack(sample) for word in words))
+        ]
 
 
 def _haystack(sample: Sample) -> str:
@@ -235,21 +226,15 @@ def compare_command(bundle: Path, first: str, second: str) -> Command:
 
 def differences(samples: Samples, first: str, second: str) -> list[Difference]:
     """How often two variants answered alike, and rightly where the other did not."""
-    both = [
-        (sample.answers[first], sample.answers[second])
-        for sample in samples.samples
-        if first in sample.answers and second in sample.answers
-    ]
-    same = sum(a.text == b.text for a, b in both)
-    lost = sum(a.correct and not b.correct for a, b in both)
-    won = sum(b.correct and not a.correct for a, b in both)
-    right = [sum(pair[at].correct for pair in both) for at in (0, 1)]
-    chance = f"p {mcnemar(lost, won):.2g} by McNemar's test"
+    both = [sample for sample in samples.samples if {first, second} <= sample.answers.keys()]
+    same = sum(sample.answers[first].text == sample.answers[second].text for sample in both)
+    before, after = ({sample.id: sample.answers[name].correct for sample in both} for name in (first, second))
+    found = change(before, after)
+    chance = f"p {found.mcnemar_p:.2g} by McNemar's test"
+    right = (f"{found.right_before} of {found.n}", f"{found.right_after} of {found.n}")
     return [
-        Difference(
-            "right", f"{right[0]} of {len(both)}", f"{right[1]} of {len(both)}", f"{same} answers the same"
-        ),
-        Difference("right here alone", str(lost), str(won), chance),
+        Difference("right", *right, f"{same} answers the same"),
+        Difference("right here alone", str(len(found.lost)), str(len(found.won)), chance),
     ]
 
 

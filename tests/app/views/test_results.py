@@ -27,20 +27,8 @@ def test_a_row_holds_the_best_thread_count_with_its_range(tmp_path: Path) -> Non
     found = results.load(write_bundle(tmp_path / "b"))
     row = found.row("gguf")
     assert row is not None and row.variant.speed["threads"] == 2
-    assert results.RANGES["decode"].cell(row) == "90 [81..99.0]"
+    assert results.spread(row.variant.speed["decode_tokens_per_s"]) == "90 [81..99.0]"
     assert [each.variant.name for each in found.rows] == ["base", "tuned", "gguf", "onnx"]
-
-
-def test_columns_give_way_as_room_gets_less(tmp_path: Path) -> None:
-    rows = results.load(write_bundle(tmp_path / "b")).rows
-    for width in (120, 70, 40, 12):
-        chosen = results.columns_for(rows, width)
-        assert sum(2 + max(len(c.head), *(len(c.cell(row)) for row in rows)) for c in chosen) <= max(
-            width, 12
-        )
-    wide = [column.cell(rows[2]) for column in results.columns_for(rows, 120)]
-    assert "90 [81..99.0]" in wide
-    assert "KLD" in [column.head for column in results.columns_for(rows, 12)]
 
 
 def test_failed_gates_stand_first_with_value_limit_stage_and_advice(tmp_path: Path) -> None:
@@ -55,16 +43,15 @@ def test_failed_gates_stand_first_with_value_limit_stage_and_advice(tmp_path: Pa
     assert "NOT PASSED: 3 of 4" in results.title(found, UNICODE)
 
 
-def test_the_gate_word_names_what_failed_as_far_as_there_is_room(tmp_path: Path) -> None:
+def test_the_gate_word_counts_what_failed(tmp_path: Path) -> None:
     gates = [
         {"name": f"gguf.{name}", "value": 1, "limit": 0, "passed": False} for name in ("size_mib", "ttft_ms")
     ]
-    row = results.load(write_bundle(tmp_path / "b", gates=gates)).row("gguf")
-    assert row is not None
-    assert results.gate_word(row, ASCII) == "x FAIL size_mib ttft_ms"
-    assert results.gate_word(row, ASCII, 20) == "x FAIL size_mib +1"
-    base = results.load(tmp_path / "b").row("base")
-    assert base is not None and results.gate_word(base, ASCII) == "–"
+    found = results.load(write_bundle(tmp_path / "b", gates=gates))
+    words = {row.variant.name: results.gate_word(row, ASCII) for row in found.rows}
+    assert words["gguf"] == "x FAIL 2" and words["base"] == "–"
+    passed = results.load(write_bundle(tmp_path / "c")).row("gguf")
+    assert passed is not None and results.gate_word(passed, ASCII) == "+ PASS"
 
 
 @pytest.mark.parametrize(
@@ -137,9 +124,8 @@ def show_all(whole: dict[str, Any]) -> None:
     lines = [results.title(found, UNICODE), json.dumps(results.table(found), allow_nan=False)]
     for row in found.rows:
         lines += [text for _, text in results.detail(found, row, UNICODE)]
-        lines += [column.cell(row) for column in results.columns_for(found.rows, 80)]
-    plot = pictures.size_against_drift(found)
-    lines += [*pictures.size_lines(plot, UNICODE), str(plot.labels)]
+        lines += [one.words(one.of(row.variant)) for one in results.FIGURES]
+    lines += [text for _, text in pictures.size_lines(found, UNICODE, 60)]
     lines += [text for _, text in pictures.waterfall_lines(found, UNICODE, 60)]
     assert not [line for line in lines if "\x1b" in line]
 
@@ -173,38 +159,39 @@ def test_bundles_are_listed_newest_first_and_damaged_ones_are_told(tmp_path: Pat
     assert bundles.bundles_in(tmp_path / "nowhere") == [] and bundles.newest(tmp_path / "nowhere") is None
 
 
-def test_a_file_that_another_one_beats_is_told(tmp_path: Path) -> None:
-    plot = pictures.size_against_drift(results.load(write_bundle(tmp_path / "b")))
-    assert {point.name: point.best for point in plot.points} == {"gguf": True, "onnx": False}
-    assert (plot.size_limit, plot.drift_limit) == (240.0, 0.05)
-    said = pictures.size_lines(plot, ASCII)
-    assert said[0].startswith("o gguf") and said[1].startswith("x onnx") and "another file is" in said[1]
+def test_size_and_drift_are_shares_of_the_budget_and_a_beaten_file_is_told(tmp_path: Path) -> None:
+    def lines(**changes: Any) -> list[str]:
+        found = results.load(write_bundle(tmp_path / f"b{changes}", **changes))
+        return [text for _, text in pictures.size_lines(found, ASCII, 48)]
+
+    said = lines()
+    assert said[1] == "o gguf" and said[4].startswith("x onnx  another file is smaller and closer")
+    assert said[2] == "  ########............ 100 MiB, limit 240" and said[3].endswith(
+        " 0.0100 nats, limit 0.0500"
+    )
+    assert lines(budget={"size_mib": 90.0})[2] == "  #################### 100 MiB, limit 90 x"
+    assert lines(budget={})[5] == "  #################### 200 MiB, limit none"
 
 
 def test_a_file_whose_drift_was_not_measured_is_named(tmp_path: Path) -> None:
-    plot = pictures.size_against_drift(results.load(write_bundle(tmp_path / "b", stages=[])))
-    assert not plot.points and plot.missing == ("gguf", "onnx")
-    assert "? gguf: not measured" in pictures.size_lines(plot, UNICODE)
-
-
-def test_points_near_each_other_share_a_label() -> None:
-    def names(*points: tuple[str, float, float]) -> list[str]:
-        made = tuple(pictures.FilePoint(*point, True) for point in points)
-        return [name for name, *_ in pictures.SizeAgainstDrift(made, 240.0, None, ()).labels]
-
-    assert names(("a", 100, 0.01), ("b", 101, 0.0101)) == ["a, b"]
-    assert names(("a", 100, 0.01), ("b", 200, 0.0101)) == ["a", "b"]
+    found = results.load(write_bundle(tmp_path / "b", stages=[]))
+    said = [text for _, text in pictures.size_lines(found, UNICODE, 60)]
+    assert said[1:] == ["? gguf: not measured", "? onnx: not measured"]
 
 
 def test_the_waterfall_blames_stages_over_the_budget_but_not_the_base(tmp_path: Path) -> None:
     found = results.load(write_bundle(tmp_path / "b", passed=False))
-    assert [step.name for step in pictures.waterfall(found) if step.over] == ["quantize.gguf", "export.onnx"]
+    said = pictures.waterfall_lines(found, ASCII, 60)
+    assert [text.split()[1] for kind, text in said[:-2] if kind == "failed"] == [
+        "quantize.gguf",
+        "export.onnx",
+    ]
     for width in (36, 76):
         lines = [text for _, text in pictures.waterfall_lines(found, ASCII, width)]
         assert any("[0.0090" in line or "[0.00900" in line for line in lines)  # the interval, as text
         assert any("from its input 2 [" in line for line in lines)
         assert any("#" in line for line in lines)
-        assert max(len(line) for line in lines[:-2]) <= width
+        assert max(len(line) for line in lines[1:-2]) <= width
 
 
 def test_differences_tell_better_from_worse_by_what_the_figure_means(tmp_path: Path) -> None:
