@@ -78,7 +78,7 @@ async def draw(shot: Shot, size: tuple[int, int]) -> str:
     folder.mkdir(parents=True)
     try:
         settings = replace(unpack(folder, time.time()), ascii=shot.ascii, window_s=86_400.0)
-        with replay(settings, lost_s=5.0) as playing:
+        with replay(settings) as playing:
             app: Any = EdgekitApp(playing, shot.screen)
             app.theme = shot.theme
             async with app.run_test(size=size) as pilot:

@@ -10,7 +10,7 @@ from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.health_watch import HealthWatch
 from edgekit.app.views import rollback
 from edgekit.app.views.command import Outcome
-from edgekit.app.views.devices import Device
+from edgekit.app.views.devices import HERE, Device
 from edgekit.app.views.incident import is_over, label
 from edgekit.app.views.incident_reader import Found
 from edgekit.app.views.rollback import Plan, Recovery
@@ -33,7 +33,7 @@ class Changing(View):
     @property
     def device(self) -> Device:
         """Where the incidents are."""
-        return self.other or Device("here", state=self.edgekit.settings.state)
+        return self.other or Device(HERE, state=self.edgekit.settings.state)
 
     @property
     def subject(self) -> object:

@@ -23,7 +23,7 @@ from edgekit.app.screens.monitor_table import FleetTable, state_style
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import fleet_table as view
 from edgekit.app.views.connection import window_text
-from edgekit.app.views.devices import Device
+from edgekit.app.views.devices import HERE, Device
 from edgekit.app.views.fleet import Fleet, FleetView, key_of
 from edgekit.app.views.fleet_table import SORTS, Column
 from edgekit.base.clock import span
@@ -304,7 +304,7 @@ class MonitorScreen(View):
         return found or Device(row.device, state=self.edgekit.settings.state)
 
     def _shell_command(self, row: ReleaseStatus | None) -> str:
-        device = self._device(row) if row else Device("here", state=self.edgekit.settings.state)
+        device = self._device(row) if row else Device(HERE, state=self.edgekit.settings.state)
         if device.url:
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
             address = f"{device.url}{'&' if '?' in device.url else '?'}window={self._window_s:.0f}"
@@ -320,7 +320,7 @@ class MonitorScreen(View):
             self.notify(f"{row.device}: no incident is under way. {row.why}".strip(), markup=False)
             return
         device = self._device(row)
-        other = None if device.is_here else device
+        other = None if device.is_here and device.state == self.edgekit.settings.state else device
         self.edgekit.go("incident", number=row.incidents[0].id, device=other, **more)
 
 

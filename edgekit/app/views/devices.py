@@ -21,6 +21,7 @@ from edgekit.field.state import DEFAULT_STATE
 
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 HOST = re.compile(r"(?:[\w.][\w.+-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)  # never an option of ssh
+HERE = "here"
 TOKEN = "EDGEKIT_TOKEN"  # of the environment: what `edgekit serve` reads too
 LARGEST = 2**20
 EXAMPLES = "line-3=http://10.0.0.3:8080/status, line-4=ssh:user@host or line-4=ssh:user@host:/var/lib/edgekit"
@@ -28,7 +29,7 @@ EXAMPLES = "line-3=http://10.0.0.3:8080/status, line-4=ssh:user@host or line-4=s
 
 @dataclass(frozen=True)
 class Device:
-    """A device: `url` where its status is, or `host` as ssh takes it, or neither for this one.
+    """A device: `url` where its status is, or `host` as ssh takes it, or neither for a state folder on this one.
 
     `state` is its state folder, None where it usually is; `token` is sent to `url` as a bearer token, without the white
     space around it.
@@ -47,17 +48,17 @@ class Device:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this device."""
+        """Whether its state folder is on this device."""
         return not (self.url or self.host)
 
     @property
     def called(self) -> str:
         """Its name in a sentence."""
-        return "this device" if self.is_here else self.name
+        return "this device" if self.name == HERE else self.name
 
     @property
     def folder(self) -> Path:
-        """The state folder of this device."""
+        """The state folder, where it is on this device."""
         return self.state or DEFAULT_STATE
 
     def command(self, *arguments: str) -> Command:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.app.views.connection import Connection, NoStatus, connect
-from edgekit.app.views.devices import Device, check_names
+from edgekit.app.views.devices import HERE, Device, check_names
 from edgekit.base.clock import span
 from edgekit.field.status import STATES, DeviceStatus, ReleaseStatus, fleet_document
 
@@ -25,7 +25,6 @@ GRACE_S = 0.5
 POLL_S = 0.02
 GONE = "its records are gone", "check whether its state folder was moved, or its disk unmounted"
 LATE = "check that it is switched on and can be reached from here"
-HERE = "here"
 
 
 @dataclass(frozen=True)
