@@ -5,15 +5,16 @@ What comes from another machine is bounded in time and size, and `read_status` m
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
 import ssl
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from edgekit.app.views.command import OUT_OF_TIME, Command
 from edgekit.app.views.devices import TOKEN, Device, private
@@ -40,19 +41,20 @@ class NoStatus(Exception):
         self.why, self.hint, self.empty = why, hint, empty
 
 
-class Connection(Protocol):
+class Connection(ABC):
     """A connection to one device, used by one thread at a time.
 
     `limit_s` is the longest time for one answer, `every_s` the shortest time between two questions.
     """
 
     limit_s: float
-    every_s: float
+    every_s = 0.0
 
+    @abstractmethod
     def ask(self, now: float, window_s: float) -> DeviceStatus:
         """The device's status over the window until `now`. Raises `NoStatus`."""
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027 (most need not be stopped: they end by themselves)
         """Give up what `ask` waits for; called from another thread."""
 
 
@@ -71,11 +73,10 @@ def window_text(seconds: float) -> str:
     return f"{seconds:g}s"
 
 
-class LocalConnection:
+class LocalConnection(Connection):
     """This device: the status is built from its stores."""
 
     limit_s = 30.0
-    every_s = 0.0
 
     def __init__(self, state: Path) -> None:
         self._state, self._store = state, Store(state / FILE)
@@ -94,11 +95,8 @@ class LocalConnection:
             raise NoStatus("nothing is recorded yet", "Start `edgekit serve BUNDLE` to record.", empty=True)
         return found
 
-    def stop(self) -> None:
-        """Nothing waits for a disk."""
 
-
-class SshConnection:
+class SshConnection(Connection):
     """A device that is asked by `edgekit monitor --once --json` over SSH, at most every 10 s."""
 
     limit_s = SSH_S
@@ -126,77 +124,62 @@ class SshConnection:
             self._command.stop()
 
 
-class UrlConnection:
+class _NoRedirect(HTTPRedirectHandler):
+    """A token goes to the device that it is for, and to no other address."""
+
+    def redirect_request(self, *what: Any) -> None:
+        return None
+
+
+OPENER = build_opener(ProxyHandler({}), _NoRedirect)
+
+
+class UrlConnection(Connection):
     """A device whose `edgekit serve` is asked for `/status`."""
 
     limit_s = URL_S
-    every_s = 0.0
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._connection: http.client.HTTPConnection | None = None
 
     def ask(self, now: float, window_s: float) -> DeviceStatus:
         """Get the document once."""
-        try:
-            document = json.loads(self._body(window_s))
-        except (ValueError, RecursionError) as error:
-            # of a request that cannot be made, the text may hold the token
-            self._close()
-            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-                raise NoStatus(
-                    "its answer is not JSON", "check the address: /status of `edgekit serve`"
-                ) from None
-            raise NoStatus("it cannot be asked at this address", "check the address and the token") from None
-        return _read(document, "install the same version of edgekit there and here")
-
-    def stop(self) -> None:
-        """Cut the connection, so that a thread that reads from it goes on."""
-        sock = self._connection.sock if self._connection is not None else None
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def _body(self, window_s: float) -> bytes:
-        kept = self._connection is not None
-        try:
-            return self._get(window_s)
-        except (http.client.HTTPException, OSError) as error:
-            self._close()
-            if kept and isinstance(error, ConnectionError | http.client.HTTPException):
-                return self._body(window_s)  # the device may have closed a connection that was kept
-            raise NoStatus(*_words(error)) from error
-
-    def _get(self, window_s: float) -> bytes:
-        parts = urlsplit(self._device.url)
-        if self._connection is None:
-            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-            self._connection = kind(parts.hostname or "", parts.port, timeout=URL_S)
-        end = time.monotonic() + URL_S
+        url = self._device.url
         headers = {"accept": "application/json"}
         if self._device.token:
             headers["authorization"] = f"Bearer {self._device.token}"
-        query = "&".join(filter(None, (parts.query, f"window={window_s:g}")))
-        self._connection.request("GET", f"{parts.path or '/'}?{query}", headers=headers)
-        answer = self._connection.getresponse()
-        if answer.status != 200:
-            self._close()
-            raise NoStatus(*_status(answer.status, self._device))
-        body = bytearray()
+        request = Request(f"{url}{'&' if '?' in url else '?'}window={window_s:g}", headers=headers)
+        try:
+            body = _body(request)
+        except HTTPError as error:
+            with error:
+                raise NoStatus(*_status(error.code, self._device)) from error
+        except (http.client.HTTPException, OSError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            raise NoStatus(*_words(reason if isinstance(reason, Exception) else error)) from error
+        except ValueError:  # its text may hold the token
+            raise NoStatus("it cannot be asked at this address", "check the address and the token") from None
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            raise NoStatus(
+                "its answer is not JSON", "check the address: /status of `edgekit serve`"
+            ) from None
+        return _read(document, "install the same version of edgekit there and here")
+
+
+def _body(request: Request) -> bytes:
+    """What is answered, within the limits of time and size."""
+    end = time.monotonic() + URL_S
+    body = bytearray()
+    with OPENER.open(request, timeout=URL_S) as answer:
         while part := answer.read1(65_536):
             body += part
             if len(body) > LARGEST:
-                self._close()
                 raise NoStatus(f"its answer is larger than {LARGEST // 2**20} MiB", "check the address")
             if time.monotonic() > end:
                 raise TimeoutError
-        answer.close()  # of the answer; the connection is used again
-        return bytes(body)
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+    return bytes(body)
 
 
 def _read(document: object, hint: str) -> DeviceStatus:

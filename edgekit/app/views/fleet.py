@@ -152,8 +152,6 @@ class Fleet:
         for watched in self._watched:
             with self._lock:
                 status, heard, failure = watched.status, watched.heard, watched.late or watched.failure
-            if watched.late:
-                watched.connection.stop()
             if failure is not None and failure.empty and status is None:
                 empty = "" if several else f"{failure.why[0].upper()}{failure.why[1:]}. {failure.hint}"
             elif status is not None:
