@@ -27,7 +27,6 @@ from edgekit.app.views.devices import HERE, Device
 from edgekit.app.views.fleet import Fleet, FleetView, key_of
 from edgekit.app.views.fleet_table import SORTS, Column
 from edgekit.base.clock import span
-from edgekit.base.errors import EdgekitError
 from edgekit.field.status import ReleaseStatus
 
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)
@@ -73,16 +72,24 @@ class MonitorScreen(View):
 
     def __init__(self) -> None:
         super().__init__()
-        self._fleet: Fleet | None = None
         self._timer: Timer | None = None
         self._every_s, self._window_s = 1.0, 900.0
         self._sort, self._filter = SORTS[0], ""
-        self._drawn: Drawn | None = None
+        self._drawn = Drawn(0, FleetView(0.0, 0.0), (), (), ())
         self._looks = self._ticks = 0
         self._picked = ""  # the row that the person went to; until then the first one stays chosen
 
     def compose_view(self) -> ComposeResult:
         """Counts, the worst in a sentence, the table, why the chosen row is as it is, and its charts."""
+        settings = self.edgekit.settings
+        self._every_s, self._window_s = max(PACES[0], settings.every_s), settings.window_s
+        self._fleet = Fleet(
+            settings.state,
+            settings.devices,
+            every_s=self._every_s,
+            window_s=self._window_s,
+            now=self.edgekit.now,
+        )
         yield Static(id="strip", markup=False)
         yield Static(id="alert", markup=False)
         yield FleetTable(id="fleet", cursor_type="row", cell_padding=0, zebra_stripes=True)
@@ -91,16 +98,6 @@ class MonitorScreen(View):
 
     def on_mount(self) -> None:
         """Begin to ask the devices."""
-        app = self.edgekit
-        settings = app.settings
-        self._every_s, self._window_s = max(PACES[0], settings.every_s), settings.window_s
-        try:
-            self._fleet = Fleet(
-                settings.state, settings.devices, every_s=self._every_s, window_s=self._window_s, now=app.now
-            )
-        except EdgekitError as error:
-            self.query_one("#alert", Static).update(f"{error.message} {error.hint}")
-            return
         self._fleet.start()
         self._set_timer()
         self._say()
@@ -108,20 +105,17 @@ class MonitorScreen(View):
 
     def on_unmount(self) -> None:
         """Stop asking."""
-        if self._fleet is not None:
-            self._fleet.close()
+        self._fleet.close()
 
     def on_screen_suspend(self) -> None:
         """Go on more slowly, so that the histories have no hole."""
-        if self._fleet is not None:
-            self._fleet.every_s = max(UNSEEN_S, self._every_s)
+        self._fleet.every_s = max(UNSEEN_S, self._every_s)
 
     def on_screen_resume(self) -> None:
         """Look at once."""
-        if self._fleet is not None:
-            self._fleet.every_s = self._every_s
-            self._fleet.hurry()
-            self._look()
+        self._fleet.every_s = self._every_s
+        self._fleet.hurry()
+        self._look()
 
     def on_resize(self, event: Resize) -> None:
         """Other columns fit."""
@@ -129,23 +123,18 @@ class MonitorScreen(View):
 
     def document(self) -> Any:
         """What is shown, as JSON."""
-        return self._drawn.fleet.to_dict() if self._drawn else None
+        return self._drawn.fleet.to_dict() if self._drawn.number else None
 
     def show(self, device: str = "", **what: Any) -> None:
         """Choose the first row of a device."""
-        rows = self._drawn.rows if self._drawn else ()
-        key = next((key_of(row) for row in rows if row.device == device), "")
-        if key:
-            self._picked = key
-            self._look()
+        self._picked = next((key_of(row) for row in self._drawn.rows if row.device == device), self._picked)
+        self._look()
 
     @property
     def chosen(self) -> ReleaseStatus | None:
         """The row under the cursor."""
-        if self._drawn is None or not self._drawn.rows:
-            return None
-        key = self._key()
-        return next((row for row in self._drawn.rows if key_of(row) == key), None)
+        rows = self._drawn.rows
+        return next((row for row in rows if key_of(row) == self._picked), rows[0] if rows else None)
 
     def action_filter(self) -> None:
         """Ask for the words that rows must hold."""
@@ -163,7 +152,7 @@ class MonitorScreen(View):
 
     def action_sort(self) -> None:
         """Sort by the next column that is there."""
-        there = {column.name for column in self._columns()} | {SORTS[0]}
+        there = {column.name for column in view.columns(self.size.width)} | {SORTS[0]}
         ways = [name for name in SORTS if name in there]
         place = ways.index(self._sort) if self._sort in ways else 0
         self._sort = ways[(place + 1) % len(ways)]
@@ -174,8 +163,7 @@ class MonitorScreen(View):
         """The next window."""
         later = [window for window in WINDOWS if window > self._window_s]
         self._window_s = later[0] if later else WINDOWS[0]
-        if self._fleet is not None:
-            self._fleet.look_at(self._window_s)
+        self._fleet.look_at(self._window_s)
         self._say()
         self._look()
 
@@ -183,9 +171,8 @@ class MonitorScreen(View):
         """Look more or less often."""
         place = min(range(len(PACES)), key=lambda n: abs(PACES[n] - self._every_s)) + by
         self._every_s = PACES[max(0, min(len(PACES) - 1, place))]
-        if self._fleet is not None:
-            self._fleet.every_s = self._every_s
-            self._fleet.hurry()
+        self._fleet.every_s = self._every_s
+        self._fleet.hurry()
         self._set_timer()
         self._say()
 
@@ -227,55 +214,49 @@ class MonitorScreen(View):
         if self.is_current and (not beneath or self._ticks % max(1, round(BENEATH_S / self._every_s)) == 0):
             self._look()
 
-    def _columns(self) -> tuple[Column, ...]:
-        return view.columns(self.size.width)
-
     def _look(self) -> None:
-        if self._fleet is not None and self.is_mounted:
+        if self.is_mounted:
             self._looks += 1
-            asked = (self._looks, self._fleet, self._columns(), self._sort, self._filter)
+            asked = (self._looks, view.columns(self.size.width), self._sort, self._filter)
             in_thread(self, partial(self._view, *asked), self._draw)
 
-    def _view(self, number: int, fleet: Fleet, columns: tuple[Column, ...], sort: str, words: str) -> Drawn:
+    def _view(self, number: int, columns: tuple[Column, ...], sort: str, words: str) -> Drawn:
         """Prepare what is drawn; only the drawing is left to the app's thread."""
-        found, symbols = fleet.view(), self.edgekit.symbols
+        found, symbols = self._fleet.view(), self.edgekit.symbols
         rows = tuple(view.ordered(view.matching(found.rows, words, found.time), sort))
         cells = tuple(tuple(view.cells(row, columns, symbols, found.time)) for row in rows)
         return Drawn(number, found, rows, cells, columns)
 
     def _draw(self, drawn: Drawn) -> None:
-        if not self.is_mounted or (self._drawn is not None and drawn.number < self._drawn.number):
+        if not self.is_mounted or drawn.number < self._drawn.number:
             return
         self._drawn = drawn
         self._picked = self.query_one(FleetTable).show(drawn.rows, drawn.cells, drawn.columns, self._picked)
-        self._draw_strip(drawn.fleet)
+        self._draw_head(drawn)
         self._tell()
         self.set_class(bool(drawn.rows), "-charts")
         if "-wide" in self.classes:
             self.query_one(RowCharts).show(self.chosen, drawn.fleet.time, drawn.fleet.window_s)
 
-    def _draw_strip(self, fleet: FleetView) -> None:
+    def _draw_head(self, drawn: Drawn) -> None:
+        """How many there are in each state, and the worst in a sentence."""
+        fleet, symbols = drawn.fleet, self.edgekit.symbols
         whole = Text(no_wrap=True, overflow="ellipsis")
-        for words, state in view.strip(fleet, self.edgekit.symbols):
+        for words, state in view.strip(fleet, symbols):
             whole.append(words, state_style(self.app, state, bold=True) if state else "")
             whole.append("   ")
-        shown = len(self._drawn.rows) if self._drawn else 0
-        if shown < len(fleet.rows):
-            whole.append(f"{shown} of {len(fleet.rows)} rows left in by the filter", "italic")
+        if len(drawn.rows) < len(fleet.rows):
+            whole.append(f"{len(drawn.rows)} of {len(fleet.rows)} rows left in by the filter", "italic")
         self._update("#strip", whole)
         worst = fleet.worst
-        words = f"{self.edgekit.symbols.of(worst.state)} {worst.state}  " if worst else ""
-        told = f"{words}{fleet.alert}"
-        told = _fitted(told, self.size.width - 2, self.edgekit.symbols.ellipsis)
-        alert = Text(told, style=state_style(self.app, worst.state) if worst else "")
-        self._update("#alert", alert)
+        mark = f"{symbols.of(worst.state)} {worst.state}  " if worst else ""
+        told = _fitted(f"{mark}{fleet.alert}", self.size.width - 2, symbols.ellipsis)
+        self._update("#alert", Text(told, style=state_style(self.app, worst.state) if worst else ""))
 
     def _tell(self) -> None:
         """Why the chosen row is as it is, and the shell's line for it."""
         row = self.chosen
-        worst = self._drawn.fleet.worst if self._drawn else None
-        told = worst is not None and row is not None and key_of(row) == key_of(worst)
-        self._update("#why", Text("" if row is None else _about(row, told=told)))
+        self._update("#why", Text(_about(row, told=row is self._drawn.fleet.worst) if row else ""))
         self.shell_command = self._shell_command(row)
 
     def _update(self, name: str, text: Text) -> None:
@@ -294,17 +275,11 @@ class MonitorScreen(View):
             words.append(f"filter '{self._filter}'")
         self.title_text = "   ".join(words)
 
-    def _key(self) -> str:
-        if self._picked:
-            return self._picked
-        return key_of(self._drawn.rows[0]) if self._drawn and self._drawn.rows else ""
-
-    def _device(self, row: ReleaseStatus) -> Device:
-        found = self._fleet.device(row.device) if self._fleet else None
-        return found or Device(row.device, state=self.edgekit.settings.state)
+    def _device(self, row: ReleaseStatus | None) -> Device:
+        return self._fleet.device(row.device) if row else Device(HERE, state=self.edgekit.settings.state)
 
     def _shell_command(self, row: ReleaseStatus | None) -> str:
-        device = self._device(row) if row else Device(HERE, state=self.edgekit.settings.state)
+        device = self._device(row)
         if device.url:
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
             address = f"{device.url}{'&' if '?' in device.url else '?'}window={self._window_s:.0f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -18,21 +17,14 @@ from edgekit.app.views.fleet import key_of
 from edgekit.app.views.fleet_table import PADDING, Column
 from edgekit.field.status import ReleaseStatus
 
-ROW = "row"
 STYLES = {"LOST": "text-error", "CRITICAL": "text-error", "WARNING": "text-warning", "OK": "text-success"}
-
-
-class _Line(Text):
-    """The text of a row, which knows its place."""
-
-    place = 0
 
 
 class FleetTable(DataTable[Text]):
     """A table that tells when a person moves the cursor, and not when its rows move under it.
 
     A row is one cell, with the texts of all columns in it: DataTable draws every cell that is seen anew when one changes,
-    which for 13 columns of 30 rows takes a twentieth of a second.
+    which for 13 columns of 30 rows takes a twentieth of a second. The rows stay, and what they show moves.
     """
 
     DEFAULT_CSS = """
@@ -45,20 +37,17 @@ class FleetTable(DataTable[Text]):
 
         key: str
 
+    keys: tuple[str, ...] = ()
+    """What is shown, from the first row on."""
     _moving = False
     _shown_columns: tuple[Column, ...] = ()
-
-    def on_mount(self) -> None:
-        """Nothing is shown yet."""
-        self._texts: dict[str, tuple[str, ...]] = {}
 
     def watch_cursor_coordinate(self, old_coordinate: Coordinate, new_coordinate: Coordinate) -> None:
         """Tell of a move by hand."""
         super().watch_cursor_coordinate(old_coordinate, new_coordinate)
         moved = old_coordinate != new_coordinate and self.is_valid_row_index(new_coordinate.row)
         if moved and not self._moving:
-            key = self.coordinate_to_cell_key(new_coordinate).row_key.value
-            self.post_message(self.Went(str(key)))
+            self.post_message(self.Went(self.keys[new_coordinate.row]))
 
     def show(
         self,
@@ -75,57 +64,39 @@ class FleetTable(DataTable[Text]):
         try:
             if columns != self._shown_columns:
                 self._head(columns)
-            old, keys = self._order(), [key_of(row) for row in rows]
-            self._fill(rows, cells, columns)
-            picked = picked if picked in keys else ""
-            if keys and old != keys:
-                self._follow(old, keys, picked)
+            before, self.keys = self.keys, tuple(map(key_of, rows))
+            for place, (row, texts) in enumerate(zip(rows, cells, strict=True)):
+                line = self._line(row, texts, columns)
+                if place == self.row_count:
+                    self.add_row(line)
+                elif self.get_cell_at(Coordinate(place, 0)) != line:
+                    self.update_cell_at(Coordinate(place, 0), line)
+            while self.row_count > len(rows):
+                self.remove_row(self.ordered_rows[-1].key)
+            picked = picked if picked in self.keys else ""
+            if self.keys and before != self.keys:
+                self._follow(before, picked)
         finally:
             self._moving = False
         return picked
 
     def _head(self, columns: tuple[Column, ...]) -> None:
         self.clear(columns=True)
-        self._texts.clear()
         self._shown_columns = columns
         titles = [one.title.rjust(one.width) if one.right else one.title.ljust(one.width) for one in columns]
-        self.add_column(Text(" ".join(titles)), width=sum(len(title) + PADDING for title in titles), key=ROW)
+        self.add_column(Text(" ".join(titles)), width=sum(len(title) + PADDING for title in titles))
 
-    def _fill(
-        self, rows: Sequence[ReleaseStatus], cells: Sequence[tuple[str, ...]], columns: tuple[Column, ...]
-    ) -> None:
-        keys = [key_of(row) for row in rows]
-        for key in self._texts.keys() - set(keys):
-            self.remove_row(key)
-            del self._texts[key]
-        for row, texts in zip(rows, cells, strict=True):
-            shown, key = (row.state, *texts), key_of(row)
-            if key not in self._texts:
-                self.add_row(self._line(row, texts, columns), key=key)
-            elif self._texts[key] != shown:
-                self.update_cell(key, ROW, self._line(row, texts, columns))
-            self._texts[key] = shown
-        if self._order() != keys:
-            for place, key in enumerate(keys):
-                line = self.get_cell(key, ROW)
-                assert isinstance(line, _Line)
-                line.place = place
-            self.sort(ROW, key=attrgetter("place"))
-
-    def _follow(self, old: list[str], keys: list[str], picked: str) -> None:
+    def _follow(self, before: tuple[str, ...], picked: str) -> None:
         """Keep the chosen row chosen, and as far from the top of the table as it was."""
-        place = keys.index(picked) if picked else 0
-        moved = place - old.index(picked) if picked in old else 0
+        place = self.keys.index(picked) if picked else 0
+        moved = place - before.index(picked) if picked in before else 0
         self.move_cursor(row=place, animate=False, scroll=False)
         if moved:
             self.scroll_to(y=max(0, self.scroll_y + moved), animate=False)
 
-    def _order(self) -> list[str]:
-        return [str(row.key.value) for row in self.ordered_rows]
-
-    def _line(self, row: ReleaseStatus, texts: tuple[str, ...], columns: tuple[Column, ...]) -> _Line:
+    def _line(self, row: ReleaseStatus, texts: tuple[str, ...], columns: tuple[Column, ...]) -> Text:
         """A row: its state in colour, and grey when its numbers are old or it is not in use."""
-        line = _Line(no_wrap=True, end="")
+        line = Text(no_wrap=True, end="")
         grey = "dim" if row.state in ("LOST", "IDLE") else ""
         bold = row.state in ("LOST", "CRITICAL")
         for column, text in zip(columns, texts, strict=True):

@@ -168,9 +168,9 @@ class Fleet:
             time.sleep(POLL_S)
         return self.view()
 
-    def device(self, name: str) -> Device | None:
+    def device(self, name: str) -> Device:
         """The device of that name."""
-        return next((one.device for one in self._watched if one.device.name == name), None)
+        return next(one.device for one in self._watched if one.device.name == name)
 
     def _watch(self, watched: _Watched, delay_s: float) -> None:
         watched.wake.wait(delay_s)

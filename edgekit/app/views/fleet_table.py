@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len, set_cell_size
 
@@ -26,7 +26,8 @@ Number = Callable[[ReleaseStatus], float | None]
 class Column:
     """A column of the table: `rank` says how soon it is left out where there is little room, the highest first.
 
-    `number` is what it is sorted by, the worst first: the greatest, or the least where `least` is set.
+    `number` is what it is sorted by, the worst first: the greatest, or the least where `least` is set; `form` is how it
+    is written, times `scale`.
     """
 
     name: str
@@ -34,24 +35,30 @@ class Column:
     width: int
     rank: int
     number: Number | None = None
+    form: str = ""
+    scale: float = 1.0
     least: bool = False
-    right: bool = True
+
+    @property
+    def right(self) -> bool:
+        """Whether it is aligned right."""
+        return self.number is not None
 
 
 COLUMNS = (
-    Column("device", "device", 14, 0, right=False),
-    Column("model", "model@release", 20, 1, right=False),
-    Column("state", "state", 10, 0, right=False),
-    Column("tokens", "tok/s", 6, 2, lambda row: row.tokens_per_s, least=True),
-    Column("p95", "p95 ms", 6, 0, lambda row: row.ttft_p95_s),
-    Column("spark", "p95 in window", 16, 4, right=False),
-    Column("rss", "rss MiB", 7, 3, lambda row: row.rss_mib),
-    Column("temp", "temp", 4, 8, lambda row: row.temperature_c),
-    Column("sure", "conf", 4, 6, lambda row: row.confidence, least=True),
-    Column("drift", "drift", 5, 9, lambda row: float(row.drift)),
-    Column("errors", "errors", 6, 10, lambda row: row.error_rate),
+    Column("device", "device", 14, 0),
+    Column("model", "model@release", 20, 1),
+    Column("state", "state", 10, 0),
+    Column("tokens", "tok/s", 6, 2, lambda row: row.tokens_per_s, ".1f", least=True),
+    Column("p95", "p95 ms", 6, 0, lambda row: row.ttft_p95_s, ".0f", 1000.0),
+    Column("spark", "p95 in window", 16, 4),
+    Column("rss", "rss MiB", 7, 3, lambda row: row.rss_mib, ".0f"),
+    Column("temp", "temp", 4, 8, lambda row: row.temperature_c, ".0f"),
+    Column("sure", "conf", 4, 6, lambda row: row.confidence, ".2f", least=True),
+    Column("drift", "drift", 5, 9, lambda row: float(row.drift), ".0f"),
+    Column("errors", "errors", 6, 10, lambda row: row.error_rate, ".1%"),
     Column("since", "since", 5, 3, lambda row: None if row.trouble_since is None else -row.trouble_since),
-    Column("why", "why", LEAST_WHY, 7, right=False),
+    Column("why", "why", LEAST_WHY, 7),
 )
 SORTS = (WORST, "device", *(column.name for column in COLUMNS if column.number is not None))
 
@@ -59,17 +66,15 @@ SORTS = (WORST, "device", *(column.name for column in COLUMNS if column.number i
 def columns(width: int) -> tuple[Column, ...]:
     """The columns that fit a terminal of `width` cells, the most telling first; the last takes the room that is left."""
     left = width - SCROLL_BAR
-    chosen: list[Column] = []
+    widths: dict[str, int] = {}
     for column in sorted(COLUMNS, key=lambda one: one.rank):
-        narrow = min(column.width, 15) if width < WIDE else column.width
-        if column.name == "spark" and width < WIDE:
-            continue
-        if narrow + PADDING <= left:
+        narrow = column.width if width >= WIDE else min(column.width, 15)
+        if narrow + PADDING <= left and (column.name != "spark" or width >= WIDE):
             left -= narrow + PADDING
-            chosen.append(_wide(column, narrow))
-    chosen.sort(key=lambda one: [column.name for column in COLUMNS].index(one.name))
-    grows = next((name for name in ("why", "model") if any(one.name == name for one in chosen)), "device")
-    return tuple(_wide(one, one.width + left) if one.name == grows else one for one in chosen)
+            widths[column.name] = narrow
+    if grows := next((name for name in ("why", "model", "device") if name in widths), ""):
+        widths[grows] += left
+    return tuple(replace(one, width=widths[one.name]) for one in COLUMNS if one.name in widths)
 
 
 def cells(row: ReleaseStatus, shown: Sequence[Column], symbols: Symbols, now: float) -> list[str]:
@@ -124,19 +129,14 @@ def joined(values: Sequence[float | None], count: int) -> list[float | None]:
     return [max(group) if group else None for group in groups]
 
 
-def _wide(column: Column, width: int) -> Column:
-    return Column(column.name, column.title, width, column.rank, column.number, column.least, column.right)
-
-
 def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> str:
     match column.name:
         case "device":
             return row.device
         case "model":
-            name = f"{row.model}@{row.release}" if row.model and row.release else row.model or row.release
-            if (
-                len(name) > column.width and row.model and row.release
-            ):  # the ends tell apart, the middle does not
+            both = bool(row.model and row.release)
+            name = f"{row.model}@{row.release}" if both else row.model or row.release
+            if both and len(name) > column.width:  # the ends tell apart, the middle does not
                 kept = max(1, column.width - len(row.release[:7]) - 1 - len(symbols.ellipsis))
                 name = f"{row.model[:kept]}{symbols.ellipsis}@{row.release[:7]}"
             return name or (UNKNOWN if not row.until else "(model file)")
@@ -152,21 +152,8 @@ def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> s
             silenced = "silenced: " if row.is_silenced(now) else ""
             seen = bool(row.incidents) and row.incidents[0].state == "ACKNOWLEDGED" and row.state != "LOST"
             return f"{silenced or ('acknowledged: ' if seen else '')}{row.why}"
-    return _number(row, column.name)
-
-
-def _number(row: ReleaseStatus, name: str) -> str:
-    values: dict[str, tuple[float | None, str]] = {
-        "tokens": (row.tokens_per_s, ".1f"),
-        "p95": (None if row.ttft_p95_s is None else row.ttft_p95_s * 1000, ".0f"),
-        "rss": (row.rss_mib, ".0f"),
-        "temp": (row.temperature_c, ".0f"),
-        "sure": (row.confidence, ".2f"),
-        "drift": (float(row.drift), ".0f"),
-        "errors": (row.error_rate, ".1%"),
-    }
-    value, form = values[name]
-    return UNKNOWN if value is None else format(value, form)
+    value = column.number(row) if column.number else None
+    return UNKNOWN if value is None else format(value * column.scale, column.form)
 
 
 def _fit(text: str, column: Column, symbols: Symbols) -> str:

@@ -22,6 +22,7 @@ from tui_support import app, run, text_of, until
 from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.monitor import MonitorScreen, _fitted
+from edgekit.app.screens.monitor_table import FleetTable
 from edgekit.app.views.devices import Device
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.rules import Change
@@ -159,8 +160,8 @@ def test_a_lost_device_is_grey_and_keeps_its_numbers(tmp_path: Path, line: Line)
             before = next(text for text in lines(shown) if text.startswith("line-3"))
             line.silent = {3}
             await until(pilot, lambda: "1 LOST" in text_of(shown))
-            table = screen(shown).query_one(DataTable)
-            row = table.get_row("line-3 37f3a")[0]
+            table = screen(shown).query_one(FleetTable)
+            row = table.get_row_at(table.keys.index("line-3 37f3a"))[0]
             assert names(shown)[0] == "line-3" and "LOST" in str(row)
             memory = before.split()[-2]
             assert memory in str(row) and any("dim" in str(span.style) for span in row.spans)

@@ -586,3 +586,7 @@ def test_columns_fit_every_width(width: int) -> None:
         from rich.cells import cell_len
 
         assert cell_len(text) <= column.width
+
+
+def test_a_terminal_of_no_width_has_no_columns() -> None:
+    assert table.columns(0) == () and table.columns(30)[0].name == "device"
