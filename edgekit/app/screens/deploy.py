@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from edgekit.app.views import deploy
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.results import Results
 from edgekit.base.texts import plain
+
+ROWS = "JSONL rows with right answers to compare it on? Without a file its golden answers are used, often too few."
 
 
 class Deploying(View):
@@ -57,14 +60,20 @@ class Deploying(View):
         def reasoned(why: str | None) -> None:
             if why is None:
                 self.pend(None)
+            else:
+                self.app.push_screen(Ask(ROWS, "rows.jsonl, or nothing"), partial(confirm, why))
+
+        def confirm(why: str, data: str | None) -> None:
+            if data is None:
+                self.pend(None)
                 return
+            promote = partial(deploy.promote_command, why=why, data=data, state=state)
             text = (
                 f"Import {found.name} on this device ({state}) and put it on trial. Its golden answers are asked again "
                 "and it is compared with the version in use, which stays if this one is worse.\n\n"
-                f"$ {deploy.import_command(found.bundle, state).text}\n"
-                f"$ {deploy.promote_command('NAME', why, state).text}"
+                f"$ {deploy.import_command(found.bundle, state).text}\n$ {promote('NAME').text}"
             )
-            self.app.push_screen(Confirm(text, found.name), partial(self._import, found.bundle, why))
+            self.app.push_screen(Confirm(text, found.name), partial(self._import, found.bundle, promote))
 
         self.app.push_screen(
             Ask("Why is it promoted? The reason goes into the log of releases.", "why"), reasoned
@@ -79,33 +88,40 @@ class Deploying(View):
         self.progress = steps
         self.draw_progress()
 
-    def _import(self, bundle: Path, why: str, yes: bool | None) -> None:
-        state = self.edgekit.settings.state
-        command = deploy.import_command(bundle, state)
-        if not yes or not self.edgekit.act(
-            command, partial(self._imported, why), what=f"{bundle.name} is imported"
+    def _import(self, bundle: Path, promote: Callable[[str], Command], yes: bool | None) -> None:
+        command = deploy.import_command(bundle, self.edgekit.settings.state)
+        if yes and self.edgekit.act(
+            command, partial(self._imported, promote), what=f"{bundle.name} is imported"
         ):
+            self._say(("RUNNING", "import: its files and golden answers are checked"), ("WAITING", "promote"))
+        else:
             self.pend(None)
-            return
-        self._say(("RUNNING", "import: its files and golden answers are checked"), ("WAITING", "promote"))
 
-    def _imported(self, why: str, outcome: Outcome) -> None:
+    def _imported(self, promote: Callable[[str], Command], outcome: Outcome) -> None:
         document = outcome.document if isinstance(outcome.document, dict) else {}
         name = str(document.get("name") or "")
         if outcome.code or not name:
             self._refused("import", outcome)
-            return
-        command = deploy.promote_command(name, why, self.edgekit.settings.state)
+        else:
+            self._promote(("DONE", f"import: {plain(name)} is on this device"), promote(name))
+
+    def _promote(self, imported: tuple[str, str], command: Command) -> None:
         self.pend(command)
-        imported = ("DONE", f"import: {plain(name)} is on this device")
-        if self.edgekit.act(command, partial(self._promoted, imported), what=f"{name} is promoted"):
+        if self.edgekit.act(command, partial(self._promoted, imported, command)):
             self._say(imported, ("RUNNING", "promote: health check, then comparison with the version in use"))
         else:
             self._say(imported, ("STOPPED", "promote: write mode has ended; press w, then P again, or type the line below"))  # fmt: skip
 
-    def _promoted(self, imported: tuple[str, str], outcome: Outcome) -> None:
+    def _promoted(self, imported: tuple[str, str], command: Command, outcome: Outcome) -> None:
         if outcome.code:
             self._refused("promote", outcome, imported)
+            if self.is_active and (without := deploy.unproven(command, outcome)):
+                text = (
+                    f"{plain(outcome.message)}\n\nYou can promote it without this proof; the log of releases records that. "
+                    f"Better: press P again and name rows with right answers.\n\n$ {without.text}"
+                )
+                again = partial(self._promote, imported, without)
+                self.app.push_screen(Confirm(text, "unproven"), lambda yes: again() if yes else None)
             return
         self.pend(None)
         self._say(imported, ("DONE", f"promote: {deploy.promoted_words(outcome.document)} S serves it."))
@@ -147,8 +163,8 @@ class Deploying(View):
                 return f"{command.text} could not be started: {error.strerror or error}.", False, False
             said = f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}."
             tell(self, self._served, said, True, True)
-            started = deploy.wait_until_ready(pid, port, log, gone=lambda: not app.is_running)
-            return started.words, started.ready, False
+            ready, words = deploy.wait_until_ready(pid, port, log, gone=lambda: not app.is_running)
+            return words, ready, False
 
         in_thread(self, serve, lambda found: self._served(*found))
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import http.client
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.command import Command
+import psutil
+
+from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.launch import last_words
 from edgekit.app.views.report import text
 from edgekit.app.views.results import Results
+from edgekit.app.views.wizard import at_home
 
 READY_S = 120.0
 OURS = "a server of edgekit"
+UNPROVEN = "--unproven"
 
 
 def import_command(bundle: Path, state: Path) -> Command:
@@ -24,9 +26,17 @@ def import_command(bundle: Path, state: Path) -> Command:
     return Command(("releases", "import", str(bundle), "--state", str(state)))
 
 
-def promote_command(release: str, why: str, state: Path) -> Command:
-    """The command that puts a release on trial."""
-    return Command(("releases", "promote", release, "--why", why, "--state", str(state), "--yes"))
+def promote_command(release: str, why: str, data: str, state: Path) -> Command:
+    """The command that puts a release on trial, compared on the rows in `data`, or on its golden answers without."""
+    rows = ("--data", at_home(data)) if data else ()
+    return Command(("releases", "promote", release, "--why", why, *rows, "--state", str(state), "--yes"))
+
+
+def unproven(command: Command, outcome: Outcome) -> Command | None:
+    """The promotion without proof, where it was refused only because too few answers were compared."""
+    if UNPROVEN not in outcome.hint or UNPROVEN in command.arguments:
+        return None
+    return Command((*command.arguments, UNPROVEN))
 
 
 def serve_command(state: Path, port: int) -> Command:
@@ -49,7 +59,8 @@ def promoted_words(document: Any) -> str:
     found = document if isinstance(document, dict) else {}
     name, place = text(found.get("name")) or "The release", found.get("place")
     if place == "pending":
-        said = f"{name} is on trial: it is good once a server that opened it says so, and out after {found.get('tries')} starts."  # fmt: skip
+        tries = found.get("tries")
+        said = f"{name} is on trial: accepted after a successful load, rejected after {tries} failed starts."
     else:
         said = f"{name} is in use already."
     comparison = found.get("comparison")
@@ -89,27 +100,15 @@ def answering(port: int, timeout_s: float = 2.0) -> str:
         connection.close()
 
 
-@dataclass(frozen=True)
-class Started:
-    """How a server's start ended; `ready` when it answers."""
-
-    ready: bool
-    words: str
-
-
 def wait_until_ready(
     pid: int, port: int, log: Path, *, limit_s: float = READY_S, gone: Callable[[], bool] = lambda: False
-) -> Started:
-    """Wait until the server `pid` answers or has ended, or until nobody waits any more; blocking."""
+) -> tuple[bool, str]:
+    """Whether the server `pid` answers, and how its start went; waits until it does, has ended, or nobody waits."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end and not gone():
         if answering(port, 1.0) == OURS:  # it listens before its model is loaded
-            return Started(True, f"It answers on {address_of(port)}; its log is {log}.")
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return Started(False, f"The server ended. {last_words(log)} Its log is {log}.")
-        except PermissionError:
-            pass
+            return True, f"It answers on {address_of(port)}; its log is {log}."
+        if not psutil.pid_exists(pid):
+            return False, f"The server ended. {last_words(log)} Its log is {log}."
         time.sleep(0.25)
-    return Started(False, f"It does not answer on {address_of(port)} yet; its log is {log}.")
+    return False, f"It does not answer on {address_of(port)} yet; its log is {log}."

@@ -62,6 +62,8 @@ def promoting(answer: Callable[[Command], Outcome], check: Callable[[Any, Any], 
                 await pilot.press("P")
                 await until(pilot, lambda: "releases import" in shown.shell_command)
                 await typed(pilot, "it is better")
+                await until(pilot, lambda: "JSONL rows" in text_of(found))
+                await typed(pilot, "rows.jsonl")
                 await until(pilot, lambda: "Type good to go on" in text_of(found))
                 await typed(pilot, "goof")
                 await pilot.pause()
@@ -81,7 +83,18 @@ async def on_trial(pilot: Any, ran: list[tuple[str, ...]]) -> None:
     state = str(pilot.app.settings.state)
     assert ran == [
         ("releases", "import", str(pilot.app.settings.bundles / "good"), "--state", state),
-        ("releases", "promote", "abc123", "--why", "it is better", "--state", state, "--yes"),
+        (
+            "releases",
+            "promote",
+            "abc123",
+            "--why",
+            "it is better",
+            "--data",
+            "rows.jsonl",
+            "--state",
+            state,
+            "--yes",
+        ),
     ]
     assert screen(pilot.app).shell_command.startswith("edgekit verify")
 
@@ -121,6 +134,28 @@ test_a_refused_promotion_says_why = promoting(
         else Outcome(command, 3, None, "abc123 answers worse than def456.", "The flips are in x.")
     ),
     refused_promotion,
+)
+
+
+async def unproven(pilot: Any, ran: list[tuple[str, ...]]) -> None:
+    await until(pilot, lambda: "Type unproven to go on" in text_of(pilot.app))
+    assert "3 answers are too few" in text_of(pilot.app) and "✗ FAILED promote" in steps(pilot.app)
+    assert len(ran) == 2 and "--unproven" not in ran[-1]
+    await typed(pilot, "yes")
+    await pilot.pause()
+    assert len(ran) == 2  # another word
+    await typed(pilot, "unproven")
+    await until(pilot, lambda: "is on trial" in steps(pilot.app))
+    assert ran[-1] == (*ran[-2], "--unproven")
+
+
+test_a_promotion_without_proof_is_offered_and_typed = promoting(
+    lambda command: (
+        Outcome(command, 3, None, "3 answers are too few.", "Compare on more rows, or add --unproven.")
+        if "promote" in command.arguments and "--unproven" not in command.arguments
+        else Outcome(command, 0, {"name": "abc123", "place": "pending", "tries": 3})
+    ),
+    unproven,
 )
 
 

@@ -222,7 +222,9 @@ def test_a_failed_bundle_is_refused_by_the_names_of_its_gates(tmp_path: Path) ->
 
 def test_the_commands_are_those_of_the_shell(tmp_path: Path) -> None:
     assert deploy.import_command(Path("b c"), Path("s")).text == "edgekit releases import 'b c' --state s"
-    promote = deploy.promote_command("abc", "it's better", Path("s"))
+    promote = deploy.promote_command("abc", "it's better", "", Path("s"))
+    rows = deploy.promote_command("abc", "w", "~/rows.jsonl", Path("s"))
+    assert rows.arguments[5:7] == ("--data", os.path.expanduser("~/rows.jsonl"))
     assert promote.text == """edgekit releases promote abc --why 'it'"'"'s better' --state s --yes"""
     assert deploy.serve_command(Path("s"), 9000).text == "edgekit serve --state s --port 9000"
 
@@ -238,6 +240,7 @@ def test_a_port_is_a_port(typed: str, port: int | None) -> None:
 def test_a_promotion_is_told_with_the_comparison() -> None:
     document = {"name": "abc", "place": "pending", "tries": 3, "comparison": {"detail": "0 lost and 2 won"}}
     assert "0 lost and 2 won" in deploy.promoted_words(document)
+    assert "rejected after 3 failed starts" in deploy.promoted_words(document)
     assert "no version before" in deploy.promoted_words({**document, "comparison": None})
     assert deploy.promoted_words({"name": "abc", "place": "current"}) == "abc is in use already."
     assert deploy.promoted_words(None)
@@ -260,8 +263,8 @@ def test_what_listens_on_a_port_is_told_apart(tmp_path: Path) -> None:
     port = server.server_address[1]
     try:
         assert deploy.answering(port) == deploy.OURS
-        started = deploy.wait_until_ready(os.getpid(), port, tmp_path / "serve.log", limit_s=5)
-        assert started.ready and str(port) in started.words
+        ready, words = deploy.wait_until_ready(os.getpid(), port, tmp_path / "serve.log", limit_s=5)
+        assert ready and str(port) in words
         Healthy.body = b"hello"
         assert deploy.answering(port) == "another program"
     finally:
@@ -278,6 +281,6 @@ def test_a_server_that_ended_is_told_by_its_last_words(tmp_path: Path) -> None:
     log.write_bytes(b"x" * 10_000_000 + b"\nedgekit: There is no release in use.\n  \x1b[31mimport one\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    started = deploy.wait_until_ready(2**22 + 1, port, log, limit_s=5)  # no such process
-    assert not started.ready and "There is no release in use." in started.words
-    assert "\x1b" not in started.words
+    ready, words = deploy.wait_until_ready(2**22 + 1, port, log, limit_s=5)  # no such process
+    assert not ready and "There is no release in use." in words
+    assert "\x1b" not in words
