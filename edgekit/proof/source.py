@@ -10,6 +10,7 @@ from edgekit import registry
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Emit, GateResult
+from edgekit.device.isolated import open_isolated
 from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean
 from edgekit.models import gguf_source, tokenizer_files
 from edgekit.models.source import Source, digest, fetch
@@ -82,10 +83,11 @@ def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) 
 def prove(path: Path, folder: Path, emit: Emit) -> None:
     """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
 
-    The distributions are compared after each token of three plain texts and eight prompts, several hundred in all.
-    Raises `StageError` at the first that differs.
+    The distributions are compared after each token of three plain texts and eight prompts, several hundred in all. The
+    file is opened in a child process. Raises `StageError` at the first that differs, and `CorruptError` when the file
+    ends its process.
     """
-    source = registry.load("runtimes", "llama.cpp")(path)
+    source = open_isolated("llama.cpp", path)
     reference = registry.load("runtimes", "torch")(folder)
     try:
         facts = gates.ReferenceFacts.of(ModelTokenizer(folder))

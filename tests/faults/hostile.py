@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from faults import plant
 
 from edgekit.base.errors import CorruptError
@@ -34,6 +35,43 @@ def use(runtime: str, path: Path) -> None:
         list(opened.generate(ids, 4))
     finally:
         opened.close()
+
+
+def take_out_rules(folder: Path, setenv: Callable[[str, str], None]) -> None:
+    """Take the rules for GGUF files and ONNX folders out of every Python process that starts from here on.
+
+    The runtime itself then meets what they would have refused. `folder` is a new place for the code that does it.
+    """
+    (folder / "sitecustomize.py").write_text(
+        "from edgekit.containers import gguf_content\n"
+        "from edgekit.models import onnx_folder\n"
+        "gguf_content.RULES.clear()\n"
+        "gguf_content.first_broken_block = lambda *_: None\n"
+        "onnx_folder.RULES.clear()\n"
+        "onnx_folder._broken_weight = lambda *_: ''\n"
+    )
+    setenv("PYTHONPATH", str(folder))
+
+
+def contained(runtime: str, path: Path, rule: str) -> bool:
+    """Whether the runtime refuses a file whose rules were taken out, in a sentence that is not the rule's."""
+    try:
+        use(runtime, path)
+    except CorruptError as error:
+        one_sentence(error)
+        assert f"({rule})" not in error.message
+        return True
+    return False
+
+
+def refused(check: Callable[[Path], object], runtime: str, path: Path, rule: str) -> None:
+    """The rule refuses the file; without one, the parser of its container or the runtime does, which may end its process."""
+    with pytest.raises(CorruptError, match=rf"\((?:{rule})\)" if rule else None) as refusal:
+        if rule:
+            check(path)
+        else:
+            use(runtime, path)
+    one_sentence(refusal.value)
 
 
 def one_sentence(error: CorruptError) -> None:

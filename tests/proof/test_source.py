@@ -1,12 +1,14 @@
 """What was read of a source is held against the source itself."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
+from faults import hostile
 
 from edgekit.base.cache import Cache
-from edgekit.base.errors import StageError
+from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Event, GateResult, ignore
 from edgekit.export.gguf import write as exporter
 from edgekit.models import gguf_source
@@ -42,3 +44,14 @@ def test_a_source_is_held_against_several_hundred_positions(file: tuple[Path, Pa
 def test_other_weights_than_the_sources_are_refused(file: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"source\.mean_kld_nats"):
         prove(file[0], tiny.make_small(tmp_path / "other", seed=1), ignore)
+
+
+def test_a_source_that_ends_its_runtime_does_not_end_the_build(
+    file: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules are taken out of the child alone, so that llama.cpp meets what they refuse."""
+    source = Path(shutil.copyfile(file[0], tmp_path / "model.gguf"))
+    hostile.GGUF["billions of layers"][0](source)
+    hostile.take_out_rules(tmp_path, monkeypatch.setenv)
+    with pytest.raises(CorruptError, match=r"llama\.cpp crashed while opening it \(SIGABRT"):
+        prove(source, file[1], ignore)
