@@ -19,19 +19,20 @@ from textual.widgets import ContentSwitcher, Input, Static
 
 from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask, Confirm, Sheet
-from edgekit.app.screens.inputs import LIMIT_COLUMNS, TARGET_COLUMNS, Choices, Line, Paths
+from edgekit.app.screens.inputs import Choices, Line, Paths
 from edgekit.app.screens.start import Starter
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.choices import Checks
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.paths import Place, look_at_place
-from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, Choice, Finding
+from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, TARGET_COLUMNS, Choice, Finding
 from edgekit.models.source import BUILT_IN
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget
 
 TYPING = "typing: press esc first to use ? and q"
+LIMIT_COLUMNS = ("limit", "value", "", "what it says")
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
 
@@ -51,7 +52,6 @@ class BuildScreen(View):
     BuildScreen #answers Input { background: $panel; }
     BuildScreen #targets { height: auto; max-height: 8; margin-bottom: 1; }
     BuildScreen #limits { height: auto; max-height: 9; }
-    BuildScreen Choices { overflow-x: hidden; }
     BuildScreen.-wide #limits, BuildScreen.-wide #targets { max-height: 16; }
     BuildScreen #words { color: $text-muted; height: auto; }
     BuildScreen #findings { height: 1fr; margin-top: 1; }
@@ -77,7 +77,6 @@ class BuildScreen(View):
         self.checks = Checks()
         self.place: Place | None = None
         self._machine: Host | None = None
-        self._shipped: list[wizard.Shipped] = []
         self._timer: Timer | None = None
         self._last_plan: Outcome | None = None
         self._starter = Starter(self, self.draw)
@@ -87,7 +86,7 @@ class BuildScreen(View):
         settings = self.edgekit.settings
         if not settings.demo:  # which shows the command as it is typed elsewhere
             self.choice = Choice(cache_dir=settings.cache_dir, bundles=settings.bundles)
-        names, here = tuple(BUILT_IN), self.edgekit.symbols.here
+        names = tuple(BUILT_IN)
         with Horizontal():
             with Vertical(id="left"):
                 yield Static(id="steps")
@@ -101,7 +100,7 @@ class BuildScreen(View):
                             self.choice.model, id="model", compact=True, suggester=Paths(names, ".gguf")
                         )
                     with Vertical(id="on-target"):
-                        yield Choices(TARGET_COLUMNS, here, id="targets")
+                        yield Choices(cursor_type="row", id="targets")
                         yield Line(
                             self.choice.target, id="target", compact=True, suggester=Paths((), ".toml")
                         )
@@ -110,7 +109,7 @@ class BuildScreen(View):
                             self.choice.data, id="data", compact=True, suggester=Paths(("demo",), ".jsonl")
                         )
                     with Vertical(id="on-budget"):
-                        yield Choices(LIMIT_COLUMNS, here, id="limits")
+                        yield Choices(cursor_type="row", id="limits")
                         yield Static(id="words")
                         yield Line(id="limit", compact=True, placeholder="another limit")
                     yield Vertical(id="on-review")
@@ -119,6 +118,12 @@ class BuildScreen(View):
 
     def on_mount(self) -> None:
         """Begin with the first question."""
+        limits = self.query_one("#limits", Choices)
+        for label in LIMIT_COLUMNS:
+            limits.add_column(label, key=label)
+        for limit in wizard.limits(self.choice, None):
+            limits.add_row(limit.key, "", "", limit.short, key=limit.key)
+        self.query_one("#targets", Choices).add_columns(*TARGET_COLUMNS)
         self._look_here()
         self.open(0)
         self._look()
@@ -219,16 +224,10 @@ class BuildScreen(View):
 
     def _look(self) -> None:
         """Ask what is not known yet of the choice; answers to older questions are dropped, their processes ended."""
-        for command in self.checks.wanted(self.choice, self._others()):
+        for command in self.checks.wanted(self.choice):
             self.edgekit.ask(command, partial(self._answered, command))
         if self.place is None:
             self._look_at_place(self.choice)
-
-    def _others(self) -> list[Command]:
-        """Plans for the other targets, while one is being chosen."""
-        if STEPS[self.step] != "target" or self.choice.fetched or not self.choice.model.strip():
-            return []
-        return [replace(self.choice, target=other.name).plan for other in self._shipped]
 
     def _answered(self, command: Command, outcome: Outcome) -> None:
         if self.checks.take(command, outcome) and self.is_mounted:
@@ -244,18 +243,18 @@ class BuildScreen(View):
             self.draw()
 
     def _look_here(self) -> None:
-        def look() -> tuple[Host, list[wizard.Shipped]]:
+        def look() -> tuple[Host, list[tuple[str, str, str, str, str]]]:
             machine = Host.here()
             return machine, wizard.shipped(machine)
 
-        in_thread(self, look, self._here_found)
+        in_thread(self, look, lambda found: self._here_found(*found))
 
-    def _here_found(self, found: tuple[Host, list[wizard.Shipped]]) -> None:
-        self._machine, self._shipped = found
-        self._draw_targets()
-        names = [one.name for one in self._shipped]
-        if self.choice.target in names:
-            self.query_one("#targets", Choices).move_cursor(row=names.index(self.choice.target))
+    def _here_found(self, machine: Host, rows: list[tuple[str, str, str, str, str]]) -> None:
+        self._machine, table = machine, self.query_one("#targets", Choices)
+        for row in rows:
+            table.add_row(*row, key=row[0])
+        if self.choice.target in table.rows:
+            table.move_cursor(row=table.get_row_index(self.choice.target))
         self.draw()
 
     @property
@@ -287,9 +286,7 @@ class BuildScreen(View):
             self.query_one("#estimate", Static).update(self._estimate(found))
             self.query_one("#question", Static).update(Text(QUESTIONS[name]))
             self.query_one("#help", Static).update(Text(HELP[name]))
-            if name == "target":
-                self._draw_targets()
-            elif name == "budget":
+            if name == "budget":
                 self._draw_limits()
             page: RenderableType = wizard_page.found_text(found[name], signs)
             if name == "review":
@@ -303,15 +300,13 @@ class BuildScreen(View):
         self.shell_command = self.choice.build.text
         self.refresh_bindings()
 
-    def _draw_targets(self) -> None:
-        plans = [self.checks.answer(replace(self.choice, target=one.name).plan) for one in self._shipped]
-        rows = [wizard_page.target_cells(one, plan) for one, plan in zip(self._shipped, plans, strict=True)]
-        self.query_one("#targets", Choices).fill([one.name for one in self._shipped], rows)
-
     def _draw_limits(self) -> None:
         table = self.query_one("#limits", Choices)
         found = wizard.limits(self.choice, self.checks.answer(self.choice.shown))
-        table.fill([limit.key for limit in found], [wizard_page.limit_cells(limit) for limit in found])
+        for limit in found:
+            state = Text("wrong", "bold red") if limit.fault else Text("changed" if limit.own else "", "bold")
+            table.update_cell(limit.key, "value", limit.value, update_width=True)
+            table.update_cell(limit.key, "", state, update_width=True)
         self.query_one("#words", Static).update(Text(found[max(0, table.cursor_row)].words))
 
     def _estimate(self, found: dict[str, Finding]) -> Text:

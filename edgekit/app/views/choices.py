@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import Choice, limit_fault
 
@@ -17,20 +15,14 @@ class Checks:
         self._answers: dict[Command, Outcome] = {}
         self._asked: dict[Command, Command] = {}
 
-    def wanted(self, choice: Choice, others: Sequence[Command] = ()) -> list[Command]:
-        """The commands to run now for `choice`, and one of `others`; those for an older choice are stopped."""
+    def wanted(self, choice: Choice) -> list[Command]:
+        """The commands to run now for `choice`; those under way for an older choice are stopped."""
         questions = [choice.shown] if choice.target.strip() else []
         questions += [choice.audit] if choice.data.strip() else []
-        if self.plannable(choice):
-            more = [command for command in others if command not in self._answers]
-            questions += [choice.plan, *more[:1]]
+        questions += [choice.plan] if self.plannable(choice) else []
         for command in set(self._asked) - set(questions):
             self._asked.pop(command).stop()
-        new = [
-            command
-            for command in dict.fromkeys(questions)
-            if command not in self._answers and command not in self._asked
-        ]
+        new = [each for each in questions if each not in self._answers and each not in self._asked]
         self._asked.update({command: command for command in new})
         return new
 

@@ -34,6 +34,7 @@ HELP = {
     "budget": "A file over a limit fails its gate. The target's limits suit most cases.",
     "review": "Nothing is written until you press b.",
 }
+TARGET_COLUMNS = ("target", "bits per weight", "MiB of memory", "runs here", "what it is for")
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
 ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
 
@@ -121,16 +122,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """A target that comes with edgekit; `apart` says why this machine is none of its kind, empty when it is."""
-
-    name: str
-    summary: str
-    memory_limit_mib: float | None
-    apart: str
-
-
-@dataclass(frozen=True)
 class Limit:
     """One limit of the budget; `own` when it was changed here."""
 
@@ -140,14 +131,22 @@ class Limit:
     own: bool
     fault: str = ""
 
+    @property
+    def short(self) -> str:
+        """The first of its words."""
+        return self.words.partition(":")[0].partition(". ")[0]
 
-def shipped(machine: Host) -> list[Shipped]:
-    """Every target that comes with edgekit."""
+
+def shipped(machine: Host) -> list[tuple[str, str, str, str, str]]:
+    """Every target that comes with edgekit, in the words of `TARGET_COLUMNS`."""
     targets = registry.load("profiles", "targets")
-    return [
-        Shipped(name, found.summary, found.budget.peak_rss_mib, found.device.differs(machine))
-        for name, found in ((name, targets.load(name)) for name in targets.names())
-    ]
+    rows = []
+    for target in map(targets.load, targets.names()):
+        bits = ", ".join(f"{format} {value:.1f}" for format, value in target.bits_per_weight.items())
+        limit, apart = target.budget.peak_rss_mib, target.device.differs(machine)
+        runs_here = f"no: {apart}" if apart else "yes"
+        rows.append((target.name, bits, f"{limit:,.0f}" if limit else "-", runs_here, target.summary))
+    return rows
 
 
 def planned(outcome: Outcome | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from edgekit.app.views.command import Outcome
 from edgekit.app.views.paths import Place
 from edgekit.app.views.symbols import Symbols
-from edgekit.app.views.wizard import STEPS, Choice, Finding, Limit, Shipped, minutes, planned
+from edgekit.app.views.wizard import STEPS, Choice, Finding, minutes, planned
 
 STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim", "WAITING": "dim"}
 MIB = 1024  # in a GiB
@@ -94,28 +94,6 @@ def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool) -> s
     if any(one.state == "CHECKING" for one in found.values()):
         return "The checks are under way."
     return "Press b to build. The build continues after you close the app."
-
-
-def target_cells(one: Shipped, plan: Outcome | None) -> list[Text]:
-    """A target's row: name, MiB of each file, memory limit, whether it runs here, and what it is for."""
-    found = (planned(plan) or {}).get("exports", [])
-    sizes = " + ".join("no" if export["refusal"] else f"{export['estimated_mib']:.0f}" for export in found)
-    limit = "-" if one.memory_limit_mib is None else f"{one.memory_limit_mib:,.0f}"
-    runs_here = f"  no: {one.apart}" if one.apart else "  yes"
-    return [
-        Text(one.name),
-        Text(sizes or "-", justify="right"),
-        Text(limit, justify="right"),
-        Text(runs_here),
-        Text(one.summary, "dim"),
-    ]
-
-
-def limit_cells(limit: Limit) -> list[Text]:
-    """A limit's row: key, value, whether it was changed, and what it says."""
-    state = Text("wrong", "bold red") if limit.fault else Text("changed" if limit.own else "", "bold")
-    words = Text(limit.words.partition(":")[0].partition(". ")[0], "dim")
-    return [Text(limit.key), Text(limit.value), state, words]
 
 
 def _state(finding: Finding, signs: Symbols) -> Text:
