@@ -10,12 +10,9 @@ users do not have.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 
-from edgekit.base.memory import own_peak_mib
-
-RESERVED_MIB = 1024  # allowance for memory that a runtime reserves and never uses
+from edgekit.base.memory import limit_own_memory, own_peak_mib
 
 
 class MemoryExceededError(Exception):
@@ -48,14 +45,8 @@ def apply(cores: int | None, memory_mib: int | None) -> Applied:
     if pinned is not None:
         methods.append("CPU affinity")
     if memory_mib is not None:
-        if sys.platform == "linux":  # other systems accept the call and ignore the limit
-            import resource
-
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            wanted = (memory_mib + RESERVED_MIB) * 2**20
-            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-            methods.append(f"RLIMIT_DATA of {limit // 2**20} MiB")
+        if (limit := limit_own_memory(memory_mib, for_good=False)) is not None:
+            methods.append(f"RLIMIT_DATA of {limit} MiB")
         methods.append("peak resident memory")
     return Applied(pinned, memory_mib, ", ".join(methods) or "no limits")
 

@@ -19,8 +19,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from edgekit.base.memory import limit_own_memory
+
 SAMPLED_S = 0.02
-STACKS_MIB = 1024  # reserved by threads and allocators, and never touched
 SHOWN = 200  # characters of the last line that the process wrote
 
 
@@ -119,8 +120,7 @@ def _read(descriptor: int) -> str:
 def _limit(memory_mib: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_mib:
-        limit = int((memory_mib + STACKS_MIB) * 2**20)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        limit_own_memory(memory_mib, for_good=True)
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Peak resident memory: of this process and its children while something runs, and of this process since it began."""
+"""Peak resident memory: of this process and its children while something runs, and of this process since it began.
+
+And a limit of memory that a process sets for itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,26 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import psutil
+
+
+RESERVED_MIB = 1024  # allowance for what threads and allocators reserve and never use
+
+
+def limit_own_memory(memory_mib: float, *, for_good: bool) -> int | None:
+    """Bound what this process can reserve to `memory_mib` and `RESERVED_MIB` more, or to the limit it has; returns MiB.
+
+    `for_good` keeps the process from raising it again. None on other systems than Linux, which accept `RLIMIT_DATA` and
+    do not enforce it.
+    """
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = int((memory_mib + RESERVED_MIB) * 2**20)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit if for_good else hard))
+    return limit // 2**20
 
 
 def tree_rss_mib(process: psutil.Process) -> float:

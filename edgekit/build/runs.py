@@ -26,8 +26,9 @@ import psutil
 from edgekit.base.artifacts import remove, write_json
 from edgekit.base.clock import clock
 from edgekit.base.errors import ConfigError, EdgekitError, StageError
-from edgekit.base.events import LARGEST, Event, StageFinished
+from edgekit.base.events import Event, StageFinished
 from edgekit.base.locks import locked
+from edgekit.base.numbers import moment
 from edgekit.build.request import Request
 
 SCHEMA = "edgekit.run/1"
@@ -329,33 +330,28 @@ def _parse(document: Any, cache_dir: Path) -> Run:
     if document["schema"] != SCHEMA:
         raise ValueError(document["schema"])
     ended, outcome, expected = document["ended"], document["outcome"], document["seconds_expected"]
+    seconds = dict(document["seconds"])
     if outcome is not None and outcome not in STATES:
         raise ValueError(outcome)
     return Run(
         cache_dir=cache_dir,
         pid=int(document["pid"]),
-        process_start=_finite(document["process_start"]),
+        process_start=moment(document, "process_start"),
         host=str(document.get("host", "")),
         boot=str(document.get("boot", "")),
-        started=_finite(document["started"]),
+        started=moment(document, "started"),
         model=str(document["model"]),
         target=str(document["target"]),
         data=str(document["data"]),
         out=Path(document["out"]),
         stages=tuple(map(str, document["stages"])),
-        seconds={str(name): _finite(value) for name, value in dict(document["seconds"]).items()},
-        seconds_expected=None if expected is None else _finite(expected),
-        ended=None if ended is None else _finite(ended),
+        seconds={str(name): moment(seconds, name) for name in seconds},
+        seconds_expected=None if expected is None else moment(document, "seconds_expected"),
+        ended=None if ended is None else moment(document, "ended"),
         outcome=outcome,
         message=str(document["message"]),
         hint=str(document["hint"]),
     )
-
-
-def _finite(value: Any) -> float:
-    if not isinstance(value, int | float) or not abs(value) < LARGEST:
-        raise ValueError(value)
-    return float(value)
 
 
 def _process(run: Run) -> psutil.Process | None:

@@ -9,22 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.commands import shell
-from edgekit.commands.options import (
-    Ascii,
-    Demo,
-    Devices,
-    Every,
-    FleetFile,
-    NoTui,
-    ScreenName,
-    Theme,
-    ThemeName,
-    WindowTime,
-    is_terminal,
-    open_app,
-    settings_of,
-)
+from edgekit.commands import options, shell
 
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
@@ -36,15 +21,17 @@ def register(app: typer.Typer) -> None:
 
 
 def tui(
-    screen: Annotated[ScreenName, typer.Argument(help="The screen to begin with.")] = ScreenName.BUILD,
-    device: Devices = None,
-    fleet: FleetFile = None,
-    demo: Demo = False,
-    window: WindowTime = "15m",
-    every: Every = 1.0,
-    ascii: Ascii = False,
-    theme: ThemeName = Theme.DARK,
-    no_tui: NoTui = False,
+    screen: Annotated[
+        options.ScreenName, typer.Argument(help="The screen to begin with.")
+    ] = options.ScreenName.BUILD,
+    device: options.Devices = None,
+    fleet: options.FleetFile = None,
+    demo: options.Demo = False,
+    window: options.WindowTime = "15m",
+    every: options.Every = 1.0,
+    ascii: options.Ascii = False,
+    theme: options.ThemeName = options.Theme.DARK,
+    no_tui: options.NoTui = False,
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
     bundles: Annotated[Path, typer.Option("--bundles", help="Where builds are written.")] = Path("bundles"),
     state: shell.StateDir = shell.DEFAULT_STATE,
@@ -53,11 +40,11 @@ def tui(
     """Build, watch, compare and operate in the terminal, led by screens."""
     from edgekit.base.clock import seconds
 
-    settings = settings_of(
+    settings = options.settings_of(
         device, fleet, seconds(window), every, ascii=ascii, cache_dir=cache_dir, bundles=bundles, state=state
     )
-    if not (no_tui or not is_terminal()):
-        open_app(settings, screen, theme=theme, demo=demo)
+    if not (no_tui or not options.is_terminal()):
+        options.open_app(settings, screen, theme=theme, demo=demo)
     elif demo:
         from edgekit.app.views import demo as recorded
 
@@ -67,22 +54,22 @@ def tui(
         plain(screen, settings)
 
 
-def plain(screen: ScreenName, settings: Settings) -> None:
+def plain(screen: options.ScreenName, settings: Settings) -> None:
     """What the screen shows, on stdout as text."""
     from edgekit.commands import build, incident, monitor
 
     match screen:
-        case ScreenName.MONITOR if settings.devices:
+        case options.ScreenName.MONITOR if settings.devices:
             monitor.glance(settings, once=True, json=False)
-        case ScreenName.MONITOR:
+        case options.ScreenName.MONITOR:
             monitor.monitor(once=True, window=f"{settings.window_s:.0f}s", state=settings.state)
-        case ScreenName.INCIDENT:
+        case options.ScreenName.INCIDENT:
             incident.list_(state=settings.state)
-        case ScreenName.RESULTS:
+        case options.ScreenName.RESULTS:
             _plain_results(settings)
-        case ScreenName.RUN:
+        case options.ScreenName.RUN:
             _plain_run(settings)
-        case ScreenName.BUILD:
+        case options.ScreenName.BUILD:
             build.plan(cache_dir=settings.cache_dir)
 
 

@@ -29,7 +29,7 @@ def gates_table(result: Mapping[str, Any]) -> Group:
             figure(gate["value"]),
             exact(gate["limit"]),
             "✓" if passed else "✗",
-            Text("" if passed else summary.advice(gate["name"])),
+            Text("" if passed else summary.advice(gate)),
             style=None if passed else "red",
         )
     lines: list[RenderableType] = [table, ""]

@@ -38,6 +38,28 @@ ADVICE = {  # for the budgets of the tuned model and of an exported format
     "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "greedy_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
 }
+VALIDATION_ROWS = (
+    "Add validation rows: the value is within the limit, and the sample is too small to show that it holds. "
+    "In edgekit verify, give --data and omit --quick."
+)
+TEST_ROWS = "Add test rows: the value is within the limit, and the sample is too small to show that it holds."
+# For a value within its limit that failed by its bounds. The plain texts are fixed, so they have no such advice.
+SAMPLE_ADVICE = {
+    "accuracy_gain_points": TEST_ROWS,
+    "accuracy_drop_points": TEST_ROWS,
+    "mean_kld_nats": VALIDATION_ROWS,
+    "top1_agreement": VALIDATION_ROWS,
+    "answer_top1_agreement": VALIDATION_ROWS,
+    "greedy_agreement": VALIDATION_ROWS,
+    "stop_contract": VALIDATION_ROWS,
+}
+AT_LEAST = (
+    "accuracy_gain_points",
+    "top1_agreement",
+    "answer_top1_agreement",
+    "greedy_agreement",
+    "stop_contract",
+)
 VERIFY_ADVICE = {  # for what a file has or has not in common with the model it claims to be
     "structure": "Convert it again from the model, with a converter that knows its architecture.",
     "vocabulary": "Convert it again with the model's own tokenizer files.",
@@ -118,15 +140,18 @@ def exported(report: Mapping[str, Any]) -> list[Variant]:
 def failed_gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gates that failed, each with its `stage`, if known, and `advice`: what to do."""
     return [
-        {**gate, "stage": gate.get("stage", ""), "advice": advice(gate["name"])}
+        {**gate, "stage": gate.get("stage", ""), "advice": advice(gate)}
         for gate in report.get("gates") or []
         if not gate["passed"]
     ]
 
 
-def advice(name: str) -> str:
-    """What to do when the check `<group>.<check>` failed."""
-    check = name.rpartition(".")[2]
+def advice(gate: Mapping[str, Any]) -> str:
+    """What to do when a gate failed, whose check is the last part of its name."""
+    check, value, limit = gate["name"].rpartition(".")[2], gate["value"], gate["limit"]
+    within = value >= limit if check in AT_LEAST else value <= limit
+    if within and gate.get("low") is not None and check in SAMPLE_ADVICE:
+        return SAMPLE_ADVICE[check]
     return {**ADVICE, **VERIFY_ADVICE}.get(check, OTHER_ADVICE)
 
 

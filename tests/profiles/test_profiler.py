@@ -15,6 +15,7 @@ import tiny
 from edgekit import registry
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Event
+from edgekit.base.memory import RESERVED_MIB
 from edgekit.profiles import limits, probe, profiler
 from edgekit.targets.target import Device, Profile
 
@@ -43,7 +44,7 @@ def test_a_model_fits_or_not_by_the_memory_that_it_takes() -> None:
     (entry,) = profiler.profile(
         tiny.sample_gguf(), "llama.cpp", QUICK, device=Device(threads=1, memory_mib=enough)
     )
-    how = f"CPU affinity, RLIMIT_DATA of {enough + limits.RESERVED_MIB} MiB, peak resident memory"
+    how = f"CPU affinity, RLIMIT_DATA of {enough + RESERVED_MIB} MiB, peak resident memory"
     assert entry["limits"] == {"threads": 1, "cores": 1, "memory_mib": enough, "how": how}
     said = rf"{tiny.SAMPLE} does not fit.*used \d+ MiB.*limit is {too_small} MiB \(device.memory_mib\)"
     with pytest.raises(StageError, match=said) as refusal:
@@ -90,12 +91,13 @@ def test_a_damaged_file_is_not_said_to_be_too_large(tmp_path: Path) -> None:
 def test_every_thread_of_the_limited_process_has_its_cores_alone() -> None:
     code = """
 import json, os, numpy, resource, sys
+from edgekit.base.memory import RESERVED_MIB
 from edgekit.profiles import limits
 applied = limits.apply(1, 512)
 cores = [len(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")]
 print(json.dumps([applied.cores, cores, resource.getrlimit(resource.RLIMIT_DATA)[0]]))
 try:
-    bytearray((600 + limits.RESERVED_MIB) * 2**20)
+    bytearray((600 + RESERVED_MIB) * 2**20)
 except MemoryError:
     sys.exit(7)
 """
@@ -103,7 +105,7 @@ except MemoryError:
     assert done.returncode == 7, done.stderr
     cores, seen, data = json.loads(done.stdout)
     assert cores == 1 and set(seen) == {1}
-    assert data == (512 + limits.RESERVED_MIB) * 2**20
+    assert data == (512 + RESERVED_MIB) * 2**20
 
 
 def test_an_artifact_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""A process bounds its own memory: within the limit that it has already, and for good where it is told so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from edgekit.base.memory import RESERVED_MIB
+
+CODE = """
+import json, resource, sys
+from edgekit.base.memory import limit_own_memory
+has, wanted, for_good = json.loads(sys.argv[1])
+if has:
+    resource.setrlimit(resource.RLIMIT_DATA, (has << 20, has << 20))
+told = limit_own_memory(wanted, for_good=for_good)
+soft, hard = (limit >> 20 if limit > 0 else limit for limit in resource.getrlimit(resource.RLIMIT_DATA))
+try:
+    bytearray((told + 100) << 20)
+    taken = True
+except MemoryError:
+    taken = False
+print(json.dumps([told, soft, hard, taken]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
+@pytest.mark.parametrize(
+    ("has", "for_good", "expected"),
+    [
+        (0, False, [500 + RESERVED_MIB, 500 + RESERVED_MIB, -1, False]),
+        (0, True, [500 + RESERVED_MIB, 500 + RESERVED_MIB, 500 + RESERVED_MIB, False]),
+        (700, False, [700, 700, 700, False]),  # a limit that it cannot raise
+        (700, True, [700, 700, 700, False]),
+    ],
+)
+def test_a_process_takes_no_more_than_its_limit(has: int, for_good: bool, expected: list[Any]) -> None:
+    command = [sys.executable, "-c", CODE, json.dumps([has, 500, for_good])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
