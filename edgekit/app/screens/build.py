@@ -286,6 +286,7 @@ class BuildScreen(View):
             self.query_one("#estimate", Static).update(self._estimate(found))
             self.query_one("#question", Static).update(Text(QUESTIONS[name]))
             self.query_one("#help", Static).update(Text(HELP[name]))
+            self.query_one("#estimate").display = name != "review"  # which says it itself
             if name == "budget":
                 self._draw_limits()
             page: RenderableType = wizard_page.found_text(found[name], signs)

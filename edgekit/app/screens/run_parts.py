@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
@@ -14,11 +13,10 @@ from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock, span
 
 WIDE = 100
-NAME, WORD, BAR = 14, 7, 8  # cells of a stage's name, word and bar
+NAME, WORD = 14, 7  # cells of a stage's name and word
 CELL = 39  # of a stage, so that two stand beside each other in 80 columns
 STAGES_WIDE = 54
 LEAST_LOG = 12  # lines left for log and notices before stages stand in two columns
-SPARK, LEAST_SPARK = 16, 3  # cells of the curve in the title
 STYLES = {
     "RUNNING": "bold", "DONE": "green", "KEPT": "green", "FAILED": "bold red", "STOPPED": "bold yellow",
     "PASSED": "bold green", "WAITING": "dim", "NONE": "dim", "UNKNOWN": "bold yellow",
@@ -58,16 +56,9 @@ class Parts:
             parts.append(
                 f"rss {view.rss_mib / 1024:.1f}/{(view.rss_mib + view.available_mib) / 1024:.1f} GiB"
             )
-        text, ys = "  ".join(parts), view.loss.ys
-        if ys:
-            last = f"{ys[-1]:.2f}" if ys[-1] >= 0.1 else f"{ys[-1]:.2g}"
-            room = self.width - cell_len(f"{text}  loss  {last}") - 2
-            width = min(2 * SPARK if self.wide else SPARK, len(ys), room)
-            width = width if width >= LEAST_SPARK else 0
-            # by its logarithm, for most of a loss goes in the first steps
-            picked = [math.log(max(ys[(n + 1) * len(ys) // width - 1], 1e-9)) for n in range(width)]
-            text += f"  loss {self.sign.spark(picked, len(picked))} {last}".replace("  loss  ", "  loss ")
-        return text
+        if view.loss.ys:
+            parts.append(f"loss {view.loss.ys[-1]:.2g}")
+        return "  ".join(parts)
 
     def verdict(self) -> Text:
         """The state in a word, what it means, and what went wrong on the way, most important first."""

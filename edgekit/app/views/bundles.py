@@ -62,24 +62,23 @@ def read_json(path: Path, verify: Path) -> dict[str, Any]:
 
 def bundles_in(folder: Path) -> list[Found]:
     """The bundles directly below `folder`, the newest first; none when it is not there."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    except OSError:
-        return []
-    found = [each for name in names[:MOST_BUNDLES] if (each := look_at(folder / name)) is not None]
-    return sorted(found, key=lambda bundle: (-bundle.written, bundle.name))
+    return [look_at(path, written) for written, path in _folders(folder)]
 
 
 def newest(folder: Path) -> Path | None:
     """The bundle below `folder` that was written last."""
+    return next((path for _, path in _folders(folder)), None)
+
+
+def _folders(folder: Path) -> list[tuple[float, Path]]:
+    """When each folder with a manifest or a report was written, the newest first."""
     try:
         with os.scandir(folder) as entries:
-            written = [(_written(Path(entry.path)), entry.path) for entry in entries if entry.name[:1] != "."]
+            names = [entry.name for entry in entries if not entry.name.startswith(".")][:MOST_BUNDLES]
     except OSError:
-        return None
-    known = [(when, path) for when, path in written[:MOST_BUNDLES] if when]
-    return Path(max(known)[1]) if known else None
+        return []
+    found = [(written, folder / name) for name in names if (written := _written(folder / name))]
+    return sorted(found, key=lambda each: (-each[0], each[1]))
 
 
 def _written(folder: Path) -> float:
@@ -91,10 +90,8 @@ def _written(folder: Path) -> float:
     return max(times)
 
 
-def look_at(folder: Path) -> Found | None:
-    """What a folder says of itself; None when it holds neither a manifest nor a report."""
-    if not (written := _written(folder)):
-        return None
+def look_at(folder: Path, written: float) -> Found:
+    """What a bundle says of itself."""
     verdicts, faults = [], []
     for name in (REPORT, MANIFEST):
         try:

@@ -206,11 +206,6 @@ def pieces(before: str, after: str) -> list[Piece]:
     return found
 
 
-def marked(before: str, after: str) -> str:
-    """`after` with what changed inside it: `who pays the [-invoce-]{+invoice+}`."""
-    return "".join(SIGNS[kind][0] + text + SIGNS[kind][1] for kind, text in pieces(before, after))
-
-
 SIGNS = {"same": ("", ""), "gone": ("[-", "-]"), "new": ("{+", "+}")}
 
 

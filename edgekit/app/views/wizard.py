@@ -34,7 +34,7 @@ HELP = {
     "budget": "A file over a limit fails its gate. The target's limits suit most cases.",
     "review": "Nothing is written until you press b.",
 }
-TARGET_COLUMNS = ("target", "bits per weight", "MiB of memory", "runs here", "what it is for")
+TARGET_COLUMNS = ("target", "runs here", "bits per weight", "MiB of memory", "what it is for")
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
 ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
 
@@ -145,7 +145,7 @@ def shipped(machine: Host) -> list[tuple[str, str, str, str, str]]:
         bits = ", ".join(f"{format} {value:.1f}" for format, value in target.bits_per_weight.items())
         limit, apart = target.budget.peak_rss_mib, target.device.differs(machine)
         runs_here = f"no: {apart}" if apart else "yes"
-        rows.append((target.name, bits, f"{limit:,.0f}" if limit else "-", runs_here, target.summary))
+        rows.append((target.name, runs_here, bits, f"{limit:,.0f}" if limit else "-", target.summary))
     return rows
 
 

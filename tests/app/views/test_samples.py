@@ -61,11 +61,12 @@ def test_only_those_that_differ_are_shown_unless_all_are_asked_for(tmp_path: Pat
     assert found.shown(filter_="nothing like it") == []
 
 
-def test_what_changed_is_marked_by_words() -> None:
+def test_what_changed_is_told_by_words() -> None:
     before, after = '{"who":"the invoce","n":1}', '{"who":"the invoice","n":1}'
-    assert samples.marked(before, after) == '{"who":"the [-invoce-]{+invoice+}","n":1}'
-    assert samples.marked("same", "same") == "same"
-    assert samples.marked("", "new") == "{+new+}" and samples.marked("old", "") == "[-old-]"
+    same = [("same", '{"who":"the '), ("gone", "invoce"), ("new", "invoice"), ("same", '","n":1}')]
+    assert samples.pieces(before, after) == same
+    assert samples.pieces("same", "same") == [("same", "same")]
+    assert samples.pieces("", "new") == [("new", "new")] and samples.pieces("old", "") == [("gone", "old")]
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
