@@ -15,6 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from edgekit.app.screens.host import Host
+from edgekit.app.screens.threads import Found, in_thread
 from edgekit.app.views.command import Command, state_option
 from edgekit.base.errors import EdgekitError
 
@@ -87,6 +88,24 @@ class View(Screen[None]):
 
         self.set_interval(self.edgekit.settings.every_s, tick)
         self.call_after_refresh(look)
+
+    def every_read(self, read: Callable[[], Found], done: Callable[[Found], object]) -> Callable[[], None]:
+        """As `every`, but `read` runs in a thread, once at a time, and `done` gets what it found; returns the look."""
+        reading = False
+
+        def look() -> None:
+            nonlocal reading
+            if not reading:
+                reading = True
+                in_thread(self, read, have)
+
+        def have(found: Found) -> None:
+            nonlocal reading
+            reading = False
+            done(found)
+
+        self.every(look)
+        return look
 
     def on_mount(self) -> None:
         """Draw the title line."""

@@ -71,7 +71,7 @@ class ResultsScreen(Deploying):
         self._stamp: tuple[int, ...] = ()
         self._marked: list[str] = []
         self._cursor = ""
-        self._looking = False
+        self._look: Callable[[], None] = lambda: None  # before the screen is there
 
     def compose_view(self) -> ComposeResult:
         """A table beside a picture, or samples, or why there is neither."""
@@ -92,7 +92,7 @@ class ResultsScreen(Deploying):
         """Look for the newest bundle, and look again when its report changes."""
         self.title_text = "no bundle yet"
         self.set_class(self.app.size.width >= WIDE, "-drawn")
-        self.every(self._look)
+        self._look = self.every_read(self._read, lambda show: show())
 
     # Reading
 
@@ -102,23 +102,9 @@ class ResultsScreen(Deploying):
             self._bundle, self._stamp, self._marked, self.progress = Path(bundle), (), [], ()
         self._look()
 
-    def _look(self) -> None:
-        """Look in a thread, once at a time."""
-        if self._looking:
-            return
-        self._looking, asked = True, self._bundle
-
-        def looked(draw: Callable[[], None] | None) -> None:
-            self._looking = False
-            if draw is not None:
-                draw()
-            if self._bundle is not None and self._bundle != asked:  # another one was asked for meanwhile
-                self._look()
-
-        in_thread(self, partial(self._read, self.edgekit.settings.bundles, asked, self._stamp), looked)
-
-    def _read(self, folder: Path, asked: Path | None, before: tuple[int, ...]) -> Callable[[], None] | None:
+    def _read(self) -> Callable[[], None]:
         """In a thread: read the bundle when there is another, or when its report is not the one that is shown."""
+        folder, asked, before = self.edgekit.settings.bundles, self._bundle, self._stamp
         bundle = asked or bundles.newest(folder)
         if bundle is None:
             fault = f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  {DEMO}"
@@ -129,7 +115,7 @@ class ResultsScreen(Deploying):
         except OSError:
             stamp = (1,)
         if stamp == before and bundle == asked:
-            return None
+            return lambda: None
         try:
             loaded, samples = results.load(bundle), samples_view.read(bundle)
         except CorruptError as error:
@@ -147,7 +133,8 @@ class ResultsScreen(Deploying):
     ) -> None:
         """Show what was read of a bundle, or the fault that kept it from being read."""
         if self._bundle not in (None, bundle):
-            return  # another one was asked for meanwhile
+            self._look()  # another one was asked for meanwhile
+            return
         self._bundle, self._stamp, self.results, self.samples = bundle, stamp, loaded, samples
         pages = self.query_one("#pages", ContentSwitcher)
         if loaded is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from functools import partial
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -18,7 +17,6 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.run_parts import LOG_STYLES, Parts
-from edgekit.app.screens.threads import in_thread
 from edgekit.app.views.run import LogLine, RunReader, RunView, matching
 from edgekit.app.views.wizard import Choice
 from edgekit.base.errors import EdgekitError
@@ -60,8 +58,6 @@ class RunScreen(View):
     def __init__(self) -> None:
         super().__init__()
         self._view = RunView()
-        self._reader: RunReader | None = None
-        self._looking = False
         self._asked: dict[int, float] = {}  # when each process was asked to stop
         self._filter = ""
         self._plot = 0
@@ -84,12 +80,12 @@ class RunScreen(View):
 
     def on_mount(self) -> None:
         """Begin to look."""
-        self._reader = RunReader(self.edgekit.settings.cache_dir)
+        reader = RunReader(self.edgekit.settings.cache_dir)
         log = self.query_one("#log", VerticalScroll)
         log.anchor()
         log.focus()
         self.watch(log, "scroll_y", self._draw_head, init=False)
-        self.every(self._look)
+        self.every_read(lambda: reader.read(self.edgekit.now()), self._looked)
 
     def on_resize(self, event: Resize) -> None:
         """Lay the stages out anew."""
@@ -99,13 +95,8 @@ class RunScreen(View):
         """The run as JSON."""
         return None if self._view.state == "NONE" else self._view.document()
 
-    def _look(self) -> None:
-        if self._reader is not None and not self._looking:
-            self._looking = True
-            in_thread(self, partial(self._reader.read, self.edgekit.now()), self._looked)
-
     def _looked(self, view: RunView) -> None:
-        before, self._looking, self._view = self._view.state, False, view
+        before, self._view = self._view.state, view
         self._draw()
         if view.state != before:
             self.refresh_bindings()
@@ -140,20 +131,12 @@ class RunScreen(View):
         self.edgekit.push_screen(Confirm(text), answered)
 
     def _stop(self, run: runs.Run) -> None:
-        def stop() -> EdgekitError | None:
-            try:
-                runs.interrupt(run)
-            except EdgekitError as error:
-                return error
-            return None
-
-        def stopped(error: EdgekitError | None) -> None:
-            if error is None:
-                self._asked[run.pid] = self.edgekit.now()
-            else:
-                self.complain(error)
-
-        in_thread(self, stop, stopped)
+        try:
+            runs.interrupt(run)
+        except EdgekitError as error:
+            self.complain(error)
+        else:
+            self._asked[run.pid] = self.edgekit.now()
 
     def action_results(self) -> None:
         """What it built."""

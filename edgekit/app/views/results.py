@@ -177,22 +177,17 @@ def detail(results: Results, row: Row | None, symbols: Symbols) -> list[Line]:
     lines: list[Line] = [("fact", results.sentence)]
     lines += [("failed", f"{symbols.warning} {note}") for note in results.notes]
     for gate in results.failed:
-        lines.append(("failed", f"{symbols.failed} FAIL {gate_line(gate)}"))
+        stage = f", stage {gate['stage']}" if gate["stage"] else ""
+        lines.append(("failed", f"{symbols.failed} FAIL {gate_line(gate, gate['name'])}{stage}"))
         lines += [("more", words) for words in (gate["detail"], gate["advice"]) if words]
     return lines + (about(row, symbols) if row else [])
 
 
-def gate_line(gate: Mapping[str, Any]) -> str:
-    """A gate as `gguf.size_mib (size, MiB): 119, limit 100, stage quantize.gguf`."""
+def gate_line(gate: Mapping[str, Any], name: str) -> str:
+    """A gate as `gguf.size_mib (size, MiB): 119, limit 100`, with what it checks where its name does not say it."""
+    check, words = gate["name"].rpartition(".")[2].replace("_", " "), summary.gate_words(gate["name"])
     limit = NONE if gate["limit"] is None else exact(gate["limit"])
-    stage = f", stage {gate['stage']}" if gate.get("stage") else ""
-    return f"{gate['name']}{_words(gate)}: {figure(gate['value'])}, limit {limit}{stage}"
-
-
-def _words(gate: Mapping[str, Any]) -> str:
-    """What a gate checks, in brackets, where its name does not say it."""
-    name, words = gate["name"].rpartition(".")[2], summary.gate_words(gate["name"])
-    return "" if words == name.replace("_", " ") else f" ({words})"
+    return f"{name}{'' if words == check else f' ({words})'}: {figure(gate['value'])}, limit {limit}"
 
 
 def about(row: Row, symbols: Symbols) -> list[Line]:
@@ -223,9 +218,8 @@ def about(row: Row, symbols: Symbols) -> list[Line]:
     for gate in row.gates:
         sign = symbols.ok if gate["passed"] else symbols.failed
         more = f"  {gate['detail']}" if gate["detail"] else ""
-        limit = NONE if gate["limit"] is None else exact(gate["limit"])
-        said = f"{gate['name'].partition('.')[2]}{_words(gate)}: {figure(gate['value'])}, limit {limit}"
-        lines.append(("fact" if gate["passed"] else "failed", f"{sign} {said}{more}"))
+        name = gate["name"].partition(".")[2]
+        lines.append(("fact" if gate["passed"] else "failed", f"{sign} {gate_line(gate, name)}{more}"))
     return lines
 
 
