@@ -7,13 +7,11 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekit.app.views.command import Command, state_option, who
 from edgekit.base.errors import ConfigError
@@ -21,6 +19,7 @@ from edgekit.field.state import DEFAULT_STATE
 
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 HOST = re.compile(r"(?:[\w.][\w.+-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)  # never an option of ssh
+KEYS = {"name", "url", "host", "state", "token", "token_env"}  # of a table in the file
 HERE = "here"
 TOKEN = "EDGEKIT_TOKEN"  # of the environment: what `edgekit serve` reads too
 LARGEST = 2**20
@@ -114,15 +113,63 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
         raise ConfigError(f"The devices in {path} cannot be read: {error}.", "Check the path.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML.", "Mend that line.", [f"{path}: {error}"]) from error
-    try:
-        entries = _File.model_validate(values).device
-        devices = tuple(entry.device() for entry in entries)
-    except ValidationError as error:
-        faults = [f"{path.name}: {_fault(dict(found), values)}" for found in error.errors()]
+    entries = values.get("device")
+    if not isinstance(entries, list) or not entries or values.keys() - {"device"}:
+        raise ConfigError(f"{path} is not a list of [[device]] tables; no device is looked at.", hint)
+    devices, faults = [], []
+    for number, entry in enumerate(entries, 1):
+        told = _entry_faults(entry)
+        if told:
+            name = entry.get("name") if isinstance(entry, dict) else None
+            which = f"device {number}" + (f" ({name})" if isinstance(name, str) else "")
+            faults += [f"{path.name}: {which}: {fault}" for fault in told]
+        else:
+            devices.append(_device(entry))
+    if faults:
         many = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
-        raise ConfigError(f"{path} has {many}; no device is looked at.", hint, faults) from error
+        raise ConfigError(f"{path} has {many}; no device is looked at.", hint, faults)
     check_names(devices)
-    return devices
+    return tuple(devices)
+
+
+def _entry_faults(entry: Any) -> list[str]:
+    """What is wrong with one table of the file, in words that never hold its token."""
+    if not isinstance(entry, dict):
+        return ["it is no table"]
+    faults = []
+    for key in sorted(entry.keys() - KEYS):
+        near = difflib.get_close_matches(key, KEYS, 1)
+        faults.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
+    faults += [
+        f"{key}: this has to be a text"
+        for key in sorted(KEYS & entry.keys())
+        if not isinstance(entry[key], str)
+    ]
+    if faults:
+        return faults
+    given = {key for key in KEYS if entry.get(key)}
+    if "name" not in given:
+        faults.append("name: it is missing")
+    if not given & {"url", "host"}:
+        faults.append("give url or host")
+    if "state" in given and "host" not in given:
+        faults.append("state goes with host")
+    if given & {"token", "token_env"} and "url" not in given:
+        faults.append("a token goes with url")
+    if "token_env" in given and not _bearer(entry):
+        faults.append(f"{entry['token_env']} is not set in the environment")
+    name = entry.get("name", "unnamed")
+    return faults + _wrong(name, _whole(entry.get("url", "")), entry.get("host", ""), _bearer(entry))
+
+
+def _bearer(entry: Mapping[str, str]) -> str:
+    variable = entry.get("token_env")
+    return (os.environ.get(variable, "") if variable else entry.get("token", "")).strip()
+
+
+def _device(entry: Mapping[str, str]) -> Device:
+    state = Path(entry["state"]) if entry.get("state") else None
+    return Device(entry["name"], _whole(entry.get("url", "")), entry.get("host", ""), state, _bearer(entry))
 
 
 def check_names(devices: Sequence[Device]) -> None:
@@ -163,62 +210,3 @@ def _whole(url: str) -> str:
     """The address of the status, where only the server's address or that of its metrics is given."""
     bare = re.fullmatch(r"(https?://[^/?#]+)(/|/metrics)?", url)
     return f"{bare[1]}/status" if bare else url
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    name: str
-    url: str = ""
-    host: str = ""
-    state: str = ""
-    token: str = ""
-    token_env: str = ""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> _Entry:
-        faults = _wrong(self.name, _whole(self.url), self.host, self.bearer)
-        if not (self.url or self.host):
-            faults.append("give url or host")
-        if self.state and not self.host:
-            faults.append("state goes with host")
-        if (self.token or self.token_env) and not self.url:
-            faults.append("a token goes with url")
-        if self.token_env and not self.bearer:
-            faults.append(f"{self.token_env} is not set in the environment")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-    @property
-    def bearer(self) -> str:
-        return (os.environ.get(self.token_env, "") if self.token_env else self.token).strip()
-
-    def device(self) -> Device:
-        state = Path(self.state) if self.state else None
-        return Device(self.name, _whole(self.url), self.host, state, self.bearer)
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    device: Annotated[list[_Entry], Field(min_length=1)]
-
-
-def _fault(found: dict[str, Any], values: dict[str, Any]) -> str:
-    """One fault in words: which device, which key, what is wrong, and the nearest key to an unknown one."""
-    location = list(found["loc"])
-    where = []
-    if len(location) > 1 and isinstance(location[1], int):
-        entry = values["device"][location[1]]
-        name = entry.get("name") if isinstance(entry, dict) else None
-        where.append(f"device {location[1] + 1}" + (f" ({name})" if isinstance(name, str) else ""))
-        location = location[2:]
-    where += map(str, location)
-    if found["type"] == "extra_forbidden":
-        known = _Entry.model_fields if len(found["loc"]) > 1 else _File.model_fields
-        near = difflib.get_close_matches(str(found["loc"][-1]), known, 1)
-        what = "unknown key" + (f"; did you mean '{near[0]}'?" if near else "")
-    else:
-        what = found["msg"].removeprefix("Value error, ")
-    return f"{': '.join(where)}: {what[0].lower() + what[1:]}"
