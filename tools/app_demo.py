@@ -90,9 +90,28 @@ class Screens(Story):
         super().__init__(state, self._ended)
         self.terminal = terminal
 
-    def shows(self, *words: str, seconds: float = 30) -> None:
-        """Go on once the screen shows one of `words`."""
+    def press(self, keys: str, *words: str, seconds: float = 30, keep: str = "") -> None:
+        """Press keys, by tmux's names, and go on once the screen shows one of `words`."""
+        self.terminal.press(*keys.split())
+        self.shows(*words, seconds=seconds, keep=keep)
+
+    def type(self, text: str, *words: str, seconds: float = 30, keep: str = "") -> None:
+        """Type a text and enter, and go on once the screen shows one of `words`."""
+        self.terminal.type(text)
+        self.shows(*words, seconds=seconds, keep=keep)
+
+    def shows(self, *words: str, seconds: float = 30, keep: str = "") -> None:
+        """Go on once the screen shows one of `words`; with `keep` it is kept under that name."""
         self.holds(self.terminal.see(*words, seconds=seconds), f"the screen shows {' or '.join(words)}")
+        if keep:
+            self.terminal.keep(keep)
+
+    def promote(self, bundle: str, why: str) -> None:
+        """Put the bundle that is shown on trial."""
+        self.press("P", "Why is it promoted")
+        self.type(why, f"Type {bundle}")
+        self.type(bundle, "DONE promote", "FAILED", seconds=240, keep=f"promoted-{bundle}")
+        self.holds("FAILED" not in self.terminal.text, f"{bundle} is on trial")
 
     def _ended(self) -> str:
         self.terminal.keep("failed")
@@ -130,44 +149,32 @@ def main() -> int:
 
 def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     """Build, serve, watch, be told, roll back, recover."""
-    bundles, asked = folder / "bundles", questions()
+    bundles, asked, port = folder / "bundles", questions(), free_port()
+    base = f"http://127.0.0.1:{port}/v1"
 
     story.say("Five questions, each answered with enter, and a build")
     story.shows("1/5")
     for step in range(2, 6):
-        terminal.press("Enter")
-        story.shows(f"{step}/5")
-    terminal.keep("review")
-    terminal.press("b")
-    story.shows("Build it?", seconds=120)
-    terminal.press("Enter")
-    story.shows("STARTING", "RUNNING", "KEPT", seconds=60)
-    terminal.keep("run")
+        story.press("Enter", f"{step}/5")
+    story.press("b", "Build it?", seconds=120, keep="review")
+    story.press("Enter", "STARTING", "RUNNING", "KEPT", seconds=60, keep="run")
     story.shows("All gates passed", seconds=60 * 60)
-    terminal.press("Enter")
-    story.shows("gates hold", seconds=30)
-    terminal.keep("results")
+    story.press("Enter", "gates hold", keep="results")
 
     story.say("Write mode, and the bundle is put to use")
-    terminal.press("w")
-    story.shows("Allow changes")
-    terminal.press("Enter")
-    story.shows("WRITE")
-    promote(story, BUNDLE, "the first one")
-    port = free_port()
-    terminal.press("S")
-    story.shows("Port")
+    story.press("w", "Allow changes")
+    story.press("Enter", "WRITE")
+    story.promote(BUNDLE, "the first one")
+    story.press("S", "Port")
     terminal.type(str(port))
-    base = f"http://127.0.0.1:{port}/v1"
     story.holds(wait(lambda: answers(port), 120), "the service answers")
     first = story.releases()["current"]
 
     story.say("The next release follows while the service runs")
     next_release(bundles / BUNDLE, bundles / "next")
-    terminal.press("3", "b")
-    story.shows("next")
+    story.press("3 b", "next")
     terminal.press("Enter")
-    promote(story, "next", "an update")
+    story.promote("next", "an update")
     story.holds(
         wait(lambda: story.releases().get("previous") == first, 60), "it answers, and was marked good"
     )
@@ -175,40 +182,28 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     story.say("Good traffic")
     told = traffic(base, [asked[n % len(asked)] for n in range(120)])
     story.holds(set(told) == {200}, f"answered: {dict(told)}")
-    terminal.press("4")
-    story.shows("OK")
-    terminal.keep("monitor-good")
+    story.press("4", "OK", keep="monitor-good")
 
     story.say("Traffic in which every word is mistyped")
     draw = random.Random(7)
     told = traffic(base, [typos(asked[n % len(asked)], draw) for n in range(240)])
     story.holds(set(told) == {200}, f"answered: {dict(told)}")
-    story.shows("WARNING", "CRITICAL", seconds=60)
-    terminal.keep("monitor-alert")
+    story.shows("WARNING", "CRITICAL", seconds=60, keep="monitor-alert")
 
     story.say("The incident")
-    terminal.press("Enter")
-    story.shows("INCIDENT")
-    story.shows("OPEN")
-    terminal.keep("incident")
-    terminal.press("a")
-    story.shows("Acknowledge incident")
-    terminal.type("looking into it")
-    story.shows("ACKNOWLEDGED")
+    story.press("Enter", "INCIDENT")
+    story.shows("OPEN", keep="incident")
+    story.press("a", "Acknowledge incident")
+    story.type("looking into it", "ACKNOWLEDGED")
 
     story.say("Back to the release before, under load")
     load = Load(base, asked)
     time.sleep(3)
-    terminal.press("R")
-    story.shows("Why roll back?")
-    terminal.type("it drifts")
-    story.shows(f"Type {first}")
-    terminal.keep("rollback")
-    terminal.type(first)
-    story.shows("HEALTH WATCH")
+    story.press("R", "Why roll back?")
+    story.type("it drifts", f"Type {first}", keep="rollback")
+    story.type(first, "HEALTH WATCH")
     story.holds(wait(lambda: load.releases[-1] == first, 20), f"{first} answers again")
-    story.shows("HEALTHY", seconds=90)
-    terminal.keep("healthy")
+    story.shows("HEALTHY", seconds=90, keep="healthy")
     told = load.stop()
     story.holds(set(told) == {200}, f"no request was lost: {dict(told)}")
     terminal.press("Enter", "4")
@@ -219,18 +214,6 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     terminal.press("q")
     story.holds(wait(lambda: terminal.over, 20), "the app has ended")
     story.holds(answers(port), "the service still answers")
-
-
-def promote(story: Screens, bundle: str, why: str) -> None:
-    """Put the bundle that is shown on trial."""
-    story.terminal.press("P")
-    story.shows("Why is it promoted")
-    story.terminal.type(why)
-    story.shows(f"Type {bundle}")
-    story.terminal.type(bundle)
-    story.shows("DONE promote", "FAILED", seconds=240)
-    story.holds("FAILED" not in story.terminal.text, f"{bundle} is on trial")
-    story.terminal.keep(f"promoted-{bundle}")
 
 
 def recovered(text: str, release: str) -> bool:

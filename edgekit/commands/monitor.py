@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,21 +14,7 @@ import typer
 
 from edgekit.base.errors import ConfigError, EdgekitError
 from edgekit.commands import shell
-from edgekit.commands.options import (
-    Ascii,
-    Demo,
-    Devices,
-    Every,
-    FleetFile,
-    NoTui,
-    ScreenName,
-    Theme,
-    ThemeName,
-    WindowTime,
-    is_terminal,
-    open_app,
-    settings_of,
-)
+from edgekit.commands.options import AppOptions, Every, ScreenName, Window, is_terminal, open_app
 
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
@@ -42,57 +29,59 @@ def register(app: typer.Typer) -> None:
     app.command("monitor")(monitor)
 
 
-def monitor(
-    once: Annotated[bool, typer.Option("--once", help="Print once and exit; --json always does.")] = False,
-    window: WindowTime = "5m",
-    every: Every = 2.0,
-    device: Devices = None,
-    fleet: FleetFile = None,
+@dataclass(frozen=True)
+class MonitorOptions(AppOptions):
+    """The options of `edgekit monitor`."""
+
+    window: Window = "5m"
+    every: Every = 2.0
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit; --json always does.")] = False
     watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Also evaluate alert rules when no server is running."),
-    ] = False,
+        bool, typer.Option("--watch", help="Also evaluate alert rules when no server is running.")
+    ] = False
     webhook: Annotated[
         str | None,
         typer.Option(
             "--webhook", envvar=WEBHOOK, help="With --watch: a URL that receives each change of an incident."
         ),
-    ] = None,
-    demo: Demo = False,
-    ascii: Ascii = False,
-    theme: ThemeName = Theme.DARK,
-    no_tui: NoTui = False,
-    state: shell.StateDir = shell.DEFAULT_STATE,
-    json: shell.Json = False,
-    verbose: shell.Verbose = False,
-) -> None:
+    ] = None
+    json: shell.Json = False
+
+
+@shell.takes(MonitorOptions)
+def monitor(options: MonitorOptions) -> None:
     """Show requests, speed, memory, temperature, drift and incidents of each device and release, worst first.
 
     In a terminal this is the app's fourth screen (`edgekit tui monitor`); ctrl-c ends the plain form.
     """
-    from edgekit.base.clock import seconds
-    from edgekit.field.telemetry.store import FILE, Store
-
-    once, window_s = once or json, seconds(window)
-    typed = webhook is not None and webhook != os.environ.get(WEBHOOK)
-    if (watch or typed) and (device or fleet or demo):
+    typed = options.webhook is not None and options.webhook != os.environ.get(WEBHOOK)
+    if (options.watch or typed) and (options.device or options.fleet or options.demo):
         raise ConfigError(
             "--watch and --webhook are for this device alone, not for --device, --fleet or --demo; nothing was started.",
             "Start `edgekit monitor --watch` on each device that is to be watched.",
         )
-    if is_terminal() and not (once or watch or json or no_tui):
-        settings = settings_of(device, fleet, window_s, every, ascii=ascii, state=state)
-        open_app(settings, ScreenName.MONITOR, theme=theme, demo=demo)
-        return
-    if demo:
-        from edgekit.app.views import demo as recorded
+    settings, once = options.settings(), options.once or options.json
+    if is_terminal() and not (once or options.watch or options.no_tui):
+        open_app(settings, ScreenName.MONITOR, options)
+    elif options.demo:
+        from edgekit.app.views.demo import unpack
 
         with tempfile.TemporaryDirectory() as folder:
-            monitor(once=True, window=window, state=recorded.unpack(Path(folder)).state, json=json)
-        return
-    if device or fleet:
-        glance(settings_of(device, fleet, window_s, every, state=state), once, json)
-        return
+            recorded = unpack(Path(folder)).state
+            print_here(replace(settings, state=recorded), once=True, json=options.json)
+    elif settings.devices:
+        glance(settings, once, options.json)
+    else:
+        print_here(settings, once=once, json=options.json, watch=options.watch, webhook=options.webhook)
+
+
+def print_here(
+    settings: Settings, *, once: bool, json: bool, watch: bool = False, webhook: str | None = None
+) -> None:
+    """The status of this device, printed every few seconds or `once`; with `watch` its rules are evaluated too."""
+    from edgekit.field.telemetry.store import FILE, Store
+
+    state = settings.state
     store = Store(state / FILE)
     watcher = _watcher(state, store, webhook) if watch else None
     try:
@@ -101,14 +90,14 @@ def monitor(
             try:
                 if watcher is not None:
                     watcher.once(now)
-                _show(state, store, now, window_s, json)
+                _show(state, store, now, settings.window_s, json)
             except EdgekitError as error:
                 if once:
                     raise
                 sys.stderr.write(f"edgekit: {error.message}\n")  # who watches goes on
             if once:
                 return
-            time.sleep(every)
+            time.sleep(settings.every_s)
     finally:
         if watcher is not None:
             watcher.close()

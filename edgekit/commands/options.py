@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from edgekit.commands import shell
 
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
@@ -35,35 +38,52 @@ class Theme(StrEnum):
 
 THEMES = {Theme.DARK: "textual-dark", Theme.LIGHT: "textual-light", Theme.MONO: "textual-dark"}
 
-Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        metavar="NAME=WHERE",
-        help="Another device: the URL of its `edgekit serve`, or ssh:USER@HOST[:STATE]. Can be repeated.",
-    ),
-]
-FleetFile = Annotated[Path | None, typer.Option("--fleet", help="A TOML file that names devices.")]
-Demo = Annotated[
-    bool, typer.Option("--demo", help="Show a recorded build and a recorded day of a device instead.")
-]
-Ascii = Annotated[bool, typer.Option("--ascii", help="Use ASCII characters only.")]
-NoTui = Annotated[bool, typer.Option("--no-tui", help="Print plain text, as without a terminal.")]
-ThemeName = Annotated[Theme, typer.Option("--theme", help="Colour theme; NO_COLOR=1 also removes colours.")]
 Every = Annotated[float, typer.Option("--every", min=0.5, help="Refresh interval in seconds.")]
-WindowTime = Annotated[str, typer.Option("--window", metavar="TIME", help="Time window, e.g. 5m or 1h.")]
+Window = Annotated[str, typer.Option("--window", metavar="TIME", help="Time window, e.g. 5m or 1h.")]
 
 
-def settings_of(
-    devices: list[str] | None, fleet: Path | None, window_s: float, every_s: float, **more: Any
-) -> Settings:
-    """What was typed, as settings, with `more` of their fields; raises `ConfigError` for devices that are none."""
-    from edgekit.app.views.devices import check_names, parse_device, read_fleet
-    from edgekit.app.views.settings import Settings
+@dataclass(frozen=True)
+class AppOptions:
+    """The options of the terminal app."""
 
-    known = (*(read_fleet(fleet) if fleet else ()), *map(parse_device, devices or ()))
-    check_names(known)
-    return Settings(devices=known, window_s=window_s, every_s=every_s, **more)
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="NAME=WHERE",
+            help="Another device: the URL of its `edgekit serve`, or ssh:USER@HOST[:STATE]. Can be repeated.",
+        ),
+    ] = None
+    fleet: Annotated[Path | None, typer.Option("--fleet", help="A TOML file that names devices.")] = None
+    window: Window = "15m"
+    every: Every = 1.0
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Show a recorded build and a recorded day of a device instead.")
+    ] = False
+    ascii: Annotated[bool, typer.Option("--ascii", help="Use ASCII characters only.")] = False
+    theme: Annotated[
+        Theme, typer.Option("--theme", help="Colour theme; NO_COLOR=1 also removes colours.")
+    ] = Theme.DARK
+    no_tui: Annotated[bool, typer.Option("--no-tui", help="Print plain text, as without a terminal.")] = False
+    state: shell.StateDir = shell.DEFAULT_STATE
+    verbose: shell.Verbose = False
+
+    def settings(self, **more: Any) -> Settings:
+        """What was typed, as settings, with `more` of their fields; raises `ConfigError` for devices that are none."""
+        from edgekit.app.views.devices import check_names, parse_device, read_fleet
+        from edgekit.app.views.settings import Settings
+        from edgekit.base.clock import seconds
+
+        known = (*(read_fleet(self.fleet) if self.fleet else ()), *map(parse_device, self.device or ()))
+        check_names(known)
+        return Settings(
+            devices=known,
+            window_s=seconds(self.window),
+            every_s=self.every,
+            ascii=self.ascii,
+            state=self.state,
+            **more,
+        )
 
 
 def is_terminal() -> bool:
@@ -71,18 +91,18 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def open_app(settings: Settings, screen: str, *, theme: Theme = Theme.DARK, demo: bool = False) -> None:
-    """Run the app until the person leaves; with `demo` on recorded data in a temporary folder."""
-    if theme is Theme.MONO:
+def open_app(settings: Settings, screen: str, options: AppOptions) -> None:
+    """Run the app until the person leaves; with `--demo` on recorded data in a temporary folder."""
+    if options.theme is Theme.MONO:
         os.environ["NO_COLOR"] = "1"  # before Textual is imported
     for name in ("COLUMNS", "LINES"):  # where they are exported, the app would never see its terminal resized
         os.environ.pop(name, None)
     from edgekit import registry
 
     app_class: Any = registry.load("apps", "tui")
-    if not demo:
+    if not options.demo:
         app = app_class(settings, str(screen))
-        app.theme = THEMES[theme]
+        app.theme = THEMES[options.theme]
         app.run()
         return
     from dataclasses import replace
@@ -95,5 +115,5 @@ def open_app(settings: Settings, screen: str, *, theme: Theme = Theme.DARK, demo
         shown = replace(found, ascii=settings.ascii, every_s=settings.every_s, window_s=settings.window_s)
         with replay(shown) as playing:
             app = app_class(playing, str(screen))
-            app.theme = THEMES[theme]
+            app.theme = THEMES[options.theme]
             app.run()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.commands import options, shell
+from edgekit.commands import shell
+from edgekit.commands.options import AppOptions, ScreenName, is_terminal, open_app
 
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
@@ -20,56 +22,46 @@ def register(app: typer.Typer) -> None:
     app.command("tui")(tui)
 
 
-def tui(
-    screen: Annotated[
-        options.ScreenName, typer.Argument(help="The screen to begin with.")
-    ] = options.ScreenName.BUILD,
-    device: options.Devices = None,
-    fleet: options.FleetFile = None,
-    demo: options.Demo = False,
-    window: options.WindowTime = "15m",
-    every: options.Every = 1.0,
-    ascii: options.Ascii = False,
-    theme: options.ThemeName = options.Theme.DARK,
-    no_tui: options.NoTui = False,
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
-    bundles: Annotated[Path, typer.Option("--bundles", help="Where builds are written.")] = Path("bundles"),
-    state: shell.StateDir = shell.DEFAULT_STATE,
-    verbose: shell.Verbose = False,
-) -> None:
-    """Build, watch, compare and operate in the terminal, led by screens."""
-    from edgekit.base.clock import seconds
+@dataclass(frozen=True)
+class TuiOptions(AppOptions):
+    """The options of `edgekit tui`."""
 
-    settings = options.settings_of(
-        device, fleet, seconds(window), every, ascii=ascii, cache_dir=cache_dir, bundles=bundles, state=state
-    )
-    if not (no_tui or not options.is_terminal()):
-        options.open_app(settings, screen, theme=theme, demo=demo)
-    elif demo:
-        from edgekit.app.views import demo as recorded
+    screen: Annotated[ScreenName, typer.Argument(help="The screen to begin with.")] = ScreenName.BUILD
+    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE
+    bundles: Annotated[Path, typer.Option("--bundles", help="Where builds are written.")] = Path("bundles")
+
+
+@shell.takes(TuiOptions)
+def tui(options: TuiOptions) -> None:
+    """Build, watch, compare and operate in the terminal, led by screens."""
+    settings = options.settings(cache_dir=options.cache_dir, bundles=options.bundles)
+    if is_terminal() and not options.no_tui:
+        open_app(settings, options.screen, options)
+    elif options.demo:
+        from edgekit.app.views.demo import unpack
 
         with tempfile.TemporaryDirectory() as folder:
-            plain(screen, recorded.unpack(Path(folder)))
+            plain(options.screen, unpack(Path(folder)))
     else:
-        plain(screen, settings)
+        plain(options.screen, settings)
 
 
-def plain(screen: options.ScreenName, settings: Settings) -> None:
+def plain(screen: ScreenName, settings: Settings) -> None:
     """What the screen shows, on stdout as text."""
     from edgekit.commands import build, incident, monitor
 
     match screen:
-        case options.ScreenName.MONITOR if settings.devices:
+        case ScreenName.MONITOR if settings.devices:
             monitor.glance(settings, once=True, json=False)
-        case options.ScreenName.MONITOR:
-            monitor.monitor(once=True, window=f"{settings.window_s:.0f}s", state=settings.state)
-        case options.ScreenName.INCIDENT:
+        case ScreenName.MONITOR:
+            monitor.print_here(settings, once=True, json=False)
+        case ScreenName.INCIDENT:
             incident.list_(state=settings.state)
-        case options.ScreenName.RESULTS:
+        case ScreenName.RESULTS:
             _plain_results(settings)
-        case options.ScreenName.RUN:
+        case ScreenName.RUN:
             _plain_run(settings)
-        case options.ScreenName.BUILD:
+        case ScreenName.BUILD:
             build.plan(cache_dir=settings.cache_dir)
 
 

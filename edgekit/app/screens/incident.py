@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import Resize
 from textual.widget import Widget
-from textual.widgets import DataTable, OptionList, Static
+from textual.widgets import OptionList, Static
 
 from edgekit.app.screens import incident_parts as parts
 from edgekit.app.screens.chart import Chart
@@ -36,7 +36,8 @@ class IncidentScreen(Changing):
     IncidentScreen #side.gone, IncidentScreen.-narrow #side { display: none; }
     IncidentScreen.-wide #timeline { display: none; }
     IncidentScreen #empty { padding: 1 1; }
-    IncidentScreen #list { height: 1fr; }
+    IncidentScreen #list { height: 1fr; border: none; padding: 0 1; background: transparent; }
+    IncidentScreen #list:focus { border: none; }
     IncidentScreen #one > Static { padding: 0 1; }
     IncidentScreen #state { text-style: bold; }
     IncidentScreen #state.critical { color: $text-error; }
@@ -74,7 +75,8 @@ class IncidentScreen(Changing):
     @property
     def chosen(self) -> int | None:
         """The incident that is shown, or the one under the cursor."""
-        return self.query_one(parts.Listed).number if self.number is None else self.number
+        listed = self.query_one("#list", parts.Lines).chosen
+        return self.number if self.number is not None else int(listed) if listed else None
 
     @property
     def wanted(self) -> Wanted:
@@ -87,7 +89,7 @@ class IncidentScreen(Changing):
             with Vertical(id="main"):
                 yield Static(id="said", markup=False)
                 yield Static(id="empty", markup=False)
-                yield parts.Listed(id="list")
+                yield parts.Lines(id="list")
                 with VerticalScroll(id="one"):
                     yield Static(id="state")
                     yield Static(id="what")
@@ -191,7 +193,10 @@ class IncidentScreen(Changing):
         if found is not None and shown is not None:
             self._draw_one(shown, found.plot, now)
         elif found is not None and listed:
-            self.query_one(parts.Listed).fill(found.incidents, now, self.edgekit.symbols, self.size.width)
+            lines = self.query_one("#list", parts.Lines)
+            sign = self.edgekit.symbols
+            lines.fill({str(one.id): parts.row(one, now, sign) for one in found.incidents})
+            lines.highlighted = lines.highlighted or 0
         self._settle_focus()
         if (mode := (self.number is None, listed, shown is None)) != self._drawn.get("mode"):
             self._drawn["mode"] = mode
@@ -229,7 +234,8 @@ class IncidentScreen(Changing):
             self._drawn["plot"] = plot
             parts.draw(chart, plot, now, sign)
         steps = self.query_one(parts.Steps)
-        if steps.fill(shown.steps, wide=self.has_class("-wide")):
+        wide = self.has_class("-wide")
+        if steps.fill({str(n): parts.step(n, step, wide=wide) for n, step in enumerate(shown.steps, 1)}):
             self._lay_out(steps)
 
     def _put(self, name: str, what: Text) -> None:
@@ -259,7 +265,7 @@ class IncidentScreen(Changing):
 
     # Going about
 
-    @on(DataTable.RowSelected)
+    @on(OptionList.OptionSelected, "#list")
     def action_open(self) -> None:
         """Open the incident under the cursor."""
         if self.number is None and self.chosen is not None:
@@ -283,7 +289,7 @@ class IncidentScreen(Changing):
         """To the next steps."""
         self.query_one(parts.Steps).focus()
 
-    @on(OptionList.OptionSelected)
+    @on(OptionList.OptionSelected, "#steps")
     def _step(self, event: OptionList.OptionSelected) -> None:
         steps = self.found.shown.steps if self.found and self.found.shown else ()
         if event.option_index >= len(steps):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.widgets import DataTable, OptionList
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
 
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.chart import Series as Line
@@ -22,25 +21,10 @@ from edgekit.base.clock import clock, span
 from edgekit.field.incidents.incidents import Incident
 from edgekit.field.incidents.runbook import Step
 
-COLUMNS = (("#", 4), ("severity", 10), ("state", 12), ("for", 11))
-COLUMN_NAMES = tuple(name for name, _ in COLUMNS)
-COLUMNS_WIDTH = (
-    sum(width for _, width in COLUMNS) + 2 * (len(COLUMNS) + 1) + 2
-)  # two cells between, a scroll bar
 TICKS = 5
 AGED_S = 120.0
 LONG = 150  # a sentence of more than two lines
-WHAT = "what"
 MARKER = "|"  # of the moment at which it was told
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the list, as high as its sentence needs."""
-
-    key: str
-    cells: tuple[Text, ...]
-    height: int
 
 
 def shell_command(wanted: Wanted) -> str:
@@ -79,25 +63,17 @@ def empty(found: Found | None, wanted: Wanted) -> str:
     return f"{none}\n{found.note}".strip()
 
 
-def row(incident: Incident, now: float, sign: Symbols, width: int) -> Row:
-    """A line of the list."""
-    words = state_words(incident, now)
-    cells = (
-        Text(str(incident.id), justify="right"),
-        Text(f"{_mark(incident, sign)} {incident.severity.upper()}"),
-        Text(words),
-        Text(length(incident, now)),
-        Text.assemble((f"{label(incident)}: ", "bold"), incident.what),
-    )
-    widths = (*(wide for _, wide in COLUMNS), width)
-    height = max(_lines(cell.plain, wide) for cell, wide in zip(cells, widths, strict=True))
-    return Row(str(incident.id), cells, height)
+def row(incident: Incident, now: float, sign: Symbols) -> Text:
+    """An incident in the list."""
+    words = (_severity(incident, sign), state_words(incident, now), length(incident, now))
+    first = f"{incident.id}  {'  '.join(words)}\n"
+    return Text.assemble(first, (f"{label(incident)}: ", "bold"), incident.what)
 
 
 def state(incident: Incident, now: float, sign: Symbols) -> Text:
     """Mark, severity, state, since when and for how long, and of which release."""
     words = (
-        f"{_mark(incident, sign)} {incident.severity.upper()}",
+        _severity(incident, sign),
         state_words(incident, now),
         duration(incident, now),
         f"release {incident.release}" if incident.release else "a model file without a manifest",
@@ -201,65 +177,47 @@ def timeline(shown: Shown, plot: Plot | None, now: float) -> Text:
     return told
 
 
-class Listed(DataTable[Text]):
-    """The incidents as a table; the cursor stays on its incident."""
+def step(number: int, todo: Step, *, wide: bool) -> Text:
+    """One of the next steps, with its command where there is room."""
+    told = Text(f"{number}  {todo.text}")
+    if wide and todo.command:
+        told += Text(f"\n   $ {todo.command}", "dim")
+    return told
+
+
+class Lines(OptionList):
+    """Lines to choose from by their keys; the chosen one stays chosen while others come and go."""
 
     def __init__(self, id: str) -> None:
-        super().__init__(id=id, cursor_type="row")
-        self._rows: list[Row] = []
-        self._width = 0
+        super().__init__(id=id, markup=False)
 
     @property
-    def number(self) -> int | None:
-        """The number of the incident under the cursor."""
-        if not self.row_count:
-            return None
-        return int(str(self.coordinate_to_cell_key(self.cursor_coordinate).row_key.value))
+    def chosen(self) -> str | None:
+        """The key of the line under the cursor."""
+        return None if self.highlighted is None else self.get_option_at_index(self.highlighted).id
 
-    def fill(self, incidents: Sequence[Incident], now: float, sign: Symbols, room: int) -> None:
-        """Show `incidents` in `room` cells; what stayed as it was is not drawn anew."""
-        width = max(20, room - COLUMNS_WIDTH)
-        rows = [row(incident, now, sign, width) for incident in incidents]
-        shape = [(one.key, one.height) for one in rows]
-        if shape == [(one.key, one.height) for one in self._rows] and width == self._width:
-            for old, new in zip(self._rows, rows, strict=True):
-                for name, was, cell in zip((*COLUMN_NAMES, WHAT), old.cells, new.cells, strict=True):
-                    if was != cell:
-                        self.update_cell(new.key, name, cell)
-        else:
-            here = str(self.number)
-            self.clear(columns=True)
-            for name, wide in (*COLUMNS, (WHAT, width)):
-                self.add_column(name, key=name, width=wide)
-            for new in rows:
-                self.add_row(*new.cells, key=new.key, height=new.height)
-            if here in {new.key for new in rows}:
-                self.move_cursor(row=self.get_row_index(here), animate=False)
-        self._rows, self._width = rows, width
+    def fill(self, lines: Mapping[str, Text]) -> bool:
+        """Show `lines`; whether others than before. Only what differs is drawn."""
+        shown = {option.id: option.prompt for option in self.options}
+        if list(shown) == list(lines):
+            for place, (key, line) in enumerate(lines.items()):
+                if shown[key] != line:
+                    self.replace_option_prompt_at_index(place, line)
+            return shown != lines
+        here = self.chosen
+        self.set_options([Option(line, id=key) for key, line in lines.items()])
+        places = {key: place for place, key in enumerate(lines)}
+        self.highlighted = places.get(here or "")
+        return True
 
 
-class Steps(OptionList):
+class Steps(Lines):
     """The next steps, numbered; a number or enter copies the step's command."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(str(number), f"step({number})", f"Copy the command of step {number}", show=False)
         for number in range(1, 10)
     ]  # fmt: skip
-
-    def __init__(self, id: str) -> None:
-        super().__init__(id=id, markup=False)
-        self._filled: tuple[object, ...] = ()
-
-    def fill(self, steps: Sequence[Step], *, wide: bool) -> bool:
-        """Show `steps`, with their commands where there is room; whether anything changed by it."""
-        if self._filled == (steps, wide):
-            return False
-        here = self.highlighted
-        self._filled = (steps, wide)
-        self.set_options([_step(number, step, wide) for number, step in enumerate(steps, 1)])
-        if here is not None and here < len(steps):
-            self.highlighted = here
-        return True
 
     def action_step(self, number: int) -> None:
         """Take a step by its number."""
@@ -268,16 +226,6 @@ class Steps(OptionList):
             self.action_select()
 
 
-def _step(number: int, step: Step, wide: bool) -> Text:
-    told = Text(f"{number}  {step.text}")
-    if wide and step.command:
-        told += Text(f"\n   $ {step.command}", "dim")
-    return told
-
-
-def _mark(incident: Incident, sign: Symbols) -> str:
-    return sign.of("RESOLVED" if is_over(incident) else incident.severity)
-
-
-def _lines(words: str, width: int) -> int:
-    return max(1, len(textwrap.wrap(words, width)))
+def _severity(incident: Incident, sign: Symbols) -> str:
+    mark = sign.of("RESOLVED" if is_over(incident) else incident.severity)
+    return f"{mark} {incident.severity.upper()}"

@@ -16,7 +16,7 @@ from edgekit.base.events import LARGEST
 from edgekit.base.numbers import finite
 from edgekit.base.texts import one_line
 from edgekit.field.incidents.defaults import HEARTBEAT_S
-from edgekit.field.incidents.readings import expected_confidence, reading_of
+from edgekit.field.incidents.readings import reading_of
 from edgekit.field.telemetry import reference
 from edgekit.field.telemetry.minutes import Window
 from edgekit.field.telemetry.store import FILE, Store
@@ -150,11 +150,8 @@ def plotted(shown: Shown) -> str:
 def metric_name(shown: Shown) -> str:
     """What the rule's metric is called."""
     metric = str(shown.rule.get("metric", ""))
-    return (
-        METRICS[metric][0]
-        if metric in METRICS
-        else NAMES.get(metric, one_line(metric) or "The rule's reading")
-    )
+    names = {**NAMES, **{key: name for key, (name, _, _) in METRICS.items()}}
+    return names.get(metric, one_line(metric) or "The rule's reading")
 
 
 def rule_words(shown: Shown) -> str:
@@ -219,14 +216,10 @@ def _line_of(shown: Shown, metric: str, state: Path) -> tuple[float | None, str]
         return None, ""
     for format_ in ("gguf", "onnx"):
         with suppress(EdgekitError, OSError, ValueError):
-            if metric == "confidence":
-                mean = expected_confidence(bundle, format_)
-            else:
-                signals = reference.load(bundle, format_)
-                number = signals.numbers.get(metric) if signals else None
-                mean = number.mean if number else None
-            if (told := finite(mean)) is not None:
-                return told, "at the build"
+            signals = reference.load(bundle, format_)
+            number = signals.numbers.get(metric) if signals else None
+            if number and (mean := finite(number.mean)) is not None:
+                return mean, "at the build"
     return None, ""
 
 

@@ -166,31 +166,30 @@ class Recovery:
 
     def trouble(self) -> Verdict | None:
         """What is wrong so far."""
-        last, name = self.last, self.device.called
+        found = self._trouble()
+        return Verdict("STILL BAD", *found) if found else None
+
+    def _trouble(self) -> tuple[str, str] | None:
+        last, device = self.last, self.device
+        serve = device.command("serve").text
         if last is None:
-            return Verdict("STILL BAD", f"{name} has not answered yet", "Health again in a moment.")
+            return f"{device.called} has not answered yet", "Health again in a moment."
         if last.trouble:
-            return Verdict("STILL BAD", last.trouble, "Check whether the device can be reached.")
-        if last.silent_s is None or last.silent_s > HEARTBEAT_S:
-            heard = (
-                "never heard from" if last.silent_s is None else f"last heard from {span(last.silent_s)} ago"
-            )
-            return Verdict("STILL BAD", f"no server is running: it was {heard}", f"Start it: {self._serve()}")
+            return last.trouble, "Check whether the device can be reached."
+        if last.silent_s is None:
+            return "no server is running: it was never heard from", f"Start it: {serve}"
+        if last.silent_s > HEARTBEAT_S:
+            heard = span(last.silent_s)
+            return f"no server is running: it was last heard from {heard} ago", f"Start it: {serve}"
         if last.incidents:
             number, what = last.incidents[0]
-            return Verdict("STILL BAD", f"incident {number} is open: {what}", f"Open incident {number}.")
+            return f"incident {number} is open: {what}", f"Open incident {number}."
         if last.in_use != self.release:
             seen = last.in_use or "a model file without a name"
-            return Verdict(
-                "STILL BAD",
-                f"{seen} answers, and not {self.release}",
-                f"Start the server anew: {self._serve()}",
-            )
+            return f"{seen} answers, and not {self.release}", f"Start the server anew: {serve}"
         if self.requests and self.errors / self.requests > ERRORS_MOST:
             why = f"{self.errors} of {self.requests} requests failed"
-            return Verdict(
-                "STILL BAD", why, f"See the numbers: {self.device.command('monitor', '--once').text}"
-            )
+            return why, f"See the numbers: {device.command('monitor', '--once').text}"
         return None
 
     def verdict(self, now: float) -> Verdict | None:
@@ -202,12 +201,8 @@ class Recovery:
         if not self.requests:
             why = f"{self.release} is in use and its server is running, but it received no requests in {span(WATCH_S)}"
             return Verdict("NOT PROVEN", why, "Send a request and check the monitor.")
-        return Verdict(
-            "HEALTHY", f"{self.release} answered {self.requests} requests, {self.errors} of them failed"
-        )
-
-    def _serve(self) -> str:
-        return self.device.command("serve").text
+        why = f"{self.release} answered {self.requests} requests, {self.errors} of them failed"
+        return Verdict("HEALTHY", why)
 
 
 def read_health(device: Device, release: str, elapsed_s: float, now: float) -> Health:

@@ -14,7 +14,7 @@ from tui_incident import answer, flat, opened, screen, write_mode
 from tui_support import run, text_of, until
 
 from edgekit.app.screens.dialogs import Ask
-from edgekit.app.screens.incident_parts import Listed, Steps, caption, timeline
+from edgekit.app.screens.incident_parts import Lines, Steps, caption, timeline
 from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.devices import Device
 from edgekit.app.views.evidence import figures
@@ -53,7 +53,7 @@ def test_from_the_list_to_one_incident_and_back(
             )  # each command where there is room
             await pilot.press("escape")
             await until(pilot, lambda: "CRITICAL" in text_of(shown))
-            assert screen(shown).query_one(Listed).cursor_row == 1  # where it was
+            assert screen(shown).query_one("#list", Lines).highlighted == 1  # where it was
 
     run(test())
 
