@@ -37,7 +37,7 @@ from common import DEMO_BUNDLE, MIB
 
 import edgekit
 from edgekit.base import hardware
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 PROMPT = "The history of the steam engine begins in the first century, when Hero of Alexandria described"
 SERVE = [sys.executable, "-m", "edgekit.cli", "serve"]

@@ -2,6 +2,9 @@
 
 The core names the families (`edgekit.export`, `edgekit.runtimes`, `edgekit.profiles`) here and nowhere else,
 as strings. Other packages add theirs through the entry points `edgekit.exporters` and `edgekit.runtimes`.
+
+No stage's key holds this module: a stage declares what the names that it asks for resolve to. So nothing here may
+compute what a result depends on.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.parts import missing_part
+from edgekit.models.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,25 +66,6 @@ BUILT_IN = {
     },
 }
 
-
-# Below it only tokens whose logits differ by less than 0.0001 would share the choice.
-LOWEST_TEMPERATURE = 1e-5
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: the most likely one where `greedy`, else by seeded sampling."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the temperature is 0, or so low that logits divided by it would exceed float32 and become NaN."""
-        return self.temperature < LOWEST_TEMPERATURE
-
-
 LogitsProcessor = Callable[[Sequence[int], "NDArray[np.float32]"], None]
 
 
@@ -112,14 +97,9 @@ class Runtime(Protocol):
         """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
 
     def generate(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling = Sampling(),
-        *,
-        ignore_stop: bool = False,
-        process: LogitsProcessor | None = None,
-    ) -> Iterator[int]:
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
+        ignore_stop: bool = False, process: LogitsProcessor | None = None,
+    ) -> Iterator[int]:  # fmt: skip
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
 
         With `ignore_stop` a stop id is a token like any other: speed is measured over a fixed number of tokens.

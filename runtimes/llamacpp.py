@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.models.chat import REFUSALS, ChatTemplate
+from edgekit.models.sampling import Sampling
 from edgekit.models.source import MERGED
-from edgekit.registry import LogitsProcessor, Runtime, Sampling
+from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes import adapters
 from edgekit.runtimes.checks import check_fits, check_ids, nfc
 
@@ -305,14 +306,9 @@ class LlamaCpp:
         return rows
 
     def generate(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling = Sampling(),
-        *,
-        ignore_stop: bool = False,
-        process: LogitsProcessor | None = None,
-    ) -> Iterator[int]:
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
+        ignore_stop: bool = False, process: LogitsProcessor | None = None,
+    ) -> Iterator[int]:  # fmt: skip
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
         check_fits(len(ids), max_tokens, self._context)
         with self._fresh_context() as context, _sampler(sampling) as sampler:

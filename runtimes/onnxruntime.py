@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.onnx_folder import AGAIN, check_onnx_folder
+from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer_files import chat_template
-from edgekit.registry import LogitsProcessor, Runtime, Sampling
+from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes import adapters
 from edgekit.runtimes.checks import check_fits, check_ids, nfc
 
@@ -184,14 +185,9 @@ class OnnxRuntime:
         return rows
 
     def generate(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling = Sampling(),
-        *,
-        ignore_stop: bool = False,
-        process: LogitsProcessor | None = None,
-    ) -> Iterator[int]:
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
+        ignore_stop: bool = False, process: LogitsProcessor | None = None,
+    ) -> Iterator[int]:  # fmt: skip
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
 
         With `ignore_stop` a stop id is never chosen, so that `max_tokens` come.

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from edgekit.base.errors import CorruptError
 from edgekit.models.chat import ChatTemplate
+from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer import ModelTokenizer
-from edgekit.registry import LogitsProcessor, Runtime, Sampling
+from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
@@ -97,14 +98,9 @@ class TorchModel:
         return rows
 
     def generate(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling = Sampling(),
-        *,
-        ignore_stop: bool = False,
-        process: LogitsProcessor | None = None,
-    ) -> Iterator[int]:
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
+        ignore_stop: bool = False, process: LogitsProcessor | None = None,
+    ) -> Iterator[int]:  # fmt: skip
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
         self._check(ids, max_tokens)
         generator = torch.Generator().manual_seed(sampling.seed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.base.errors import StageError
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 
 class Bytewise:

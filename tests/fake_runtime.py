@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.models.chat import ChatTemplate
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -24,6 +24,8 @@ NARRATION = frozenset(
     f"edgekit.base.{name}"
     for name in ("cache", "clock", "code", "console", "errors", "events", "locks", "parts")
 )
+# Names and shapes. What a name stands for counts, because a stage declares the modules that it asks for by name.
+NAMES = frozenset({"edgekit.registry"})
 # Packages that do their work behind another one's name, which no import shows.
 BEHIND = {"onnxruntime-genai": ("onnxruntime",), "transformers": ("tokenizers", "safetensors")}
 
@@ -92,7 +94,7 @@ def _reached(modules: Iterable[str]) -> dict[str, Path]:
     waiting = [each for module in modules for each in _members(module)]
     while waiting:
         name = waiting.pop()
-        if name in found or name in NARRATION:
+        if name in found or name in NARRATION | NAMES:
             continue
         file = file_of(name)
         if file is None:

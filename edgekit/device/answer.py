@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from edgekit.device.certainty import Certainty
-from edgekit.registry import LogitsProcessor, Runtime, Sampling
+from edgekit.models.sampling import Sampling
+from edgekit.registry import LogitsProcessor, Runtime
 
 WHOLE = ("stop", "length")  # how an answer ends that was given; all else was cancelled or failed
 

@@ -36,7 +36,8 @@ from edgekit.base import errors
 from edgekit.base.artifacts import size_of
 from edgekit.base.child import Child
 from edgekit.models.chat import ChatTemplate
-from edgekit.registry import BareText, HasBare, HasControlTokens, LogitsProcessor, Runtime, Sampling
+from edgekit.models.sampling import Sampling
+from edgekit.registry import BareText, HasBare, HasControlTokens, LogitsProcessor, Runtime
 
 STEP_S, TOTAL_S = 300.0, 3600.0
 MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
@@ -156,14 +157,9 @@ class IsolatedRuntime:
         return rows
 
     def generate(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling = Sampling(),
-        *,
-        ignore_stop: bool = False,
-        process: LogitsProcessor | None = None,
-    ) -> Iterator[int]:
+        self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
+        ignore_stop: bool = False, process: LogitsProcessor | None = None,
+    ) -> Iterator[int]:  # fmt: skip
         """Token ids after the prompt `ids`; raises `UnsupportedError` with `process`, which cannot cross to the child."""
         if process is not None:
             raise errors.UnsupportedError(

@@ -13,7 +13,8 @@ from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, OwnRecords, Records
 from edgekit.device.manifest import check_files, read_manifest
 from edgekit.device.prompt import encode_prompt
-from edgekit.registry import LogitsProcessor, Runtime, Sampling, TakesAdapters
+from edgekit.models.sampling import Sampling
+from edgekit.registry import LogitsProcessor, Runtime, TakesAdapters
 
 RUNTIME_OF = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 CONTEXT = 2048

@@ -384,6 +384,23 @@ def test_a_module_that_only_tells_people(world: World, monkeypatch: pytest.Monke
     assert world.ran() == set()
 
 
+def test_a_new_name_in_the_registry_does_not_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(monkeypatch, "edgekit.registry")
+    assert world.ran() == set()
+
+
+def test_another_implementation_of_a_name_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is the same, and the module that it stands for is declared."""
+    monkeypatch.setitem(registry.BUILT_IN["runtimes"], "onnxruntime", "edgekit.runtimes.torch:open_model")
+    assert world.ran() == {f"{kind}.onnx" for kind in ("verify", "eval", "golden", "signals", "profile")}
+
+
+@pytest.mark.parametrize("runtime", registry.names("runtimes"))
+def test_how_tokens_are_chosen_counts_wherever_a_runtime_does(runtime: str) -> None:
+    """It stands in a module of its own, because the registry does not count."""
+    assert "edgekit.models.sampling" in code.code_of([registry.module_of("runtimes", runtime)])
+
+
 def test_no_stage_uses_an_implementation_that_it_does_not_declare(tiny_build: Any) -> None:
     """Imports are followed; what a real build asks the registry for by name must be declared."""
     found = json.loads(tiny_build.log.read_text())

@@ -8,7 +8,7 @@ import pytest
 
 import edgekit
 from edgekit.base.errors import ConfigError, CorruptError, GateError
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 QUESTION = "close job 4512, thanks"
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 from edgekit.runtimes.llamacpp import open_model
 
 TEXTS = [

@@ -17,10 +17,11 @@ from tokenizers import Tokenizer
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import ignore
 from edgekit.export.onnx import export as onnx
+from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof import gates
 from edgekit.proof.battery import battery
-from edgekit.registry import ExportContext, Runtime, Sampling
+from edgekit.registry import ExportContext, Runtime
 from edgekit.runtimes.onnxruntime import open_model
 from edgekit.targets.target import OnnxExport
 

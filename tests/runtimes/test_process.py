@@ -13,7 +13,8 @@ import tiny
 from edgekit.base.events import ignore
 from edgekit.export.gguf import write as gguf
 from edgekit.export.onnx import export as onnx
-from edgekit.registry import ExportContext, Sampling, load
+from edgekit.models.sampling import Sampling
+from edgekit.registry import ExportContext, load
 from edgekit.targets.target import OnnxExport
 
 PROMPT = [1, *range(100, 120)]

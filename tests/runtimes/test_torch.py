@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError, EdgekitError
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 from edgekit.runtimes.torch import open_model
 
 PROMPTS = [[5, 900, 31], [7], [44, 45, 46, 47, 48, 49, 50, 51], [1000, 2000]]

@@ -22,7 +22,8 @@ from edgekit.device.answer import WHOLE, Answer, Records
 from edgekit.device.loaded import LoadedModel
 from edgekit.field.serving.constrain import Constraints
 from edgekit.field.serving.stops import StopStrings
-from edgekit.registry import LogitsProcessor, Sampling
+from edgekit.models.sampling import Sampling
+from edgekit.registry import LogitsProcessor
 
 GREEDY = Sampling()
 ALIAS = "default"  # a model name that every release answers to

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgekit.device.loaded import LoadedModel
 from edgekit.field.serving import constrain
 from edgekit.field.serving.engine import Request, Ticket
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 # What cannot be done, with the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {

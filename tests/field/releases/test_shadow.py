@@ -11,7 +11,7 @@ from fake_runtime import FakeRuntime, bigram
 from edgekit.device.answer import Answer
 from edgekit.device.loaded import LoadedModel
 from edgekit.field.releases.shadow import Shadow
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 
 def answered(model: LoadedModel, text: str) -> tuple[Answer, list[Any]]:

@@ -19,7 +19,7 @@ from edgekit.field.serving import server as serving
 from edgekit.field.serving.engine import Engine
 from edgekit.field.telemetry.observation import Observation
 from edgekit.models.chat import ChatTemplate
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 # reading the system's certificates takes longer than most of these tests
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -13,7 +13,7 @@ from field.serving.scripted import NO_TLS, Running
 
 import edgekit
 from edgekit.field.serving.api import BODY_BYTES
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 QUESTIONS = [f"Log {n} hours on job {n * 37 % 101} at hall {n % 7}." for n in range(50)]
 

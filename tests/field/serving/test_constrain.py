@@ -14,7 +14,7 @@ import edgekit
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.field.serving import constrain
 from edgekit.field.serving.constrain import Constraints
-from edgekit.registry import Sampling
+from edgekit.models.sampling import Sampling
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
