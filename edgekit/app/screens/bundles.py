@@ -14,7 +14,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import OptionList, Static
-from textual.widgets.option_list import Option
 
 from edgekit.app.screens.dialogs import Dialog
 from edgekit.app.views.bundles import Found
@@ -23,8 +22,8 @@ from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock
 
 
-class Bundles(Dialog[tuple[Path, ...]]):
-    """The bundles, newest first; gives one to open, two to compare, or none."""
+class Bundles(Dialog[tuple[str, Path] | None]):
+    """The bundles, newest first; gives what to do, `open` or `compare`, and with which."""
 
     DEFAULT_CSS = """
     Bundles > Vertical { width: 100; max-width: 98%; }
@@ -32,55 +31,34 @@ class Bundles(Dialog[tuple[Path, ...]]):
     Bundles #where { text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "mark", "Mark"),
         Binding("d", "compare", "Compare"),
-        Binding("escape,b,q", "leave", "Cancel"),
+        Binding("escape,b,q", "dismiss", "Cancel"),
     ]
 
     def __init__(self, found: Sequence[Found], folder: Path, symbols: Symbols, now: float) -> None:
         super().__init__()
         self._found, self._folder, self._symbols, self._now = found, folder, symbols, now
-        self._marked: list[int] = []
 
     def compose(self) -> ComposeResult:
         """The list and its keys."""
         with Vertical():
             yield Static(f"Bundles in {self._folder}, the newest first", id="where", markup=False)
-            yield OptionList(*(Option(self._line(at), id=str(at)) for at in range(len(self._found))))
-            yield Static("enter open  space mark  d compare the two marked  esc cancel")
-
-    def action_mark(self) -> None:
-        """Mark the bundle, or take its mark away; the third mark takes the first's place."""
-        at = self.query_one(OptionList).highlighted
-        if at is None:
-            return
-        self._marked = [each for each in self._marked if each != at] if at in self._marked else [*self._marked[-1:], at]  # fmt: skip
-        for each in range(len(self._found)):
-            self.query_one(OptionList).replace_option_prompt_at_index(each, self._line(each))
+            yield OptionList(*map(self._line, self._found))
+            yield Static("enter open  d compare with the one that is shown  esc cancel")
 
     def action_compare(self) -> None:
-        """Give the two that are marked; one alone is compared with the one under the cursor."""
-        at = self.query_one(OptionList).highlighted
-        chosen = self._marked if len(self._marked) == 2 else [*self._marked, *([] if at is None else [at])]
-        if len(set(chosen)) == 2:
-            self.dismiss(tuple(self._found[each].path for each in chosen))
-        else:
-            self.notify("Mark two bundles with space, then press d.", severity="warning")
-
-    def action_leave(self) -> None:
-        """None of them."""
-        self.dismiss(())
+        """Give the one under the cursor, to compare."""
+        if (at := self.query_one(OptionList).highlighted) is not None:
+            self.dismiss(("compare", self._found[at].path))
 
     @on(OptionList.OptionSelected)
     def _opened(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss((self._found[event.option_index].path,))
+        self.dismiss(("open", self._found[event.option_index].path))
 
-    def _line(self, at: int) -> Text:
-        found, sign = self._found[at], self._symbols
-        mark = "*" if at in self._marked else " "
-        word = "PASS" if found.verdict == "pass" else "FAIL" if found.verdict == "fail" else "UNKNOWN"
+    def _line(self, found: Found) -> Text:
+        word = {"pass": "PASS", "fail": "FAIL"}.get(found.verdict, "UNKNOWN")
         more = f"  {found.fault.rpartition('/')[2]}" if found.fault else ""
-        said = f"{mark} {sign.of(word)} {word:<7} {clock(found.written, self._now):<16} {found.name}{more}"
+        said = f"{self._symbols.of(word)} {word:<7} {clock(found.written, self._now):<16} {found.name}{more}"
         line = Text(said, no_wrap=True)
         line.truncate(max(20, min(100, self.app.size.width) - 8), overflow="ellipsis")
         return line

@@ -153,30 +153,28 @@ class Deploying(View):
         app, state = self.app, self.edgekit.settings.state
         command, log = deploy.serve_command(state, port), state / "serve.log"
 
-        def serve() -> tuple[str, bool, bool]:
-            if there := deploy.answering(port):
-                said = f"Port {port} is taken: {there} answers on {deploy.address_of(port)} already. Nothing was started."
-                return said, False, there == deploy.OURS
+        def serve() -> str:
             try:
                 pid = command.start(log)
             except OSError as error:
-                return f"{command.text} could not be started: {error.strerror or error}.", False, False
-            said = f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}."
-            tell(self, self._served, said, True, True)
-            ready, words = deploy.wait_until_ready(pid, port, log, gone=lambda: not app.is_running)
-            return words, ready, False
+                return f"{command.text} could not be started: {error.strerror or error}."
+            tell(
+                self,
+                self._serving,
+                f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}.",
+            )
+            return deploy.ending(pid, log, gone=lambda: not app.is_running)
 
-        in_thread(self, serve, lambda found: self._served(*found))
+        in_thread(self, serve, self._ended)
 
-    def _served(self, said: str, good: bool, watch: bool) -> None:
-        """Tell how it stands; go to the monitor when there is a server to watch."""
+    def _serving(self, said: str) -> None:
+        """Tell where it will answer; the monitor shows when it does."""
         self.pend(None)
-        self.app.notify(
-            said,
-            markup=False,
-            title="Serve",
-            severity="information" if good else "warning",
-            timeout=10 if good else 20,
-        )
-        if watch and self.is_active:
+        self.app.notify(said, markup=False, title="Serve", timeout=10)
+        if self.is_active:
             self.edgekit.go("monitor")
+
+    def _ended(self, why: str) -> None:
+        self.pend(None)
+        if why:
+            self.app.notify(why, markup=False, title="Serve", severity="error", timeout=20)

@@ -320,19 +320,28 @@ class ResultsScreen(Deploying):
             self.notify(said, severity="warning", markup=False)
             return
 
-        def chosen(paths: tuple[Path, ...] | None) -> None:
-            if paths and len(paths) == 2:
-                self._compare_bundles(*paths)
-            elif paths:
-                self.show(bundle=paths[0])
+        def chosen(answer: tuple[str, Path] | None) -> None:
+            if answer is not None:
+                verb, path = answer
+                if verb == "compare":
+                    self._compare(path)
+                else:
+                    self.show(bundle=path)
 
         if self.is_active:  # else the person has gone on to something else
             self.app.push_screen(Bundles(found, folder, self.edgekit.symbols, self.edgekit.now()), chosen)
 
-    def _compare_bundles(self, first: Path, second: Path) -> None:
+    def _compare(self, path: Path) -> None:
+        """The bundle that is shown beside another."""
+        if self.results is None:
+            self.notify(
+                "The bundle that is shown cannot be read: open another one first.", severity="warning"
+            )
+            return
         try:
-            a, b = results.load(first), results.load(second)
+            other = results.load(path)
         except CorruptError as error:
             self.complain(error)
         else:
-            self.app.push_screen(Beside((a.name, b.name), differences.between(a, b)))
+            names = (self.results.name, other.name)
+            self.app.push_screen(Beside(names, differences.between(self.results, other)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,7 @@ from edgekit.app.views.report import text
 from edgekit.app.views.results import Results
 from edgekit.app.views.wizard import at_home
 
-READY_S = 120.0
-OURS = "a server of edgekit"
+STARTED_S = 120.0  # a model on a slow disk may take this long to be loaded
 UNPROVEN = "--unproven"
 
 
@@ -83,32 +81,11 @@ def address_of(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def answering(port: int, timeout_s: float = 2.0) -> str:
-    """What listens on a port of this machine: nothing, `a server of edgekit`, or `another program`."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
-    try:
-        connection.connect()
-    except OSError:
-        return ""
-    try:
-        connection.request("GET", "/healthz")
-        ours = connection.getresponse().read(200).strip() == b"ok"
-        return OURS if ours else "another program"
-    except (OSError, http.client.HTTPException):
-        return "another program"
-    finally:
-        connection.close()
-
-
-def wait_until_ready(
-    pid: int, port: int, log: Path, *, limit_s: float = READY_S, gone: Callable[[], bool] = lambda: False
-) -> tuple[bool, str]:
-    """Whether the server `pid` answers, and how its start went; waits until it does, has ended, or nobody waits."""
-    end = time.monotonic() + limit_s
+def ending(pid: int, log: Path, gone: Callable[[], bool] = lambda: False) -> str:
+    """Why the server `pid` ended; empty when it still runs after its start, or when nobody waits any more; blocking."""
+    end = time.monotonic() + STARTED_S
     while time.monotonic() < end and not gone():
-        if answering(port, 1.0) == OURS:  # it listens before its model is loaded
-            return True, f"It answers on {address_of(port)}; its log is {log}."
         if not psutil.pid_exists(pid):
-            return False, f"The server ended. {last_words(log)} Its log is {log}."
+            return f"The server ended. {last_words(log)} Its log is {log}."
         time.sleep(0.25)
-    return False, f"It does not answer on {address_of(port)} yet; its log is {log}."
+    return ""

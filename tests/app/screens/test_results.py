@@ -141,16 +141,20 @@ def test_another_bundle_is_chosen_and_two_are_compared(tmp_path: Path) -> None:
         async with found.run_test(size=(80, 24), notifications=True) as pilot:
             await until(pilot, lambda: "UNREADABLE" in text_of(found))  # the one that was written last
             await pilot.press("b")
-            await until(pilot, lambda: "space mark" in text_of(found))
+            await until(pilot, lambda: "d compare" in text_of(found))
             lines = text_of(found)
             assert lines.index("? UNKNOWN") < lines.index("✓ PASS ") < lines.index("✗ FAIL")
-            await pilot.press("down", "space", "down", "space", "d")
-            await until(pilot, lambda: "second from first" in text_of(found))
-            assert "differs" in text_of(found)
-            await pilot.press("escape", "b")
-            await until(pilot, lambda: "space mark" in text_of(found))
+            await pilot.press("down", "d")  # nothing can be compared with the torn one
+            await until(pilot, lambda: "open another one first" in told(found))
+            await pilot.press("b")
+            await until(pilot, lambda: "d compare" in text_of(found))
             await pilot.press("down", "down", "enter")
             await until(pilot, lambda: "worse  ✗ NOT PASSED" in text_of(found))
+            await pilot.press("b")
+            await until(pilot, lambda: "d compare" in text_of(found))
+            await pilot.press("down", "d")
+            await until(pilot, lambda: "second from first" in text_of(found))
+            assert "differs" in text_of(found)
 
     run(look())
 

@@ -12,7 +12,6 @@ from results_app import opened, read, screen, steps, told, typed, writing
 from results_support import write_bundle
 from tui_support import run, text_of, until
 
-from edgekit.app.views import deploy
 from edgekit.app.views.command import Command, Outcome
 from edgekit.tui import EdgekitApp
 
@@ -163,8 +162,7 @@ def test_nothing_starts_while_read_only_or_on_a_port_that_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bundle(tmp_path / "bundles" / "good")
-    monkeypatch.setattr(deploy, "answering", lambda port, timeout_s=2.0: "another program")
-    monkeypatch.setattr(Command, "start", lambda self, log: pytest.fail("started"))
+    monkeypatch.setattr(Command, "start", _ending)
     ran = commands(monkeypatch, lambda command: Outcome(command, 0, {}))
 
     async def look() -> None:
@@ -180,8 +178,7 @@ def test_nothing_starts_while_read_only_or_on_a_port_that_is_taken(
             await until(pilot, lambda: "'x [/tmp/y' is no port" in told(found))
             await pilot.press("S")
             await typed(pilot, "9000")
-            await until(pilot, lambda: "Nothing was started" in told(found))
-            assert "127.0.0.1:9000" in told(found)
+            await until(pilot, lambda: "The server ended. Port 9000 is in use." in told(found))
 
     run(look())
 
@@ -198,9 +195,6 @@ def test_a_server_is_started_with_its_log_and_told_where_it_answers(
         return os.getpid()
 
     monkeypatch.setattr(Command, "start", start)
-    monkeypatch.setattr(
-        deploy, "answering", lambda port, timeout_s=2.0: deploy.OURS if started and gone else ""
-    )
     monkeypatch.setattr(EdgekitApp, "go", _going(EdgekitApp.go, gone))
 
     async def look() -> None:
@@ -210,12 +204,19 @@ def test_a_server_is_started_with_its_log_and_told_where_it_answers(
             await writing(pilot)
             await pilot.press("S")
             await typed(pilot, "")
-            await until(pilot, lambda: "It answers on http://127.0.0.1:8080" in told(found))
+            await until(pilot, lambda: "Starting on http://127.0.0.1:8080" in told(found) and gone)
             state = found.settings.state
             assert started == [(f"edgekit serve --state {state} --port 8080", state / "serve.log")]
             assert gone == ["monitor"]
 
     run(look())
+
+
+def _ending(self: Command, log: Path) -> int:
+    """A server that ends at once: the port is taken."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("edgekit: Port 9000 is in use.\n")
+    return 2**22 + 1  # no such process
 
 
 def _going(go: Any, gone: list[str]) -> Any:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -246,41 +243,13 @@ def test_a_promotion_is_told_with_the_comparison() -> None:
     assert deploy.promoted_words(None)
 
 
-def test_what_listens_on_a_port_is_told_apart(tmp_path: Path) -> None:
-    class Healthy(BaseHTTPRequestHandler):
-        body = b"ok\n"
-
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(self.body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Healthy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = server.server_address[1]
-    try:
-        assert deploy.answering(port) == deploy.OURS
-        ready, words = deploy.wait_until_ready(os.getpid(), port, tmp_path / "serve.log", limit_s=5)
-        assert ready and str(port) in words
-        Healthy.body = b"hello"
-        assert deploy.answering(port) == "another program"
-    finally:
-        server.shutdown()
-        server.server_close()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert deploy.answering(silent.getsockname()[1], 0.2) == "another program"
-        free = silent.getsockname()[1]
-    assert deploy.answering(free) == ""
+def test_a_server_that_runs_is_waited_for_as_long_as_somebody_does(tmp_path: Path) -> None:
+    looks = iter([False, False, True])
+    assert deploy.ending(os.getpid(), tmp_path / "serve.log", lambda: next(looks)) == ""
 
 
 def test_a_server_that_ended_is_told_by_its_last_words(tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     log.write_bytes(b"x" * 10_000_000 + b"\nedgekit: There is no release in use.\n  \x1b[31mimport one\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    ready, words = deploy.wait_until_ready(2**22 + 1, port, log, limit_s=5)  # no such process
-    assert not ready and "There is no release in use." in words
-    assert "\x1b" not in words
+    words = deploy.ending(2**22 + 1, log)  # no such process
+    assert "There is no release in use." in words and "\x1b" not in words
