@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import shlex
 import shutil
 import signal
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Self
 
 import psutil
-from story import EDGEKIT, Load, Story, next_release, questions, traffic, typos, wait
+from story import EDGEKIT, Story, next_release, wait
 
 BUNDLE = "smollm2-135m-cpu-int4"
 
@@ -149,7 +148,7 @@ def main() -> int:
 
 def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     """Build, serve, watch, be told, roll back, recover."""
-    bundles, asked, port = folder / "bundles", questions(), free_port()
+    bundles, port = folder / "bundles", free_port()
     base = f"http://127.0.0.1:{port}/v1"
 
     story.say("Five questions, each answered with enter, and a build")
@@ -179,15 +178,9 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
         wait(lambda: story.releases().get("previous") == first, 60), "it answers, and was marked good"
     )
 
-    story.say("Good traffic")
-    told = traffic(base, [asked[n % len(asked)] for n in range(120)])
-    story.holds(set(told) == {200}, f"answered: {dict(told)}")
+    story.ask_well(base)
     story.press("4", "OK", keep="monitor-good")
-
-    story.say("Traffic in which every word is mistyped")
-    draw = random.Random(7)
-    told = traffic(base, [typos(asked[n % len(asked)], draw) for n in range(240)])
-    story.holds(set(told) == {200}, f"answered: {dict(told)}")
+    story.ask_mistyped(base)
     story.shows("WARNING", "CRITICAL", seconds=60, keep="monitor-alert")
 
     story.say("The incident")
@@ -196,16 +189,14 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     story.press("a", "Acknowledge incident")
     story.type("looking into it", "ACKNOWLEDGED")
 
-    story.say("Back to the release before, under load")
-    load = Load(base, asked)
-    time.sleep(3)
-    story.press("R", "Why roll back?")
-    story.type("it drifts", f"Type {first}", keep="rollback")
-    story.type(first, "HEALTH WATCH")
-    story.holds(wait(lambda: load.releases[-1] == first, 20), f"{first} answers again")
-    story.shows("HEALTHY", seconds=90, keep="healthy")
-    told = load.stop()
-    story.holds(set(told) == {200}, f"no request was lost: {dict(told)}")
+    def roll_back() -> None:
+        story.press("R", "Why roll back?")
+        story.type("it drifts", f"Type {first}", keep="rollback")
+        story.type(first, "HEALTH WATCH")
+
+    story.go_back(base, first, roll_back, 30)
+    story.shows("HEALTHY", "NOT PROVEN", "STILL BAD", seconds=90, keep="healthy")
+    story.holds("HEALTHY" in terminal.text, "it is healthy")
     terminal.press("Enter", "4")
     story.holds(wait(lambda: recovered(terminal.text, first), 90), f"the monitor shows {first} as OK")
     terminal.keep("monitor-recovered")

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from story import CLIENTS, EDGEKIT, Load, Story, next_release, questions, traffic, typos, wait
+from story import EDGEKIT, Story, next_release, wait
 
 
 def main() -> int:
@@ -28,15 +26,12 @@ def main() -> int:
     )
     parser.add_argument("--bundle", type=Path, default=Path("bundles/smollm2-135m-cpu-int4"))
     parser.add_argument("--state", type=Path, default=Path(".edgekit/field-demo"))
-    parser.add_argument("--good", type=int, default=120, help="requests of good traffic")
-    parser.add_argument("--typos", type=int, default=240, help="requests full of typos")
     arguments = parser.parse_args()
     if not (arguments.bundle / "signals.json").is_file():
         sys.exit(f"{arguments.bundle} is not a bundle with signals.json: run `make demo` first.")
     shutil.rmtree(arguments.state, ignore_errors=True)
     arguments.state.mkdir(parents=True)
     story = Story(arguments.state)
-    asked = questions()
 
     story.say("A bundle is brought onto the device and put to use")
     first = story.run("releases", "import", arguments.bundle)["name"]
@@ -52,44 +47,21 @@ def main() -> int:
             wait(lambda: story.releases().get("current") == second), f"{second} answers, and was marked good"
         )
 
-        story.say(f"{arguments.good} good requests from {CLIENTS} clients")
-        told = traffic(base, [asked[n % len(asked)] for n in range(arguments.good)])
-        story.holds(set(told) == {200}, f"answered: {dict(told)}")
-        quiet = story.run("monitor", "--once")
-        story.holds(not open_incidents(story), "no incident is open")
-
-        story.say(f"{arguments.typos} requests in which every word has been mistyped")
-        draw = random.Random(7)
-        told = traffic(base, [typos(asked[n % len(asked)], draw) for n in range(arguments.typos)])
-        story.holds(set(told) == {200}, f"answered: {dict(told)}")
+        story.ask_well(base)
+        quiet = story.run("monitor", "--once")["state"]
+        story.holds(
+            quiet == "OK" and not open_incidents(story), f"the monitor says {quiet}: no incident is open"
+        )
+        story.ask_mistyped(base)
         story.holds(wait(lambda: bool(open_incidents(story)), 30), "an incident was opened")
         seen = story.run("monitor", "--once")
         print(json.dumps(seen, indent=2, ensure_ascii=False)[:1200])
-        shown = (quiet["state"], seen["state"])
-        story.holds(
-            shown[0] == "OK" and shown[1] in ("WARNING", "CRITICAL"),
-            f"the monitor said {shown[0]}, now {shown[1]}",
-        )
-        for incident in open_incidents(story):
-            print(f"   {incident['what']}")
-        if not (under_way := open_incidents(story)):
-            sys.exit("There is no incident to show.")
-        incident = under_way[0]
+        story.holds(seen["state"] in ("WARNING", "CRITICAL"), f"the monitor says {seen['state']}")
+        incident = open_incidents(story)[0]
+        print(f"   {incident['what']}")
         story.run("incident", "show", incident["id"])
         story.run("incident", "ack", incident["id"], "--why", "looking into it")
-
-        story.say("Back to the release before, under load")
-        load = Load(base, asked)
-        time.sleep(3)
-        typed = time.monotonic()
-        story.run("releases", "rollback", "--why", "it drifts")
-        wait(lambda: first in load.releases, 10, every_s=0.05)
-        took = time.monotonic() - typed
-        story.holds(took <= 5, f"{first} answers again {took:.1f} s after the command was typed")
-        time.sleep(5)
-        told = load.stop()
-        story.holds(set(told) == {200}, f"no request was lost: {dict(told)}")
-        story.holds(load.releases[-1] == first, "and the last ones were answered by it")
+        story.go_back(base, first, lambda: story.run("releases", "rollback", "--why", "it drifts"), 5)
 
         story.say("SIGTERM: what was accepted is answered, then the server ends")
         server.send_signal(signal.SIGTERM)

@@ -24,6 +24,7 @@ from edgekit.data.dataset import load_dataset
 
 EDGEKIT = [sys.executable, "-m", "edgekit.cli"]
 CLIENTS = 4
+GOOD, MISTYPED = 120, 240  # requests
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -49,6 +50,35 @@ class Story:
     def releases(self) -> dict[str, str]:
         """The release in each place: `current`, `previous` and others."""
         return {one["place"]: one["name"] for one in reversed(self.run("releases", "list"))}
+
+    def ask_well(self, base: str) -> None:
+        """Good traffic, all of it answered."""
+        self.say(f"{GOOD} good requests from {CLIENTS} clients")
+        asked = questions()
+        self._answered(traffic(base, [asked[n % len(asked)] for n in range(GOOD)]))
+
+    def ask_mistyped(self, base: str) -> None:
+        """Traffic that drifts, all of it answered."""
+        self.say(f"{MISTYPED} requests in which every word has been mistyped")
+        asked, draw = questions(), random.Random(7)
+        self._answered(traffic(base, [typos(asked[n % len(asked)], draw) for n in range(MISTYPED)]))
+
+    def go_back(self, base: str, first: str, roll_back: Callable[[], None], most_s: float) -> None:
+        """Back to the release `first` under load: it answers again within `most_s`, and no request is lost."""
+        self.say("Back to the release before, under load")
+        load = Load(base, questions())
+        time.sleep(3)
+        typed = time.monotonic()
+        roll_back()
+        wait(lambda: first in load.releases, most_s + 5, every_s=0.05)
+        took = time.monotonic() - typed
+        self.holds(took <= most_s, f"{first} answers again {took:.1f} s after the first key")
+        time.sleep(5)
+        self._answered(load.stop())
+        self.holds(load.releases[-1] == first, "and the last ones were answered by it")
+
+    def _answered(self, told: Counter[int]) -> None:
+        self.holds(set(told) == {200}, f"answered: {dict(told)}")
 
     def holds(self, fact: bool, text: str) -> None:
         """Go on where `fact` holds."""
