@@ -46,8 +46,8 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_sizes(folder: Path, tensors: Mapping[str, StoredTensor], prompts: str) -> None:
-    config = read_object(folder / "config.json")
-    config = config.get("text_config", config)
+    whole = read_object(folder / "config.json")
+    config = part if isinstance(part := whole.get("text_config"), dict) else whole
     embedding = next((tensor for name, tensor in tensors.items() if EMBEDDING.search(name)), None)
     if embedding is not None and len(embedding.shape) == 2:
         rows, width = embedding.shape
@@ -59,7 +59,8 @@ def _check_sizes(folder: Path, tensors: Mapping[str, StoredTensor], prompts: str
                 )
         if fault := next(tokenizer_files.faults(folder, rows, prompts), ""):
             raise CorruptError(f"{folder} is damaged: {fault}.", HINT)
-        _check_special_ids(folder, config, rows)
+        for name in ("config.json", "generation_config.json"):
+            _check_special_ids(folder / name, read_object(folder / name), rows)
     layers = {int(match[1]) for name in tensors if (match := LAYER.search(name))}
     expected = config.get("num_hidden_layers")
     if layers and isinstance(expected, int) and layers != set(range(expected)):
@@ -69,18 +70,13 @@ def _check_sizes(folder: Path, tensors: Mapping[str, StoredTensor], prompts: str
         )
 
 
-def _check_special_ids(folder: Path, config: Mapping[str, Any], rows: int) -> None:
+def _check_special_ids(file: Path, settings: Mapping[str, Any], rows: int) -> None:
     """Raise `CorruptError` for an id with a role and without a row. A negative id says that there is none, but of an end."""
-    for name, table in (
-        ("config.json", config),
-        ("generation_config.json", read_object(folder / "generation_config.json")),
-    ):
-        for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            given = table.get(role)
-            for id_ in given if isinstance(given, list) else [given]:
-                least = 0 if role == "eos_token_id" else -1
-                if id_ is not None and (type(id_) is not int or not least <= id_ < rows):
-                    raise CorruptError(
-                        f"{folder / name} says {role} {ascii(id_)[:40]}, and the embedding has {rows} rows.",
-                        HINT,
-                    )
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = settings.get(role)
+        for id_ in given if isinstance(given, list) else [given]:
+            least = 0 if role == "eos_token_id" else -1
+            if id_ is not None and (type(id_) is not int or not least <= id_ < rows):
+                raise CorruptError(
+                    f"{file} says {role} {ascii(id_)[:40]}, and the embedding has {rows} rows.", HINT
+                )

@@ -22,6 +22,7 @@ from edgekit.models.chat import ChatTemplate
 
 HINT = "Get the folder again from its source; its files belong to different models or are damaged."
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+UNUSED_LIMIT = 1000  # added tokens without an embedding; good files have a few
 DIGITS = 20  # of a token id that stands as a key
 CONVERSATIONS: tuple[tuple[list[Message], bool], ...] = (
     ([{"role": "user", "content": "Hello"}], True),
@@ -95,13 +96,16 @@ def faults(folder: Path, rows: int, prompts: str) -> Iterator[str]:
     for text, id_ in _vocabulary(tokenizer):
         if not _within(id_, rows) and (text, id_) not in matched_whole:
             yield _beyond(id_, text, rows)
-    for token in added:
-        if _within(token.id, rows):
-            continue
+    beyond = [token for token in added if not _within(token.id, rows)]
+    uses = _Uses.of(folder, tokenizer, prompts) if beyond else None
+    for number, token in enumerate(beyond):
+        fault = _beyond(token.id, token.text, rows)
         if not _within(token.id, rows + len(added)):  # ids are counted up, so this one belongs to nothing
-            yield _beyond(token.id, token.text, rows)
-        elif why := _use(token, folder, tokenizer, prompts):
-            yield f"{_beyond(token.id, token.text, rows)}; {why}"
+            yield fault
+        elif uses and (why := uses.why(token)):
+            yield f"{fault}; {why}"
+        elif number == UNUSED_LIMIT:
+            yield f"{fault}; so it is with {number} others"
 
 
 def unused_tokens(folder: Path, rows: int) -> list[AddedToken]:
@@ -166,24 +170,41 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield str(vocabulary[-1])[:40], len(vocabulary) - 1
 
 
-def _use(token: AddedToken, folder: Path, tokenizer: Mapping[str, Any], prompts: str) -> str:
-    """What gives the token out; empty where nothing does."""
-    if not token.special:
-        return "it is not a special token, so any text may hold it"
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        settings = read_object(folder / name)
-        for role in ROLES:
-            if _text(settings.get(role)) == token.text:
-                return f"{name} names it as {role}"
-    model = tokenizer.get("model")
-    model = model if isinstance(model, dict) else {}
-    if model.get("unk_token") == token.text:
-        return "tokenizer.json names it as unk_token"
-    if any(_joined(merge) == token.text for merge in _list(model.get("merges"))):
-        return "merges join other tokens to it"
-    if json.dumps(token.text) in json.dumps(tokenizer.get("post_processor")):
-        return "the post-processor puts it around every text"
-    return "the chat template prints it" if token.text in prompts else ""
+@dataclass(frozen=True)
+class _Uses:
+    """What gives tokens out beside the vocabulary."""
+
+    named: Mapping[str, str]
+    """The texts of tokens with a role, each with where it is named."""
+    merged: frozenset[str]
+    """What merges join other tokens to."""
+    frame: str
+    """The post-processor, which puts tokens around every text, as JSON."""
+    prompts: str
+    """What the chat template prints."""
+
+    @classmethod
+    def of(cls, folder: Path, tokenizer: Mapping[str, Any], prompts: str) -> _Uses:
+        model = tokenizer.get("model")
+        model = model if isinstance(model, dict) else {}
+        named = {_text(model.get("unk_token")): "tokenizer.json names it as unk_token"}
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            settings = read_object(folder / name)
+            named |= {_text(settings.get(role)): f"{name} names it as {role}" for role in ROLES}
+        merged = frozenset(_joined(merge) for merge in _list(model.get("merges")))
+        return cls(named, merged, json.dumps(tokenizer.get("post_processor")), prompts)
+
+    def why(self, token: AddedToken) -> str:
+        """What gives the token out; empty where nothing does."""
+        if not token.special:
+            return "it is not a special token, so any text may hold it"
+        if token.text in self.named:
+            return self.named[token.text]
+        if token.text in self.merged:
+            return "merges join other tokens to it"
+        if json.dumps(token.text) in self.frame:
+            return "the post-processor puts it around every text"
+        return "the chat template prints it" if token.text in self.prompts else ""
 
 
 def _within(id_: Any, rows: int) -> bool:

@@ -110,6 +110,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "an added token far from all others": (added(id=70_000), "the id 70000 to"),
     "an added token whose id is a text": (added(id="478"), "the id '478' to"),
+    "thousands of unused tokens": (
+        edit_json("tokenizer.json", lambda t: t["added_tokens"].extend(
+            {**TOKEN, "id": 478 + n, "content": f"<|{n}|>"} for n in range(2000))),
+        "so it is with 1000 others",
+    ),
+    "a text_config that is no table": (
+        edit_json("config.json", lambda c: c.update(text_config=[1], hidden_size=128)), "hidden_size 128",
+    ),
     "a key of many digits": (
         edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"9" * 5000: TOKEN})), "the id '999",
     ),
