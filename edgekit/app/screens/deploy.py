@@ -14,6 +14,7 @@ from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.threads import in_thread, tell
 from edgekit.app.views import deploy
 from edgekit.app.views.command import Command, Outcome
+from edgekit.app.views.launch import outcome_of
 from edgekit.app.views.results import Results
 from edgekit.base.texts import plain
 
@@ -163,7 +164,7 @@ class Deploying(View):
                 self._serving,
                 f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}.",
             )
-            return deploy.ending(pid, log, gone=lambda: not app.is_running)
+            return outcome_of(pid, log, gone=lambda: not app.is_running)
 
         in_thread(self, serve, self._ended)
 
@@ -177,4 +178,5 @@ class Deploying(View):
     def _ended(self, why: str) -> None:
         self.pend(None)
         if why:
-            self.app.notify(why, markup=False, title="Serve", severity="error", timeout=20)
+            said = f"The server does not run. {why} Its log is {self.edgekit.settings.state / 'serve.log'}."
+            self.app.notify(said, markup=False, title="Serve", severity="error", timeout=20)

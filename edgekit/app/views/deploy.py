@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from edgekit.app.views.command import Command, Outcome
-from edgekit.app.views.launch import last_words
 from edgekit.app.views.report import text
 from edgekit.app.views.results import Results
 from edgekit.app.views.wizard import at_home
 
-STARTED_S = 120.0  # a model on a slow disk may take this long to be loaded
 UNPROVEN = "--unproven"
 
 
@@ -79,13 +73,3 @@ def port_of(typed: str) -> int | None:
 def address_of(port: int) -> str:
     """Where the endpoint answers."""
     return f"http://127.0.0.1:{port}"
-
-
-def ending(pid: int, log: Path, gone: Callable[[], bool] = lambda: False) -> str:
-    """Why the server `pid` ended; empty when it still runs after its start, or when nobody waits any more; blocking."""
-    end = time.monotonic() + STARTED_S
-    while time.monotonic() < end and not gone():
-        if not psutil.pid_exists(pid):
-            return f"The server ended. {last_words(log)} Its log is {log}."
-        time.sleep(0.25)
-    return ""

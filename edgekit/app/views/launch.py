@@ -1,4 +1,4 @@
-"""A build started from the app: in a process of its own, looked at until it runs or says why it does not.
+"""A process started from the app, looked at until it runs or says why it does not: a build, a server.
 
 What a log ends with is the last word of a process that nobody waited for.
 """
@@ -17,7 +17,7 @@ from edgekit.base.texts import plain
 from edgekit.build import runs
 
 LOG = "build.log"  # in the cache: what the process prints
-PATIENCE_S = 60.0  # a slow disk may take this long to load the program
+PATIENCE_S = 120.0  # a slow disk may take this long to load a program and its model
 EVERY_S = 0.1
 TAIL = 4096
 
@@ -32,16 +32,34 @@ def launch(command: Command, cache_dir: Path, gone: Callable[[], bool] = lambda:
         pid = command.start(log)
     except OSError as error:
         return f"The build could not be started: {error.strerror or error}. Check that {cache_dir} can be written."
+
+    def settled() -> str | None:
+        run = runs.read(cache_dir)
+        if run is None or run.pid != pid or (before is not None and run.started == before.started):
+            return None
+        if run.state != "RUNNING":
+            return run.ending if run.state == "STOPPED" else ""
+        return "" if (cache_dir / runs.EVENTS).exists() else None
+
+    return outcome_of(pid, log, settled, gone)
+
+
+def outcome_of(
+    pid: int,
+    log: Path,
+    settled: Callable[[], str | None] = lambda: None,
+    gone: Callable[[], bool] = lambda: False,
+) -> str:
+    """How the start of the process `pid` went; blocking.
+
+    Empty when it still runs after its start, or when nobody waits any more; else what `settled` says, or why it ended.
+    """
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and not gone():
-        run = runs.read(cache_dir)
-        is_new = run is not None and (before is None or run.started != before.started)
-        if run is not None and run.pid == pid and is_new:
-            if run.state != "RUNNING":
-                return run.ending if run.state == "STOPPED" else ""
-            if (cache_dir / runs.EVENTS).exists():
-                return ""
-        elif not psutil.pid_exists(pid):
+        ended = not psutil.pid_exists(pid)  # before the last look, for it may settle in between
+        if (said := settled()) is not None:
+            return said
+        if ended:
             return last_words(log)
         time.sleep(EVERY_S)
     return ""

@@ -178,7 +178,7 @@ def test_nothing_starts_while_read_only_or_on_a_port_that_is_taken(
             await until(pilot, lambda: "'x [/tmp/y' is no port" in told(found))
             await pilot.press("S")
             await typed(pilot, "9000")
-            await until(pilot, lambda: "The server ended. Port 9000 is in use." in told(found))
+            await until(pilot, lambda: "The server does not run. Port 9000 is in use." in told(found))
 
     run(look())
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from results_support import report, write_bundle
 
-from edgekit.app.views import bundles, deploy, differences, pictures, results
+from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
 from edgekit.app.views.report import cleaned
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
@@ -245,11 +245,11 @@ def test_a_promotion_is_told_with_the_comparison() -> None:
 
 def test_a_server_that_runs_is_waited_for_as_long_as_somebody_does(tmp_path: Path) -> None:
     looks = iter([False, False, True])
-    assert deploy.ending(os.getpid(), tmp_path / "serve.log", lambda: next(looks)) == ""
+    assert launch.outcome_of(os.getpid(), tmp_path / "serve.log", gone=lambda: next(looks)) == ""
 
 
 def test_a_server_that_ended_is_told_by_its_last_words(tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     log.write_bytes(b"x" * 10_000_000 + b"\nedgekit: There is no release in use.\n  \x1b[31mimport one\n")
-    words = deploy.ending(2**22 + 1, log)  # no such process
+    words = launch.outcome_of(2**22 + 1, log)  # no such process
     assert "There is no release in use." in words and "\x1b" not in words
