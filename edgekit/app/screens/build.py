@@ -164,12 +164,6 @@ class BuildScreen(View):
         self._timer = self.set_timer(TYPED_S, self._look)
         self.draw()
 
-    def show(self, **what: Any) -> None:
-        """Begin from another model, target or data."""
-        known = {name: str(value) for name, value in what.items() if name in ("model", "target", "data")}
-        for name, value in known.items():
-            self.query_one(f"#{name}", Input).value = value
-
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         name, value = event.input.id, event.value

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -237,17 +237,5 @@ def document(samples: Samples, shown: Sequence[Sample]) -> dict[str, Any]:
     """What `o` exports."""
     return {
         "counts": {name: samples.counts(name) for name in samples.held},
-        "samples": [
-            {
-                "id": sample.id,
-                "label": sample.label or None,
-                "asked": sample.asked,
-                "expected": sample.expected,
-                "answers": {
-                    name: {"answer": answer.text, "correct": answer.correct, "kind": sample.kinds.get(name)}
-                    for name, answer in sample.answers.items()
-                },
-            }
-            for sample in shown
-        ],
+        "samples": [{**asdict(sample), "kinds": sample.kinds} for sample in shown],
     }

@@ -126,9 +126,8 @@ def test_the_document_counts_and_names_what_is_shown(tmp_path: Path) -> None:
     found = samples.read(write_bundle(tmp_path / "b"))
     document = samples.document(found, found.shown())
     assert document["counts"]["gguf"]["worse"] == 1
-    assert document["samples"][0]["answers"]["gguf"] == {
-        "answer": "at war",
-        "correct": False,
-        "kind": "worse",
-    }
+    first = document["samples"][0]
+    assert (
+        first["answers"]["gguf"] == {"text": "at war", "correct": False} and first["kinds"]["gguf"] == "worse"
+    )
     assert json.dumps(document)
