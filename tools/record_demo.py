@@ -38,6 +38,7 @@ from edgekit.field.telemetry.collector import Telemetry
 from edgekit.field.telemetry.machine import MachineWatch
 from edgekit.field.telemetry.observation import Observation
 
+REAL_TIME = time.time
 HOUR_S, MINUTE_S = 3600.0, 60.0
 APART_S = 0.5  # between two recorded ticks that are kept
 RATES = (22, *[8] * 6, 24, 24, *[36] * 3, 26, *[34] * 11)  # requests in each hour of the day
@@ -75,28 +76,13 @@ def main() -> int:
     return 0
 
 
-class Clock:
-    """Stands in for `time.time`: a moment that is set, and what has passed since."""
-
-    def __init__(self, moment: float) -> None:
-        self.set(moment)
-
-    def set(self, moment: float) -> None:
-        """Go to `moment`, Unix seconds."""
-        self._moment, self._set = moment, time.monotonic()
-
-    def __call__(self) -> float:
-        """The time now."""
-        return self._moment + time.monotonic() - self._set
-
-
 class Day:
     """Records one day of `bundle` in an empty `folder`."""
 
     def __init__(self, bundle: Path, folder: Path) -> None:
         self.bundle, self.folder, self.state = bundle, folder, folder / "state"
         self.began = (time.time() // MINUTE_S) * MINUTE_S - 24 * HOUR_S
-        self.clock = Clock(self.began)
+        self.ahead_s = 0.0  # of the real clock
         self.draw = random.Random(7)
         self.questions = [str(row.messages[-2]["content"]) for row in load_dataset("demo").test]
         self.draw.shuffle(self.questions)
@@ -108,13 +94,13 @@ class Day:
 
     def record(self) -> dict[str, Any]:
         """The whole day, then the requests with long conversations: what happened, with times in Unix seconds."""
-        with mock.patch("time.time", self.clock):
-            self.clock.set(self.began - 2 * HOUR_S)
+        with mock.patch("time.time", lambda: REAL_TIME() + self.ahead_s):
+            self._set_clock(self.began - 2 * HOUR_S)
             self._release(self.bundle, "the first one")
             newer = next_release(self.bundle, self.folder / "next")
             with self._served() as deployment:
                 self._hours(deployment, 0.0, SWITCH_H)
-            self.clock.set(self.began + SWITCH_H * HOUR_S)
+            self._set_clock(self.began + SWITCH_H * HOUR_S)
             self._release(newer, "an update")
             with self._served() as deployment:
                 self._hours(deployment, SWITCH_H, 24.0)
@@ -126,6 +112,9 @@ class Day:
             "long": [_short(seen) for seen in long],
             **stored(self.state),
         }
+
+    def _set_clock(self, moment: float) -> None:
+        self.ahead_s = moment - REAL_TIME()
 
     def _release(self, bundle: Path, why: str) -> None:
         name = self.releases.import_(bundle, who="operator").name
@@ -151,7 +140,7 @@ class Day:
             arrivals = [] if stopped else sorted(self._arrivals(minute / 60))
             for look in (0.0, LOOK_S):
                 for arrival in [at for at in arrivals if look <= at < look + LOOK_S]:
-                    self.clock.set(start + arrival)
+                    self._set_clock(start + arrival)
                     deployment.opened.model.generate(self._question(minute / 60))
                 self._look(deployment, start + look + LOOK_S - 1, beat=not stopped)
             if minute % 60 == 0:
@@ -170,7 +159,7 @@ class Day:
         return typos(question, self.draw) if hour >= DRIFT_H else question
 
     def _look(self, deployment: Deployment, now: float, *, beat: bool) -> None:
-        self.clock.set(now)
+        self._set_clock(now)
         telemetry = deployment.opened.telemetry
         if beat:
             telemetry.store.sample(self.machine.read(), telemetry.release)
