@@ -42,7 +42,7 @@ from edgekit.commands.shell import state
 
 
 class ExitCode(IntEnum):
-    """What the shell learns."""
+    """The exit codes."""
 
     OK = 0
     STAGE = 1
@@ -64,7 +64,7 @@ CODES: dict[type[errors.EdgekitError], ExitCode] = {
 
 app = typer.Typer(
     name="edgekit",
-    help="Turn a base model and a file of instructions into a small model file that is proven to answer as well.",
+    help="Tune a base model on instructions, export it to a small file, and prove that the file answers as well.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -101,7 +101,7 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Take the options that stand before a verb."""
+    """Handle the options before the verb."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         "GOMP_SPINCOUNT": "1000",
     }.items():
         os.environ.setdefault(name, value)
-    warnings.simplefilter("ignore")  # of libraries, to each other
+    warnings.simplefilter("ignore")  # warnings of libraries, which users cannot act on
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

@@ -1,4 +1,4 @@
-"""Names to implementations, loaded only when asked for; and the shapes that implementations have.
+"""The registry of implementations, which are loaded only when needed, and the protocols that they follow.
 
 The core names the families (`edgekit.export`, `edgekit.runtimes`, `edgekit.profiles`) here and nowhere else,
 as strings. Other packages add theirs through the entry points `edgekit.exporters` and `edgekit.runtimes`.
@@ -71,7 +71,7 @@ LogitsProcessor = Callable[[Sequence[int], "NDArray[np.float32]"], None]
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A model file opened in the software that serves it. `T` tokens, `V` vocabulary entries."""
+    """A model file opened in the runtime that serves it; `T` tokens, `V` vocabulary entries."""
 
     name: str
 
@@ -88,10 +88,10 @@ class Runtime(Protocol):
         """Token ids at which this file stops an answer."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        """Token ids of `text`; special tokens in it are recognised, none are added."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
 
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
@@ -102,13 +102,13 @@ class Runtime(Protocol):
     ) -> Iterator[int]:  # fmt: skip
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them.
 
-        With `ignore_stop` a stop id is a token like any other: speed is measured over a fixed number of tokens.
-        `process` is called with the ids so far and the logits `(V,)` before each token is chosen, the stop id too; what
-        it changes in them counts (minus infinity forbids a token), and they last until it returns.
+        With `ignore_stop`, a stop id is treated like any other token, to measure speed over a fixed number of tokens.
+        `process` is called with the ids so far and the logits `(V,)` before each token is chosen, the stop id included.
+        It may change the logits in place (minus infinity forbids a token); they are valid until it returns.
         """
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy answers to many prompts, each as `generate` gives, computed together where that is faster."""
+        """Greedy answers to many prompts, as from `generate`, computed together where that is faster."""
 
     def close(self) -> None:
         """Free the model."""
@@ -116,7 +116,7 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class HasControlTokens(Protocol):
-    """A runtime that knows which texts its `encode` turns into control tokens."""
+    """A runtime that can list the texts that its `encode` turns into control tokens."""
 
     @property
     def control_tokens(self) -> frozenset[str]:
@@ -124,7 +124,7 @@ class HasControlTokens(Protocol):
 
 
 class BareText(Protocol):
-    """The text path of a runtime's own package, which an app gets that uses the package without edgekit."""
+    """The text path of a runtime's own package, as an app without edgekit gets it."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as the package gives them, with special tokens recognised."""
@@ -133,9 +133,9 @@ class BareText(Protocol):
         """Text of `ids` as the package gives it."""
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that the package's own template engine makes of a conversation.
+        """The prompt that the package's own template engine renders for a conversation.
 
-        Called only after the template rendered under edgekit's limits; raises `ConfigError` where it is refused.
+        Called only after the template was rendered under edgekit's limits; raises `ConfigError` when it is refused.
         """
 
 
@@ -144,23 +144,23 @@ class HasBare(Protocol):
     """A runtime that also shows its package's own text path, for comparison."""
 
     def bare(self) -> BareText | None:
-        """The bare text path; None where the runtime behind it has none. It lasts until `close`."""
+        """The bare text path, valid until `close`; None if the underlying runtime has none."""
 
 
 @runtime_checkable
 class TakesAdapters(Protocol):
-    """A runtime that puts LoRA adapters on its opened model and takes them off again."""
+    """A runtime that can apply LoRA adapters to its opened model."""
 
     def use(self, adapter: Path | None) -> None:
-        """Answer with the adapter file `adapter` from now on, with none for None; answers under way end as they began.
+        """Use the adapter file `adapter` from now on, or no adapter for None; current answers are not affected.
 
-        Raises `CorruptError` for a damaged adapter and for another base's, naming both digests; the one in use stays.
+        Raises `CorruptError`, with both digests, for a damaged adapter or one of another base; the current one stays.
         """
 
 
 @dataclass(frozen=True)
 class ExportContext:
-    """What every step of an export may need beside its input.
+    """What a step of an export may need in addition to its input.
 
     `model` is the merged (and pruned) Hugging Face folder, `calibration` holds token ids of rendered training
     rows, `threads` is how many CPU threads a step may use.
@@ -173,11 +173,11 @@ class ExportContext:
 
 @dataclass(frozen=True)
 class ExportStep:
-    """One step of an export: `run(source, out, context, emit)` writes `out`, a file or folder that is new.
+    """One step of an export: `run(source, out, context, emit)` writes the new file or folder `out`.
 
     `source` is the previous step's output, or the merged folder for the first step. `stage` is the name in the
     report (`export.gguf`), `output` the name in the bundle. The result depends on `options`, on the versions of the
-    distributions `packages`, and on the code of `modules`: the modules that do the work, by their import names.
+    `packages` (distribution names), and on the code of the `modules` that do the work (import names).
     """
 
     stage: str
@@ -190,11 +190,11 @@ class ExportStep:
 
 @dataclass(frozen=True)
 class Exporter:
-    """How one format is written, and which runtime opens it.
+    """The steps that write one format, and the runtime that opens it.
 
-    `refusal(model_folder_or_config, options)` says why a model cannot be exported, or nothing when it can;
-    it reads `config.json` only. `steps(options)` lists the steps in order. `options` is the pydantic class or the
-    dict that one `[[export]]` table of a target holds.
+    `refusal(model_folder_or_config, options)` returns why a model cannot be exported, or an empty text; it reads only
+    `config.json`. `steps(options)` lists the steps in order. `options` is the pydantic class or the dict of one
+    `[[export]]` table of a target.
     """
 
     runtime: str
@@ -203,7 +203,7 @@ class Exporter:
 
 
 def names(kind: str) -> list[str]:
-    """Every name known under `kind`; nothing is imported."""
+    """All names registered under `kind`; nothing is imported."""
     return sorted({*BUILT_IN.get(kind, {}), *(point.name for point in entry_points(group=f"edgekit.{kind}"))})
 
 
@@ -221,7 +221,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def module_of(kind: str, name: str) -> str:
-    """The module that holds the implementation called `name`, not imported. Raises `ConfigError` for an unknown name."""
+    """The name of the module that holds the implementation `name`. Raises `ConfigError` for an unknown name."""
     return _target(kind, name).partition(":")[0]
 
 
@@ -231,7 +231,7 @@ def _target(kind: str, name: str) -> str:
         found = [point for point in entry_points(group=f"edgekit.{kind}") if point.name == name]
         if not found:
             raise ConfigError(
-                f"There is no {kind.removesuffix('s')} called '{name}'.", f"Known: {', '.join(names(kind))}."
+                f"There is no {kind.removesuffix('s')} '{name}'.", f"Available: {', '.join(names(kind))}."
             )
         target = found[0].value
     return target

@@ -13,7 +13,7 @@ NOW = 1_800_000_000.0
 
 def incident(number: int = 7, severity: str = "critical", **changes: Any) -> OpenIncident:
     values = {"rule": "errors", "subject": "7f3a", "kind": "errors", "action": "suggest", "release": "7f3a", "since": NOW,
-              "what": "20.0% of the requests fail, limit 5.0%, since 14:02.", "opened": NOW, "state": "OPEN",
+              "what": "20.0% of the requests failed, limit 5.0%, since 14:02.", "opened": NOW, "state": "OPEN",
               "silenced_until": None, "resolved": None, "acted": False}  # fmt: skip
     return OpenIncident(**{**values, "id": number, "severity": severity, **changes})
 

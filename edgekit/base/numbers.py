@@ -1,4 +1,4 @@
-"""Numbers from other machines: only finite ones of a sensible size are used."""
+"""Numbers from other machines: only finite ones within limits are accepted."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 from edgekit.base.events import LARGEST
 
-MOST = 1e18  # of numbers that are no times; with more than that nothing is counted or measured here
+MOST = 1e18  # limit for numbers other than times; no count or measurement exceeds it
 
 
 def finite(value: Any, most: float = MOST) -> float | None:
-    """`value` where it is a number that can be told and drawn, else None."""
+    """`value` as a float if it is a finite number below `most`, else None."""
     whole = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < most
     return float(value) if whole else None
 
 
 def number(values: Mapping[str, Any], name: str, most: float = MOST) -> float:
-    """A number from elsewhere. Raises `ValueError` for one that cannot be told, or for anything else."""
+    """The number `name` of a document. Raises `ValueError` unless it is a finite number below `most`."""
     if (found := finite(values[name], most)) is None:
-        raise ValueError(f"'{name}' is no number that can be told")
+        raise ValueError(f"'{name}' is not a finite number below {most:g}")
     return found
 
 
 def moment(values: Mapping[str, Any], name: str) -> float:
-    """A time from elsewhere, Unix seconds, as `number`."""
+    """The time `name` of a document, in Unix seconds; raises as `number` does."""
     return number(values, name, LARGEST)

@@ -1,1 +1,1 @@
-"""Making a bundle: the pipeline, its stages, its checks and the bundle it writes."""
+"""The build of a bundle: the pipeline, its stages, its checks and the written bundle."""

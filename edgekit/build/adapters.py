@@ -1,4 +1,4 @@
-"""An adapter exported for swapping in: in each format's own form, beside a base that takes it, proven together."""
+"""Exports an adapter as a separate file in each format, and proves it together with its base."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def export(
 ) -> dict[str, str]:
     """Write `adapter` for each of the base's `artifacts` that already lie in the folder `out`; gates go to `cache`.
 
-    The base with its adapter is held against their merge: on the validation rows, as a merged file is, and in the change
-    that the adapter makes. Returns the adapter's path below `out` for each format. An ONNX base is written anew with places for an adapter.
+    The base with its adapter is compared with their merge: on the validation rows, like a merged file, and in the change
+    that the adapter makes. Returns the adapter's path below `out` for each format. An ONNX base is written again, with
+    inputs for an adapter.
     Raises `UnsupportedError` for an adapter that does more than add low-rank products to linear layers.
     """
     from edgekit.models.tokenizer import ModelTokenizer
@@ -58,7 +59,9 @@ def export(
             registry.load("stages", "adapter-onnx")(base.path, adapter, out / name, cache.emit)
         else:
             cache.emit(
-                Alert("warning", f"Adapters cannot be exported as {artifact.format}; the base stands alone.")
+                Alert(
+                    "warning", f"Adapters cannot be exported as {artifact.format}; only the base was written."
+                )
             )
             continue
         checks.verify_adapter(cache, request, reference, artifact, file, out / name)

@@ -1,4 +1,4 @@
-"""The bundle: the folder an app developer embeds, with every file's digest in its manifest.
+"""The bundle: the folder that an app embeds, with the digest of every file in its manifest.
 
 manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  golden.json  signals.json
 events.jsonl  README.md
@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 
 
 def recipe_digest(request: Request) -> str:
-    """Digest of what is built from what: model, rows and target."""
+    """The digest of the inputs of a build: model, rows and target."""
     return digest_of(
         {
             "model": model.digest(request.source) if request.source.path else request.source.given,
@@ -51,7 +51,7 @@ def recipe_digest(request: Request) -> str:
 
 
 def check_free(request: Request) -> None:
-    """Raise `ConfigError` when the place is taken by anything but an earlier bundle of the same recipe."""
+    """Raise `ConfigError` when the path exists and is not an earlier bundle of the same inputs."""
     out = request.out
     if not out.exists() or request.force:
         return
@@ -62,14 +62,14 @@ def check_free(request: Request) -> None:
     if recipe != recipe_digest(request):
         what = "is not a bundle" if recipe is None else "is a bundle of another model, data or target"
         raise ConfigError(
-            f"{out} exists and {what}; it is unchanged.", "Give another --out, or --force to replace it."
+            f"{out} exists and {what}; it was not changed.", "Use another --out, or --force to replace it."
         )
 
 
 def write(
     request: Request, tokenizer: ModelTokenizer, outcome: Outcome, report: dict[str, Any], log: Path
 ) -> None:
-    """Write the bundle beside its place and move it there when whole."""
+    """Write the bundle under a temporary name, and rename it when it is complete."""
     from edgekit.report.html import write_html
     from edgekit.report.readme import bundle_readme
 
@@ -109,7 +109,7 @@ def _by_format(outcome: Outcome, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder, contents and not links."""
+    """Copy a file or a folder; links are replaced by their contents."""
     if source.is_dir():
         shutil.copytree(source, target)
     else:
@@ -148,7 +148,7 @@ def _manifest(
 
 
 def shared_system(request: Request) -> str | None:
-    """The system message that every training row begins with, or nothing when they differ."""
+    """The system message of all training rows; empty when they differ."""
     first = {
         row.messages[0]["content"] if row.messages[0]["role"] == "system" else None
         for row in request.data.train
@@ -157,6 +157,6 @@ def shared_system(request: Request) -> str | None:
 
 
 def longest_answer(request: Request, tokenizer: ModelTokenizer) -> int:
-    """Tokens that an answer may take: the longest in the rows and a quarter more."""
+    """The token limit of answers: 1.25 times the longest answer in the rows."""
     rows = [*request.data.train, *request.data.validation, *request.data.test]
     return cut_after(max(len(tokenizer.encode(row.answer)) for row in rows))

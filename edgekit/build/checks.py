@@ -1,6 +1,6 @@
-"""The stages that hold something against its reference: proofs, drift, accuracy, speed, and the gates on them.
+"""The stages that compare a result with its reference: proofs, drift, accuracy, speed, and their gates.
 
-The reference is the tuned, merged fp32 model, and what it answers to held-out prompts, which nothing was tuned on.
+The reference is the tuned, merged fp32 model with its answers to held-out prompts, which were not used for tuning.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def tokenizer_of(model: StageOutput) -> ModelTokenizer:
 
 
 def capture(cache: Cache, request: Request, model: StageOutput, *, conversations: bool = True) -> StageOutput:
-    """The model's next-token distributions on plain text and on its own answers to held-out prompts, stored.
+    """Store the model's next-token distributions on plain text and on its own answers to held-out prompts.
 
-    The prompts are those of validation rows and, where there are few, of test rows; nothing was tuned on either.
-    Without `conversations` there are none.
+    The prompts come from the validation rows and, if they are few, the test rows, which were not used for tuning. With
+    `conversations` false there are no prompts.
     """
     rows = [*request.data.validation, *request.data.test][:DRIFT_ROWS] if conversations else []
     prompts = [row.messages[:-1] for row in rows]
@@ -116,7 +116,7 @@ def verify(
     source: StageOutput,
     artifact: Artifact,
 ) -> Proof:
-    """Open the artifact in its own runtime and hold it against the reference; every check becomes a gate.
+    """Open the artifact in its own runtime and compare it with the reference; every check becomes a gate.
 
     `reference` holds what the model `tuned` answers; `source` is the folder that was exported, whose tokenizer,
     template, stop ids and weights count: the tuned model, or what pruning made of it.
@@ -196,9 +196,9 @@ def verify(
 def verify_adapter(
     cache: Cache, request: Request, reference: StageOutput, artifact: Artifact, base: Path, adapter: Path
 ) -> None:
-    """Hold the exported `base` with the file `adapter` on it against the merged model, as a merged file is held.
+    """Compare the exported `base` with the adapter file `adapter` with the merged model, like a merged file.
 
-    `reference` holds what the merged model answers; the gates are called `gguf.adapter_greedy_agreement` and so on.
+    `reference` holds the answers of the merged model; the gates have names like `gguf.adapter_greedy_agreement`.
     """
     name = f"verify.{artifact.format}.adapter"
     store = HeldOut.load(reference.path)
@@ -240,7 +240,7 @@ def _from_input(
     source: StageOutput,
     artifact: Artifact,
 ) -> dict[str, Drift]:
-    """The drift of each step from what entered it: the folder that was exported, then the step before."""
+    """The drift of each step from its input: the exported folder, then the previous step."""
     inputs = [("torch", source.path), *((artifact.runtime, path) for path in artifact.outputs)]
     entered: dict[str, Drift] = {}
     is_tuned = source.path == tuned.path
@@ -291,7 +291,7 @@ def evaluate(
 
 
 def evaluate_few_shot(cache: Cache, request: Request, base: StageOutput, max_tokens: int) -> StageOutput:
-    """Accuracy of the base on some of the test rows, with the task explained and training rows shown as examples."""
+    """Accuracy of the base on a sample of the test rows, with an explanation and training rows as examples."""
     rows, train = few_shot.sample(request.data.test), request.data.train
     name = "eval.base_few_shot"
 
@@ -323,22 +323,22 @@ def evaluate_few_shot(cache: Cache, request: Request, base: StageOutput, max_tok
 
 
 def gain(request: Request, answers: Mapping[str, StageOutput]) -> GateResult:
-    """The gate on what tuning brought, against the better of the two ways in which the base was asked."""
+    """The gate on the gain from tuning, compared with the better of the two measurements of the base."""
     bare, shown = answers["base"], answers["base_few_shot"]
     shots = shown.result["shots"]
-    better, how = bare, "asked as the tuned model is"
+    better, how = bare, "prompted like the tuned model"
     if shown.result["accuracy"] > bare.result["accuracy"]:
-        better, how = shown, f"with the task explained and {shots} examples shown"
+        better, how = shown, f"with an explanation of the task and {shots} examples in its prompt"
     return gates.accuracy_gain(changed(better, answers["tuned"]), how, request.target.budget)
 
 
 def changed(before: StageOutput, after: StageOutput) -> Change:
-    """What changed between two evaluations, over the rows that both were asked."""
+    """The changes between two evaluations, over their common rows."""
     return change(*(read_log(stage.path / SAMPLES) for stage in (before, after)))
 
 
 def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_tokens: int) -> StageOutput:
-    """What the artifact answers to held-out prompts, to be asked again wherever the bundle is put."""
+    """Record the artifact's answers to held-out prompts, to compare them on every device of the bundle."""
     name = f"golden.{artifact.format}"
     prompts = [row.messages[:-1] for row in request.data.validation]
 
@@ -361,7 +361,7 @@ def golden_answers(cache: Cache, request: Request, artifact: Artifact, max_token
 def signals(
     cache: Cache, request: Request, artifact: Artifact, system: str | None, max_tokens: int
 ) -> StageOutput:
-    """What the artifact's answers to held-out rows look like, which drift on a device is measured from."""
+    """Record the distributions of the artifact's answers to held-out rows, as the reference for drift on a device."""
     name = f"signals.{artifact.format}"
 
     def run(out: Path, work: Path) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def signals(
 
 
 def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
-    """Speed and memory of the artifact in fresh processes on this machine."""
+    """Speed and memory of the artifact, in new processes on this machine."""
     from edgekit.base.hardware import fingerprint
 
     machine = fingerprint()
@@ -411,7 +411,7 @@ def profile(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
 def budget_gates(
     request: Request, artifact: Artifact, change: Change, speed: StageOutput
 ) -> list[GateResult]:
-    """The gates on what was measured of a whole artifact: size, memory, speed, and the change from the tuned model."""
+    """The gates on a whole artifact: size, memory, speed, and the change from the tuned model."""
     budget, last = request.target.budget, artifact.steps[-1].name
     found = [gates.accuracy_drop(change, budget, artifact.format, last)]
     if budget.size_mib is not None:

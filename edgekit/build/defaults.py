@@ -1,4 +1,4 @@
-"""What a build takes where nothing else is named."""
+"""The default options of a build."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The way from a model and rows to a proven bundle, as one list of stages.
+"""The pipeline from a model and rows to a proven bundle: the list of stages.
 
     model ─ tune ─ merge ─ prune ─┬─ export.gguf ─ quantize.gguf ─┬─ verify ─ eval ─ profile ─ bundle
                                   └─ export.onnx ─────────────────┘
 
-Each stage is a function in `edgekit.build.stages` (makes something) or `edgekit.build.checks` (holds it against its reference);
-its output is kept by `edgekit.base.cache`.
+Each stage is a function in `edgekit.build.stages`, which makes something, or `edgekit.build.checks`, which compares it
+with its reference. `edgekit.base.cache` keeps the outputs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from edgekit.targets.target import Target
 
 
 def build(request: Request, emit: Emit) -> dict[str, Any]:
-    """Run every stage that is not done yet and write the bundle; returns its `report.json`.
+    """Run every unfinished stage and write the bundle; returns its `report.json`.
 
-    A failed gate does not raise: the report's verdict is `fail` and names it. Raises `EdgekitError` for everything
-    that stops a stage; finished stages are kept. What it does can be watched: see `edgekit.build.runs`. Raises `ConfigError`
-    when another build runs in the same cache.
+    A failed gate does not raise: the verdict of the report is then `fail`. Raises `EdgekitError` when a stage fails;
+    finished stages are kept. Raises `ConfigError` when another build runs in the same cache. Other processes can follow
+    the build through `edgekit.build.runs`.
     """
     with runs.recorded(request, stage_names(request.target)) as record:
         report = _build(request, fan_out(emit, record.emit), record)
@@ -61,7 +61,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
     )
     planned.check()
-    request = replace(request, source=model.fetch(request.source))  # there is room for it
+    request = replace(request, source=model.fetch(request.source))  # after the check of the free disk space
     bundle.check_free(request)
     record.begin()
     record.expect(planned.minutes_expected * 60)

@@ -1,6 +1,6 @@
-"""What a build would do and need, answered before anything is trained.
+"""The plan of a build: what it would do and need, determined before anything is trained.
 
-Each figure is an estimate with its rule beside it; the verdict names every reason why the build cannot be done.
+Each figure is an estimate; the verdict names every reason why the build is not possible.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MIB = 2**20
 
 @dataclass
 class PlannedExport:
-    """One file that the build would write."""
+    """One file or folder that the build would write."""
 
     format: str
     type: str
@@ -57,7 +57,7 @@ class PlannedExport:
 
 @dataclass
 class Plan:
-    """The answer of `edgekit plan`: needs against what is free, and every problem found."""
+    """The result of `edgekit plan`: the needed and free resources, and every problem found."""
 
     model: str
     architecture: str
@@ -71,7 +71,7 @@ class Plan:
     memory_available_mib: int
     minutes_expected: float
     download_mib: int = 0
-    """Weights that are still to be downloaded; a part of `disk_needed_mib`."""
+    """Weights that must be downloaded; included in `disk_needed_mib`."""
     missing_parts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ class Plan:
         return asdict(self)
 
     def check(self) -> None:
-        """Raise what stands in the way: a missing part, an export that cannot be made, too little room."""
+        """Raise the error for a missing part, an export that is not possible, or too little disk or memory."""
         if self.missing_parts:
             raise missing_parts_error(self.missing_parts)
         refused = [f"{export.format}: {export.refusal}" for export in self.exports if export.refusal]
@@ -104,7 +104,7 @@ def missing_parts(exports: Sequence[Export]) -> list[str]:
 
 
 def missing_parts_error(parts: Sequence[str]) -> MissingPartError:
-    """What to tell a person who lacks `parts`."""
+    """The error for missing `parts`."""
     return MissingPartError(
         f"Building needs {', '.join(parts)}, which {'is' if len(parts) == 1 else 'are'} not installed.",
         install_line(*parts),
@@ -112,9 +112,9 @@ def missing_parts_error(parts: Sequence[str]) -> MissingPartError:
 
 
 def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path, out: Path) -> Plan:
-    """Work out what building `source` for `target` needs. Problems are in the result; see `Plan.check`.
+    """Estimate what building `source` for `target` needs. Problems are in the result; see `Plan.check`.
 
-    Raises only what makes any answer impossible: a missing part, or a model whose config cannot be read.
+    Raises only for a missing part, or a model whose config cannot be read.
     """
     if parts := missing_parts(target.export):
         raise missing_parts_error(parts)
@@ -180,11 +180,11 @@ def _minutes(parameters: int, target: Target, data: Dataset) -> float:
 
 
 def _flops() -> float:
-    """fp32 operations a second of matrix products here, with as many cores as their library takes.
+    """fp32 operations per second of matrix products on this machine, with the library's own number of threads.
 
-    It is the best of many short ones, as other programs leave some of them alone, and of several spells with a rest
-    between, after which its threads are spread over the cores anew. Where a container's limit is on the time of the
-    processors rather than on their number, it shows only in the mean.
+    The best of many short measurements, because other programs disturb some of them, in several series with pauses, after
+    which the threads are distributed over the cores again. A container's limit on processor time, unlike one on the number
+    of processors, shows only in the mean.
     """
     if hardware.is_throttled():
         return _rate(FLOPS_SIZE, statistics.fmean)

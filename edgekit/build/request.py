@@ -1,4 +1,4 @@
-"""What to build: the typed request, and how it is made from what a person names."""
+"""The typed request of a build, and its construction from names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgekit.targets.target import Target
 
 @dataclass(frozen=True)
 class Request:
-    """What to build: from which model and rows, for which target, and where to."""
+    """What to build: model, rows, target and output folder."""
 
     source: Source
     data: Dataset
@@ -29,7 +29,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Order:
-    """What a person names on the command line or in the app; `request` turns it into a `Request`.
+    """The names that a person gives on the command line or in the app; `request` turns them into a `Request`.
 
     `changes` are `KEY=VALUE` pairs that change one value of the target each. `threads` is 0 for every core.
     """
@@ -46,7 +46,7 @@ class Order:
     offline: bool = False
 
     def request(self) -> Request:
-        """The typed request; raises `ConfigError` for everything that is wrong with it."""
+        """The typed request; raises `ConfigError` for invalid names."""
         chosen: Target = registry.load("profiles", "targets").load(self.target, self.changes)
         if self.llama_cpp is not None:
             exports: list[Any] = [

@@ -1,4 +1,4 @@
-"""The record of a build: what runs in a cache, or how it ended, for other processes to read.
+"""The record of a build in a cache, running or ended, for other processes to read.
 
     <cache>/run.json        the process, what it builds since when, its stages, and how it ended
     <cache>/events.jsonl    its events (`edgekit.base.events`)
@@ -46,7 +46,7 @@ STATES: dict[str, State] = {"pass": "PASSED", "fail": "FAILED", "error": "STOPPE
 
 @dataclass(frozen=True)
 class Run:
-    """A build, under way or ended; times are Unix seconds.
+    """A build, running or ended; times are Unix seconds.
 
     `process_start` is in seconds since the machine started, so that setting the clock does not change it; `boot`
     identifies that start where the system has an id for it. `seconds` is how long each stage takes, from earlier builds
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it was started on another machine, whose processes cannot be seen from here."""
+        """Whether it was started on another machine, whose processes are not visible here."""
         return self.host not in ("", platform.node())
 
     @property
@@ -138,7 +138,7 @@ def is_ours(run: Run) -> bool:
 
 def interrupt(run: Run) -> None:
     """Stop a run as ctrl-c does: finished stages are kept. Raises `StageError` when that is not possible."""
-    latest = read(run.cache_dir)  # it may have ended since `run` was read, while its process is still there
+    latest = read(run.cache_dir)  # it may have ended since `run` was read, while its process still exists
     if latest is None or (latest.pid, latest.started) != (run.pid, run.started) or latest.outcome is not None:
         raise StageError("This build has already ended; nothing was stopped.", "See how it ended.")
     if latest.elsewhere:
@@ -173,7 +173,7 @@ class Recorder:
         self._begun = False
 
     def begin(self) -> None:
-        """Note that stages are made from here on: the previous build's record is no longer kept."""
+        """Note that stages are made from now on: the previous build's record is no longer needed."""
         self._begun = True
         for name in ASIDE.values():
             remove(self.run.cache_dir / name)
@@ -221,7 +221,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def recorded(request: Request, stages: Sequence[str]) -> Iterator[Recorder]:
-    """Keep the record of a build in this process, from before its first event until it ends, however it ends.
+    """Keep the record of a build in this process, from before its first event until its end.
 
     Raises `ConfigError` when another build runs in the same cache, or when nothing can be written there.
     """
@@ -296,9 +296,9 @@ def of_this_process(cache_dir: Path) -> Run:
 
 
 def _put_aside(cache_dir: Path) -> None:
-    """Move the previous build's events and record aside, events first: whoever reads the new record must not read old events.
+    """Move the previous build's events and record aside, events first, so that no reader sees a new record with old events.
 
-    What was moved aside before stays there: it belongs to the last build that made something.
+    Files that were moved aside before stay: they belong to the last build that made something.
     """
     if not (cache_dir / ASIDE[FILE]).exists():
         for name in (EVENTS, FILE):

@@ -1,4 +1,4 @@
-"""The stages that make something: each a cached call of the module that does the work."""
+"""The stages that make something; each is a cached call of the module that does the work."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def merge(cache: Cache, request: Request, base: StageOutput, adapter: StageOutpu
 
 
 def prune(cache: Cache, request: Request, merged: StageOutput) -> StageOutput:
-    """The merged model with its least influential layers left out; the same model when the target drops none."""
+    """The merged model without its least influential layers; the same model when the target drops none."""
     options = request.target.prune
     if options.drop_layers == 0:
         return merged
@@ -98,7 +98,7 @@ def prune(cache: Cache, request: Request, merged: StageOutput) -> StageOutput:
 
 
 def export(cache: Cache, request: Request, source: StageOutput, options: Export) -> Artifact:
-    """One format of the target, step by step, each step from the output of the one before."""
+    """One format of the target, step by step; each step uses the output of the previous one."""
     exporter: registry.Exporter = registry.load("exporters", options.format)
     rows = calibration_rows(request)
     steps: list[StageOutput] = []
@@ -131,7 +131,7 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
 
 
 def calibration_rows(request: Request) -> Sequence[Row]:
-    """The training rows whose activations weigh rounding errors, spread over the whole set."""
+    """The calibration rows: training rows spread over the whole set."""
     count = request.target.quantize.calibration_rows
     rows = request.data.train
     return rows[:: max(1, len(rows) // count)][:count] if count else []

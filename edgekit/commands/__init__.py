@@ -1,1 +1,1 @@
-"""The verbs of the command line: what a person types, turned into calls of the core."""
+"""The verbs of the command line: they parse options and call the core."""

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 LlamaCpp = Annotated[
     Path | None,
-    typer.Option("--llama-cpp", help="A llama.cpp checkout, for architectures edgekit does not convert."),
+    typer.Option("--llama-cpp", help="A llama.cpp checkout, to convert architectures that edgekit cannot."),
 ]
 
 
@@ -30,7 +30,7 @@ def build(
     out: shell.Out = None,
     set_: shell.Set = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would do and need; start nothing.")
+        bool, typer.Option("--dry-run", help="Show what the build would do and need, without starting it.")
     ] = False,
     llama_cpp: LlamaCpp = None,
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
@@ -41,7 +41,7 @@ def build(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Tune, merge, quantize, export, prove and profile: from a model and rows to a bundle."""
+    """Build a bundle from a model and rows: tune, merge, quantize, export, prove and profile."""
     if dry_run:
         plan(target, model, data, out, set_, llama_cpp, cache_dir, threads, offline, json, quiet, verbose)
         return
@@ -68,7 +68,7 @@ def build(
         failed = [gate["name"] for gate in report["gates"] if not gate["passed"]]
         raise GateError(
             f"Build finished, but these gates failed: {', '.join(failed)}.",
-            f"See {request.out / 'report.html'} to see which stage made it worse.",
+            f"{request.out / 'report.html'} shows which stage made it worse, and what to do.",
         )
 
 
@@ -86,7 +86,7 @@ def plan(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Say what a build would do and need, before anything is trained (the same as `build --dry-run`)."""
+    """Show what a build would do and need, without starting it (the same as `build --dry-run`)."""
     from edgekit.build.plan import plan as make_plan
     from edgekit.build.request import Order
 

@@ -1,4 +1,4 @@
-"""`edgekit cache list|clean`: the finished stages that are kept, by size and age, and removing them."""
+"""`edgekit cache list|clean`: shows the cached stages by size and age, and removes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from edgekit.commands import shell
 
-app = typer.Typer(help="Finished stages that are kept: show them, or remove them.", no_args_is_help=True)
+app = typer.Typer(help="List or remove the cached results of finished stages.", no_args_is_help=True)
 MIB = 2**20
 
 
@@ -22,7 +22,7 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("list")
 def show(cache_dir: shell.CacheDir = shell.DEFAULT_CACHE, json: shell.Json = False) -> None:
-    """Show how much each stage takes, and when it was last used."""
+    """List the cached stages with their size and when they were last used."""
     from edgekit.base.cache_contents import entries, totals
 
     found = entries(cache_dir)
@@ -42,7 +42,7 @@ def show(cache_dir: shell.CacheDir = shell.DEFAULT_CACHE, json: shell.Json = Fal
         half = f", {stage.interrupted} interrupted" if stage.interrupted else ""
         shell.say(
             f"{stage.stage:<16} {stage.bytes / MIB:>9,.1f} MiB  {stage.finished} finished{half}; "
-            f"last used {_ago(stage.newest_used)}, the oldest {_ago(stage.oldest_used)}"
+            f"last used {_ago(stage.newest_used)}, the oldest entry {_ago(stage.oldest_used)}"
         )
     shell.say(f"{'all':<16} {whole / MIB:>9,.1f} MiB  in {cache_dir}")
     if found:
@@ -52,16 +52,21 @@ def show(cache_dir: shell.CacheDir = shell.DEFAULT_CACHE, json: shell.Json = Fal
 @app.command("clean")
 def clean(
     older_than: Annotated[
-        str, typer.Option("--older-than", help="Only what was not used for so long, such as 12h or 7d.")
+        str,
+        typer.Option(
+            "--older-than", help="Remove only entries that were not used for this time, such as 12h or 7d."
+        ),
     ] = "0s",
-    stage: Annotated[list[str] | None, typer.Option("--stage", help="Only this stage; repeat it.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option("--stage", help="Remove only this stage. Can be repeated.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be removed, without removing it.")
     ] = False,
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
     json: shell.Json = False,
 ) -> None:
-    """Remove finished stages, and what interrupted ones left. Refused while another process uses the cache."""
+    """Remove finished stages and the remains of interrupted ones, unless another process is using the cache."""
     from edgekit.base.cache_contents import clean as remove
     from edgekit.base.clock import seconds
     from edgekit.base.errors import ConfigError
@@ -73,7 +78,7 @@ def clean(
         where = f" on {run.host}" if run.elsewhere else f": process {run.pid}"
         raise ConfigError(
             f"A build of {run.model} is running in {cache_dir}{where}; nothing was removed.",
-            "Run the same command again when it has ended.",
+            "Run the same command again when the build has ended.",
         )
     removed = remove(cache_dir, older_than_s=age, stages=stage or (), dry_run=dry_run)
     size = sum(entry.bytes for entry in removed)

@@ -10,7 +10,7 @@ import typer
 
 from edgekit.commands import shell
 
-app = typer.Typer(help="Instruction rows: look at them, or write the demo set.", no_args_is_help=True)
+app = typer.Typer(help="Check instruction rows, or write the demo dataset.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def register(parent: typer.Typer) -> None:
 def audit(
     data: Annotated[str, typer.Argument(help="A JSONL file, a folder, or demo.")], json: shell.Json = False
 ) -> None:
-    """Check every row, and show splits, labels and what the dataset card leaves open."""
+    """Check every row, and show the splits, the labels and the fields that the dataset card lacks."""
     from edgekit.data.dataset import SPLITS, load_dataset
 
     dataset = load_dataset(data)
@@ -56,7 +56,7 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the generator.")] = 7,
     force: shell.Force = False,
 ) -> None:
-    """Write the demo set: a field-service assistant that turns a sentence into one JSON command."""
+    """Write the demo dataset: a field-service assistant that turns a sentence into one JSON command."""
     from edgekit.data import demo as generator
 
     generator.write(out, train, validation, test, seed, force=force)

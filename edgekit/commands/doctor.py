@@ -1,4 +1,4 @@
-"""`edgekit doctor`: what is installed, what this machine is, and what cannot be used for want of a part."""
+"""`edgekit doctor`: the installed and missing packages, and a description of this machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(json: shell.Json = False) -> None:
-    """Show what is installed and what each missing part would be for."""
+    """List the optional packages with their purpose and how to install missing ones, and describe this machine."""
     from edgekit.base.hardware import fingerprint
 
     parts = []
@@ -48,7 +48,7 @@ def doctor(json: shell.Json = False) -> None:
     for part in parts:
         mark = "✓" if part["version"] else "–"
         shell.say(
-            f"{mark} {part['purpose']:<16} {part['package']} {part['version'] or 'missing: ' + str(part['install'])}"
+            f"{mark} {part['purpose']:<16} {part['package']} {part['version'] or 'not installed: ' + str(part['install'])}"
         )
     for key, value in machine.items():
         shell.say(f"  {key:<16} {', '.join(map(str, value)) if isinstance(value, list) else value}")

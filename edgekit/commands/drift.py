@@ -1,4 +1,4 @@
-"""`edgekit drift capture|score`: a reference's distributions on a text, stored small, and files held against them."""
+"""`edgekit drift capture|score`: stores a reference's distributions on a text, and compares files with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 
 app = typer.Typer(
-    help="Next-token distributions of a model on a text: store them, and score other files against them.",
+    help="Store a model's next-token distributions on a text, and measure the KL divergence of other files from them.",
     no_args_is_help=True,
 )
 
@@ -30,13 +30,18 @@ def register(parent: typer.Typer) -> None:
 def capture(
     model: Artifact,
     text: Annotated[Path, typer.Option("--text", help="A text file in UTF-8.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The store to write, .npz; must be new.")] = Path(
-        "reference.npz"
-    ),
-    context: Annotated[int, typer.Option("--context", min=8, help="Tokens in one window.")] = 512,
-    windows: Annotated[int, typer.Option("--windows", min=0, help="Only so many windows; 0 takes all.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The .npz file to write; it must not exist.")
+    ] = Path("reference.npz"),
+    context: Annotated[int, typer.Option("--context", min=8, help="Number of tokens in a window.")] = 512,
+    windows: Annotated[
+        int, typer.Option("--windows", min=0, help="Number of windows; 0 uses the whole text.")
+    ] = 0,
     skip: Annotated[
-        int | None, typer.Option("--skip", min=0, help="Positions of a window not scored; half by default.")
+        int | None,
+        typer.Option(
+            "--skip", min=0, help="Positions at the start of a window that are not scored. Default: half."
+        ),
     ] = None,
     threads: shell.Threads = 0,
     force: shell.Force = False,
@@ -44,10 +49,11 @@ def capture(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Store a model's next-token distributions on a text, window by window.
+    """Store a model's next-token distributions on a text.
 
-    As in llama-perplexity the first half of each window only gives context. The store holds for each position the 256
-    most likely tokens, 256 drawn from the rest, and the mass of the rest: 1/24 of 16-bit logits of 49,152 tokens.
+    The text is cut into windows. As in llama-perplexity, the first half of each window is only context. For each position
+    the file holds the 256 most likely tokens, a sample of 256 from the rest, and the probability of the rest. For a
+    vocabulary of 49,152 tokens this takes 1/24 of the space of 16-bit logits.
     """
     from edgekit.base.artifacts import written_whole
     from edgekit.proof import drift
@@ -55,12 +61,12 @@ def capture(
     skip = context // 2 if skip is None else skip
     if skip >= context:
         raise ConfigError(
-            f"--skip {skip} leaves nothing of a window of {context}.", "Give less than --context."
+            f"--skip {skip} leaves no positions in a window of {context}.", "Use a value below --context."
         )
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{text} cannot be read: {error}", "Give a text file in UTF-8.") from error
+        raise ConfigError(f"{text} cannot be read: {error}", "Save it as a text file in UTF-8.") from error
     with shell.working() as emit, written_whole(out, force=force) as staging:
         runtime = _open(model, threads, context)
         try:
@@ -69,7 +75,8 @@ def capture(
             sequences = [ids[start : start + context] for start in starts][: windows or None]
             if not sequences:
                 raise ConfigError(
-                    f"{text} has {len(ids)} tokens, less than one window of {context}.", "Lower --context."
+                    f"{text} has {len(ids)} tokens, less than one window of {context}.",
+                    "Use a longer text or a lower --context.",
                 )
             store = drift.capture(runtime, sequences, [skip] * len(sequences), emit)
         finally:
@@ -92,14 +99,16 @@ def capture(
 @app.command("score")
 def score(
     file: Artifact,
-    reference: Annotated[Path, typer.Option("--reference", "-r", help="What `drift capture` stored.")],
-    worst: Annotated[int, typer.Option("--worst", min=0, help="Show so many positions that moved most.")] = 3,
+    reference: Annotated[Path, typer.Option("--reference", "-r", help="A file that `drift capture` wrote.")],
+    worst: Annotated[
+        int, typer.Option("--worst", min=0, help="Number of positions with the largest divergence to show.")
+    ] = 3,
     threads: shell.Threads = 0,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Mean and 99th percentile of the KL divergence from the reference, and how often the likeliest token is the same."""
+    """Measure the KL divergence of a file from the reference: mean, 99th percentile, and top-1 agreement."""
     from edgekit.proof import drift
 
     store = drift.Reference.load(reference)

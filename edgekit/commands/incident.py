@@ -1,4 +1,4 @@
-"""`edgekit incident list|show|ack|silence|close|audit`: what went wrong on this device, and what people did about it."""
+"""`edgekit incident list|show|ack|silence|close|audit`: the incidents of this device, and changes to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def list_(
     for incident in found:
         shell.say(f"{incident.id:>4}  {_status(incident):<36}  {incident.what}")
     if not found:
-        shell.say("No incident is under way.")
+        shell.say("There are no open incidents.")
 
 
 @app.command("show")
@@ -106,7 +106,7 @@ def _by_hand(name: str, text: str, change: Callable[[Incidents], Callable[..., I
 
 _by_hand(
     "ack",
-    "Acknowledge an incident: you have seen it and work on it.",
+    "Acknowledge an incident: you have seen it and are working on it.",
     lambda incidents: incidents.acknowledge,
 )
 
@@ -121,7 +121,7 @@ def silence(
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Send no notification and take no automatic action for a time; the incident is reported again afterwards."""
+    """Silence an incident for a time: no notifications, no automatic action. Then it is reported again."""
     from edgekit.base.clock import seconds
     from edgekit.field.incidents.audit import operator
     from edgekit.field.incidents.incidents import Incidents
@@ -132,7 +132,7 @@ def silence(
 
 _by_hand(
     "close",
-    "Close an incident. If its rule still holds, a new one is opened.",
+    "Close an incident. If the reading stays beyond its limit, a new one is opened.",
     lambda incidents: incidents.close,
 )
 

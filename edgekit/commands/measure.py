@@ -14,7 +14,7 @@ from edgekit.commands import shell
 if TYPE_CHECKING:
     from edgekit.proof.prove import Subject
 
-CONTEXT = 2048  # tokens that a prompt and its answer may take together
+CONTEXT = 2048  # maximum tokens of a prompt and its answer together
 
 Artifact = Annotated[
     Path, typer.Argument(help="A .gguf file, an onnxruntime-genai folder or a Hugging Face folder.")
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def subject_at(artifact: Path) -> Subject:
-    """What `artifact` is, told by its files; a file is a GGUF file, whatever its name."""
+    """The format of `artifact`, recognised by its files; a single file is a GGUF file, whatever its name."""
     from edgekit.proof.prove import Subject
     from edgekit.proof.verify import subject_of
 
@@ -40,24 +40,24 @@ def evaluate(
     artifact: Artifact,
     data: shell.Data = shell.DEFAULT_DATA,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Only so many rows; 0 takes all.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The per-sample log, JSONL; must be new.")] = Path(
-        "samples.jsonl"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The log of samples to write, JSONL; it must not exist.")
+    ] = Path("samples.jsonl"),
     threads: shell.Threads = 0,
     force: shell.Force = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Exact-match accuracy on the rows of a split, greedy, with every sample logged."""
+    """Measure the exact-match accuracy of greedy answers on the rows of a split, and log every sample."""
     from edgekit.base.artifacts import written_whole
     from edgekit.data.dataset import SPLITS, load_dataset
     from edgekit.evaluation import accuracy as evaluation
 
     if split not in SPLITS:
-        raise ConfigError(f"There is no split '{split}'.", f"Known: {', '.join(SPLITS)}.")
+        raise ConfigError(f"There is no split '{split}'.", f"Use one of: {', '.join(SPLITS)}.")
     rows = getattr(load_dataset(data), split)
     rows = rows[:limit] if limit else rows
     with shell.working() as emit, written_whole(out, force=force) as log:
@@ -69,23 +69,28 @@ def evaluate(
         finally:
             runtime.close()
     shell.print_json(result) if json else shell.say(
-        f"{result['accuracy']:.1%} of {result['n']} rows exact; samples: {out}"
+        f"{result['accuracy']:.1%} of {result['n']} answers are right; samples: {out}"
     )
 
 
 def profile(
     artifact: Artifact,
     threads: Annotated[
-        list[int] | None, typer.Option("--threads", min=1, help="Thread counts; repeat it.")
+        list[int] | None,
+        typer.Option(
+            "--threads", min=1, help="Thread count to measure. Can be repeated. Default: every core."
+        ),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 128,
-    generate_tokens: Annotated[int, typer.Option("--generate-tokens", min=2)] = 32,
-    repeats: Annotated[int, typer.Option("--repeats", "-r", min=3)] = 7,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Length of the prompt.")] = 128,
+    generate_tokens: Annotated[
+        int, typer.Option("--generate-tokens", min=2, help="Length of the answer.")
+    ] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", "-r", min=3, help="Number of runs.")] = 7,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Time to first token, tokens per second and peak memory of a fresh process."""
+    """Measure time to first token, tokens per second and peak memory, in a new process."""
     from edgekit.proof.verify import check_contents
     from edgekit.targets.target import Profile
 
@@ -119,7 +124,7 @@ def compare(
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Which answers changed from right to wrong and back between two sample logs, with McNemar's exact test."""
+    """List the answers that changed between right and wrong in two sample logs, with McNemar's exact test."""
     from edgekit.evaluation.compare import compare as compare_logs
 
     result = compare_logs(first, second)

@@ -52,13 +52,13 @@ class MonitorOptions(AppOptions):
 def monitor(options: MonitorOptions) -> None:
     """Show requests, speed, memory, temperature, drift and incidents of each device and release, worst first.
 
-    In a terminal this is the app's fourth screen (`edgekit tui monitor`); ctrl-c ends the plain form.
+    In a terminal this opens the fourth screen of the app (`edgekit tui monitor`). Press ctrl-c to end the plain form.
     """
     typed = options.webhook is not None and options.webhook != os.environ.get(WEBHOOK)
     if (options.watch or typed) and (options.device or options.fleet or options.demo):
         raise ConfigError(
             "--watch and --webhook are for this device alone, not for --device, --fleet or --demo; nothing was started.",
-            "Start `edgekit monitor --watch` on each device that is to be watched.",
+            "Start `edgekit monitor --watch` on each of those devices.",
         )
     settings, once = options.settings(), options.once or options.json
     if is_terminal() and not (once or options.watch or options.no_tui):
@@ -94,7 +94,7 @@ def print_here(
             except EdgekitError as error:
                 if once:
                     raise
-                sys.stderr.write(f"edgekit: {error.message}\n")  # who watches goes on
+                sys.stderr.write(f"edgekit: {error.message}\n")  # continue to monitor
             if once:
                 return
             time.sleep(settings.every_s)
@@ -104,7 +104,7 @@ def print_here(
 
 
 def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
-    """A watcher beside the program that serves, which acts on nothing: going back is for those who serve."""
+    """A watcher outside the serving process; it takes no automatic action, because only the server may roll back."""
     from edgekit.field.incidents.defaults import rules_of
     from edgekit.field.incidents.watcher import Reactions, Watched, Watcher
     from edgekit.field.incidents.webhook import Webhook
@@ -125,7 +125,7 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
 
 
 def glance(settings: Settings, once: bool, json: bool) -> None:
-    """The status of this device and of others, each asked once for every time it is printed."""
+    """The status of this device and of others; each device is asked once per refresh."""
     from edgekit.app.views.fleet import Fleet
     from edgekit.commands.status_table import print_status
 

@@ -69,7 +69,7 @@ class AppOptions:
     verbose: shell.Verbose = False
 
     def settings(self, **more: Any) -> Settings:
-        """What was typed, as settings, with `more` of their fields; raises `ConfigError` for devices that are none."""
+        """The options as settings, with the fields in `more`; raises `ConfigError` for malformed devices."""
         from edgekit.app.views.devices import check_names, parse_device, read_fleet
         from edgekit.app.views.settings import Settings
         from edgekit.base.clock import seconds
@@ -87,7 +87,7 @@ class AppOptions:
 
 
 def is_terminal() -> bool:
-    """Whether a person can see and type here."""
+    """Whether stdin and stdout are an interactive terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -95,7 +95,7 @@ def open_app(settings: Settings, screen: str, options: AppOptions) -> None:
     """Run the app until the person leaves; with `--demo` on recorded data in a temporary folder."""
     if options.theme is Theme.MONO:
         os.environ["NO_COLOR"] = "1"  # before Textual is imported
-    for name in ("COLUMNS", "LINES"):  # where they are exported, the app would never see its terminal resized
+    for name in ("COLUMNS", "LINES"):  # if they are set, the app does not notice when its terminal is resized
         os.environ.pop(name, None)
     from edgekit import registry
 

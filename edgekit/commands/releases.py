@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Why = Annotated[str, typer.Option("--why", help="The reason, for the log.")]
-Name = Annotated[str, typer.Argument(help="A release's name, or its first letters.")]
+Name = Annotated[str, typer.Argument(help="The name of a release, or a unique prefix of it.")]
 Format = Annotated[
     str | None,
     typer.Option("--format", help="Check only gguf or only onnx. Default: every format of the bundle."),
@@ -60,7 +60,7 @@ class ImportOptions:
 @app.command("import")
 @shell.takes(ImportOptions)
 def import_(options: ImportOptions) -> None:
-    """Copy a bundle to this device, after its digests, its verdict and its golden answers are checked."""
+    """Check a bundle's digests, verdict and golden answers, and copy it to this device."""
     with shell.working() as emit:
         release = _releases(options.state).import_(
             options.bundle,
@@ -72,7 +72,7 @@ def import_(options: ImportOptions) -> None:
     _tell(
         release,
         options.json,
-        f"{release.name} is on this device ({release.place}); edgekit releases promote {release.name}",
+        f"{release.name} is on this device ({release.place}). Next: edgekit releases promote {release.name}",
     )
 
 
@@ -100,7 +100,7 @@ class PromoteOptions:
     who: shell.Who = None
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="JSONL rows with right answers to compare the two versions on."),
+        typer.Option("--data", "-d", help="JSONL rows with right answers, to compare the two versions on."),
     ] = None
     format: Format = None
     allow_older: Annotated[
@@ -110,7 +110,7 @@ class PromoteOptions:
         bool,
         typer.Option(
             "--unproven",
-            help="Promote even if there are too few answers to compare; the log records it.",
+            help="Promote without proof that it answers as well, if too few answers were compared. The log records it.",
         ),
     ] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
@@ -124,7 +124,13 @@ class PromoteOptions:
 @app.command("promote")
 @shell.takes(PromoteOptions)
 def promote(options: PromoteOptions) -> None:
-    """Put a version on trial, once it is healthy and shown to answer as well as the one in use."""
+    """Put a version on trial, if it is healthy and is shown to answer as well as the version in use.
+
+    The two versions answer the same questions: the rows of --data, or, without them, the golden prompts of both. The
+    promotion is refused if the new version answers worse, and also if there are too few questions to show that it does
+    not; the error then says how many rows are needed (about 133 if no answer changes). --unproven overrides only the
+    second refusal. A version with the same model files and the same answers needs no more questions.
+    """
     from edgekit.data.rows import read_rows
     from edgekit.field.releases.compare import Comparison, compare
     from edgekit.field.releases.lifecycle import Allowance
@@ -159,7 +165,7 @@ def promote(options: PromoteOptions) -> None:
             allow=[name for name, given in allowed.items() if given],
         )
     more = {"comparison": asdict(compared[0]) if compared else None}
-    text = f"{name} is in use already"
+    text = f"{name} is already in use"
     if promoted.place == "pending":
         text = f"{name} is on trial: accepted after a successful load, rejected after {promoted.tries} failed starts"
     _tell(promoted, options.json, text, more)
@@ -171,14 +177,16 @@ def rollback(
     who: shell.Who = None,
     release: Annotated[
         str | None,
-        typer.Option("--release", help="Only if this version is in use: its name, or its first letters."),
+        typer.Option(
+            "--release", help="Roll back only if this version is in use: its name, or a unique prefix of it."
+        ),
     ] = None,
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Go back to the previous version at once; a running server switches to it."""
+    """Go back to the previous version. A running server switches to it within a second."""
     releases = _releases(state)
     leaving = None if release is None else releases.get(release).name
     back = releases.rollback(who=who or "", why=why, release=leaving)
@@ -194,7 +202,7 @@ def gc(
     state: shell.StateDir = shell.DEFAULT_STATE,
     json: shell.Json = False,
 ) -> None:
-    """Remove versions that are not in use, and the files that interrupted commands left."""
+    """Remove versions that are no longer in use, and the remains of interrupted commands."""
     found = _releases(state).gc(keep, who=who or "")
     if json:
         shell.print_json(found)

@@ -23,7 +23,7 @@ def run(
     text: Annotated[str | None, typer.Argument(help="The question. Without it, a chat starts.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")
+        int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens in the answer.")
     ] = None,
     threads: shell.Threads = 0,
     allow_failed: Annotated[
@@ -32,7 +32,7 @@ def run(
     json: shell.Json = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Answer a question and stream the answer. Without a question, start a chat."""
+    """Ask a model a question and stream its answer. Without a question, start a chat."""
     with edgekit.load(bundle, format, threads=threads or None, allow_failed=allow_failed) as model:
         if text is None and sys.stdin.isatty():
             _chat(model, max_tokens)
@@ -51,7 +51,7 @@ def _stream(model: edgekit.LoadedModel, question: str | list[Message], max_token
 
     answer, terminal = "", sys.stdout.isatty()
     for piece in model.stream(question, max_tokens=max_tokens):
-        # a model may write escape sequences, which a terminal would obey
+        # a model may write escape sequences, which the terminal would execute
         sys.stdout.write(plain(piece.expandtabs(4)) if terminal else piece)
         sys.stdout.flush()
         answer += piece

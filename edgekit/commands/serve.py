@@ -38,9 +38,10 @@ class ServeOptions:
     ] = None
     format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; any but loopback requires --token.")
+        str,
+        typer.Option("--host", help="Address to listen on. Any address except loopback requires --token."),
     ] = "127.0.0.1"
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8080
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 uses any free port.")] = 8080
     uds: Annotated[Path | None, typer.Option("--uds", help="Unix socket to listen on instead of a port.")] = (
         None
     )
@@ -53,16 +54,18 @@ class ServeOptions:
             help="Bearer token that every request must carry.",
         ),
     ] = None
-    queue: Annotated[int, typer.Option("--queue", min=1, help="Most requests that may wait.")] = 64
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Maximum number of waiting requests.")] = 64
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Most tokens that a request may ask for.")
+        int, typer.Option("--max-tokens", min=1, help="Maximum number of tokens that a request may ask for.")
     ] = 1024
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Time limit of a request in seconds.")
     ] = 120.0
     drain: Annotated[
         float,
-        typer.Option("--drain", min=0.0, help="Seconds to finish accepted requests when the server stops."),
+        typer.Option(
+            "--drain", min=0.0, help="Maximum seconds to finish accepted requests when the server stops."
+        ),
     ] = 30.0
     shadow: Annotated[
         Path | None,
@@ -91,9 +94,9 @@ class ServeOptions:
 
 @shell.takes(ServeOptions)
 def serve(options: ServeOptions) -> None:
-    """Serve a model to OpenAI clients until SIGTERM or ctrl-c; accepted requests are still answered.
+    """Serve a model to OpenAI clients. On SIGTERM or ctrl-c, finish the accepted requests and stop.
 
-    Without BUNDLE the release in use is served. When another one is promoted or rolled back to, the server switches to it.
+    Without BUNDLE, serve the release in use, and switch when another release is promoted or rolled back to.
     """
     from edgekit.field.serving import server as serving
 
@@ -160,7 +163,7 @@ def _deployment(options: ServeOptions, shadow: Shadow | None) -> Deployment:
 
 
 def _remark(text: str) -> None:
-    """A line for whoever watches, on stderr."""
+    """Print a line on stderr."""
     if not shell.state.quiet:
         sys.stderr.write(f"{text}\n")
 

@@ -1,4 +1,4 @@
-"""What every verb shares: its options, the narrator on stderr, JSON on stdout, and work whose prints are held back."""
+"""What all verbs share: common options, progress on stderr, JSON on stdout, and redirection of libraries' output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgekit.field import state as field_state
 
 @dataclass
 class State:
-    """How this command speaks."""
+    """The output settings of this command."""
 
     json: bool = False
     verbose: bool = False
@@ -50,7 +50,9 @@ Json = Annotated[
     bool, typer.Option("--json", callback=_set("json"), help="Print one JSON document on stdout.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set("verbose"), help="Show tracebacks.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set("quiet"), help="No narration on stderr.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_set("quiet"), help="Print no progress on stderr.")
+]
 Offline = Annotated[bool, typer.Option("--offline", callback=_set("offline"), help="Fetch nothing.")]
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A Hugging Face folder, hub id, .gguf file, or smollm2-135m.")
@@ -62,20 +64,28 @@ Data = Annotated[
 TargetName = Annotated[str, typer.Option("--target", "-t", help="A target's name, or a TOML file.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the target: tune.epochs=2."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value of the target, such as tune.epochs=2. Can be repeated.",
+    ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
-CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where finished stages are kept.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.")]
+CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Folder of the stage cache.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 StateDir = Annotated[
     Path,
     typer.Option(
-        "--state", envvar="EDGEKIT_STATE", help="Where a device keeps its releases, telemetry and incidents."
+        "--state",
+        envvar="EDGEKIT_STATE",
+        help="Folder with the releases, telemetry and incidents of the device.",
     ),
 ]
 Who = Annotated[
     str | None,
-    typer.Option("--who", envvar="EDGEKIT_WHO", help="Who makes the change. Default: user@host."),
+    typer.Option(
+        "--who", envvar="EDGEKIT_WHO", help="Name of the person making the change. Default: user@host."
+    ),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
@@ -90,7 +100,7 @@ T = TypeVar("T")
 
 
 def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Make a verb of a function of one dataclass: each field, with its typer option, is a parameter of the verb."""
+    """Make a verb of a function that takes one dataclass: each field becomes an option of the verb."""
     hints = get_type_hints(options, include_extras=True)
     parameters = [
         inspect.Parameter(
@@ -115,7 +125,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
 
 
 def narrator() -> Any:
-    """The narrator for this command's stderr."""
+    """The printer of progress on this command's stderr."""
     from rich.console import Console
 
     from edgekit.base.console import Narrator
@@ -125,7 +135,7 @@ def narrator() -> Any:
 
 @contextlib.contextmanager
 def working() -> Iterator[Any]:
-    """An `emit` that narrates, while whatever libraries print to stdout goes to stderr instead."""
+    """An `emit` that prints progress; meanwhile output of libraries to stdout goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr), narrator() as narrate:
 
         def emit(event: Any) -> None:
@@ -137,18 +147,18 @@ def working() -> Iterator[Any]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     state.printed = True
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def say(text: str) -> None:
-    """One line of data on stdout, with control characters in foreign text replaced."""
+    """Print one line on stdout, with control characters replaced."""
     sys.stdout.write(plain(text) + "\n")
 
 
 def cores(threads: int) -> int:
-    """The number of threads meant: those given, or every core this process may use."""
+    """The number of threads: the given one, or every core that this process may use."""
     from edgekit.base import hardware
 
     return threads or hardware.cores()

@@ -1,4 +1,4 @@
-"""One stage each: `edgekit tune`, `merge`, `prune`, `quantize`, `export`."""
+"""Verbs for single stages: `edgekit tune`, `merge`, `prune`, `quantize`, `export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekit.base.errors import ConfigError, UnsupportedError
 from edgekit.commands import shell
 
 Folder = Annotated[Path, typer.Argument(help="A Hugging Face model folder.")]
-NewPath = Annotated[Path, typer.Option("--out", "-o", help="Where to write; must be new.")]
+NewPath = Annotated[Path, typer.Option("--out", "-o", help="Output path; it must not exist.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def tune(
     show_mask: Annotated[
         int,
         typer.Option(
-            "--show-mask", metavar="N", min=0, help="Print N rows with the learned spans marked, and stop."
+            "--show-mask", metavar="N", min=0, help="Print N rows with the trained spans marked, and exit."
         ),
     ] = 0,
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
@@ -110,7 +110,7 @@ def merge(
 
 def prune(
     model: Folder,
-    drop_layers: Annotated[int, typer.Option("--drop-layers", min=1, help="Layers to remove.")],
+    drop_layers: Annotated[int, typer.Option("--drop-layers", min=1, help="Number of layers to remove.")],
     out: NewPath = Path("pruned"),
     data: shell.Data = shell.DEFAULT_DATA,
     force: shell.Force = False,
@@ -144,11 +144,11 @@ def quantize(
     type: Annotated[str, typer.Option("--type", help="llama.cpp's file type, such as Q4_K_M.")] = "Q4_K_M",
     adapter: Annotated[
         Path | None,
-        typer.Option("--adapter", help="A PEFT adapter folder to merge in; needs a model folder."),
+        typer.Option("--adapter", help="A PEFT adapter folder to merge first; needs a model folder."),
     ] = None,
     max_ram: Annotated[
         int | None,
-        typer.Option("--max-ram", metavar="MIB", min=1, help="Refuse to start if it may take more memory."),
+        typer.Option("--max-ram", metavar="MIB", min=1, help="Do not start if more memory may be needed."),
     ] = None,
     threads: shell.Threads = 0,
     force: shell.Force = False,
@@ -156,15 +156,16 @@ def quantize(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Quantize to a GGUF file: a model folder tensor by tensor, with no float file in between, or a GGUF file.
+    """Quantize a model folder or a GGUF file to a GGUF file.
 
-    From a folder, memory does not grow with the number of layers, and the only disk it takes is the new file's.
+    A folder is converted tensor by tensor, without an intermediate float file: memory use does not depend on the number
+    of layers, and the only disk space needed is that of the new file.
     """
     from edgekit import registry
     from edgekit.targets.target import GGUF_TYPES, GgufExport
 
     if type.upper() not in GGUF_TYPES:
-        raise ConfigError(f"There is no GGUF type '{type}'.", f"Known: {', '.join(GGUF_TYPES)}.")
+        raise ConfigError(f"There is no GGUF type '{type}'.", f"Use one of: {', '.join(GGUF_TYPES)}.")
     if source.is_dir():
         _stream(source, out, type.upper(), adapter, max_ram, shell.cores(threads), force)
     elif not source.is_file():
@@ -172,7 +173,7 @@ def quantize(
     elif adapter or max_ram:
         raise ConfigError(
             f"--adapter and --max-ram need a model folder, and {source} is a file.",
-            "Name the folder instead.",
+            "Give the model folder instead.",
         )
     else:
         with shell.working() as emit, written_whole(out, force=force) as staging:
@@ -201,9 +202,9 @@ def _stream(
     needed = registry.load("stages", "stream-memory")(config, options, threads, adapter=adapter) / 2**20
     if max_ram and needed > max_ram:
         raise ConfigError(
-            f"Quantizing {source} with {threads} threads may take {needed:.0f} MiB of memory, more than --max-ram {max_ram}. "
+            f"Quantizing {source} with {threads} threads may need {needed:.0f} MiB of memory, more than --max-ram {max_ram}. "
             "Nothing was started.",
-            "Use --threads 1, or allow more." if threads > 1 else "Allow more.",
+            "Use --threads 1 or a higher --max-ram." if threads > 1 else "Use a higher --max-ram.",
         )
     with shell.working() as emit, written_whole(out, force=force) as staging:
         registry.load("stages", "stream")(
@@ -216,9 +217,7 @@ def export(
     out: NewPath = Path("exported"),
     adapter: Annotated[
         Path | None,
-        typer.Option(
-            "--adapter", help="A PEFT adapter of this base, exported for swapping in instead of merged."
-        ),
+        typer.Option("--adapter", help="A PEFT adapter of this base, to export as a separate file."),
     ] = None,
     target: shell.TargetName = shell.DEFAULT_TARGET,
     data: shell.Data = shell.DEFAULT_DATA,
@@ -230,10 +229,10 @@ def export(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Export a model folder in the target's formats, and prove each file; no tuning.
+    """Export a model folder in the target's formats without tuning, and prove each file.
 
-    With --adapter the folder is the adapter's base: each format's base is written with the adapter beside it in
-    adapters/. The base is proven on plain text, and the base with its adapter is proven against their merge on --data.
+    With --adapter, the folder is the adapter's base: each format gets the base, with the adapter in adapters/ beside it.
+    The base is proven on plain text; the base with its adapter is proven against their merge, on --data.
     """
     from edgekit import registry
     from edgekit.base.cache import Cache
@@ -254,13 +253,14 @@ def export(
     for options in request.target.export:
         if refusal := registry.load("exporters", options.format).refusal(config, options):
             raise UnsupportedError(
-                f"{options.format}: {refusal} Nothing was started.", "edgekit targets list"
+                f"{options.format}: {refusal} Nothing was started.",
+                "`edgekit targets list` shows other targets.",
             )
     with shell.working() as emit, written_whole(out, force=force) as staging:
         cache = Cache(cache_dir, emit)
         source = bring_in(cache, request.source)
         artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
-        # with --adapter the base is never asked the task alone, and need not be sure of it
+        # with --adapter the base alone is not asked the task, so it need not be certain of its answers
         reference = checks.capture(cache, request, source, conversations=adapter is None)
         for artifact in artifacts:
             checks.verify(cache, request, reference, source, source, artifact)
@@ -276,7 +276,8 @@ def export(
     ) if json else shell.say("\n".join(f"Exported: {path}" for path in [*files.values(), *swapped.values()]))
     if failed:
         raise GateError(
-            f"Exported, but {failed[0].name} failed: {failed[0].detail}", "Choose a target with more bits."
+            f"The export was written, but it failed {failed[0].name}: {failed[0].detail}",
+            "Use a target with more bits per weight.",
         )
 
 

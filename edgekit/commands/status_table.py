@@ -1,4 +1,4 @@
-"""The status of devices as text: one table for `edgekit monitor` and the terminal app's plain form."""
+"""The status of devices as a table, for `edgekit monitor` and the plain form of the terminal app."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def print_status(devices: Sequence[DeviceStatus]) -> None:
     rows = [row for device in devices for row in device.releases]
     rows.sort(key=lambda row: (STATES.index(row.state), not row.in_use))
     if not rows:
-        console.print("Nothing is recorded here yet: `edgekit serve BUNDLE` records.")
+        console.print("There is no telemetry yet. Start a server: edgekit serve BUNDLE")
         return
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for title in ("", "state", *(["device"] if many else []), "release"):
@@ -68,7 +68,7 @@ def _notes(row: ReleaseStatus, now: float, device: str) -> Iterator[str]:
     if row.state == "LOST":
         why = _safe(row.why)
         if row.trouble_since is not None and not why.startswith("last heard"):
-            why = f"last heard {span(max(0.0, now - row.trouble_since))} ago; {why}"
+            why = f"last heartbeat {span(max(0.0, now - row.trouble_since))} ago; {why}"
         yield f"? {device}{_safe(row.release) or 'The device'}: {why}. {_safe(row.hint)}".rstrip()
     for incident in row.incidents:
         about = incident.state + (", silenced" if incident.silenced(now) else "")

@@ -28,12 +28,12 @@ class TuiOptions(AppOptions):
 
     screen: Annotated[ScreenName, typer.Argument(help="The screen to begin with.")] = ScreenName.BUILD
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE
-    bundles: Annotated[Path, typer.Option("--bundles", help="Where builds are written.")] = Path("bundles")
+    bundles: Annotated[Path, typer.Option("--bundles", help="Folder of the builds.")] = Path("bundles")
 
 
 @shell.takes(TuiOptions)
 def tui(options: TuiOptions) -> None:
-    """Build, watch, compare and operate in the terminal, led by screens."""
+    """Open the terminal app: build, watch a build, compare results, monitor devices, handle incidents."""
     settings = options.settings(cache_dir=options.cache_dir, bundles=options.bundles)
     if is_terminal() and not options.no_tui:
         open_app(settings, options.screen, options)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgekit.models.source import Source
     from edgekit.targets.target import Budget
 
-# Without a target the prompts are general, and the model is less certain of its words than a model tuned for one task:
-# llama.cpp's rounding of activations alone changes one most likely token in thirty, so that an answer of 48 tokens differs
+# Without a target the prompts are general, and the model is less certain of its answers than one tuned for a task.
+# llama.cpp's rounding of activations alone changes one of thirty most likely tokens, so an answer of 48 tokens differs
 # after half of them, and at 4 bits after a third.
 GENERAL = ["budget.answer_top1_agreement=0.9", "budget.greedy_agreement=0.3"]
 
@@ -40,17 +40,22 @@ def verify(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Rows of its task, whose prompts are asked as well.")
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Rows of the model's task; their prompts are asked in addition to general ones.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", "-t", help="The target whose budget sets the limits; by default one for general use."
+            "--target", "-t", help="The target whose budget sets the limits. Default: limits for general use."
         ),
     ] = None,
     set_: shell.Set = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer prompts: about a quarter of the time.")
+        bool, typer.Option("--quick", help="Use fewer prompts; takes about a quarter of the time.")
     ] = False,
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
     threads: shell.Threads = 0,
@@ -59,22 +64,22 @@ def verify(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Prove that a file answers as the model it was made from, or name what differs.
+    """Prove that a file answers like the model it was made from, or show what differs.
 
-    A BUNDLE is held against its own manifest, and its golden answers are asked again in each runtime. Any other FILE
-    needs --reference MODEL: its structure, weights, tokenizer, template, stop tokens and next-token distributions are
-    held against that model's.
+    The files of a BUNDLE are compared with its manifest, and each format is asked the recorded golden questions again.
+    Any other FILE needs --reference MODEL: its structure, weights, tokenizer, template, stop tokens and next-token
+    distributions are compared with those of the model.
 
-    The file is opened in a child process. Each call of its runtime may take 5 minutes, all calls together an hour, and
-    each GiB of the file adds as much again. The process may take 2 GiB of memory and four times the size of the file. A
-    file that exceeds a limit or ends the process is reported as damaged, with exit code 5.
+    The file is opened in a child process. The limits are 5 minutes for each call of its runtime and one hour for all
+    calls together, plus the same again for each GiB of the file, and 2 GiB of memory plus four times the size of the
+    file. A file that exceeds a limit or crashes the process is reported as damaged, with exit code 5.
     """
     if (path / MANIFEST).is_file() and reference is None:
         result = _bundle(path, threads)
     elif reference is None:
         raise ConfigError(
-            f"{path} is not a bundle, so there is nothing to hold it against.",
-            f"edgekit verify {path} --reference MODEL",
+            f"{path} is not a bundle, so it needs a reference model. Nothing was checked.",
+            f"Run `edgekit verify {path} --reference MODEL`.",
         )
     else:
         from edgekit import registry
@@ -99,8 +104,8 @@ def verify(
     failed = [gate["name"] for gate in result["gates"] if not gate["passed"]]
     if failed:
         raise GateError(
-            f"{path} is not what it should be: {', '.join(failed)}.",
-            "The table's last column says what to do.",
+            f"{path} failed these checks: {', '.join(failed)}. The file was not changed.",
+            "The last column of the table says what to do.",
         )
 
 

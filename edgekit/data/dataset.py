@@ -1,4 +1,4 @@
-"""A data source as three splits with its card: a folder of JSONL files, one JSONL file, or `demo`."""
+"""A dataset: three splits and a card, read from a folder of JSONL files, one JSONL file, or `demo`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows for tuning, for early stopping and proofs, and for evaluation; no prompt is in two of the splits."""
+    """Rows for tuning, for early stopping and proofs, and for evaluation; no prompt is in more than one split."""
 
     name: str
     train: list[Row]
@@ -28,7 +28,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Digest of every row in every split."""
+        """Digest of all rows of all splits."""
         return digest_of({split: content_of(getattr(self, split)) for split in SPLITS})
 
     @property
@@ -74,7 +74,7 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
     if missing:
         raise ConfigError(
             f"The data folder {folder} has no {', '.join(missing)}.",
-            "Add them, or name one JSONL file, which edgekit splits by id.",
+            "Add the missing files, or give one JSONL file, which edgekit splits by id.",
         )
     parts: dict[str, list[Row]] = {}
     faults: list[str] = []
@@ -98,8 +98,8 @@ def _check(source: str, parts: dict[str, list[Row]]) -> None:
     empty = [split for split in SPLITS if not parts[split]]
     if empty:
         raise ConfigError(
-            f"{source} leaves no rows for {' and '.join(empty)}.",
-            "Add rows (about 50 or more), or name a folder with train.jsonl, validation.jsonl and test.jsonl.",
+            f"{source} has too few rows: the split leaves none for {' and '.join(empty)}.",
+            "Add rows (about 50 or more), or give a folder with train.jsonl, validation.jsonl and test.jsonl.",
         )
     seen: dict[tuple[Any, ...], str] = {}
     faults = []

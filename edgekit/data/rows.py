@@ -36,7 +36,7 @@ class Row:
 
 
 def content_of(rows: Sequence[Row]) -> list[list[Any]]:
-    """All of `rows` that any result can depend on, as JSON values: ids, messages and labels, in their order."""
+    """The parts of `rows` that results depend on, as JSON values: ids, messages and labels, in order."""
     return [[row.id, [dict(message) for message in row.messages], row.label] for row in rows]
 
 
@@ -49,10 +49,10 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises `ConfigError` with every bad row and its line number, and for a file that is missing or has no rows.
     """
-    if path.exists() and not path.is_file():  # a device or a pipe may never end
+    if path.exists() and not path.is_file():  # a device or a pipe may be endless
         raise ConfigError(
             f"{path} is not a file.",
-            "Name a JSONL file, or a folder with train.jsonl, validation.jsonl and test.jsonl.",
+            "Give a JSONL file, or a folder with train.jsonl, validation.jsonl and test.jsonl.",
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").split(
@@ -75,7 +75,9 @@ def read_rows(path: Path) -> list[Row]:
             row = _parse(line, number)
             earlier = rows.get(row.id)
             if earlier and earlier.messages != row.messages:
-                raise _Fault(f"the id '{row.id}' is already used on line {earlier.line} for another text")
+                raise _Fault(
+                    f"the id '{row.id}' is already used on line {earlier.line} for a different conversation"
+                )
             rows.setdefault(row.id, row)
         except _Fault as fault:
             faults.append(f"{path.name}:{number}: {fault}")
@@ -150,7 +152,7 @@ def _checked_messages(value: Any) -> list[dict[str, str]]:
             )
         messages.append({"role": str(message["role"]), "content": message["content"]})
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise _Fault("no answer: the last message must be a non-empty one of the assistant")
+        raise _Fault("no answer: the last message must have the role assistant and must not be empty")
     if len(messages) < 2:
         raise _Fault("no prompt before the answer")
     return messages

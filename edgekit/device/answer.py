@@ -1,4 +1,4 @@
-"""One answer as it is made: its text piece by piece, and what is to be known of it when it has ended."""
+"""One answer while it is generated: its text piece by piece, and its measurements at the end."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from edgekit.device.certainty import Certainty
 from edgekit.models.sampling import Sampling
 from edgekit.registry import LogitsProcessor, Runtime
 
-WHOLE = ("stop", "length")  # how an answer ends that was given; all else was cancelled or failed
+WHOLE = ("stop", "length")  # finish reasons of complete answers; all others were cancelled or failed
 
 
 class Records(Protocol):
-    """What is told of every answer when it has ended; telemetry is one."""
+    """A receiver of every finished answer, such as telemetry."""
 
     def record(self, answer: Answer) -> None:
-        """Take note of `answer`; never raises."""
+        """Record `answer`; never raises."""
 
 
 class OwnRecords(Records, Protocol):
-    """Records that a model opened itself, and closes with itself."""
+    """Records that a model opened, and closes together with itself."""
 
     def close(self) -> None:
-        """Write what waits, and stop."""
+        """Write pending data, and stop."""
 
 
 class Answer:
-    """An iterator of text pieces; its other attributes fill in as it goes.
+    """An iterator of text pieces; its other attributes are set while it is generated.
 
-    `finish` is `stop`, `length`, `cancelled` when the reader went away, or `error` with the kind in `error`; None while
-    it is under way. Times are seconds: `queue_s` before it began, which whoever queued the request sets, and `ttft_s` from
-    there to its first token.
+    `finish` is `stop`, `length`, `cancelled` when the reader left, or `error` with the type in `error`; None until the
+    end. Times are seconds: `queue_s` is the time in the queue, which the server sets, and `ttft_s` the time from there
+    to the first token.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Answer:
         self.prompt = prompt
         self.sampling = sampling
         self.comparable = True
-        """Whether the model alone chose the words: no grammar and no stop string."""
+        """Whether the model alone determined the text, without a grammar or a stop string."""
         self.ids: list[int] = []
         self.text = ""
         self.operation = operation
@@ -68,16 +68,16 @@ class Answer:
 
     def _made(self, runtime: Runtime, max_tokens: int, sampling: Sampling) -> Iterator[str]:
         start = time.perf_counter()
-        shown = read = 0  # ids before `shown` are text for good; those before `read` were yielded
+        shown = read = 0  # ids before `shown` are final text; those before `read` were yielded
         options: dict[str, Any] = {"process": self._look} if self.certainty or self._process else {}
         try:
             for token in runtime.generate(self.prompt, max_tokens, sampling, **options):
                 if self.ttft_s is None:
                     self.ttft_s = time.perf_counter() - start
                 self.ids.append(token)
-                # the tokens before give the decoder its context, and only what is new is yielded
+                # earlier tokens give the decoder its context, and only new text is yielded
                 before, now = runtime.decode(self.ids[shown:read]), runtime.decode(self.ids[shown:])
-                if not now.endswith("\ufffd"):  # the bytes of a character may come in several tokens
+                if not now.endswith("\ufffd"):  # the bytes of a character may span several tokens
                     shown, read = read, len(self.ids)
                     self.text += now[len(before) :]
                     yield now[len(before) :]
@@ -99,6 +99,6 @@ class Answer:
 
     def _look(self, ids: Sequence[int], logits: Any) -> None:
         if self.certainty:
-            self.certainty.look(ids, logits)  # what the model would say, before anything forbids it
+            self.certainty.look(ids, logits)  # the model's own distribution, before a grammar restricts it
         if self._process:
             self._process(ids, logits)

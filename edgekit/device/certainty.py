@@ -1,4 +1,4 @@
-"""How sure a model is while it answers: read from its next-token distributions, without changing them."""
+"""The confidence of a model while it answers, read from its next-token distributions without changing them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WATCHED = 16  # tokens of an answer whose distributions are read: 0.1 ms each, under 1 % of computing them
+WATCHED = (
+    16  # tokens of an answer whose distributions are read; 0.1 ms each, under 1 % of the time to compute them
+)
 
 
 class Certainty:
@@ -32,7 +34,7 @@ class Certainty:
         shifted = logits - logits.max()
         weights = np.exp(shifted)
         total = float(weights.sum())
-        np.maximum(shifted, -1e4, out=shifted)  # minus infinity times zero is not a number
+        np.maximum(shifted, -1e4, out=shifted)  # because minus infinity times zero is NaN
         self._tokens += 1
         self._log_top -= math.log(total)
         self._entropy += math.log(total) - float(weights @ shifted) / total

@@ -1,17 +1,17 @@
-"""A runtime in a process of its own: how a file that somebody else made is opened.
+"""A runtime in a child process, to open files from other sources.
 
-llama.cpp and onnxruntime are native code that trusts much of what a file says. A file that makes them abort, crash,
-hang or take all memory ends a child process here, and the caller gets a `CorruptError` that says what happened.
+llama.cpp and onnxruntime are native code that trusts much of a file's content. A file that makes them abort, crash,
+hang or use all memory ends only the child process, and the caller gets a `CorruptError` that says what happened.
 
-The whole runtime lives in the child, not only a first trial of it: a fault can lie behind any token of any text, and
-so the file is loaded once and no native code of the parent ever sees it. The two processes exchange JSON and plain
-arrays of numbers, never pickles, because a child that opened a hostile file is not to be trusted either. Starting it
-takes about half a second, a call about a tenth of a millisecond, and logits are copied at about a gigabyte a second.
+The child runs all calls of the runtime, because any token of any text may trigger a fault. So the file is loaded once,
+and native code in the parent never reads it. The two processes exchange JSON and plain arrays of numbers, never pickles,
+because a child that opened a hostile file is not trusted either. Starting the child takes about half a second, a call
+about 0.1 ms, and logits are copied at about 1 GB/s.
 
-Limits: one call may take 5 minutes and 5 more for each GiB of the file, all calls together an hour and one more for
-each GiB, and the process 2 GiB of memory and four times the size of the file. `edgekit verify --help` states them too.
+Limits: 5 minutes for one call plus 5 more for each GiB of the file, one hour for all calls together plus one more for
+each GiB, and 2 GiB of memory plus four times the size of the file. `edgekit verify --help` states them too.
 
-Apps that open their own bundle with `edgekit.load` do without the child; the checks of `edgekit.containers` guard them.
+Apps that open their own bundle with `edgekit.load` use no child process; the checks of `edgekit.containers` protect them.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ RAISED = {
 
 
 def memory_limit_mib(path: Path) -> float:
-    """The memory that opening `path` may take, MiB: 2 GiB and four times the size of the file or folder."""
+    """The memory limit for opening `path`, MiB: 2 GiB plus four times the size of the file or folder."""
     return MEMORY_MIB + MEMORY_TIMES * size_of(path) / 2**20
 
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """Seconds for one call, opening the file among them, and for all calls together."""
+    """The limits in seconds for one call, opening the file included, and for all calls together."""
 
     step_s: float
     total_s: float
 
     @classmethod
     def of(cls, path: Path) -> TimeLimits:
-        """5 minutes and an hour, and as much again for each GiB of the file or folder."""
+        """5 minutes and one hour, plus the same again for each GiB of the file or folder."""
         times = 1 + size_of(path) / 2**30
         return cls(STEP_S * times, TOTAL_S * times)
 
@@ -73,15 +73,14 @@ def open_isolated(
 ) -> IsolatedRuntime:
     """Open `path` with the runtime of that name in a child process.
 
-    Its calls may take the time of `limits`, by default `TimeLimits.of(path)`, and the process as much memory as
-    `memory_limit_mib` says. Raises what the runtime raises, and `CorruptError` when it ends the process or exceeds a
-    limit.
+    `limits` bounds the time of its calls, by default `TimeLimits.of(path)`, and `memory_limit_mib` the memory of the
+    process. Raises what the runtime raises, and `CorruptError` when the process crashes or exceeds a limit.
     """
     return IsolatedRuntime(runtime, path, threads, context, limits or TimeLimits.of(path))
 
 
 class IsolatedRuntime:
-    """A `Runtime` whose work is done in a child process; `generate` computes the whole answer before it yields."""
+    """A `Runtime` in a child process; `generate` computes the whole answer before it yields."""
 
     def __init__(self, runtime: str, path: Path, threads: int, context: int, limits: TimeLimits) -> None:
         self._path = path
@@ -126,7 +125,7 @@ class IsolatedRuntime:
 
     @property
     def chat_template(self) -> ChatTemplate:
-        """The chat template that the file itself carries; it is rendered here, under the limits of `models.chat`."""
+        """The chat template in the file; it is rendered in this process, under the limits of `models.chat`."""
         return ChatTemplate(*map(str, self.ask("reading its chat template", "chat_template")))
 
     @cached_property
@@ -135,35 +134,34 @@ class IsolatedRuntime:
         return frozenset(map(str, self.ask("reading its control tokens", "control_tokens")))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`: special tokens in it are recognised, none are added."""
+        """Token ids of `text`; special tokens in it are recognised, none are added."""
         return list(map(int, self.ask("encoding a text", "encode", text)))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         return str(self.ask("decoding tokens", "decode", list(map(int, ids))))
 
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
-        """Next-token logits `(T - first, V)`; raises `CorruptError` when one of them is not a finite number."""
+        """Next-token logits `(T - first, V)`; raises `CorruptError` when one of them is not finite."""
         shape = (len(ids) - first, self._vocab_size)
         self.ask("computing logits", "logits", list(map(int, ids)), first)
         data = self._received("computing logits", 4 * shape[0] * shape[1])
         if len(data) != 4 * shape[0] * shape[1]:
-            raise self._corrupt(f"the logits for {shape[0]} positions do not have that size")
+            raise self._corrupt(f"the size of the logits does not fit {shape[0]} positions")
         rows = np.frombuffer(data, np.float32).reshape(shape)
         if np.isnan(rows).any():
-            raise self._corrupt(
-                f"{self.name} computes logits that are not numbers (NaN), so its weights are damaged"
-            )
+            raise self._corrupt(f"{self.name} computes NaN logits, so the weights are damaged")
         return rows
 
     def generate(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
         ignore_stop: bool = False, process: LogitsProcessor | None = None,
     ) -> Iterator[int]:  # fmt: skip
-        """Token ids after the prompt `ids`; raises `UnsupportedError` with `process`, which cannot cross to the child."""
+        """Token ids after the prompt `ids`; raises `UnsupportedError` with `process`, which cannot run in the child."""
         if process is not None:
             raise errors.UnsupportedError(
-                "A runtime in a child process takes no logits processor.", "Open the file with edgekit.load."
+                "A runtime in a child process does not support a logits processor.",
+                "Open the file with edgekit.load.",
             )
         chosen = [sampling.temperature, sampling.top_p, sampling.seed]
         answer = self.ask(
@@ -172,13 +170,13 @@ class IsolatedRuntime:
         yield from map(int, answer)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy answers to many prompts; all of them count as one call."""
+        """Greedy answers to many prompts, in one call."""
         plain = [list(map(int, prompt)) for prompt in prompts]
         found = self.ask("computing answers", "generate_batch", plain, max_tokens)
         return [list(map(int, answer)) for answer in found]
 
     def bare(self) -> BareText | None:
-        """The text path of the runtime's own package in the child process; None where the runtime has none."""
+        """The text path of the runtime's own package, in the child process; None if the runtime has none."""
         return _IsolatedBare(self) if self._has_bare else None
 
     def close(self) -> None:
@@ -187,10 +185,10 @@ class IsolatedRuntime:
         self._child.close()
 
     def ask(self, what: str, method: str, *arguments: Any) -> Any:
-        """The value that the child's `method` returns for `arguments`; `what` names the work in an error."""
+        """The result of the child's `method` for `arguments`; `what` names the work in error messages."""
         try:
             self._connection.send_bytes(json.dumps([method, *arguments]).encode())
-        except OSError:  # it has ended: what it wrote last tells why
+        except OSError:  # the child has ended; its last output says why
             return self._receive(what)
         return self._receive(what)
 
@@ -229,7 +227,7 @@ class IsolatedRuntime:
             self._child.kill()
             how = self._child.how_it_ended()
             raise self._corrupt(
-                f"{self._runtime} crashed while {what} ({how}); it may take {self._memory_mib:.0f} MiB of memory"
+                f"{self._runtime} crashed while {what} ({how}); its memory limit is {self._memory_mib:.0f} MiB"
             ) from error
         finally:
             timer.cancel()
@@ -237,11 +235,9 @@ class IsolatedRuntime:
 
     def _too_late(self, what: str, limit_s: float) -> errors.CorruptError:
         if limit_s == self._limits.step_s:
-            return self._corrupt(f"{self._runtime} was not done with {what} after {limit_s:.3g} s")
+            return self._corrupt(f"{self._runtime} did not finish {what} within {limit_s:.3g} s")
         total = f"{self._limits.total_s:.4g} s"
-        return self._corrupt(
-            f"{self._runtime} took more than {total} for all calls together, the last {what}"
-        )
+        return self._corrupt(f"{self._runtime} exceeded {total} for all calls together, while {what}")
 
     def _corrupt(self, reason: str) -> errors.CorruptError:
         return errors.CorruptError(f"{self._path} cannot be used: {reason}.", HINT)
@@ -265,7 +261,7 @@ class _IsolatedBare:
 
 
 class _Server:
-    """The child's side: a runtime that answers one call after the other."""
+    """The child's side: a runtime that serves one call after the other."""
 
     def __init__(self, connection: Connection, model: Runtime) -> None:
         self._connection = connection
@@ -273,7 +269,7 @@ class _Server:
         self._bare: BareText | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What does not change once the file is open."""
+        """The values that do not change after the file is opened."""
         model = self._model
         return {
             "name": model.name,
@@ -304,7 +300,7 @@ class _Server:
         return getattr(self._model, method)(*arguments), None
 
     def serve(self) -> None:
-        """Answer until the parent goes away."""
+        """Serve calls until the parent disconnects."""
         while True:
             try:
                 method, *arguments = json.loads(self._connection.recv_bytes())
@@ -314,7 +310,7 @@ class _Server:
 
 
 def _reply(connection: Connection, work: Any) -> bool:
-    """Send what `work` returns, or the error that it raises; returns whether it succeeded."""
+    """Send the result of `work` or the error that it raises; returns whether it succeeded."""
     try:
         value, array = work()
         reply = {"value": value}
@@ -324,7 +320,7 @@ def _reply(connection: Connection, work: Any) -> bool:
         reply = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
     except MemoryError:
         reply = {"error": "MemoryError", "message": "there was not enough memory", "hint": ""}
-    except BaseException as error:  # noqa: BLE001 - a panic of a native library, for one, is no Exception
+    except BaseException as error:  # noqa: BLE001 - a panic of a native library, for example, is not an Exception
         first = (str(error).splitlines() or [""])[0]
         reply = {"error": type(error).__name__, "message": f"{type(error).__name__}: {first}", "hint": ""}
     connection.send_bytes(json.dumps(reply).encode())

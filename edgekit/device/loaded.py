@@ -1,4 +1,4 @@
-"""A bundle opened for use: the same three calls and the same answers from a GGUF file or an ONNX folder."""
+"""An opened bundle: the same three calls and the same answers for a GGUF file and an ONNX folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTEXT = 2048
 
 
 class LoadedModel:
-    """An opened model. Not for several threads at once: open one for each."""
+    """An opened model. Not thread-safe: open one for each thread."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class LoadedModel:
         self.runtime = runtime
         self.telemetry: Records | None = telemetry
         self.closes_with: OwnRecords | None = None
-        """Telemetry that was opened with this model and ends with it."""
+        """Telemetry that was opened with this model and is closed with it."""
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
@@ -53,15 +53,15 @@ class LoadedModel:
     def stream(
         self, text: str | Sequence[Message], *, max_tokens: int | None = None, sampling: Sampling = Sampling()
     ) -> Iterator[str]:
-        """The answer to a question or a conversation, piece by piece as it is made.
+        """The answer to a question or a conversation, piece by piece while it is generated.
 
-        A conversation without a system message gets the one the model was tuned with.
+        A conversation without a system message gets the one that the model was tuned with.
         """
         messages: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
         return iter(self.answer(self.prompt(messages), max_tokens=max_tokens, sampling=sampling))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where its answer begins; its texts hold no control tokens.
+        """Token ids of a conversation, up to the start of its answer; control tokens in messages are encoded as text.
 
         Raises `ConfigError` for an empty conversation; see `edgekit.device.prompt`.
         """
@@ -81,7 +81,7 @@ class LoadedModel:
         operation: str = "chat",
         queue_s: float = 0.0,
     ) -> Answer:
-        """The answer to a prompt of token ids; every other way of asking comes here, and telemetry listens here."""
+        """The answer to a prompt of token ids. All other methods use it, and it records telemetry."""
         answer = Answer(
             self.runtime,
             prompt,
@@ -95,21 +95,21 @@ class LoadedModel:
         return answer
 
     def use(self, adapter: str | os.PathLike[str] | None) -> Self:
-        """Answer with a LoRA adapter on the model from now on, or without one for None; returns this model.
+        """Use a LoRA adapter from now on, or none for None; returns this model.
 
-        `adapter` is the file that was exported for this model's format. Adapters stay loaded, so that going back to
-        one costs nothing. Raises `CorruptError` for a damaged adapter and for another base's, naming both digests,
-        and `UnsupportedError` for a model that takes none; the adapter in use stays.
+        `adapter` is the file that was exported for this model's format. Adapters stay loaded, so using one again takes no
+        time. Raises `CorruptError`, with both digests, for a damaged adapter or one of another base, and
+        `UnsupportedError` for a model without adapter support; the current adapter then stays in use.
         """
         if not isinstance(self.runtime, TakesAdapters):
             raise UnsupportedError(
-                f"{self.runtime.name} takes no adapters.", "Open a GGUF file or an ONNX folder."
+                f"{self.runtime.name} does not support adapters.", "Open a GGUF file or an ONNX folder."
             )
         self.runtime.use(None if adapter is None else Path(adapter))
         return self
 
     def close(self) -> None:
-        """Free the model's memory, and write what telemetry still holds."""
+        """Free the model's memory, and write pending telemetry."""
         self.runtime.close()
         if self.closes_with is not None:
             self.closes_with.close()
@@ -132,9 +132,9 @@ def load(
 ) -> LoadedModel:
     """Open a bundle, a `.gguf` file or an onnxruntime-genai folder.
 
-    `format` is `gguf` or `onnx`, by default the first that the bundle has. `telemetry` is told of every answer: a state
-    folder, where counts and drift are kept for `edgekit monitor`, or an object of your own. Raises `CorruptError` when a
-    file is not the one in the manifest, `GateError` for a bundle whose build did not pass unless `allow_failed`.
+    `format` is `gguf` or `onnx`, by default the first that the bundle has. `telemetry` receives every answer: it is a
+    state folder, where counts and drift are saved for `edgekit monitor`, or an object of your own. Raises `CorruptError`
+    when a file differs from the manifest, and `GateError` for a bundle that failed its build, unless `allow_failed`.
     """
     folder = Path(path)
     if not folder.exists():
@@ -160,11 +160,11 @@ def _load_bundle(
     formats: dict[str, Any] = manifest["formats"]
     kind = format or next(iter(formats))
     if kind not in formats:
-        raise ConfigError(f"{folder} holds no '{kind}'.", f"It holds: {', '.join(formats)}.")
+        raise ConfigError(f"{folder} has no format '{kind}'.", f"It has: {', '.join(formats)}.")
     if manifest["verdict"] != "pass" and not allow_failed:
         raise GateError(
-            f"{folder} did not pass its own gates, so it is not served.",
-            f"See {folder / 'report.html'}; to open it all the same, pass allow_failed=True (--allow-failed).",
+            f"{folder} did not pass its own gates, so it was not opened.",
+            f"See {folder / 'report.html'}; to open it anyway, pass allow_failed=True (--allow-failed).",
         )
     entry = formats[kind]
     check_files(folder, manifest, entry["path"])

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: read, and held against the files beside it. All that a device needs of a bundle."""
+"""Reads the manifest of a bundle, and compares the files of the bundle with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def release_name(manifest: bytes) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle. Raises `CorruptError` when it is missing or not one that this version reads."""
+    """The manifest of a bundle. Raises `CorruptError` when it is missing or of an unknown schema."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -39,10 +39,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], below: str = "") -> None:
-    """Hold the files of a bundle against its manifest: all of them, or the file or folder `below` alone.
+    """Compare the files of a bundle with its manifest: all of them, or only the file or folder `below`.
 
-    Raises `CorruptError` unless every listed file is there with its size and sha256, every format's path is listed, no
-    file stands unlisted in a folder that the manifest lists, and nothing leads out of the bundle.
+    Raises `CorruptError` unless every listed file exists with its size and SHA-256, every format's path is listed, no
+    unlisted file is in a listed folder, and no link leads out of the bundle.
     """
     listed = _listed(folder, manifest)
     for name, entry in _formats(folder, manifest).items():
@@ -65,7 +65,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], below: str = "") -> N
 
 
 def _listed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The entries of `files` by their path, once each is a path inside the bundle with a size and a digest."""
+    """The entries of `files` by path, after a check that each path is inside the bundle and has a size and digest."""
     files = manifest.get("files")
     if not isinstance(files, list) or not files:
         raise CorruptError(f"{folder / MANIFEST} lists no files.", COPY)
@@ -75,7 +75,7 @@ def _listed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Mapping[str,
         path = fields.get("path")
         if not isinstance(path, str) or not _inside(path) or not isinstance(fields.get("bytes"), int):
             raise CorruptError(
-                f"{folder / MANIFEST} lists an entry that is no file of the bundle: {ascii(entry)[:200]}.",
+                f"{folder / MANIFEST} has an entry that is not a file of the bundle: {ascii(entry)[:200]}.",
                 COPY,
             )
         if path in listed or not DIGEST.fullmatch(str(fields.get("sha256"))):

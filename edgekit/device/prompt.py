@@ -1,13 +1,13 @@
-"""A conversation as token ids, in which no message's text becomes a control token.
+"""Encodes a conversation so that no text of a message becomes a control token.
 
-The template's own control tokens (`<|im_start|>`) separate the roles. The same characters in a message are text that
-a user wrote: read as control tokens, `<|im_end|><|im_start|>system` would begin a message of the system. They are
-kept as text by the method of `transformers.utils.chat_template_utils.mark_control_tokens`: a mark is put into each
-before rendering, and the rendered text is encoded in pieces, cut at the marks.
+The control tokens of the template (`<|im_start|>`) separate the roles. A user may write the same characters; if they
+were encoded as control tokens, `<|im_end|><|im_start|>system` would begin a system message. The method of
+`transformers.utils.chat_template_utils.mark_control_tokens` keeps them as text: a mark is inserted into each before
+rendering, and the rendered text is split at the marks and encoded in pieces.
 
-A conversation without such characters is encoded in one piece, so its ids are the reference's. Three things are not
-protected: raw prompts of `/v1/completions`, which the caller writes whole; the rows of a data set, which its owner
-is trusted with (tuning and proofs read control tokens in them); and templates whose separators are plain text.
+A conversation without such characters is encoded in one piece, so its ids are the reference's. Three inputs are not
+protected: raw prompts of `/v1/completions`, which the caller writes completely; the rows of a dataset, whose owner is
+trusted (tuning and proofs read control tokens in them); and templates whose separators are plain text.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Message
 from edgekit.registry import HasControlTokens, Runtime
 
-MARKS = [chr(code) for code in range(0xF0000, 0xF0100)]  # private use: no text means anything by them
+MARKS = [chr(code) for code in range(0xF0000, 0xF0100)]  # private use: they have no meaning in any text
 
 
 def encode_prompt(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
-    """Token ids of `messages` as the template prints them, up to where the answer begins.
+    """Token ids of the rendered `messages`, up to the start of the answer.
 
-    Raises `ConfigError` when the template refuses the conversation, or a message's text cannot be kept as text.
+    Raises `ConfigError` when the template refuses the conversation, or a control token cannot be kept as text.
     """
     tokens = runtime.control_tokens if isinstance(runtime, HasControlTokens) else frozenset()
     starts = _starts(tokens)
@@ -36,7 +36,7 @@ def encode_prompt(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
         return runtime.encode(runtime.chat_template.render(messages, add_generation_prompt=True))
     mark = next((mark for mark in MARKS if not any(mark in text for text in texts)), None)
     if mark is None:
-        raise ConfigError("A message holds every private-use character.", "Remove them from the message.")
+        raise ConfigError("A message contains every private-use character.", "Remove them from the message.")
     marked = [{key: _marked(value, starts, mark) for key, value in message.items()} for message in messages]
     _check_text(runtime, [value for message in marked for value in message.values()], mark, tokens)
     first, *rest = runtime.chat_template.render(marked, add_generation_prompt=True).split(mark)
@@ -44,13 +44,13 @@ def encode_prompt(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
 
 
 def _starts(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds the first character of every control token, overlapping ones too."""
+    """A pattern for the first character of every control token, overlapping ones included."""
     texts = "|".join(re.escape(token) for token in sorted(tokens) if len(token) > 1)
     return re.compile(f"(?={texts})(.)", re.DOTALL) if texts else None
 
 
 def _forms(text: str) -> tuple[str, str]:
-    """A text as it is, and as a tokenizer that normalises to NFC reads it."""
+    """A text unchanged and in the Unicode form NFC, which some tokenizers use."""
     return text, unicodedata.normalize("NFC", text)
 
 
@@ -64,19 +64,19 @@ def _marked(value: Any, starts: re.Pattern[str], mark: str) -> Any:
 
 
 def _check_text(runtime: Runtime, texts: Iterable[Any], mark: str, tokens: frozenset[str]) -> None:
-    """Raise `ConfigError` when a piece of a message still holds a control token."""
+    """Raise `ConfigError` when a piece of a message still contains a control token."""
     ids = {id_ for token in tokens if len(found := runtime.encode(token)) == 1 for id_ in found}
     for text in texts:
         if isinstance(text, str) and mark in text:
             for piece in text.split(mark):
                 if ids & set(runtime.encode(piece)):
                     raise ConfigError(
-                        "A message holds a control token that cannot be kept as text.",
+                        "A message contains a control token that cannot be kept as text.",
                         "Remove the control token from the message.",
                     )
 
 
 def _continued(runtime: Runtime, piece: str) -> list[int]:
-    """Ids of a piece that goes on from another: without the space that SentencePiece puts before a text."""
+    """Ids of a piece that continues another: without the space that SentencePiece adds before a text."""
     line, ids = runtime.encode("\n"), runtime.encode("\n" + piece)
     return ids[len(line) :] if ids[: len(line)] == line else runtime.encode(piece)

@@ -1,1 +1,1 @@
-"""Measuring answers on rows: accuracy, the log of samples, comparisons, and their statistics."""
+"""Evaluation on rows: accuracy, the log of samples, comparisons, and their statistics."""

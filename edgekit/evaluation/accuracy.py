@@ -31,15 +31,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer every row greedily and compare with its answer, both without surrounding whitespace.
 
-    Rows with answers of like length are asked together, and answers much longer than theirs are cut. With `shots` the
-    task is explained and examples are shown before each row; the result then has their number as `shots`.
+    Rows with answers of similar length are asked together, and much longer answers are cut. With `shots`, each prompt
+    starts with an explanation of the task and examples; the result then has the number of examples as `shots`.
 
     Returns `accuracy`, `n`, `wilson_95` (interval of the accuracy), `json_match` (share that is equal as JSON, at
-    least the accuracy on JSON answers) and `per_label`. `log` gets one JSON object for each row, in the rows'
-    order, whole or not at all. Raises `ConfigError` when there are no rows.
+    least the accuracy on JSON answers) and `per_label`. `log` gets one JSON object for each row, in the order of the
+    rows, completely or not at all. Raises `ConfigError` when there are no rows.
     """
     if not rows:
-        raise ConfigError("There are no rows to evaluate on.", "Add test rows to --data.")
+        raise ConfigError("There are no rows to evaluate.", "Add test rows to --data.")
     template = runtime.chat_template
     prompts = [
         shots.render(row, template)
@@ -47,7 +47,7 @@ def evaluate(
         else template.render(row.messages[:-1], add_generation_prompt=True)
         for row in rows
     ]
-    ids = [  # without examples as an endpoint encodes a request, which keeps control tokens in a message as text
+    ids = [  # without examples, encoded as an endpoint does, which keeps control tokens in messages as text
         runtime.encode(prompt) if shots else encode_prompt(runtime, row.messages[:-1])
         for row, prompt in zip(rows, prompts, strict=True)
     ]
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def cut_after(expected: int) -> int:
-    """Tokens after which an answer is cut where `expected` are right: it is wrong by then, and may never end."""
+    """The number of tokens after which an answer is cut: longer ones than `expected` are wrong and may never end."""
     return round(1.25 * expected) + 4
 
 

@@ -1,4 +1,4 @@
-"""What changed between two models that were asked the same rows."""
+"""The differences between two models' answers to the same rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.evaluation.statistics import TWO_SIDED_95, Interval, mcnemar, paire
 
 @dataclass(frozen=True)
 class Change:
-    """The rows that two models answered differently, by id: `lost` went from right to wrong, `won` the other way."""
+    """The ids of rows that changed: `lost` from right to wrong, `won` from wrong to right."""
 
     n: int
     right_before: int
@@ -34,12 +34,12 @@ class Change:
 
     @property
     def mcnemar_p(self) -> float:
-        """The two-sided exact probability of so uneven a split if both models were equally good."""
+        """The two-sided exact p of McNemar's test: the chance of so uneven a split of equally good models."""
         return mcnemar(len(self.lost), len(self.won))
 
 
 def change(before: Mapping[str, bool], after: Mapping[str, bool]) -> Change:
-    """The change between two results by row id, over the rows that both have."""
+    """The change between two results by row id, over the rows in both."""
     shared = [id_ for id_ in before if id_ in after]
     return Change(
         n=len(shared),
@@ -51,7 +51,7 @@ def change(before: Mapping[str, bool], after: Mapping[str, bool]) -> Change:
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """What changed between two sample logs of the same rows.
+    """The changes between two sample logs of the same rows.
 
     Returns `n`, the accuracies, the ids that went from right to wrong (`lost`) and from wrong to right (`won`),
     `difference_points` with its 95 % interval `difference_points_95`, and `mcnemar_p`. Raises `CorruptError` for a
@@ -61,7 +61,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     if before.keys() != after.keys():
         only = sorted(before.keys() ^ after.keys())
         raise ConfigError(
-            f"{first} and {second} are logs of different rows; {len(only)} ids are in one only, such as '{only[0]}'.",
+            f"{first} and {second} are logs of different rows: {len(only)} ids are in only one of them, such as '{only[0]}'.",
             "Evaluate both models on the same rows.",
         )
     found = change(before, after)

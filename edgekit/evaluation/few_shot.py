@@ -1,6 +1,6 @@
-"""Asking a base model fairly: the task explained and examples of it shown, before each row (few-shot prompting).
+"""Few-shot prompting of a base model: each prompt starts with an explanation of the task and examples.
 
-A base was never told what the answers look like, so its bare accuracy says little of what tuning brought.
+A base model does not know the form of the answers, so its 0-shot accuracy says little about the gain from tuning.
 Brown et al., Language Models are Few-Shot Learners, 2020 <https://arxiv.org/abs/2005.14165>.
 """
 
@@ -18,20 +18,20 @@ from edgekit.registry import Runtime
 
 MOST_SHOTS = 8
 MOST_ROWS = 64
-CONTEXT = 2048  # tokens that the runtimes open a model with, where it was made for so many
+CONTEXT = 2048  # tokens; the runtimes open a model with this context if it supports it
 MOST_NAMES = 40
 SEED = 7
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """What stands before each row: an explanation of the task and training rows as examples."""
+    """The beginning of each prompt: an explanation of the task and training rows as examples."""
 
     task: str
     examples: tuple[Row, ...]
 
     def render(self, row: Row, template: ChatTemplate) -> str:
-        """The prompt of `row`; a template that takes no system message gets the explanation in the first question."""
+        """The prompt of `row`; a template without system messages gets the explanation in the first question."""
         if not self.task:
             return template.render(row.messages[:-1], add_generation_prompt=True)
         asked = row.messages[:-1]
@@ -50,9 +50,9 @@ class FewShot:
 def prepare(
     runtime: Runtime, train: Sequence[Row], rows: Sequence[Row], max_tokens: int, context: int = CONTEXT
 ) -> FewShot:
-    """As many training rows as fit the context before the longest of `rows`, at most eight, of different labels first.
+    """At most eight training rows that fit the context before the longest of `rows`, with different labels first.
 
-    The choice is the same on every call. Where not even the explanation fits `context` tokens, nothing is added.
+    The choice is the same on every call. If not even the explanation fits `context` tokens, nothing is added.
     """
     chosen, task = _varied(train)[:MOST_SHOTS], describe(train)
     large = sorted(rows, key=lambda row: -sum(len(message["content"]) for message in row.messages[:-1]))[:3]
@@ -65,14 +65,14 @@ def prepare(
 
 
 def sample(rows: Sequence[Row]) -> list[Row]:
-    """At most 64 of the rows, drawn with a fixed seed, in their order."""
+    """At most 64 of the rows, drawn with a fixed seed, in their original order."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
     return [rows[index] for index in sorted(Random(SEED).sample(range(len(rows)), MOST_ROWS))]
 
 
 def describe(train: Sequence[Row]) -> str:
-    """The task in words, as far as the training rows tell it: the form of the answers, their keys, their labels."""
+    """A description of the task from the training rows: the form of the answers, their keys and their labels."""
     lines = ["Answer the last message in exactly the form that the examples show. Add nothing else."]
     answers = [_parsed(row.answer) for row in train]
     if answers and all(isinstance(answer, dict) for answer in answers):
@@ -93,7 +93,7 @@ def _parsed(answer: str) -> dict[str, object] | None:
 
 
 def _varied(train: Sequence[Row]) -> list[Row]:
-    """The rows in a fixed random order, the first of each label before any second one."""
+    """The rows in a fixed random order, starting with one row of each label."""
     shuffled = list(train)
     Random(SEED).shuffle(shuffled)
     seen: dict[str | None, int] = {}

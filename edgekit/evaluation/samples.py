@@ -1,4 +1,4 @@
-"""The log of an evaluation: one JSON object a row, with the prompt, the expected answer and the model's answer."""
+"""The log of an evaluation: one JSON object for each row, with the prompt, the expected and the model's answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekit.base.errors import ConfigError, CorruptError
 
 
 def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Write the samples as JSONL, whole or not at all."""
+    """Write the samples as JSONL, completely or not at all."""
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     with written_whole(path, force=True) as staging:
         staging.write_text("".join(lines), encoding="utf-8")
@@ -29,7 +29,7 @@ def read_log(path: Path) -> dict[str, bool]:
         found = {str(sample["id"]): bool(sample["correct"]) for sample in samples}
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no sample log {path}.", "Sample logs are in a bundle's folder samples/."
+            f"There is no sample log {path}.", "Sample logs are in the folder samples/ of a bundle."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(

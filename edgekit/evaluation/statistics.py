@@ -1,7 +1,7 @@
-"""Intervals and tests for measured shares, means and differences: the one place where edgekit computes them.
+"""Intervals and tests for measured shares, means and differences; no other module of edgekit computes them.
 
 Every interval is given by the normal quantile `z` of its ends. `TWO_SIDED_95` gives the usual 95 % interval, which
-reports show; with `ONE_SIDED_95` each end is a one-sided 95 % bound, which gates and promotions use.
+reports show. With `ONE_SIDED_95` each end is a one-sided 95 % bound, which gates and promotions use.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Interval(NamedTuple):
 def wilson(correct: float, n: float, z: float = TWO_SIDED_95) -> Interval:
     """The score interval of a proportion of `n` trials (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
 
-    `correct` and `n` need not be whole: a mean of values between 0 and 1 varies no more than a proportion, and
-    trials that depend on each other count as fewer (`clustered_share`). Without trials nothing is known: 0 to 1.
+    `correct` and `n` need not be integers: the mean of values between 0 and 1 varies no more than a proportion, and
+    dependent trials count as fewer (`clustered_share`). Without trials the interval is 0 to 1.
     """
     if n <= 0:
         return Interval(0.0, 1.0)
@@ -43,8 +43,8 @@ def wilson(correct: float, n: float, z: float = TWO_SIDED_95) -> Interval:
 def clustered_share(hits: Sequence[float], sizes: Sequence[float], z: float = TWO_SIDED_95) -> Interval:
     """The interval of a share over clusters of trials that are not independent, such as the tokens of one answer.
 
-    `hits[i]` of `sizes[i]` trials of cluster `i` succeeded. Wilson's interval for as many independent trials as the
-    clusters are worth: their number over the design effect (Korn and Graubard 1998, Survey Methodology 24, 193).
+    `hits[i]` of `sizes[i]` trials of cluster `i` succeeded. This is Wilson's interval for the effective number of trials:
+    their number divided by the design effect (Korn and Graubard 1998, Survey Methodology 24, 193).
     """
     total = sum(sizes)
     if total <= 0:
@@ -60,14 +60,14 @@ def clustered_share(hits: Sequence[float], sizes: Sequence[float], z: float = TW
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p of McNemar's test (1947): `lost` against `won` among their sum under a fair coin."""
+    """Two-sided exact p of McNemar's test (1947): `lost` against `won`, binomial with probability 0.5."""
     n = lost + won
     tail = sum(math.comb(n, k) for k in range(min(lost, won) + 1))
     return min(1.0, 2 * tail / (1 << n))
 
 
 def mcnemar_worse(lost: int, won: int) -> float:
-    """One-sided exact p of McNemar's test: the probability of at least `lost` losses if both were equally good."""
+    """One-sided exact p of McNemar's test: the probability of at least `lost` losses if both are equally good."""
     n = lost + won
     return sum(math.comb(n, k) for k in range(lost, n + 1)) / (1 << n)
 
@@ -75,9 +75,9 @@ def mcnemar_worse(lost: int, won: int) -> float:
 def paired_difference(lost: float, won: float, n: int, z: float = TWO_SIDED_95) -> Interval:
     """The score interval of the difference of two accuracies on the same `n` rows, after minus before.
 
-    `lost` rows went from right to wrong and `won` from wrong to right; expected numbers need not be whole. Tango 1998, Statistics in Medicine 17, 891.
-    Without any change it is as wide as the number of rows demands, `z² / (n + z²)` to either side, where Wald's
-    interval has no width at all. Without rows nothing is known: -1 to 1.
+    `lost` rows went from right to wrong and `won` from wrong to right; they need not be integers. Source: Tango 1998,
+    Statistics in Medicine 17, 891. Without any change it extends `z² / (n + z²)` to either side, where Wald's interval
+    has no width. Without rows it is -1 to 1.
     """
     if n <= 0:
         return Interval(-1.0, 1.0)
@@ -98,7 +98,7 @@ def _score_bound(up: float, down: float, n: int, z: float) -> float:
 
 
 def _score(up: float, down: float, n: int, difference: float) -> float:
-    """Tango's statistic: the observed difference less `difference`, over its standard error where that is true."""
+    """Tango's statistic: the observed difference minus `difference`, divided by its standard error."""
     linear = -up - down + (2 * n - up + down) * difference
     constant = -down * difference * (1 - difference)
     chance_down = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)

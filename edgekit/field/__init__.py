@@ -1,1 +1,1 @@
-"""A bundle at work: serving, telemetry, incidents and releases."""
+"""A bundle in use on a device: serving, telemetry, incidents and releases."""

@@ -1,4 +1,4 @@
-"""What the build measured of a bundle's speed, where it was measured on a machine like this one."""
+"""The speed that the build measured for a bundle, if it was measured on a machine like this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAME_MACHINE = ("cpu", "arch", "cores", "features")  # of the fingerprint: what 
 def profiled(bundle: Path, path: str, threads: int) -> dict[str, Any]:
     """The entry of `report.json` for the file or folder `path`, at the thread count nearest to `threads`.
 
-    Empty where another machine or a simulated one was measured, or the report cannot be read.
+    Empty when the report describes another machine or a simulated one, or cannot be read.
     """
     try:
         report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))

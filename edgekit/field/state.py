@@ -1,4 +1,4 @@
-"""Where a device keeps its releases, telemetry and incidents unless it is told otherwise."""
+"""The default folder for the releases, telemetry and incidents of a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a device fares: one document of schema `edgekit.monitor/1`, its only builder and its only reader.
+"""The status of a device: one document of schema `edgekit.monitor/1`. This module writes it and reads it.
 
 `edgekit serve` offers it at `/status`, `edgekit monitor --once --json` prints it, and the terminal app draws it. Its
 keys are listed in docs/status.md.
@@ -47,9 +47,9 @@ class OpenIncident(Incident):
 
 @dataclass(frozen=True)
 class StatusSeries:
-    """Measurements of a release in equal steps of the window; `start` is the Unix time at which the first step begins.
+    """Measurements of a release in equal steps of the window. `start` is the Unix time at which the first step begins.
 
-    A step is a whole number of minutes, `step_s` seconds. None means that nothing was measured in the step.
+    A step lasts `step_s` seconds, a whole number of minutes. None means that nothing was measured in the step.
     """
 
     start: float = 0.0
@@ -69,7 +69,7 @@ class ReleaseStatus:
 
     `state` is LOST when the device has stopped sending heartbeats (the numbers are then its last) or never sent one,
     CRITICAL or WARNING by its open incidents, OK, or IDLE for a release that is not in use and got no requests.
-    `why` says what is wrong, `hint` what to do; both are empty when nothing is wrong.
+    `why` says what is wrong and `hint` what to do; both are empty when nothing is wrong.
     """
 
     release: str
@@ -120,7 +120,7 @@ class ReleaseStatus:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """The process that serves: `trouble` says what does not work now, empty when everything does."""
+    """The serving process. `trouble` says what does not work now; it is empty when everything works."""
 
     pid: int
     started: float
@@ -132,7 +132,7 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """One device: its releases, worst first, the alert rules in force, and the serving process where it is known."""
+    """One device: its releases, worst first, its alert rules, and the serving process if it is known."""
 
     device: str
     time: float
@@ -183,7 +183,7 @@ def device_status(
 
 
 def window_option(text: str | None) -> float:
-    """The window of a `/status?window=SECONDS` request. Raises `ConfigError` for one that is not offered."""
+    """The window of a `/status?window=SECONDS` request. Raises `ConfigError` for a window out of range."""
     if text is None:
         return DEFAULT_S
     try:
@@ -200,10 +200,10 @@ def window_option(text: str | None) -> float:
 def overview(
     state: Path, store: Store, now: float, window_s: float, *, lost_after_s: float = HEARTBEAT_S
 ) -> list[ReleaseStatus]:
-    """Every release that answered in the window, that is in use, or that has open incidents, worst first.
+    """Every release that answered in the window, is in use, or has open incidents, worst first.
 
-    When the device is lost, the window is the last one before, of the release that was in use then. Series are left
-    out. Raises `CorruptError` and `StageError` when telemetry or incidents cannot be read.
+    When the device is lost, the window is the last one before that, for the release that was in use then. Series are
+    left out. Raises `CorruptError` and `StageError` when telemetry or incidents cannot be read.
     """
     open_ = Incidents(state).find()
     last_seen = store.window(now - window_s, now, strict=True).last_seen
@@ -228,14 +228,16 @@ def overview(
 
 
 def explained(row: ReleaseStatus, now: float) -> ReleaseStatus:
-    """`row` with `why`, `hint` and `trouble_since` after its state, its last heartbeat and its worst incident."""
+    """`row` with `why`, `hint` and `trouble_since` set from its state, its last heartbeat and its worst incident."""
     incidents = sorted(
         row.incidents, key=lambda one: (one.silenced(now), one.severity != "critical", -one.opened)
     )
     row = replace(row, incidents=incidents, why="", hint="", trouble_since=None)
     if row.state == "LOST":
         if row.last_seen is None:
-            return replace(row, why="never heard: nothing serves it yet", hint="serve it: edgekit serve")
+            return replace(
+                row, why="no heartbeat yet: no server has run there", hint="start `edgekit serve` there"
+            )
         return replace(
             row,
             why="heartbeat stopped: no server is running there",
@@ -250,12 +252,12 @@ def explained(row: ReleaseStatus, now: float) -> ReleaseStatus:
 
 
 def read_status(document: object) -> DeviceStatus:
-    """A status from another machine, made safe to show: bounded numbers, and no control characters in texts.
+    """A status from another machine, made safe to display: numbers are bounded and texts have no control characters.
 
-    A document of an earlier edgekit, without the newer keys, is read as well. Raises `CorruptError` for another one.
+    Documents of earlier versions, without the newer keys, are accepted. Raises `CorruptError` for any other document.
     """
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise CorruptError(f"The answer is not a document of schema {SCHEMA}.")
+        raise CorruptError(f"The response is not a document of schema {SCHEMA}.")
     releases = document.get("releases")
     rows = [row for row in releases if isinstance(row, dict)] if isinstance(releases, list) else []
     known = {"time": 0.0, "window_s": 0.0, "state": "IDLE", "device": ""}
@@ -276,10 +278,10 @@ def read_status(document: object) -> DeviceStatus:
 
 
 def current_release(state: Path, store: Store, *, strict: bool = False) -> str | None:
-    """The release that answers, or answered last: what is kept in use, unless recent telemetry is only of others.
+    """The release that answers or answered last: the one in use, unless recent telemetry is only of others.
 
-    A bundle that is served from another place is in telemetry alone. None when nothing was ever served. With `strict`
-    raises `CorruptError` for telemetry that cannot be read.
+    A bundle that is served from outside the state folder appears in telemetry only. None when nothing was ever served.
+    With `strict`, raises `CorruptError` for telemetry that cannot be read.
     """
     heard = store.latest_releases(RECENT_MINUTES, strict=strict)
     kept = in_use(state)
@@ -287,7 +289,7 @@ def current_release(state: Path, store: Store, *, strict: bool = False) -> str |
 
 
 def in_use(state: Path) -> tuple[str, Path] | None:
-    """The release that answers on this device and its bundle; None where releases are not kept, or cannot be read."""
+    """The release that answers on this device and its bundle; None when there are no releases or they cannot be read."""
     from edgekit.field.releases.slots import Journal
 
     try:
@@ -318,7 +320,7 @@ def _model_of(state: Path, release: str) -> str:
 def _steps(incident: Incident, state: Path) -> list[Step]:
     try:
         return runbook(incident, state).steps
-    except OSError:  # opened by another version of edgekit, whose kind has no runbook here
+    except OSError:  # opened by another version of edgekit, with a kind that has no runbook here
         return []
 
 
@@ -370,7 +372,7 @@ def _row(
 
 
 def _safe(row: ReleaseStatus, device: str, now: float, told: bool) -> ReleaseStatus:
-    """A release as another machine describes it, with the explanation made here."""
+    """A release as another machine describes it; the explanation is generated on this machine."""
     state = row.state
     clean: ReleaseStatus = replace(
         _clean(row), device=one_line(device), incidents=[_clean(one) for one in row.incidents]
@@ -379,9 +381,9 @@ def _safe(row: ReleaseStatus, device: str, now: float, told: bool) -> ReleaseSta
     counts = {name: min(max(0, getattr(row, name)), int(MOST)) for name in ("requests", "errors", "empty")}
     clean = replace(clean, **counts, last_seen=last_seen, series=_clean(row.series))
     if state not in STATES:
-        return replace(clean, state="LOST", why=f"it reports an unknown state: {one_line(state)}", hint="")
+        return replace(clean, state="LOST", why=f"reported an unknown state: {one_line(state)}", hint="")
     if told and last_seen is None:
-        why = "it reported an invalid timestamp"
+        why = "reported an invalid timestamp"
         return replace(clean, state="LOST", why=why, hint="check its clock")
     if row.in_use and last_seen is None:
         clean = replace(clean, state="LOST")
@@ -389,7 +391,7 @@ def _safe(row: ReleaseStatus, device: str, now: float, told: bool) -> ReleaseSta
 
 
 def _clean(value: T) -> T:
-    """A dataclass with its texts on one line and its numbers finite, None where they are not; lists of both too."""
+    """A dataclass with one-line texts and finite numbers, also in lists; other numbers become None."""
     changes: dict[str, Any] = {}
     for one in fields(value):  # type: ignore[arg-type]
         found = getattr(value, one.name)
@@ -411,7 +413,7 @@ def _clean(value: T) -> T:
 
 
 def fleet_document(devices: Sequence[Mapping[str, Any]], now: float, window_s: float) -> dict[str, Any]:
-    """Several devices: one document with the status of each below `devices`, worst first."""
+    """One document for several devices, with the status of each under `devices`, worst first."""
     states = [str(device.get("state", "LOST")) for device in devices]
     worst = min(states, key=lambda state: STATES.index(state) if state in STATES else 0, default="IDLE")
     return {"schema": SCHEMA, "time": now, "window_s": window_s, "state": worst, "devices": list(devices)}

@@ -1,1 +1,1 @@
-"""What comes in: a model's source, its tokenizer and its chat template."""
+"""Model input: a model's source, its tokenizer and its chat template."""

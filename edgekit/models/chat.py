@@ -1,7 +1,7 @@
-"""Chat templates, rendered the same way at tuning time, in the proofs and on the device.
+"""Chat templates, rendered in the same way for tuning, in the proofs and on the device.
 
-The variables are those of `transformers.PreTrainedTokenizerBase.apply_chat_template`, the dialect and its limits are
-in `edgekit.models.template` and `edgekit.models.meter`.
+The variables are those of `transformers.PreTrainedTokenizerBase.apply_chat_template`. The Jinja dialect is in
+`edgekit.models.template`, the limits of steps and text are in `edgekit.models.meter`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekit.data.rows import Message
 from edgekit.models import template
 from edgekit.models.meter import LimitReached, metered
 
-# Jinja's own errors, and Python's that a template's expressions and its compiled form raise.
+# Errors of Jinja, and of Python while a template's expressions are compiled and evaluated.
 REFUSALS = (
     TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError,
 )  # fmt: skip
@@ -27,7 +27,7 @@ REFUSALS = (
 def parse(source: str) -> nodes.Template:
     """The syntax tree of a template, in the dialect that `ChatTemplate` renders.
 
-    Raises `CorruptError` for a template beyond the limits, and jinja2's `TemplateSyntaxError` for a malformed one.
+    Raises `CorruptError` for a template that exceeds the limits, and jinja2's `TemplateSyntaxError` for a malformed one.
     """
     with _limits_told():
         return template.parse(source)
@@ -38,16 +38,16 @@ def _limits_told() -> Iterator[None]:
     try:
         yield
     except (LimitReached, RecursionError, MemoryError) as error:
-        reason = str(error) if isinstance(error, LimitReached) else "its program is nested too deeply"
+        reason = str(error) if isinstance(error, LimitReached) else "it is nested too deeply"
         raise CorruptError(
-            f"The model's chat template was stopped: {reason}. Nothing was answered.",
-            "Chat templates render within fixed limits. Take the model from a source that you trust.",
+            f"The model's chat template was stopped: {reason}. No answer was generated.",
+            "Chat templates are rendered within fixed limits. Get the model from a source that you trust.",
         ) from error
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template with the tokens it may print."""
+    """A chat template with its special tokens."""
 
     source: str
     bos_token: str = ""
@@ -56,7 +56,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
     ) -> str:
-        """The text the model reads for `messages`.
+        """The text that the model reads for `messages`.
 
         Raises `ConfigError` when the template is malformed or refuses the conversation, and `CorruptError` when it
         exceeds the limits of steps and text. Fields that are None are left out, and `tools` and `documents` are
@@ -79,11 +79,11 @@ class ChatTemplate:
         except REFUSALS as error:
             raise ConfigError(
                 f"The model's chat template refused a conversation: {error}",
-                "Check the roles and their order: most templates want user and assistant in turn.",
+                "Check the roles and their order: most templates require alternating user and assistant messages.",
             ) from error
 
     def prompt_and_answer(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The rendered prompt and the rendered rest: the last message with what the template puts after it.
+        """The rendered prompt and the rendered rest: the last message and the text after it.
 
         Their sum is `render(messages)`. Raises `ConfigError` when the template does not print the prompt first.
         """
@@ -91,15 +91,15 @@ class ChatTemplate:
         whole = self.render(messages)
         if not whole.startswith(prompt):
             raise ConfigError(
-                "The chat template renders a conversation that does not begin with its own prompt; "
-                "an answer tuned on it would never match what the runtime asks.",
+                "The chat template renders a conversation that does not begin with its own prompt, so a tuned model "
+                "would see other prompts than in use. Nothing was tuned.",
                 "Use a template whose generation prompt is a prefix of the rendered answer.",
             )
         return prompt, whole[len(prompt) :]
 
 
 def _characters(value: Any) -> int:
-    """How much a template is given to read: the characters of every text in `value`."""
+    """The size of a template's input: the number of characters of all texts in `value`."""
     if isinstance(value, str):
         return len(value)
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()

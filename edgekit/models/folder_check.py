@@ -1,8 +1,8 @@
-"""A Hugging Face folder whose parts fit each other: token ids, rows of the embedding, layers, and weights that are numbers.
+"""Checks that the parts of a Hugging Face folder fit together: token ids, embedding rows, layers, finite weights.
 
-transformers fills in layers that a folder lacks with random weights, and torch fails with an IndexError on a token id
-that has no row; here both are said before anything is loaded. The chat template comes first: one that does not end
-would otherwise be found after minutes of other work.
+transformers fills missing layers with random weights, and torch fails with an IndexError on a token id that has no
+embedding row; this module reports both before anything is loaded. The chat template is checked first, because an endless
+one would otherwise be found after minutes of other work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLOATS = {"F64": finite.F64, "F32": finite.F32, "F16": finite.F16, "BF16": finit
 
 
 def check_folder(folder: Path) -> None:
-    """Hold the parts of a model folder against each other; all weights are read once.
+    """Check the parts of a model folder against each other; all weights are read once.
 
     Raises `CorruptError` for a chat template beyond its limits, a token id that is given out and has no embedding, a
     config that does not fit the weights, and NaN or infinite weights.
@@ -54,7 +54,7 @@ def _check_sizes(folder: Path, tensors: Mapping[str, StoredTensor], prompts: str
         for key, size in (("vocab_size", rows), ("hidden_size", width)):
             if config.get(key, size) != size:
                 raise CorruptError(
-                    f"{folder / 'config.json'} says {key} {str(config[key])[:40]}, and the embedding has {size}.",
+                    f"{folder / 'config.json'} says {key} {str(config[key])[:40]}, but the embedding has {size}.",
                     HINT,
                 )
         if fault := next(tokenizer_files.faults(folder, rows, prompts), ""):

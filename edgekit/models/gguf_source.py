@@ -1,4 +1,4 @@
-"""A GGUF file as a model to start from: read through transformers, mended where its reader is known to err, proven."""
+"""A GGUF file as a source model: read by transformers, corrected where its reader has known faults, and proven."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.containers.gguf_content import check_gguf
 
 HINT = "Give the model's Hugging Face folder instead."
 
-# Names in the metadata to names in `config.json`, and what transformers fills in; a test holds both against it.
+# Names in the metadata to names in `config.json`, and the defaults of transformers; a test compares both with it.
 INTEGERS = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
@@ -31,25 +31,27 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 
 class CompleteConfig(dict[str, Any]):
-    """A config whose values were all filled in and checked when it was read: transformers has nothing to add to it."""
+    """A config whose values were all set and checked when it was read, so transformers adds nothing."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The model's configuration as transformers reads it from the file's metadata; no weights are loaded.
 
-    The usual architectures are read here, in a tenth of a second; transformers takes eight for its imports and for
-    the whole vocabulary. Raises `CorruptError` for a file that is not sound GGUF and `UnsupportedError` for an
-    architecture that transformers cannot read.
+    The usual architectures are read here, in a tenth of a second; transformers takes eight seconds, because it reads the
+    whole vocabulary. Raises `CorruptError` for a file that is not valid GGUF and `UnsupportedError` for an architecture
+    that transformers cannot read.
     """
-    layout = read_gguf(path)  # no other parser may see a file that this one refuses
+    layout = read_gguf(path)  # no other parser may read a file that this one refuses
     return _own_reading(layout) or _transformers_reading(path)
 
 
 def _own_reading(layout: GgufLayout) -> CompleteConfig | None:
-    """The configuration of a known architecture whose metadata are complete and of the usual types, else None."""
+    """The configuration of a known architecture with complete metadata of the usual types, else None."""
     metadata = layout.metadata
     kind = str(metadata.get("general.architecture"))
-    if kind not in KNOWN or metadata.get("general.name") == "mistral":  # which transformers takes for another
+    if (
+        kind not in KNOWN or metadata.get("general.name") == "mistral"
+    ):  # transformers reads it as another architecture
         return None
     config = CompleteConfig(model_type=kind, hidden_act="silu", **KNOWN[kind])
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -117,7 +119,7 @@ def convert(path: Path, out: Path) -> None:
 
 @contextmanager
 def _reading_once() -> Iterator[None]:
-    """Keep what transformers asks of gguf again and again: a file's header three times, its names for every module.
+    """Cache what transformers reads repeatedly: a file's header three times, its names for every module.
 
     For SmolLM2-135M that is 12 of 20 seconds (transformers 5.23).
     """
@@ -134,9 +136,9 @@ def _reading_once() -> Iterator[None]:
 
 
 def mend_pre_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Put back what transformers' reader drops: `smollm` splits digits one by one before byte-level BPE.
+    """Restore what transformers' reader drops: `smollm` splits digits one by one before byte-level BPE.
 
-    Without it a run of spaces before a digit gets other ids than in the file (as of transformers 5.23).
+    Without it, spaces before a digit get other ids than with the file (as of transformers 5.23).
     """
     from tokenizers import pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: which commit a name means, how large its weights are, and downloading them."""
+"""Models on the Hugging Face hub: resolves names to commits, reads the size of weights, and downloads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekit.base.parts import missing_part
 
 WEIGHTS = ("*.safetensors",)
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*")
-"""What is downloaded beside the weights: configuration, tokenizer, licence."""
+"""The files downloaded in addition to the weights: configuration, tokenizer, licence."""
 HINT = "Check the name, its revision and the network, or give a folder on this machine."
 
 
@@ -26,7 +26,7 @@ class Snapshot:
 
 
 def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Snapshot:
-    """Download the files of `repository` that match one of `patterns`, those in the hub cache left out.
+    """Download the files of `repository` that match one of `patterns` and are not in the hub cache.
 
     `revision` is a branch, a tag or a commit; None is the default branch. Raises `ConfigError` with the hub's reason
     when that fails, and `MissingPartError` without huggingface_hub.
@@ -52,7 +52,7 @@ def missing_bytes(repository: str, revision: str | None) -> int:
 
 
 def cache_folder() -> Path:
-    """The folder that downloads go to."""
+    """The folder of downloads."""
     return Path(_hub().constants.HF_HUB_CACHE)
 
 

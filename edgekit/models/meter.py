@@ -1,7 +1,7 @@
-"""What one rendering of a chat template may cost: steps of work, and characters made.
+"""The limits of one rendering of a chat template: steps of work, and characters of text.
 
-A template is a program that comes with a downloaded file. Nothing is interrupted from outside, so that it works in
-any thread: each operation is charged before it runs, by an upper bound of its cost.
+A template is a program that comes with a downloaded file. Before an operation runs, an upper bound of its cost is
+charged; so no rendering is interrupted from outside, and the limits work in any thread.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jinja2.utils import Namespace
 
 STEPS = 10_000_000  # nodes of the template's syntax tree, or 16 characters read: 1 to 3 s in Python
 CHARACTERS = 16 << 20  # 64 MiB where each takes four bytes
-PER_INPUT = 64  # for each character of the conversation, as many steps and characters more
-DEPTH = 50  # calls within calls, and containers within containers
+PER_INPUT = 64  # additional steps and characters for each character of the conversation
+DEPTH = 50  # nested calls, and nested containers
 LARGEST_NUMBER = 1 << 4096
 _CONTAINERS: tuple[type[Any], ...] = (
     list,
@@ -30,11 +30,11 @@ _CONTAINERS: tuple[type[Any], ...] = (
 
 
 class LimitReached(Exception):
-    """A rendering asked for more than it may take; its text says of what."""
+    """A rendering exceeded a limit, which the message names."""
 
 
 class Meter:
-    """Counts down what is left to one rendering."""
+    """The remaining steps and characters of one rendering."""
 
     def __init__(self, input_characters: int) -> None:
         self.steps = STEPS + PER_INPUT * input_characters
@@ -42,22 +42,22 @@ class Meter:
         self.depth = 0
 
     def work(self, steps: int) -> None:
-        """Charge work that is about to be done."""
+        """Charge steps before they are done."""
         self.steps -= steps
         if self.steps < 0:
-            raise LimitReached("it takes too many steps")
+            raise LimitReached("it needs too many steps")
 
     def make(self, characters: int) -> None:
-        """Charge text, or containers at 16 characters an element, about to be made."""
+        """Charge text before it is made, and containers at 16 characters for each element."""
         self.characters -= characters
         if self.characters < 0:
             raise LimitReached("it makes too much text")
         self.work(characters // 16 + 1)
 
     def weigh(self, value: Any) -> int:
-        """The characters that printing or comparing `value` would touch; the walk over it is charged.
+        """The number of characters that printing or comparing `value` would read; the traversal is charged.
 
-        Raises `LimitReached` for what is nested too deep, a container within itself among them.
+        Raises `LimitReached` for values that are nested too deeply, such as a container within itself.
         """
         total, waiting = 0, [(value, 0)]
         while waiting:
@@ -83,9 +83,9 @@ class Meter:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Count one call within those under way."""
+        """Count one nested call."""
         if self.depth == DEPTH:
-            raise LimitReached("it calls itself without end")
+            raise LimitReached("it calls itself endlessly")
         self.depth += 1
         try:
             yield
@@ -93,7 +93,7 @@ class Meter:
             self.depth -= 1
 
     def counted(self, values: Iterable[Any]) -> Iterator[Any]:
-        """`values` one by one, each charged as it is taken."""
+        """Yield `values` one by one, and charge each."""
         for value in values:
             self.work(8)
             yield value
@@ -111,7 +111,7 @@ _active: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 def meter() -> Meter:
-    """The meter of the rendering under way."""
+    """The meter of the current rendering."""
     found = _active.get()
     if found is None:
         raise LimitReached("it computes before it is rendered")

@@ -1,8 +1,8 @@
-"""An onnxruntime-genai folder whose parts fit each other: settings, graph, tokenizer, and weights that are numbers.
+"""Checks that the parts of an onnxruntime-genai folder fit together: settings, graph, tokenizer, finite weights.
 
-onnxruntime-genai sizes its caches and its vocabulary by `genai_config.json` and its native tokenizer trusts the ids of
-`tokenizer.json`; here both are held against the graph before either is loaded. Each rule has a name, which stands in
-its error. The shapes within the graph and the packing of quantized matrices are checked by onnxruntime when it loads.
+onnxruntime-genai takes the sizes of its caches and vocabulary from `genai_config.json`, and its native tokenizer trusts
+the ids of `tokenizer.json`; both are compared with the graph before either is loaded. Each rule has a name, which its
+error contains. onnxruntime itself checks the shapes within the graph and the packing of quantized matrices.
 Sources: `config.cpp` and `kv_cache.cpp` of <https://github.com/microsoft/onnxruntime-genai>.
 """
 
@@ -27,8 +27,8 @@ from edgekit.models import tokenizer_files
 AGAIN = "Export the model again, or copy the whole folder again."
 HINT = "Do not use this folder. Get it again from a source that you trust, or export it again."
 NEEDED = ("genai_config.json", "tokenizer.json", "tokenizer_config.json")
-# Options of a session that only change how it computes. `provider_options` are cleared; the others include a native
-# library to load, files to read in place of the model, and files to write (onnxruntime_session_options_config_keys.h).
+# Session options that only change how it computes. `provider_options` are cleared; other options can load a native
+# library, read other files instead of the model, and write files (onnxruntime_session_options_config_keys.h).
 HARMLESS = {
     "log_id", "log_severity_level", "log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads",
     "enable_cpu_mem_arena", "enable_mem_pattern", "use_env_allocators", "graph_optimization_level", "provider_options",
@@ -58,11 +58,11 @@ Fault = Iterator[str]
 
 
 def check_onnx_folder(folder: Path) -> dict[str, Any]:
-    """Hold the parts of a folder against each other, and return the `model` table of its `genai_config.json`.
+    """Check the parts of a folder against each other, and return the `model` table of its `genai_config.json`.
 
-    The chat template is rendered first, under its limits; then all weights are read once, about a gigabyte a second.
-    Raises `CorruptError` when a file is missing or damaged, when an option may load native code or write files, and
-    with the first rule that is broken.
+    The chat template is rendered first, within its limits; then all weights are read once, at about 1 GB/s. Raises
+    `CorruptError` when a file is missing or damaged, when an option may load native code or write files, and for the
+    first broken rule.
     """
     prompts = tokenizer_files.printed(tokenizer_files.chat_template(folder))
     config = _model_config(folder)
@@ -71,7 +71,7 @@ def check_onnx_folder(folder: Path) -> dict[str, Any]:
     parts = _Parts(folder, config, read_onnx_graph(folder / file), layouts[file], prompts)
     for rule, faults in RULES.items():
         if fault := next(faults(parts), ""):
-            raise CorruptError(f"{folder} is damaged or was made to do harm ({rule}): {fault}.", HINT)
+            raise CorruptError(f"{folder} is damaged or malicious ({rule}): {fault}.", HINT)
     for name, layout in layouts.items():
         graph = parts.graph if name == file else read_onnx_graph(folder / name)
         if fault := _broken_weight(folder, layout, graph):
@@ -80,7 +80,7 @@ def check_onnx_folder(folder: Path) -> dict[str, Any]:
 
 
 def _model_config(folder: Path) -> dict[str, Any]:
-    """The `model` table of `genai_config.json`, once the folder is whole and names none but its own files."""
+    """The `model` table of `genai_config.json` of a complete folder that refers only to its own files."""
     for name in NEEDED:
         if not (folder / name).is_file():
             raise CorruptError(f"{folder} has no {name}.", AGAIN)
@@ -93,8 +93,8 @@ def _model_config(folder: Path) -> dict[str, Any]:
         raise CorruptError(f"{source} is malformed: {str(error)[:120]}", AGAIN) from error
     if options:
         raise CorruptError(
-            f"{source} sets what may load native code or write files: {', '.join(options)}. Nothing was loaded.",
-            "Take a folder from a source that you trust, or take these options out of it.",
+            f"{source} sets options that may load native code or write files: {', '.join(options)}. Nothing was loaded.",
+            "Get the folder from a source that you trust, or remove these options.",
         )
     for file in sorted(files):
         if Path(file).name != file or not (folder / file).is_file():
@@ -103,7 +103,7 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 
 def _file_names(config: Any) -> Iterator[str]:
-    """Every model file that the configuration names: beside the decoder's, those of embeddings or a pipeline."""
+    """Every model file that the configuration names: of the decoder, of embeddings and of a pipeline."""
     if isinstance(config, dict) and "filename" in config:
         yield str(config["filename"])
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
@@ -121,7 +121,7 @@ def _options(config: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts that are held against each other."""
+    """The parts that are compared."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -137,7 +137,7 @@ class _Parts:
         return found
 
     def name(self, kind: str, key: str, usual: str) -> Any:
-        """What the configuration calls an input or output of the graph."""
+        """The configured name of an input or output of the graph."""
         table = self.decoder.get(kind)
         return table.get(key, usual) if isinstance(table, dict) else usual
 
@@ -161,7 +161,7 @@ class _Parts:
 
 
 def _sizes(parts: _Parts) -> Fault:
-    """Sizes are whole numbers, positive, and small enough to be sizes."""
+    """Sizes are positive integers below a limit."""
     least = {"context_length": SHORTEST_CONTEXT}
     most = {"num_hidden_layers": LAYER_LIMIT}
     for table, keys in (
@@ -171,7 +171,7 @@ def _sizes(parts: _Parts) -> Fault:
         for key in keys:
             size, low, high = table.get(key), least.get(key, 1), most.get(key, SIZE_LIMIT)
             if type(size) is not int or not low <= size <= high:
-                yield f"{key} is {_short(size)}, and must be a whole number from {low} to {high}"
+                yield f"{key} is {_short(size)}, but must be an integer from {low} to {high}"
 
 
 def _special_ids(parts: _Parts) -> Fault:
@@ -182,7 +182,7 @@ def _special_ids(parts: _Parts) -> Fault:
             found.append((role, parts.config[role]))
     for role, id_ in found:
         if type(id_) is not int or not 0 <= id_ < count:
-            yield f"{role} is {_short(id_)}, and the vocabulary has {count} tokens"
+            yield f"{role} is {_short(id_)}, but the vocabulary has {count} tokens"
 
 
 def _token_ids(parts: _Parts) -> Fault:
@@ -190,20 +190,20 @@ def _token_ids(parts: _Parts) -> Fault:
 
 
 def _inputs_and_outputs(parts: _Parts) -> Fault:
-    """The graph has what onnxruntime-genai feeds and reads, and a name of caches has one place for a number."""
+    """The graph has the inputs and outputs of onnxruntime-genai, and names of caches have one placeholder."""
     for kind, key, values in (
         ("inputs", "input_ids", parts.graph.inputs),
         ("outputs", "logits", parts.graph.outputs),
     ):
         if key == "input_ids" and "inputs_embeds" in values:
-            continue  # a model of its own embeds the tokens
+            continue  # a separate model embeds the tokens
         if (name := parts.name(kind, key, key)) not in values:
-            yield f"the graph has no {key} that is called {_short(name)}"
+            yield f"the graph has no {key} with the name {_short(name)}"
     for kind, patterns in NAMES.items():
         for key, usual in patterns.items():
             pattern = parts.name(kind, key, usual)
             if not isinstance(pattern, str) or not PATTERN.fullmatch(pattern):
-                yield f"{key} is {_short(pattern)}, which does not have one place for a number"
+                yield f"{key} is {_short(pattern)}, which does not have exactly one placeholder for a number"
 
 
 def _layers(parts: _Parts) -> Fault:
@@ -217,7 +217,7 @@ def _layers(parts: _Parts) -> Fault:
             found = {match[1] for name in values if (match := numbered.fullmatch(name))}
             odd = found ^ {str(layer) for layer in range(layers)}
             if any(OTHER_STATE.match(name) for name in values):
-                odd &= found  # some layers keep another state than keys and values
+                odd &= found  # some layers have another state than keys and values
             if odd:
                 layer = min(odd, key=len)
                 state = "has" if layer in found else "lacks"
@@ -225,10 +225,10 @@ def _layers(parts: _Parts) -> Fault:
 
 
 def _heads(parts: _Parts) -> Fault:
-    """Heads are those of the caches and of the attention nodes, and divide what they share."""
+    """The numbers of heads match the caches and the attention nodes, and are divisible."""
     heads, kv_heads, size = (parts.decoder[key] for key in DECODER_SIZES[1:4])
     if heads % kv_heads:
-        yield f"{heads} heads cannot share {kv_heads} key-value heads"
+        yield f"{heads} heads cannot be divided among {kv_heads} key-value heads"
     for kind, patterns in NAMES.items():
         values = parts.graph.inputs if kind == "inputs" else parts.graph.outputs
         for key, usual in patterns.items():
@@ -242,22 +242,22 @@ def _heads(parts: _Parts) -> Fault:
             if found != (heads, kv_heads):
                 yield f"an attention node has {found[0]} and {found[1]} heads, genai_config.json {heads} and {kv_heads}"
             if (table := parts.stored(node.input(7))[0]) and 2 * table[-1] > size:
-                yield f"rope turns {2 * table[-1]} columns, and a head has {size}"
+                yield f"rope rotates {2 * table[-1]} columns, but a head has {size}"
 
 
 def _vocabulary(parts: _Parts) -> Fault:
-    """There are as many logits as tokens, and a row of the embedding for each token."""
+    """There are as many logits as tokens, and an embedding row for each token."""
     count, width = parts.config["vocab_size"], parts.decoder["hidden_size"]
     logits = parts.graph.outputs[parts.name("outputs", "logits", "logits")]
     if logits and logits[-1] is not None and logits[-1] != count:
-        yield f"vocab_size is {count}, and the graph computes {logits[-1]} logits"
+        yield f"vocab_size is {count}, but the graph computes {logits[-1]} logits"
     fed = parts.name("inputs", "input_ids", "input_ids")
     for node in parts.graph.nodes:
         if node.op not in LOOKUP or node.input(1) != fed:
             continue
         dims, turned = parts.stored(node.input(0))
         if dims and (rows := dims[-1] if turned else dims[0]) < count:
-            yield f"vocab_size is {count}, and the embedding has {rows} rows"
+            yield f"vocab_size is {count}, but the embedding has {rows} rows"
         if node.op == "GatherBlockQuantized":
             dims, _ = parts.stored(node.input(2))  # one scale for each block of columns
             block = node.numbers.get("block_size", 128)
@@ -265,7 +265,7 @@ def _vocabulary(parts: _Parts) -> Fault:
         else:
             fits = not dims or math.prod(dims) == rows * width
         if not fits:
-            yield f"hidden_size is {width}, and the embedding has another width"
+            yield f"hidden_size is {width}, but the embedding has another width"
 
 
 def _context(parts: _Parts) -> Fault:
@@ -275,7 +275,7 @@ def _context(parts: _Parts) -> Fault:
         for index in {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (2, 3)}.get(node.op, ()):
             dims, _ = parts.stored(node.input(index))
             if dims and dims[0] < context:
-                yield f"context_length is {context}, and {shown(node.input(index))} has {dims[0]} positions"
+                yield f"context_length is {context}, but {shown(node.input(index))} has {dims[0]} positions"
 
 
 RULES: dict[str, Callable[[_Parts], Fault]] = {
@@ -291,9 +291,9 @@ RULES: dict[str, Callable[[_Parts], Fault]] = {
 
 
 def _broken_weight(folder: Path, layout: OnnxLayout, graph: OnnxGraph) -> str:
-    """The first weight or scale that is no finite number, in words; empty when there is none.
+    """A description of the first weight or scale that is not finite; empty when all are finite.
 
-    Single values and what only `Where` reads may be infinite: a mask is made of them.
+    Scalars and constants that only `Where` reads may be infinite, because masks are made of them.
     """
     users: dict[str, set[str]] = {}
     for node in graph.nodes:
@@ -304,7 +304,7 @@ def _broken_weight(folder: Path, layout: OnnxLayout, graph: OnnxGraph) -> str:
         if tensor.dtype not in FLOATS or math.prod(tensor.dims) < 2 or users.get(name) == {"Where"}:
             continue
         if tensor.offset is None:
-            return f"tensor {shown(name)} holds its {math.prod(tensor.dims)} values apart from each other"
+            return f"tensor {shown(name)} stores its {math.prod(tensor.dims)} values one by one"
         files.setdefault(tensor.file, []).append((name, FLOATS[tensor.dtype], tensor.offset, tensor.nbytes))
     for file, tensors in files.items():
         if broken := finite.first_broken_float(folder / file, tensors):

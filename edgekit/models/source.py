@@ -1,4 +1,4 @@
-"""A model as it comes in: a Hugging Face folder, a hub id, a `.gguf` file, or a built-in name.
+"""The source of a model: a Hugging Face folder, a hub id, a `.gguf` file, or a built-in name.
 
 `resolve` finds it, `describe` reads its config without loading weights, `bring_in` makes a Hugging Face folder of it.
 """
@@ -19,14 +19,16 @@ from edgekit.models import gguf_source, hub
 from edgekit.models.folder_check import check_folder
 
 PROVENANCE = "edgekit.json"
-MERGED = "merged_adapter_sha256"  # noted there of a merge: such a model is no base for the same adapter again
-BASE_DIGEST = "edgekit.base_sha256"  # in an exported adapter: the sha256 that its base notes there
+MERGED = (
+    "merged_adapter_sha256"  # key in a merged model: it must not be used as a base for the same adapter again
+)
+BASE_DIGEST = "edgekit.base_sha256"  # key in an exported adapter and in its base: the SHA-256 of the base
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A model file that an installable package carries."""
+    """A model file in an installable package."""
 
     package: str
     file: str
@@ -48,9 +50,9 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: `path` is a folder or a file on this machine, or None for a hub id not fetched yet.
+    """The location of a model: `path` is a local folder or file, or None for a hub id that is not downloaded yet.
 
-    `commit` is the hub commit that was fetched, which stays the same when the name's branch moves on.
+    `commit` is the downloaded hub commit, which stays the same when the branch changes.
     """
 
     given: str
@@ -66,7 +68,7 @@ class Source:
 
     @property
     def revision(self) -> str | None:
-        """What to fetch: the commit where it is known, else the branch, tag or commit given after `@`."""
+        """The revision to download: the commit if it is known, else the branch, tag or commit given after `@`."""
         return self.commit or self.given.partition("@")[2] or None
 
     @property
@@ -78,9 +80,9 @@ class Source:
 
 
 def resolve(model: str, *, offline: bool = False) -> Source:
-    """Find the model that `--model` names; nothing is loaded or fetched. A hub id may end in `@revision`.
+    """Find the model that `--model` names; nothing is loaded or downloaded. A hub id may end in `@revision`.
 
-    Raises `ConfigError` for a path that is not there, and for a hub id with `offline`.
+    Raises `ConfigError` for a missing path, and for a hub id with `offline`.
     """
     if built_in := BUILT_IN.get(model):
         return Source(model, "gguf", _built_in_file(built_in), built_in.licence)
@@ -119,11 +121,11 @@ def _built_in_file(built_in: BuiltIn) -> Path:
     for file in files:
         if file.name == built_in.file:
             return Path(str(file.locate()))
-    raise CorruptError(f"The package {built_in.package} does not hold {built_in.file}.", built_in.install)
+    raise CorruptError(f"The package {built_in.package} does not contain {built_in.file}.", built_in.install)
 
 
 def fetch(source: Source) -> Source:
-    """Download all of a hub model into the hub cache, its weights as well; other sources are returned as they are."""
+    """Download a hub model with its weights into the hub cache; other sources are returned unchanged."""
     return _fetch(source, (*hub.WEIGHTS, *hub.SETTINGS))
 
 
@@ -135,9 +137,9 @@ def _fetch(source: Source, patterns: tuple[str, ...]) -> Source:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """The model's `config.json`, for a GGUF file as transformers reads it; no weights are loaded or fetched.
+    """The model's `config.json`, for a GGUF file as transformers reads it; no weights are loaded or downloaded.
 
-    Raises `CorruptError` for a file that cannot be read and `UnsupportedError` for one that needs foreign code.
+    Raises `CorruptError` for a file that cannot be read and `UnsupportedError` for one that requires custom code.
     """
     if source.kind == "gguf":
         assert source.path is not None
@@ -166,7 +168,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:
-    """How many weights the model has, estimated from its config (embeddings, attention and MLP)."""
+    """The number of weights, estimated from the config (embeddings, attention and MLP)."""
     hidden = int(config.get("hidden_size", 0))
     layers = int(config.get("num_hidden_layers", 0))
     heads = int(config.get("num_attention_heads", 1))
@@ -187,9 +189,9 @@ def digest(source: Source) -> str:
 
 
 def bring_in(source: Source, out: Path) -> None:
-    """Write the model as a Hugging Face folder `out`: links to a folder's files, or a GGUF file read.
+    """Write the model as a Hugging Face folder `out`: links to a folder's files, or a converted GGUF file.
 
-    What was read of a GGUF file is proven by `edgekit.proof.source`. Raises `CorruptError` for damaged weights.
+    `edgekit.proof.source` proves the conversion of a GGUF file. Raises `CorruptError` for damaged weights.
     """
     assert source.path is not None
     out.mkdir(parents=True)
@@ -197,7 +199,8 @@ def bring_in(source: Source, out: Path) -> None:
         built_in = BUILT_IN.get(source.given)
         if built_in and sha256_file(source.path) != built_in.sha256:
             raise CorruptError(
-                f"{source.path.name} is not the file edgekit knows (its sha256 differs).", built_in.install
+                f"{source.path.name} is not the expected file: its SHA-256 differs. Nothing was loaded.",
+                built_in.install,
             )
         gguf_source.convert(source.path, out)
     else:
@@ -225,7 +228,7 @@ def _link_folder(folder: Path, out: Path) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UnsupportedError(
-            f"{folder} holds no .safetensors weights; edgekit loads no pickled ones (.bin, .pt).",
+            f"{folder} has no .safetensors weights. edgekit does not load pickled weights (.bin, .pt).",
             "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
         )
     check_folder(folder)

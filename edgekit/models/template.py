@@ -1,12 +1,12 @@
-"""Jinja for chat templates: what transformers offers, in Jinja's immutable sandbox, and each operation charged.
+"""Jinja for chat templates: the dialect of transformers, in Jinja's immutable sandbox, with every operation charged.
 
 Follows `transformers.utils.chat_template_utils`: `trim_blocks` and `lstrip_blocks`, loop controls, the
 `{% generation %}` tag, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode, `dict` and `namespace`.
 
-Before a template is compiled, its syntax tree is instrumented. Every body that can run more than once (of a loop, a
-macro, a block) begins with a charge for its own nodes; what is printed, joined, compared, sliced or used as a key is
-weighed first. Binary operators, calls, filters and tests are charged with a bound of what they do; those whose cost
-cannot be told beforehand, and which published chat templates do not use, are left out.
+Before a template is compiled, charges are added to its syntax tree. Every body that can run more than once (of a loop, a
+macro, a block) begins with a charge for its own nodes. Values that are printed, joined, compared, sliced or used as a
+key are measured first. Binary operators, calls, filters and tests are charged with an upper bound of their cost; those
+without a known bound, which published chat templates do not use, are not available.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ FREE = {
     "length",
     "count",
     "attr",
-}  # look at a value without reading through it
+}  # test a value without reading all of it
 LAZY = {"items", "map", "select", "reject", "selectattr", "rejectattr", "unique", "reverse"}
 LINEAR = {
     "abs", "capitalize", "dictsort", "e", "escape", "float", "groupby", "int", "list", "lower", "max", "min", "safe",
     "sort", "string", "title", "trim", "upper",
 }  # fmt: skip
-SIZED = {"indent", "round", "tojson"}  # how much they make depends on a number given
+SIZED = {"indent", "round", "tojson"}  # the size of their output depends on a numeric argument
 CHEAP_TESTS = {
     "boolean", "callable", "defined", "escaped", "false", "filter", "float", "integer", "iterable", "mapping", "none",
     "number", "sameas", "sequence", "string", "test", "true", "undefined",
@@ -79,7 +79,7 @@ SEARCHES = {
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks an answer for training; it renders what it holds."""
+    """`{% generation %}...{% endgeneration %}` marks an answer for training; it renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
@@ -142,7 +142,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_GenerationTag, loopcontrols],
-            optimized=False,  # constants would be computed while compiling, before there is a meter
+            optimized=False,  # else constants would be computed while compiling, when there is no meter
         )
         self.filters["tojson"] = _to_json
         kept = FREE | LAZY | LINEAR | SIZED | {"join", "replace", "sum", "format"}
@@ -207,7 +207,7 @@ def _weights(values: Any) -> int:
 
 
 def _compare(*values: Any, **named: Any) -> None:
-    """Reading through values once, and a search of one text within another."""
+    """The cost of reading values once, and of searching one text in another."""
     weights = [
         meter().weigh(value) for value in (*values, *named.values()) if not isinstance(value, Undefined)
     ]
@@ -267,7 +267,7 @@ def _charge_operator(operator: str, left: Any, right: Any) -> None:
 
 
 def _charged(call: Callable[..., Any], bound: Callable[..., None]) -> Callable[..., Any]:
-    """`call`, with `bound` charged from its arguments first; contexts that Jinja passes in are not among them."""
+    """`call`, after `bound` is charged for its arguments, without the contexts that Jinja passes in."""
     skipped = 1 if _PassArg.from_obj(call) else 0
 
     def charged(*args: Any, **kwargs: Any) -> Any:
@@ -323,7 +323,7 @@ def _lengths(value: Any) -> int:
 
 @pass_context
 def _charge(context: Context, steps: int, characters: int) -> bool:
-    """Charge one run of a body; true, so that it can stand in a loop's condition."""
+    """Charge one run of a body; returns true, so that a loop's condition can contain it."""
     meter().work(steps)
     meter().make(characters)
     return True
@@ -331,7 +331,7 @@ def _charge(context: Context, steps: int, characters: int) -> bool:
 
 @pass_context
 def _weigh(context: Context, value: Any) -> Any:
-    """`value` itself, its text charged."""
+    """`value` itself, after its text is charged."""
     if not isinstance(value, Undefined | Macro | LoopContext):
         meter().make(meter().weigh(value))
     return value
@@ -339,7 +339,7 @@ def _weigh(context: Context, value: Any) -> Any:
 
 @pass_context
 def _sliced(context: Context, value: Any) -> Any:
-    """A slice, charged; it is no longer than what it was cut from."""
+    """A slice, after a charge for the whole value, which is at least as long."""
     meter().make(_lengths(value) * (1 if isinstance(value, str) else 16))
     return value
 
@@ -362,7 +362,7 @@ def _filtered(name: str, node: nodes.Expr | None, *args: nodes.Expr) -> nodes.Fi
 
 
 def _instrument(tree: nodes.Template) -> None:
-    """Put the charges into the tree, in place."""
+    """Add the charges to the tree, in place."""
     for node in list(tree.find_all(nodes.Node)):
         match node:
             case nodes.Output(nodes=parts):
@@ -407,7 +407,7 @@ _environment = _Environment()
 
 
 def parse(source: str) -> nodes.Template:
-    """The syntax tree of a template, in the dialect that is rendered; raises `LimitReached` for one too large."""
+    """The syntax tree of a template in this dialect; raises `LimitReached` for one that is too large."""
     if len(source) > LONGEST_SOURCE:
         raise LimitReached(f"its program is longer than {LONGEST_SOURCE:,} characters")
     tree = _environment.parse(source)

@@ -36,7 +36,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 class ModelTokenizer:
-    """transformers' own tokenizer for `folder`, with special tokens in a text recognised and none added."""
+    """The tokenizer of transformers for `folder`; it recognises special tokens in a text and adds none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class ModelTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @cached_property
@@ -69,7 +69,7 @@ class ModelTokenizer:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Ids at which the model's own configuration stops an answer: generation config, then config, then tokenizer."""
+        """The stop ids of the model's own configuration: of the generation config, else the config, else the tokenizer."""
         for name in ("generation_config.json", "config.json"):
             path = self.folder / name
             stop = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
@@ -79,7 +79,7 @@ class ModelTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many token ids the tokenizer knows, added tokens among them."""
+        """The number of token ids, added tokens included."""
         return len(self.tokenizer)
 
     def render_ids(self, rows: Iterable[Row]) -> list[list[int]]:

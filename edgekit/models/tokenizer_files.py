@@ -1,10 +1,9 @@
-"""What the tokenizer files of a folder say, read without transformers: token ids, added tokens, roles, chat template.
+"""Reads the tokenizer files of a folder without transformers: token ids, added tokens, roles, chat template.
 
-Which tokens may lie beyond the embedding: some good models name an added token that has no row in it, such as
-`<image_soft_token>` of Gemma 3 1B (id 262144 of 262144 rows), which only its larger siblings use. That is a fault where
-something gives the id out: the vocabulary that texts are split into, a role (the end of a sequence, for one), the chat
-template, or a token that is not special, which any text may hold. Otherwise edgekit leaves the token out, as llama.cpp's
-converter does, and reads those characters as text.
+Some good models have an added token without an embedding row, such as `<image_soft_token>` of Gemma 3 1B (id 262144 of
+262144 rows), which only its larger siblings use. It is a fault if a text can produce the id: through the vocabulary, a
+role (such as the end of a sequence), the chat template, or a token that is not special. Otherwise edgekit removes the
+token, as llama.cpp's converter does, and reads its characters as text.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ CONVERSATIONS: tuple[tuple[list[Message], bool], ...] = (
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token beside the vocabulary. `id` is as it stands in the file, which may be no number."""
+    """A token in addition to the vocabulary. `id` is unchecked and may not be a number."""
 
     text: str
     id: Any
@@ -54,7 +53,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def chat_template(folder: Path) -> ChatTemplate | None:
-    """The folder's one chat template; None where it has none or several."""
+    """The folder's chat template; None if it has none or several."""
     config, file = read_object(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
     try:
         source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
@@ -66,9 +65,9 @@ def chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def printed(template: ChatTemplate | None) -> str:
-    """What a chat template prints for plain conversations, one after the other.
+    """The concatenated output of a chat template for plain conversations.
 
-    Raises `CorruptError` when it exceeds the limits; a conversation that it refuses is left out.
+    Raises `CorruptError` when it exceeds the limits; conversations that it refuses are left out.
     """
     texts: list[str] = []
     if template is None:
@@ -80,7 +79,7 @@ def printed(template: ChatTemplate | None) -> str:
 
 
 def size_of_vocabulary(folder: Path) -> int | None:
-    """How many token ids the folder's model has rows for, by its settings; None where they do not say."""
+    """The number of embedding rows of the folder's model, from its settings; None if they do not say."""
     config = read_object(folder / "config.json")
     for table in (config, config.get("text_config"), read_object(folder / "genai_config.json").get("model")):
         if isinstance(table, dict) and type(size := table.get("vocab_size")) is int:
@@ -89,7 +88,7 @@ def size_of_vocabulary(folder: Path) -> int | None:
 
 
 def faults(folder: Path, rows: int, prompts: str) -> Iterator[str]:
-    """Each token id that is given out and lies beyond `rows`, in words; `prompts` is what the chat template prints."""
+    """A description of each token id at or above `rows` that a text can produce; `prompts` is from `printed`."""
     tokenizer = read_object(folder / "tokenizer.json")
     added = list(added_tokens(folder))
     matched_whole = {(token.text, token.id) for token in added if type(token.id) is int}
@@ -114,7 +113,7 @@ def unused_tokens(folder: Path, rows: int) -> list[AddedToken]:
 
 
 def warning(folder: Path) -> str:
-    """A sentence on the added tokens that have no row in the embedding; empty where there are none."""
+    """A sentence on the added tokens without an embedding row; empty if there are none."""
     rows = size_of_vocabulary(folder)
     unused = unused_tokens(folder, rows) if rows is not None else []
     if rows is None or not unused:
@@ -139,7 +138,7 @@ def without_rows(tokenizer: str, rows: int) -> str:
 
 
 def added_tokens(folder: Path) -> Iterator[AddedToken]:
-    """Every added token of the tokenizer files, each once; it counts as special where all files that say so agree."""
+    """Every added token of the tokenizer files, each once; it is special if all files that mention it agree."""
     found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
 
     def note(text: Any, id_: Any, special: Any) -> None:
@@ -161,7 +160,7 @@ def added_tokens(folder: Path) -> Iterator[AddedToken]:
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The tokens that texts are split into, with their ids; of a list only the last, which has the largest."""
+    """The tokens of the vocabulary with their ids; of a list only the last, which has the largest id."""
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
@@ -212,17 +211,17 @@ def _within(id_: Any, rows: int) -> bool:
 
 
 def _beyond(id_: Any, text: str, rows: int) -> str:
-    return f"the tokenizer gives the id {_shown(id_)} to {_shown(text)}, and the model has {rows} rows"
+    return f"the tokenizer gives the id {_shown(id_)} to {_shown(text)}, but the model has {rows} rows"
 
 
 def _text(token: Any) -> str:
-    """The text of a token that stands in a settings file as a text or as an object."""
+    """The text of a token that a settings file holds as a text or as an object."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else ""
 
 
 def _joined(merge: Any) -> str:
-    """The text that a merge makes; it stands as a pair, or as both parts with a space between them."""
+    """The result of a merge, which is given as a pair or as two parts separated by a space."""
     return "".join(map(str, merge)) if isinstance(merge, list) else str(merge).replace(" ", "", 1)
 
 

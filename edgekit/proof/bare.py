@@ -1,14 +1,14 @@
 """The bare runtime: the text path that an app gets from llama-cpp-python or onnxruntime-genai without edgekit.
 
-edgekit's runtimes add what those packages leave out: Unicode normalisation, NUL, bytes without a token, and bytes that
-are not UTF-8. The other proofs hold edgekit's runtimes against the reference; this one holds the packages themselves,
+edgekit's runtimes handle what those packages do not: Unicode normalisation, NUL, bytes without a token, and bytes that
+are not UTF-8. The other proofs compare edgekit's runtimes with the reference; this one compares the packages themselves,
 over the same texts and conversations.
 
-The rule: a difference is told where its cause is known, because an app can avoid it, and where the text is one of the
-battery, which nobody writes. A difference without a known cause in ordinary text fails the gate `bare_runtime`: an
-app would get other prompts than the model was tuned on. Ordinary are the rows of the task and the prompts and passages
-of `proof.texts`. A cause counts as known when its remedy was tried and worked; bytes that are not UTF-8, which have none,
-count where the reference's text shows them.
+A difference with a known cause is reported, because an app can avoid it. So is a difference in a test string of
+`proof.battery`, because no user writes such text. A difference without a known cause in ordinary text fails the gate
+`bare_runtime`, because an app would get other prompts than the model was tuned on. Ordinary text is the rows of the task
+and the prompts and passages of `proof.texts`. A cause counts as known when its remedy was tried and worked. Bytes that
+are not UTF-8 have no remedy; they count as the cause when they occur in the reference's text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgekit.data.rows import Message
 from edgekit.proof.gates import ReferenceFacts, conversations
 from edgekit.registry import BareText, HasBare, Runtime
 
-LONGEST_PIECE = 32  # bytes; llama-cpp-python 0.3 leaves longer tokens out (`LlamaModel.detokenize`)
+LONGEST_PIECE = 32  # bytes; llama-cpp-python 0.3 omits longer tokens (`LlamaModel.detokenize`)
 EXAMPLES = 2  # for each cause
 OTHER = "other"
 REFUSED = "(refused) "
@@ -36,7 +36,7 @@ REFUSED = "(refused) "
 
 @dataclass(frozen=True)
 class Cause:
-    """Which texts a bare runtime treats otherwise, and what an app does about it."""
+    """A kind of text that a bare runtime treats differently, and what an app can do about it."""
 
     texts: str
     advice: str
@@ -52,9 +52,7 @@ CAUSES = {
         "texts with bytes that have no token",
         "Remove negative token ids before the model reads them.",
     ),
-    "control_tokens": Cause(
-        "token ids that are all control tokens", "Remove control tokens before decoding."
-    ),
+    "control_tokens": Cause("sequences of control tokens only", "Remove control tokens before decoding."),
     "not_utf8": Cause(
         "answers with characters or bytes that are not valid Unicode text",
         "Decode with edgekit.load where answers may hold them.",
@@ -71,7 +69,7 @@ CAUSES = {
 
 @dataclass(frozen=True)
 class Difference:
-    """A text that the bare runtime treats otherwise: at which step, why, and whether the text is ordinary."""
+    """A text that the bare runtime treats differently: at which step, why, and whether the text is ordinary."""
 
     step: str
     text: str
@@ -86,7 +84,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class BareResult:
-    """What was compared, how much of it is ordinary, and what differs."""
+    """What was compared, how much of it is ordinary text, and what differs."""
 
     texts: int
     conversations: int
@@ -94,11 +92,13 @@ class BareResult:
     differences: list[Difference] = field(default_factory=list)
 
     def gate(self, prefix: str, stage: str) -> GateResult:
-        """Share of ordinary texts and conversations without a difference of unknown cause."""
+        """Share of ordinary texts and conversations that have no difference of unknown cause."""
         failed = [found for found in self.differences if found.ordinary and OTHER in found.causes]
         share = 1 - len({(found.step, found.text) for found in failed}) / max(self.ordinary, 1)
         detail = (
-            f"{len(failed)} differences in ordinary text, first {failed[0]}" if failed else self.summary()
+            f"{len(failed)} differences in ordinary text, the first: {failed[0]}"
+            if failed
+            else self.summary()
         )
         return GateResult(f"{prefix}.bare_runtime", share, 1.0, not failed, detail, stage)
 
@@ -145,7 +145,7 @@ class BareResult:
 
 
 def compare(runtime: Runtime, facts: ReferenceFacts) -> BareResult | None:
-    """Hold the bare text path of an opened file against the reference; None where the runtime has none."""
+    """Compare the bare text path of an opened file with the reference; None if the runtime has no bare text path."""
     bare = runtime.bare() if isinstance(runtime, HasBare) else None
     if bare is None:
         return None
@@ -175,13 +175,13 @@ def _why_encoded(
 
     def cured(causes: Sequence[str]) -> bool:
         prepared = _prepared(text, causes)
-        # NFC must not change what the model reads, or it is no remedy
+        # if NFC changes what the model reads, it is not a remedy
         wanted = expected if causes == ["not_nfc"] else runtime.encode(prepared)
         found = bare.encode(prepared)
         return ([id_ for id_ in found if id_ >= 0] if "no_token" in causes else found) == wanted
 
     present = [cause for cause, remedy in REMEDIES.items() if remedy(text) != text]
-    seen = [*got, *bare.encode(_prepared(text, present))]  # a text that ends at NUL hides what follows
+    seen = [*got, *bare.encode(_prepared(text, present))]  # a text that is cut at NUL hides the rest
     present += ["no_token"] if any(id_ < 0 for id_ in seen) else []
     return _enough(present, cured) or (OTHER,)
 
@@ -206,7 +206,7 @@ def _decoded(bare: BareText, runtime: Runtime, facts: ReferenceFacts) -> Iterato
 
 
 def _why_decoded(bare: BareText, runtime: Runtime, ids: Sequence[int], expected: str) -> tuple[str, ...]:
-    """The causes whose token ids, left out here one kind by one and then together, make both texts equal."""
+    """The causes whose token ids, removed one kind at a time and then together, make both texts equal."""
     pieces = {id_: runtime.decode([id_]) for id_ in set(ids)}
     kinds = {
         "control_tokens": {id_ for id_, piece in pieces.items() if not piece},
@@ -226,7 +226,7 @@ def _why_decoded(bare: BareText, runtime: Runtime, ids: Sequence[int], expected:
 
 
 def _enough(present: Sequence[str], cured: Callable[[Sequence[str]], bool]) -> tuple[str, ...]:
-    """The first of the causes `present` that is cured alone; all of them when only that helps; none when nothing does."""
+    """The first of the causes `present` whose remedy suffices; all of them if only all suffice; none otherwise."""
     attempts = [[cause] for cause in present] + ([list(present)] if len(present) > 1 else [])
     return tuple(next((causes for causes in attempts if cured(causes)), []))
 
@@ -256,7 +256,7 @@ def _rendered(
 
 
 def _both(bare: BareText, facts: ReferenceFacts, messages: Sequence[Message]) -> tuple[str, str]:
-    """The prompt of the reference and the bare one; where both refuse the conversation they agree."""
+    """The prompt of the reference and the bare one; if both refuse the conversation, they agree."""
     expected = _prompt(partial(facts.template.render, add_generation_prompt=True), messages)
     got = _prompt(bare.render, messages)
     return expected, expected if expected.startswith(REFUSED) and got.startswith(REFUSED) else got

@@ -1,7 +1,7 @@
-"""Strings on which tokenizers differ: scripts, emoji, combining marks, whitespace, digits, code, every ASCII byte.
+"""Test strings on which tokenizers differ: scripts, emoji, combining marks, whitespace, digits, code, every ASCII byte.
 
-The strings aim at what goes wrong in converted tokenizers: another pre-tokenizer pattern (digits, contractions,
-case, runs of whitespace), a normalizer that was dropped or added, byte fallback, and a leading space.
+They target typical faults of converted tokenizers: another pre-tokenizer pattern (digits, contractions, case, runs of
+whitespace), a dropped or added normalizer, byte fallback, and a leading space.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether a model is as often right as it is sure: bins of a reliability diagram and the expected calibration error.
+"""Calibration of a model's confidence: bins of a reliability diagram and the expected calibration error.
 
-Guo et al., On Calibration of Modern Neural Networks, 2017 <https://arxiv.org/abs/1706.04599>; bins of like many answers.
+Guo et al., On Calibration of Modern Neural Networks, 2017 <https://arxiv.org/abs/1706.04599>; bins of equal size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of like confidence: how sure the model was on average, and how often it was right."""
+    """Answers of similar confidence: their mean confidence and their accuracy."""
 
     confidence: float
     accuracy: float
@@ -22,9 +22,9 @@ class Bin:
 
 
 def binned(sure: Sequence[tuple[float, bool]]) -> list[Bin]:
-    """Confidences and whether they were right in up to ten bins of like many answers, the least sure first.
+    """Confidence and accuracy in up to ten bins with equal numbers of answers, by rising confidence.
 
-    Bins of like width would put nearly all answers of a tuned model into the last one.
+    Bins of equal width would put nearly all answers of a tuned model into the last one.
     """
     ordered = sorted(sure)
     count = min(BINS, len(ordered))
@@ -38,6 +38,6 @@ def binned(sure: Sequence[tuple[float, bool]]) -> list[Bin]:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error: how far confidence and accuracy are apart, weighted by answers."""
+    """The expected calibration error: the mean difference of confidence and accuracy, weighted by answers."""
     total = sum(each.n for each in bins)
     return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / max(1, total)

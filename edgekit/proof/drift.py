@@ -1,4 +1,4 @@
-"""Drift: how far a candidate's next-token distributions Q lie from the reference's distributions P.
+"""Drift: the divergence of a candidate's next-token distributions Q from the reference's distributions P.
 
 The measure is KL(P || Q) in nats at each position, as in llama.cpp's `llama-perplexity --kl-divergence`, with its
 mean, its 99th percentile and the share of positions with the same most likely token.
@@ -46,7 +46,7 @@ BLOCK = 64  # positions
 
 @dataclass(frozen=True)
 class Drift:
-    """The summary of a comparison over `n_tokens` positions, as it stands in `report.json`.
+    """The summary of a comparison over `n_tokens` positions, as in `report.json`.
 
     `mean_kld_95` is the 95 % bootstrap interval of the mean. The ends of `mean_kld_bounds` and `top1_bounds` are
     one-sided 95 % bounds, which the gates use.
@@ -65,7 +65,7 @@ class Drift:
 class Scored:
     """A comparison position by position; every array is `(N,)`.
 
-    `sequence` and `position` say where a position stands in the reference's sequences, `expected` and `got` are
+    `sequence` and `position` locate a position in the reference's sequences, `expected` and `got` are
     the most likely next tokens of the reference and of the candidate.
     """
 
@@ -83,9 +83,7 @@ class Scored:
     def among(self, chosen: NDArray[np.bool_]) -> Drift:
         """The summary over the `chosen (N,)` positions; raises `ConfigError` when there is none."""
         if not chosen.any():
-            raise ConfigError(
-                "There is no position to compare: the answers are empty.", "Add rows to --data."
-            )
+            raise ConfigError("There is nothing to compare: all answers are empty.", "Add rows to --data.")
         klds, blocks = self.klds[chosen], self._blocks()[chosen]
         same = (self.expected == self.got)[chosen]
         index = np.unique(blocks, return_inverse=True)[1]
@@ -102,7 +100,7 @@ class Scored:
         )
 
     def _blocks(self) -> NDArray[np.int64]:
-        """Which positions `(N,)` belong together: a sequence, or each 64 positions of a long one.
+        """The block `(N,)` of each position: a sequence, or 64 positions of a long one.
 
         Positions close to each other are not independent, so intervals resample blocks of them (Künsch 1989).
         """
@@ -116,9 +114,9 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the reference answers on S sequences, at N positions in all.
+    """The reference's distributions on S sequences, at N positions in total.
 
-    `tokens (sum of lengths,)` holds the sequences end to end, `lengths (S,)` their lengths and `first (S,)` the
+    `tokens (sum of lengths,)` holds the concatenated sequences, `lengths (S,)` their lengths and `first (S,)` the
     first position of each that counts. `ids` and `logp` `(N, head + samples)` hold the most likely tokens in
     falling order and then those drawn from the tail, `tail (N,)` the mass outside the head.
     """
@@ -139,17 +137,17 @@ class Reference:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, which is the size of the file but for its headers."""
+        """Bytes of the arrays: the size of the file without its headers."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
     def save(self, path: Path) -> None:
-        """Write the arrays as one `.npz`, whole or not at all; equal references give equal bytes."""
+        """Write the arrays as one `.npz`, completely or not at all; equal references give equal bytes."""
         with written_whole(path, force=True) as staging, staging.open("wb") as file:
             np.savez(file, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read what `save` wrote; nothing is unpickled. Raises `CorruptError` for anything else."""
+        """Read the output of `save` without unpickling. Raises `CorruptError` for anything else."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found: dict[str, Any] = {name: arrays[name] for name in cls.__dataclass_fields__}
@@ -158,7 +156,8 @@ class Reference:
             reference._check()
         except (OSError, EOFError, KeyError, TypeError, ValueError, IndexError, zipfile.BadZipFile) as error:
             raise CorruptError(
-                f"{path} is not a whole reference store: {error}", "Capture the reference again."
+                f"{path} is not a complete reference store: {error}",
+                "Delete it and run the same command again.",
             ) from error
         return reference
 
@@ -181,7 +180,7 @@ def kl_divergence(p_logits: NDArray[np.floating], q_logits: NDArray[np.floating]
     """KL(P || Q) in nats at each position `(T,)` of two `(T, V)` arrays of logits, summed in float64.
 
     With vocabularies of different size (one is padded) both distributions are normalised over the shared first V
-    entries, so logits of padding have no part in the result.
+    entries, so logits of padding do not affect the result.
     """
     shared = min(p_logits.shape[-1], q_logits.shape[-1])
     result = np.empty(len(p_logits))
@@ -203,12 +202,12 @@ def capture(
 ) -> Reference:
     """Record the reference's distributions after each token of `sequences[i]` from position `first[i]` on.
 
-    Positions before it are boilerplate that all rows share; the last position counts, although its next token is
-    not in the data. Equal input gives equal arrays. Raises `ConfigError` when no position is left.
+    Earlier positions are boilerplate that all rows share. The last position counts, although its next token is not in
+    the data. Equal input gives equal arrays. Raises `ConfigError` when no position is left.
     """
     if sum(max(len(ids) - start, 0) for ids, start in zip(sequences, first, strict=True)) == 0:
         raise ConfigError(
-            "There is no position to compare: the held-out conversations are empty.", "Add rows to --data."
+            "There is nothing to compare: the held-out conversations are empty.", "Add rows to --data."
         )
     rng = np.random.default_rng(0)
     rows = []
@@ -230,15 +229,15 @@ def capture(
 def score(runtime: Runtime, reference: Reference, emit: Emit = ignore, *, stage: str = "drift") -> Scored:
     """Compare `runtime` with `reference` at every recorded position.
 
-    Vocabularies of different size are compared over the shared entries as in `kl_divergence`; the most likely
-    token is taken over all entries, so a candidate that answers with a padding entry shows there. Needs O(V)
-    beside the logits of one sequence. Raises `CorruptError` when the candidate's vocabulary lacks tokens of the
+    Vocabularies of different size are compared over the shared entries as in `kl_divergence`. The most likely token is
+    taken over all entries, which reveals a candidate that answers with a padding entry. Needs O(V) memory in addition
+    to the logits of one sequence. Raises `CorruptError` when the candidate's vocabulary lacks tokens of the
     sequences and `StageError` when it computes NaN.
     """
     if (largest := int(reference.tokens.max())) >= runtime.vocab_size:
         raise CorruptError(
-            f"The vocabulary in the file for {runtime.name} has {runtime.vocab_size} entries, but the reference's "
-            f"conversations use token id {largest}: the file does not belong to this model.",
+            f"The vocabulary of the file for {runtime.name} has {runtime.vocab_size} entries, but the reference's "
+            f"conversations use token id {largest}. The file was not made from this model.",
             "Export it again from the reference model.",
         )
     klds: list[float] = []
@@ -289,7 +288,7 @@ def _mean_kl(log_ratios: Floats, controlled: bool) -> float:
 
 
 def _control_helps(log_ratios: Floats) -> bool:
-    """Whether exp(x) - 1 lowers the variance of the estimate, told by the ratios in the head, which are not drawn.
+    """Whether exp(x) - 1 lowers the variance of the estimate, judged by the ratios in the head, which are not drawn.
 
     It does while the ratios are near one: for normal x the variances of f(x) and of -x cross at var(x) = 1.26.
     """
@@ -320,7 +319,7 @@ def _divergence(logits: NDArray[np.float32], reference: Reference, n: int) -> fl
     kept = reference.ids[n] < shared
     ids, logp = reference.ids[n][kept], reference.logp[n][kept].astype(np.float64)
     head = int(kept[: reference.head].sum())
-    # what P puts on entries that Q lacks is taken out, and P normalised again
+    # the mass of P on entries that Q lacks is removed, and P is normalised again
     tail = float(reference.tail[n]) * kept[reference.head :].mean()
     total = np.exp(logp[:head]).sum() + tail
     logp, tail = logp - np.log(total), tail / total

@@ -1,20 +1,20 @@
-"""Gates: what an opened file must share with its reference, and what it may cost.
+"""Gates: in what an opened file must agree with its reference, and the limits of its size, memory and speed.
 
-Each gate is a measured value against a limit. Its `stage` is the one to blame when it fails, its `detail` shows
-the first difference.
+Each gate compares a measured value with a limit. Its `stage` is the one that caused a failure, its `detail` shows the
+first difference.
 
-A figure that was measured on a sample passes by one rule, in two parts:
+A value that was measured on a sample must meet two conditions:
 
 1. the value is within the limit; and
 2. the sample shows that the file is not much worse than that: with 95 % confidence (a one-sided bound) the file loses
    at most twice what the limit allows. With `stop_agreement = 0.95` the lower bound must reach 0.90.
 
-So a worse file is never passed for want of evidence: a sample that is too small fails, and the detail says so (25
-answers without a fault are the fewest that can show 0.90). And a limit is never stretched: a value beyond it fails at
-every sample size. Bounds are Wilson's for shares of answers, the same with a design effect for shares of positions,
-a bootstrap over blocks of positions for mean divergences, and Tango's for differences of accuracy, which inverts
-McNemar's test. `accuracy_gain` asks for more: that tuning helps must itself be shown. Checks of identity (token ids,
-renderings, stop ids) allow no difference, and sizes are exact; neither has an interval, nor has the 99th percentile.
+So a worse file never passes for lack of evidence: a sample that is too small fails, and the detail says so (at least 25
+answers without a fault are needed to show 0.90). A value beyond the limit fails at every sample size. Bounds are
+Wilson's for shares of answers, the same with a design effect for shares of positions, a bootstrap over blocks of
+positions for mean divergences, and Tango's for differences of accuracy, which inverts McNemar's test. `accuracy_gain`
+is stricter: its lower bound must show that tuning helps. Checks of identity (token ids, renderings, stop ids) allow no
+difference, and sizes are exact; neither has an interval, nor has the 99th percentile.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from edgekit.proof.drift import Drift, Scored
 from edgekit.registry import Runtime
 from edgekit.targets.target import Budget
 
-LEAST_POINTS = 1.0  # of accuracy, that the bound of a drop may lie above its limit
+LEAST_POINTS = 1.0  # percentage points that the bound of an accuracy drop may always exceed its limit by
 
 
 class ReferenceTokenizer(Protocol):
     """The text path of a reference model."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens in it recognised."""
+        """Token ids of `text`, with special tokens recognised."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -66,16 +66,16 @@ class ReferenceTokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """How many token ids there are."""
+        """The number of token ids."""
 
 
 @dataclass(frozen=True)
 class ReferenceFacts:
-    """What is known of a reference's text path, as plain data.
+    """The text path of a reference, as plain data.
 
-    `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is what the reference makes of them again, and
-    `token_texts` names ids of added tokens for messages to people. `ordinary` are those of the texts, and
-    `conversations` the conversations, that a person might write.
+    `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is the reference's text of these ids, and `token_texts` holds
+    the texts of added tokens, for messages. `ordinary` holds the texts, and `conversations` the conversations, that a
+    person might write.
     """
 
     texts: tuple[str, ...]
@@ -94,9 +94,9 @@ class ReferenceFacts:
         rows_text: Sequence[str] = (),
         rows: Sequence[Sequence[Message]] = (),
     ) -> ReferenceFacts:
-        """Record what `reference` does with the battery, its added tokens and ordinary text.
+        """Record what `reference` does with the test strings, its added tokens and ordinary text.
 
-        Ordinary are `rows_text`, the conversations `rows`, and the prompts and passages of `proof.texts`.
+        Ordinary text is `rows_text`, the conversations `rows`, and the prompts and passages of `proof.texts`.
         """
         conversations = [*rows, *general.conversations()]
         prompts = [_rendered(reference.chat_template, messages, True) for messages in conversations]
@@ -132,7 +132,7 @@ def identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -
 
 
 def tokenizer_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the texts that get the reference's token ids."""
+    """Share of the texts that the file encodes to the reference's token ids."""
     differences = []
     for text, expected in zip(facts.texts, facts.ids, strict=True):
         got = runtime.encode(text)
@@ -142,7 +142,7 @@ def tokenizer_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, sta
 
 
 def detokenization(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the reference's token ids that become the reference's text again."""
+    """Share of the reference's token ids that the file decodes to the reference's text."""
     differences = []
     for ids, expected in zip(facts.ids, facts.decoded, strict=True):
         if max(ids, default=0) >= runtime.vocab_size:
@@ -155,7 +155,7 @@ def detokenization(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: 
 def template_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
     """Share of the fixture conversations that the file's own template renders byte for byte as the reference's.
 
-    Where both refuse a conversation with the same words they agree.
+    If both refuse a conversation with the same message, they agree.
     """
     name = f"{prefix}.template_identity"
     try:
@@ -175,10 +175,10 @@ def template_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stag
 
 
 def template_branches(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the places where a message's text decides what is printed that are the model's own.
+    """Share of the template's branches on the text of messages that the model's own template has too.
 
-    Looking for markup in earlier answers (`</think>`) is the model's business; looking for plain words is refused in
-    either, because a template that answers to a word is a trigger that no rendering of fixtures finds.
+    A test for markup in earlier answers (`</think>`) is allowed if the model's template has it. A test for plain words
+    is always refused, because it may be a hidden trigger, which rendering test conversations does not find.
     """
     name = f"{prefix}.template_branches"
     try:
@@ -187,12 +187,14 @@ def template_branches(runtime: Runtime, facts: ReferenceFacts, prefix: str, stag
     except ConfigError as error:
         return GateResult(name, 0.0, 1.0, False, error.message, stage)
     refused = [branch for branch in found if branch.on_plain_words or branch.expression not in own]
-    differences = [f"it asks {_short(branch.expression)} (line {branch.line})" for branch in refused]
-    return _identical(name, len(found), differences, "places where a message's text decides", stage)
+    differences = [
+        f"the template tests {_short(branch.expression)} (line {branch.line})" for branch in refused
+    ]
+    return _identical(name, len(found), differences, "branches on the text of messages", stage)
 
 
 def stop_ids(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of stop ids that file and reference have in common; missing and extra ones are named."""
+    """Share of stop ids that file and reference have in common; the detail names missing and extra ones."""
     missing, extra = facts.stop_ids - runtime.stop_ids, runtime.stop_ids - facts.stop_ids
     parts = [
         f"{what} {', '.join(f'{id_} {_token(id_, runtime, facts)}' for id_ in sorted(ids))}"
@@ -201,17 +203,17 @@ def stop_ids(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -
     ]
     every = facts.stop_ids | runtime.stop_ids
     share = len(facts.stop_ids & runtime.stop_ids) / len(every) if every else 0.0
-    detail = "; ".join(parts) or f"stops at {', '.join(map(str, sorted(every))) or 'nothing'}"
+    detail = "; ".join(parts) or f"stop ids: {', '.join(map(str, sorted(every))) or 'none'}"
     return GateResult(f"{prefix}.stop_ids", share, 1.0, share == 1.0, detail, stage)
 
 
 def stop_contract(
     scored: Scored, answers: NDArray[np.bool_], stops: frozenset[int], budget: Budget, prefix: str, stage: str
 ) -> GateResult:
-    """Share of the reference's own answers that the file ends where the reference does, and only there.
+    """Share of the reference's own answers that the file ends at the same position.
 
-    `answers (N,)` are the positions in answers. An answer ends otherwise when at one of them either side chooses a stop
-    token and the other does not choose the same.
+    `answers (N,)` selects the positions in answers. An answer ends at another position when one side chooses a stop
+    token somewhere and the other does not choose the same token.
     """
     stop_ids = list(stops)
     apart = answers & (scored.expected != scored.got)
@@ -220,9 +222,9 @@ def stop_contract(
     count = len(np.unique(scored.sequence[answers]))
     ended = len(np.unique(scored.sequence[answers & np.isin(scored.expected, stop_ids)]))
     wrong = len(np.unique(scored.sequence[missed | early]))
-    detail = f"{ended} of {count} answers end within the text"
+    detail = f"{ended} of {count} reference answers end with a stop token"
     if wrong:
-        detail += f"; missed {int(missed.sum())}, too early {int(early.sum())}"
+        detail += f"; missed stops: {int(missed.sum())}, early stops: {int(early.sum())}"
     measured = Measured(1 - wrong / max(count, 1), detail, wilson(count - wrong, count, ONE_SIDED_95), count)
     return _share(f"{prefix}.stop_contract", measured, budget.stop_agreement, stage)
 
@@ -230,10 +232,10 @@ def stop_contract(
 def greedy_agreement(
     scored: Scored, answers: NDArray[np.bool_], stops: frozenset[int], budget: Budget, prefix: str, stage: str
 ) -> GateResult:
-    """Share of an answer, counted in tokens up to its end, that comes out before the first other token; the mean.
+    """The mean share of an answer's tokens, its stop token included, before the first one that differs.
 
-    The reference's own greedy answers are followed, so this is what a person sees who asks both. `answers (N,)` are the
-    positions in answers.
+    It follows the reference's own greedy answers, so it measures what a user of both would see. `answers (N,)` selects
+    the positions in answers.
     """
     shares = []
     for sequence in np.unique(scored.sequence[answers]):
@@ -244,7 +246,7 @@ def greedy_agreement(
         apart = np.flatnonzero(~same[:length])
         shares.append(float(apart[0] / length) if len(apart) else 1.0)
     whole, count = sum(share == 1.0 for share in shares), len(shares)
-    detail = f"{whole} of {count} answers the same to the last token"
+    detail = f"{whole} of {count} answers are identical to the reference's"
     mean = sum(shares) / max(count, 1)
     measured = Measured(mean, detail, wilson(sum(shares), count, ONE_SIDED_95), count)
     return _share(f"{prefix}.greedy_agreement", measured, budget.greedy_agreement, stage)
@@ -298,9 +300,9 @@ def decode_speed(tokens_per_s: float, limit: float, prefix: str, stage: str) -> 
 
 
 def accuracy_drop(change: Change, budget: Budget, prefix: str, stage: str) -> GateResult:
-    """How far accuracy fell from the tuned model's to the file's, percentage points.
+    """The drop of accuracy from the tuned model to the file, percentage points.
 
-    The upper bound may exceed the limit by as much again, and by at least one point: no drop at all cannot be shown.
+    The upper bound may be twice the limit, and at least one point above it, because a drop of zero cannot be shown.
     """
     low, high = (-bound for bound in change.interval(ONE_SIDED_95)[::-1])
     limit = budget.accuracy_drop_points
@@ -311,35 +313,35 @@ def accuracy_drop(change: Change, budget: Budget, prefix: str, stage: str) -> Ga
 
 
 def accuracy_gain(change: Change, against: str, budget: Budget, stage: str = "tune") -> GateResult:
-    """How far the tuned model's accuracy rose above the base's, percentage points: tuned must be shown to be better.
+    """The gain of accuracy from the base to the tuned model, percentage points.
 
-    It passes when the lower bound of the gain is above the limit. `against` says how the base was asked.
+    It passes when the lower bound of the gain is above the limit. `against` says how the base was prompted.
     """
     low, high = change.interval(ONE_SIDED_95)
     limit = budget.accuracy_gain_points
-    detail = f"against the base {against}: {_changed(change)}"
+    detail = f"compared with the base {against}: {_changed(change)}"
     passed = low > limit
     if not passed and _points(change) > limit:
-        detail += f"; {change.n} rows do not show more than {low:+.1f} points with 95 % confidence"
+        detail += f"; {change.n} rows show a gain of only {low:+.1f} points with 95 % confidence"
     return GateResult(
         "tune.accuracy_gain_points", _points(change), limit, passed, detail, stage, low, high, change.n
     )
 
 
 def _points(change: Change) -> float:
-    return round(change.points, 6)  # 0.95 - 0.93 is a little more than two points in binary
+    return round(change.points, 6)  # in binary, 0.95 - 0.93 is slightly more than two points
 
 
 def _changed(change: Change) -> str:
     before, after = change.right_before / max(change.n, 1), change.right_after / max(change.n, 1)
     return (
-        f"{before:.1%} to {after:.1%} of {change.n} rows, {len(change.lost)} lost and {len(change.won)} won, "
-        f"McNemar's p {change.mcnemar_p:.2g}"
+        f"accuracy {before:.1%} to {after:.1%} on {change.n} rows, {len(change.lost)} answers lost and "
+        f"{len(change.won)} won, McNemar's p {change.mcnemar_p:.2g}"
     )
 
 
 def conversations() -> list[list[Message]]:
-    """The fixture conversations for `template_identity`; some of them most templates refuse."""
+    """The test conversations for `template_identity`; most templates refuse some of them."""
     texts = [
         "Hello", "", " ", "  leading and trailing  ", "\n", "\n\nline\n\n", "tab\there", "a\r\nb", "\u00a0nbsp\u00a0",
         "Zwölf Boxkämpfer", "こんにちは、世界", "שלום עולם", "مرحبا", "👩‍👩‍👧‍👦 🏳️‍🌈", "e\u0301 é", "\x00\x1b[0m",
@@ -392,16 +394,16 @@ def _rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool)
 def _identical(name: str, total: int, differences: Sequence[str], unit: str, stage: str) -> GateResult:
     share = 1 - len(differences) / max(total, 1)
     detail = (
-        f"{len(differences)} of {total} {unit} differ, first {differences[0]}"
+        f"{len(differences)} of {total} {unit} differ, the first: {differences[0]}"
         if differences
-        else f"{total} {unit}"
+        else f"{total} {unit} compared"
     )
     return GateResult(name, share, 1.0, not differences, detail, stage)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured value: how it came about, its one-sided 95 % bounds and the size of its sample, where it has them."""
+    """A measured value with its explanation and, if it has them, its one-sided 95 % bounds and its sample size."""
 
     value: float
     detail: str = ""
@@ -420,20 +422,18 @@ def _top1(found: Drift, detail: str) -> Measured:
 def _at_most(
     name: str, measured: Measured, limit: float, stage: str, *, most: float | None = None
 ) -> GateResult:
-    """Passed when the value is at most `limit` and its upper bound at most `most`, twice the limit by default."""
+    """Passed when the value is at most `limit` and its upper bound at most `most`, by default twice the limit."""
     most = 2 * limit if most is None else most
     shown = measured.bounds is None or measured.bounds[1] <= most
-    told = f"up to {measured.bounds[1]:.3g} is possible, more than {most:g}" if measured.bounds else ""
+    told = f"the upper bound is {measured.bounds[1]:.3g}, above {most:g}" if measured.bounds else ""
     return _judged(name, measured, limit, measured.value <= limit, shown, told, stage)
 
 
 def _share(name: str, measured: Measured, limit: float, stage: str) -> GateResult:
-    """Passed when the share is at least `limit` and its lower bound at least 1 less twice the misses that it allows."""
+    """Passed when the share is at least `limit` and its lower bound at least `2 * limit - 1` (twice the misses)."""
     least = round(2 * limit - 1, 9)
     shown = measured.bounds is None or measured.bounds[0] >= least
-    told = (
-        f"as little as {measured.bounds[0]:.3g} is possible, less than {least:g}" if measured.bounds else ""
-    )
+    told = f"the lower bound is {measured.bounds[0]:.3g}, below {least:g}" if measured.bounds else ""
     return _judged(name, measured, limit, measured.value >= limit, shown, told, stage)
 
 
@@ -442,9 +442,7 @@ def _judged(
 ) -> GateResult:
     detail = measured.detail
     if within and not shown:
-        detail += (
-            f"; the sample is too small to show that the limit holds, more held-out rows are needed: {told}"
-        )
+        detail += f"; the value is within its limit, but the sample is too small to prove it ({told}): add held-out rows"
     low, high = measured.bounds or (None, None)
     return GateResult(name, measured.value, limit, within and shown, detail, stage, low, high, measured.n)
 
@@ -464,7 +462,7 @@ def _short(text: str, limit: int = 60) -> str:
 
 
 def _ids(ids: Sequence[int], other: Sequence[int] | None = None, width: int = 8) -> str:
-    """At most `width` ids, beginning a little before the first that differs from `other`."""
+    """At most `width` ids, starting two before the first that differs from `other`."""
     start = max(_first_difference(ids, other) - 2, 0) if other is not None else 0
     shown = ", ".join(map(str, ids[start : start + width]))
     return f"[{'..., ' if start else ''}{shown}{', ...' if len(ids) > start + width else ''}]"

@@ -1,7 +1,7 @@
-"""Golden answers: what each format of a bundle answered when it was built, asked again wherever it is put.
+"""Golden answers: the answers of each format of a bundle at build time, compared on every device that it is copied to.
 
-A copy with the right digests can still answer otherwise: another runtime version, other kernels, another processor.
-Nothing of the model it was made from is needed, and no torch.
+A copy with correct digests can still give other answers, with another runtime version or on another processor. The check
+needs neither the original model nor torch.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def capture(
 ) -> dict[str, Any]:
     """What an opened file makes of texts and prompts: token ids, rendered prompts and greedy answers.
 
-    Of the prompts those eight are kept whose answers hang least on rounding: whose smallest lead of the chosen token
-    over the next, in logits, is largest. Another processor's arithmetic must not look like another model.
+    It keeps the eight prompts whose answers depend least on rounding: those with the largest minimum difference between
+    the logits of the chosen token and the next. Rounding on another processor must not look like another model.
     """
     all_texts = battery()
     step = max(1, len(all_texts) // TEXTS)
@@ -82,7 +82,7 @@ def _two_largest(rows: Any) -> Any:
 
 
 def open_here(runtime: str, path: Path, *, threads: int) -> Runtime:
-    """Open a file in this process, for a caller that is itself a child process."""
+    """Open a file in this process, for callers that are child processes themselves."""
     opened: Runtime = registry.load("runtimes", runtime)(path, threads=threads)
     return opened
 
@@ -95,7 +95,7 @@ def replay(
     threads: int,
     opener: Callable[..., Runtime] = open_isolated,
 ) -> list[GateResult]:
-    """Ask every format of a bundle again; each gate is emitted as it is known.
+    """Ask every format of a bundle the golden questions again; each gate is emitted when it is measured.
 
     `opener(runtime, path, threads=)` opens a file, by default in a child process. Raises `CorruptError` when the bundle
     has no golden answers, or a file that its runtime cannot load.
@@ -114,13 +114,13 @@ def replay(
             float(verdict == "pass"),
             1.0,
             verdict == "pass",
-            f"its build: {verdict}",
+            f"verdict of the build: {verdict}",
             "build",
         )
     ]
     for name, entry in manifest["formats"].items():
         if name not in formats:
-            raise CorruptError(f"{folder / FILE} holds no answers of '{name}'.", "Build the bundle again.")
+            raise CorruptError(f"{folder / FILE} has no answers for '{name}'.", "Build the bundle again.")
         runtime = opener(entry["runtime"], folder / entry["path"], threads=threads)
         try:
             found += _held(runtime, formats[name], name, emit)
@@ -156,8 +156,8 @@ def _held(runtime: Runtime, golden: Mapping[str, Any], name: str, emit: Emit) ->
 
 def _gate(name: str, total: int, different: Sequence[str], unit: str) -> GateResult:
     detail = (
-        f"{len(different)} of {total} {unit} differ, first {different[0][:160]!r}"
+        f"{len(different)} of {total} {unit} differ, the first: {different[0][:160]!r}"
         if different
-        else f"{total} {unit}"
+        else f"{total} {unit} compared"
     )
     return GateResult(name, 1 - len(different) / max(total, 1), 1.0, not different, detail, "verify")

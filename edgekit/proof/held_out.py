@@ -1,13 +1,13 @@
-"""Held-out text: what the reference answers on it, and where in it the model itself speaks.
+"""Held-out text: the reference's answers, and the positions of the model's own tokens.
 
-Two kinds of text are compared: prompts with the reference's own greedy answers, and plain text, where a file quantized
-for one narrow use shows what it lost elsewhere. `build` and `verify` capture both in the same way, with `capture_own`.
+Two kinds of text are compared: prompts with the reference's own greedy answers, and plain text, which shows what a file
+quantized for a narrow use lost elsewhere. `build` and `verify` capture both in the same way, with `capture_own`.
 
     <|im_start|>user⏎Is it on?<|im_end|>⏎<|im_start|>assistant ⏎Yes.
     └──────────────── prompt ──────────────────────────────────┘└──┴─ positions of the answer: at the last one the
                                                                       reference chooses its stop token
 
-Nothing after the stop token is compared: no model is asked to continue past it.
+Nothing after the stop token is compared, because no model is used past it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STORE, PLACES = "reference.npz", "places.npz"
 CONVERSATION, TEXT = 0, 1
 TEXT_TOKENS = 256
 STAGE = "reference"
-AT_ONCE = 24  # answers made together
+AT_ONCE = 24  # answers computed together
 
 
 class Tokenizer(Protocol):
@@ -61,7 +61,7 @@ class Passage:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The reference's distributions on S passages; `answer` and `kind` `(S,)` say where it speaks and what they are."""
+    """The reference's distributions on S passages; `answer` and `kind` `(S,)` are their answers' starts and kinds."""
 
     reference: Reference
     answer: NDArray[np.int64]
@@ -69,22 +69,22 @@ class HeldOut:
 
     @property
     def passages(self) -> list[Passage]:
-        """The passages, to be answered by another model."""
+        """The passages, for another model to answer."""
         return [
             Passage(ids, int(answer), int(kind))
             for ids, answer, kind in zip(self.reference.sequences, self.answer, self.kind, strict=True)
         ]
 
     def conversations(self, scored: Scored) -> NDArray[np.bool_]:
-        """Which positions `(N,)` stand in conversations."""
+        """Which positions `(N,)` are in conversations."""
         return np.asarray(self.kind[scored.sequence] == CONVERSATION)
 
     def text(self, scored: Scored) -> NDArray[np.bool_]:
-        """Which positions `(N,)` stand in plain text."""
+        """Which positions `(N,)` are in plain text."""
         return np.asarray(self.kind[scored.sequence] == TEXT)
 
     def main(self, scored: Scored) -> NDArray[np.bool_]:
-        """The positions `(N,)` that drift is told of: those in conversations, or all where there is plain text alone."""
+        """The positions `(N,)` that drift is reported for: those in conversations, or all if there is only plain text."""
         chosen = self.conversations(scored)
         return chosen if chosen.any() else np.ones_like(chosen)
 
@@ -100,7 +100,7 @@ class HeldOut:
 
     @classmethod
     def load(cls, folder: Path) -> HeldOut:
-        """Read what `save` wrote; raises `CorruptError` for anything else."""
+        """Read the output of `save`; raises `CorruptError` for anything else."""
         reference = Reference.load(folder / STORE)
         try:
             with np.load(folder / PLACES, allow_pickle=False) as arrays:
@@ -109,7 +109,7 @@ class HeldOut:
                 raise ValueError("its arrays do not fit together")
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise CorruptError(
-                f"{folder / PLACES} is not whole: {error}", "Capture the reference again."
+                f"{folder / PLACES} is incomplete: {error}", "Delete it and run the same command again."
             ) from error
         return held_out
 
@@ -162,7 +162,7 @@ def capture_passages(
 ) -> HeldOut:
     """The reference's next-token distributions on the passages.
 
-    What all conversations begin with is boilerplate of the template and counts once, not once a row.
+    The common beginning of all conversations is boilerplate of the template and counts once, not once for each row.
     """
     shared = _shared_prefix([passage.ids for passage in passages if passage.kind == CONVERSATION])
     first, seen = [], False

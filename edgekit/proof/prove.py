@@ -1,4 +1,5 @@
-"""The proof of one file: every check on it, in the order a person wants to hear of them.
+"""The proof of one file: every check on it, the most basic first.
+
 
 `build` runs it on what it exported, `edgekit verify FILE --reference MODEL` on a file made by anyone.
 """
@@ -29,33 +30,35 @@ DRIFT_GATES = ("mean_kld_nats", "p99_kld_nats", "top1_agreement", "text_mean_kld
 
 @dataclass(frozen=True)
 class Subject:
-    """The file or folder that is held against a model: its format, and the runtime that opens it."""
+    """The file or folder to compare with a model: its format, and the runtime that opens it."""
 
     path: Path
     format: str
     runtime: str
 
     def open(self, threads: int) -> Runtime:
-        """The file in its own runtime, in a child process; raises `CorruptError` when it cannot be loaded."""
+        """Open the file with its runtime in a child process; raises `CorruptError` when it cannot be loaded."""
         return open_isolated(self.runtime, self.path, threads=threads)
 
     def open_for(self, threads: int, context: int) -> Runtime:
-        """The same for as much work as the caller likes: each call has its limit, all of them together have none."""
+        """The same without a limit for all calls together; each call still has its own limit."""
         limits = replace(TimeLimits.of(self.path), total_s=math.inf)
         return open_isolated(self.runtime, self.path, threads=threads, context=context, limits=limits)
 
 
 def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:
-    """Structure and weights of the file against the model folder's, without running it.
+    """Compare structure and weights of the file with those of the model folder, without running it.
 
-    Nothing where there is no such proof: for a Hugging Face folder, a plug-in's format, or an architecture that
-    edgekit cannot write in this format, which is told. Weights in a form that cannot be read fail.
+    None for a Hugging Face folder, a plug-in's format, or an architecture that edgekit cannot write in this format (a
+    warning says so). Weights in a form that cannot be read fail.
     """
     options = OPTIONS.get(subject.format)
     if options is None:
         return None
     if why := registry.load("exporters", subject.format).refusal(read_config(model), options):
-        emit(Alert("warning", f"Structure and weights are not compared: {why}", "The answers are."))
+        emit(
+            Alert("warning", f"Structure and weights are not compared: {why}", "The other checks still run.")
+        )
         return None
     try:
         return registry.load("proofs", subject.format)(subject.path, model, emit, stage=stage)
@@ -66,7 +69,7 @@ def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:
 
 @dataclass(frozen=True)
 class Unread:
-    """The proof of a file whose weights could not be read: it fails, and says nothing of single tensors."""
+    """The proof of a file whose weights could not be read: it fails, without results for single tensors."""
 
     gates: list[GateResult]
     tensors: tuple[()] = ()
@@ -74,7 +77,7 @@ class Unread:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an opened file is compared with: the model's tokenizer and answers, and the budget for differences."""
+    """What an opened file is compared with: the model's tokenizer and answers, and the allowed differences."""
 
     facts: ReferenceFacts
     held_out: HeldOut
@@ -84,10 +87,10 @@ class Expected:
 def opened(
     runtime: Runtime, expected: Expected, scored: Scored, prefix: str, *, text_stage: str, drift_stage: str
 ) -> list[GateResult]:
-    """Text path, ends of answers and next-token distributions of an opened file.
+    """The gates on the text path, the ends of answers and the next-token distributions of an opened file.
 
-    `scored` is its comparison with `expected.held_out`; a fault of the text path is blamed on `text_stage`, a fault of
-    the numbers on `drift_stage`.
+    `scored` is its comparison with `expected.held_out`. Failures of the text path name `text_stage`, failures of the
+    distributions `drift_stage`.
     """
     facts, held_out, budget = expected.facts, expected.held_out, expected.budget
     return [
@@ -102,7 +105,7 @@ def behaviour(
     stop_ids: frozenset[int], held_out: HeldOut, scored: Scored, budget: Budget, prefix: str, *,
     text_stage: str, drift_stage: str,
 ) -> list[GateResult]:  # fmt: skip
-    """Ends of answers and next-token distributions; of plain text alone where `held_out` has no conversation."""
+    """Ends of answers and next-token distributions; only of plain text when `held_out` has no conversation."""
     answers, conversations, text = (
         kind(scored) for kind in (held_out.answers, held_out.conversations, held_out.text)
     )
@@ -125,7 +128,7 @@ def behaviour(
 def prove(
     subject: Subject, model: Path, expected: Expected, emit: Emit, *, threads: int, stage: str = "verify"
 ) -> list[GateResult]:
-    """Every check of a file against the model folder it claims to be; each gate is emitted as it is known."""
+    """Every check of a file against the model folder it claims to be; each gate is emitted when it is measured."""
     found: list[GateResult] = []
 
     def tell(results: Sequence[GateResult]) -> None:
@@ -149,12 +152,12 @@ def prove(
 
 
 def with_culprits(results: Sequence[GateResult], static: Any, count: int = 3) -> list[GateResult]:
-    """The results, one of the failed drift gates with the tensors that lie furthest from the model's."""
+    """The results; one failed drift gate also names the tensors that differ most from the model's."""
     failed = {r.name.rpartition(".")[2]: r for r in results if not r.passed}
     worst = next((failed[name] for name in DRIFT_GATES if name in failed), None)
     if worst is None or not static or not static.tensors:
         return list(results)
     furthest = sorted(static.tensors, key=lambda tensor: -tensor.relative_error)[:count]
     named = ", ".join(f"{tensor.name} ({tensor.type}, {tensor.relative_error:.1%})" for tensor in furthest)
-    told = replace(worst, detail=f"{worst.detail}; furthest from the model: {named}")
+    told = replace(worst, detail=f"{worst.detail}; tensors with the largest error: {named}")
     return [told if result is worst else result for result in results]

@@ -1,4 +1,4 @@
-"""A model brought in as a Hugging Face folder, proven to be what its source was."""
+"""The proof that a Hugging Face folder made from a model's source is the same model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KLD_LIMIT_NATS = (
 
 
 def bring_in(cache: Cache, source: Source) -> StageOutput:
-    """The source model as a Hugging Face folder, proven to be what the source was."""
+    """The source model as a Hugging Face folder that was proven to be the same model."""
     source = fetch(source)
 
     def run(out: Path, work: Path) -> None:
@@ -81,11 +81,11 @@ def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) 
 
 
 def prove(path: Path, folder: Path, emit: Emit) -> None:
-    """Hold the folder against the file as llama.cpp reads it: token ids, chat template, next-token distributions.
+    """Compare the folder with the file as llama.cpp reads it: token ids, chat template, next-token distributions.
 
-    The distributions are compared after each token of three plain texts and eight prompts, several hundred in all. The
-    file is opened in a child process. Raises `StageError` at the first that differs, and `CorruptError` when the file
-    ends its process.
+    The distributions are compared after each token of three plain texts and eight prompts, several hundred in total. The
+    file is opened in a child process. Raises `StageError` at the first difference, and `CorruptError` when the file
+    crashes the process.
     """
     source = open_isolated("llama.cpp", path)
     reference = registry.load("runtimes", "torch")(folder)
@@ -99,6 +99,6 @@ def prove(path: Path, folder: Path, emit: Emit) -> None:
         emit(gate)
         if not gate.passed:
             raise StageError(
-                f"What was read from {path.name} is not what the file holds: {gate.name}, {gate.detail}.",
+                f"The model read from {path.name} differs from the file: {gate.name}, {gate.detail}. Nothing was built.",
                 gguf_source.HINT,
             )

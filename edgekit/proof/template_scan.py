@@ -1,12 +1,12 @@
-"""Chat templates that look at what a message says.
+"""Finds the branches of a chat template on the text of messages.
 
-A template is a program that comes with the file. Jinja's sandbox keeps it from the machine, but not from printing
-another system message when a user's text holds a certain word: rendering fixtures finds that only by luck. So the
-template's syntax tree is read: every place where a message's text decides something is a *branch*.
+A template is a program that comes with the file. Jinja's sandbox protects the machine, but a template can still print
+another system message when a user's text contains a certain word, and rendering test conversations rarely finds that.
+So the template's syntax tree is analysed: every place where the text of a message affects the output is a *branch*.
 
-A value is followed through assignments, loops and macros. `messages` is a *list*, what is picked from it a *message*;
-a message's role is harmless, anything else of it is *text*. A branch is an operation on text other than printing,
-joining, trimming or asking whether it is there at all.
+Values are followed through assignments, loops and macros. `messages` is a *list*, an element of it a *message*; the role
+of a message is harmless, all its other fields are *text*. A branch is an operation on text other than printing, joining,
+trimming or testing whether it exists.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MARKUP = re.compile(
 
 @dataclass(frozen=True)
 class Branch:
-    """One place where a message's text decides something: the expression, and the words it is held against."""
+    """A branch on the text of a message: the expression, and the words that it compares the text with."""
 
     line: int
     expression: str
@@ -49,7 +49,7 @@ class Branch:
 
     @property
     def on_plain_words(self) -> bool:
-        """Whether it looks for words a user may write, and not for markup."""
+        """Whether it searches for words that a user may write, not for markup."""
         return any(not MARKUP.search(word) for word in self.words)
 
 
@@ -59,7 +59,7 @@ def branches(source: str) -> list[Branch]:
         tree = parse(source)
     except TemplateSyntaxError as error:
         raise ConfigError(
-            f"The chat template is malformed: {error}", "Take the model's own template."
+            f"The chat template is malformed: {error}", "Use the model's own template."
         ) from error
     names = _kinds(tree)
     kinds = (nodes.Compare, nodes.Test, nodes.Call, nodes.Filter, nodes.Getitem)
@@ -72,7 +72,7 @@ def branches(source: str) -> list[Branch]:
 
 
 def _decides(node: nodes.Node, names: Mapping[str, Kind]) -> bool:
-    """Whether `node` reads more out of a message's text than that it is there."""
+    """Whether `node` uses more of a message's text than its presence."""
 
     def text(part: nodes.Node) -> bool:
         return _kind(part, names) == "text"
@@ -102,12 +102,12 @@ def _is_harmless_key(args: list[nodes.Expr]) -> bool:
 
 
 def _is_nothing(side: nodes.Node) -> bool:
-    """`content == none` and `content != ''` only ask whether there is a text."""
+    """Whether it only tests for presence, as in `content == none` and `content != ''`."""
     return isinstance(side, nodes.Const) and side.value in (None, "", True, False)
 
 
 def _kind(node: nodes.Node, names: Mapping[str, Kind]) -> Kind:
-    """What of the conversation the value of an expression is or is made of."""
+    """The kind of conversation data that an expression's value contains."""
     match node:
         case nodes.Name(name=name):
             return names.get(name, "")
@@ -136,14 +136,14 @@ def _kind(node: nodes.Node, names: Mapping[str, Kind]) -> Kind:
 
 
 def _part(whole: Kind, key: object) -> Kind:
-    """What is picked from a list, a message or a text by a name, an index or a computed key."""
+    """The kind of an element of a list, a message or a text, by a name, an index or a computed key."""
     if whole == "list":
         return "list" if isinstance(key, nodes.Slice) else "message"
     return "text" if whole and key not in HARMLESS_KEYS else ""
 
 
 def _kinds(tree: nodes.Template) -> dict[str, Kind]:
-    """The kind that each name may hold anywhere in the template, followed until nothing is added."""
+    """The kinds that each name may hold anywhere in the template, followed until nothing changes."""
     names: dict[str, Kind] = {ROOT: "list"}
     while True:
         before = dict(names)
@@ -186,7 +186,7 @@ def _words(node: nodes.Node) -> Iterator[str]:
 
 
 def _name(target: nodes.Node) -> str:
-    """How a name that is assigned to is read again: `x`, or `.x` for a field of a namespace."""
+    """The name under which an assigned value is read: `x`, or `.x` for a field of a namespace."""
     match target:
         case nodes.Name(name=name):
             return name
@@ -197,7 +197,7 @@ def _name(target: nodes.Node) -> str:
 
 
 def _text(node: nodes.Node) -> str:
-    """An expression in about the words it was written in, without line numbers, so that equal ones compare equal."""
+    """An expression as text, about as it was written, without line numbers, so that equal ones compare equal."""
     match node:
         case nodes.Name(name=name):
             return name

@@ -1,6 +1,6 @@
-"""Prompts and plain text for a model that comes without held-out data of its own.
+"""Prompts and plain text for the proof of a model without held-out data of its own.
 
-Written for this purpose. The prompts ask for short answers, so that most are finished within a few tokens.
+They were written for this purpose. The prompts ask for short answers, so that most end within a few tokens.
 """
 
 from __future__ import annotations

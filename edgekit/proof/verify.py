@@ -1,4 +1,4 @@
-"""A file made by anyone against the model it claims to be: the checks that `build` runs on its own."""
+"""Checks of a file from any source against the model it claims to be; `build` runs the same on its own files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUICK_PROMPTS, QUICK_MAX_TOKENS = (
 
 
 def subject_of(path: Path) -> Subject:
-    """What kind of file or folder `path` is, told by its files; raises `ConfigError` for another kind."""
+    """The format of the file or folder `path`, recognised by its files; raises `ConfigError` for another kind."""
     if not path.exists():
         raise ConfigError(f"There is no file {path}.", "Check the path.")
     if path.is_file() and path.suffix == ".gguf":
@@ -50,10 +50,10 @@ def subject_of(path: Path) -> Subject:
 
 
 def check_contents(subject: Subject, emit: Emit) -> None:
-    """Raise `CorruptError` when the parts of a file or folder do not fit each other; no runtime opens it.
+    """Raise `CorruptError` when the parts of a file or folder do not fit together; no runtime opens it.
 
-    Chat templates are rendered here, so that one without end is found before the reference is asked. Tokens that have
-    no embedding, and that nothing gives out, are told as a warning.
+    Chat templates are rendered here, so that an endless one is found before the reference is run. Tokens without an
+    embedding that the tokenizer never produces cause a warning.
     """
     if subject.format == "gguf":
         template = check_gguf(subject.path).metadata.get("tokenizer.chat_template")
@@ -73,15 +73,15 @@ def verify_file(
     quick: bool = False,
     threads: int = 2,
 ) -> list[GateResult]:
-    """Every gate of the file at `path`, held against `reference`; the reference's own answers are kept in `cache`.
+    """Every gate of the file at `path`, compared with `reference`, whose own answers are kept in `cache`.
 
-    `rows` are held-out conversations of its task, whose prompts are asked beside the general ones. Raises
+    `rows` are held-out conversations of its task; their prompts are used in addition to the general ones. Raises
     `CorruptError` for a file that is damaged or that its runtime cannot load.
     """
     from edgekit.models.tokenizer import ModelTokenizer
 
     subject = subject_of(path)
-    check_contents(subject, cache.emit)  # before anything else reads it
+    check_contents(subject, cache.emit)  # before any runtime reads it
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]

@@ -1,8 +1,8 @@
-"""What people read of a plan and after a build.
+"""The documents that people read before and after a build.
 
 assemble.py     the stages' results -> the dict of report.json (schema `edgekit.report/1`)
-summary.py      that dict -> one row per model, the verdict in words, what to do about a failed gate
-plots.py        the pictures, as inline SVG
+summary.py      that dict -> one row per model, the verdict in words, advice on a failed gate
+plots.py        the plots, as inline SVG
 html.py         report.html: one file, no network, no scripts
 table.py        the table at the end of `edgekit build`
 readme.py       the bundle's README.md with loading examples

@@ -1,4 +1,4 @@
-"""`report.json`: what was built, what each stage cost and changed, and whether it may be used."""
+"""`report.json`: what was built, the cost and effect of each stage, and the verdict."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _stage(stage: StageOutput, drift: Drift | None, from_input: Drift | None) ->
 
 
 def _sure(signals: Sequence[StageOutput]) -> list[tuple[float, bool]]:
-    """Confidence of every file's answers to held-out rows, and whether they were right."""
+    """Confidence and correctness of every file's answers to held-out rows."""
     return [(float(sure), bool(right)) for stage in signals for sure, right in stage.result["sure"]]
 
 

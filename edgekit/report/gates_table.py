@@ -1,4 +1,4 @@
-"""The table that `edgekit verify` ends with: check, measured, limit, verdict, what to do."""
+"""The table at the end of `edgekit verify`: check, measured, limit, verdict, what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.report.summary import exact, figure
 
 
 def gates_table(result: Mapping[str, Any]) -> Group:
-    """One row for each check of `{path, reference, gates}`, with the detail and the advice of those that failed."""
+    """One row for each check of `{path, reference, gates}`, with detail and advice for failed ones."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("check", "measured", "limit", "", "what to do"):
         table.add_column(
@@ -40,7 +40,7 @@ def gates_table(result: Mapping[str, Any]) -> Group:
     verdict = Text(" ✗ Not proven" if failed else " ✓ Proven", "bold red" if failed else "bold green")
     lines.append(
         verdict.append(
-            f": {held} of {len(result['gates'])} checks hold against {result['reference']}",
+            f": {held} of {len(result['gates'])} checks passed against {result['reference']}",
             "not bold default",
         )
     )

@@ -35,7 +35,7 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
     """Write the page for `report` (schema `edgekit.report/1`) to the file `out`.
 
     `samples` is the folder of per-sample logs (`tuned.jsonl` and one JSONL per exported format); with it the page
-    shows the answers that an export changed. Keys that `report` does not have leave their section out.
+    shows the answers that an export changed. Sections whose keys are missing in `report` are left out.
     """
     variants = summary.variants(report)
     page = _environment.get_template("report.html.jinja").render(
@@ -65,10 +65,10 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
 
 
 def changed_answers(samples: Path) -> dict[str, list[dict[str, Any]]]:
-    """For each exported format the samples answered otherwise than by the tuned model, lost ones first.
+    """For each exported format, the samples whose answers differ from the tuned model's, lost ones first.
 
-    A row holds the `before` and `after` samples and, for marking, the `pieces` of both answers: the part before
-    the difference, the two differing middles, and the part after it.
+    A row holds the `before` and `after` samples and, to mark the difference, the `pieces` of both answers: the common
+    beginning, the two differing middle parts, and the common end.
     """
     if not (samples / "tuned.jsonl").is_file():
         return {}
@@ -108,7 +108,7 @@ def _difference(before: str, after: str) -> tuple[str, str, str, str]:
 
 
 def _pictures(report: Mapping[str, Any], variants: list[summary.Variant]) -> list[tuple[str, str, Markup]]:
-    """Title, caption and SVG of each picture that the report has figures for."""
+    """Title, caption and SVG of each plot that the report has figures for."""
     budget = report.get("budget") or {}
     size_limit, drift_limit = budget.get("size_mib"), budget.get("mean_kld_nats")
     drifted = [stage for stage in report.get("stages") or [] if stage.get("drift")]
@@ -118,32 +118,34 @@ def _pictures(report: Mapping[str, Any], variants: list[summary.Variant]) -> lis
     bins = (report.get("reliability") or {}).get("bins") or []
     pictures = []
     if any(variant.accuracy is not None and variant.n for variant in variants):
-        caption = "Share of held-out prompts answered exactly right. Thin lines: 95 % Wilson intervals."
+        caption = "Share of held-out prompts with an exactly right answer. Thin lines: 95 % Wilson intervals."
         pictures.append(("Right answers", caption, plots.accuracy(variants)))
     if sized:
-        caption = "Size against mean KL divergence from the tuned model, log scale; lower left is better."
+        caption = "File size and mean KL divergence from the tuned model, log scale. Lower left is better."
         if len(sized) > 1:
-            caption += " A hollow dot: another file is both smaller and closer."
-        caption += " Dashed: the budget." if size_limit or drift_limit else ""
+            caption += " Hollow dot: another file is both smaller and closer to the tuned model."
+        caption += " Dashed line: the budget." if size_limit or drift_limit else ""
         pictures.append(("Size against drift", caption, plots.pareto(sized, size_limit, drift_limit)))
     if drifted:
         caption = "Mean KL divergence after each stage, in nats, log scale, with 95 % intervals. Full dot: from the tuned"
-        caption += " model. Hollow dot: from what entered the stage."
-        caption += " Dashed: the budget." if drift_limit else ""
+        caption += " model. Hollow dot: from the input of the stage."
+        caption += " Dashed line: the budget." if drift_limit else ""
         pictures.append(("Drift by stage", caption, plots.drift(drifted, drift_limit)))
     if training or validation:
-        caption = "Cross-entropy in nats per token. Thin line: training. Line with dots: validation."
+        caption = (
+            "Cross-entropy in nats per token. Thin line: training loss. Line with dots: validation loss."
+        )
         pictures.append(("Loss while tuning", caption, plots.loss(training, validation)))
     if bins:
         error = calibration_error([Bin(b["confidence"], b["accuracy"], b["n"]) for b in bins])
-        caption = "Confidence of an answer against how often it was right; on the dashed line both agree."
+        caption = "Accuracy of answers by confidence. On the dashed line, confidence equals accuracy."
         caption += f" Expected calibration error: {summary.percent(error)}."
         pictures.append(("Reliability", caption, plots.reliability(bins)))
     return pictures
 
 
 def _gate_groups(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Gates under the first part of their names, in order."""
+    """Gates grouped by the first part of their names, in order."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for gate in report.get("gates") or []:
         groups.setdefault(gate["name"].partition(".")[0], []).append(gate)
@@ -151,7 +153,7 @@ def _gate_groups(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str,
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested dict as pairs of words."""
+    """A nested dict as pairs of texts."""
     pairs: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{prefix}{key}".replace("_", " ").replace(" mib", ", MiB")

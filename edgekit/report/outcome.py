@@ -1,4 +1,4 @@
-"""What a build made and measured, as the report reads it."""
+"""The results of a build, as input of the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.targets.target import Target
 
 @dataclass(frozen=True)
 class Artifact:
-    """One exported file or folder with the steps that made it; the last step's output is what ships."""
+    """One exported file or folder with the steps that made it; the output of the last step is shipped."""
 
     format: str
     runtime: str
@@ -24,7 +24,7 @@ class Artifact:
 
     @property
     def path(self) -> Path:
-        """The file or folder that ships."""
+        """The file or folder that is shipped."""
         return self.outputs[-1]
 
     @property
@@ -35,7 +35,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of one artifact: the drift of each step that made it, from the tuned model and from its input."""
+    """The drift of each step that made one artifact, from the tuned model and from the step's input."""
 
     stage: StageOutput
     drift: dict[str, Drift]
@@ -44,10 +44,10 @@ class Proof:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a finished build made and measured.
+    """All results of a finished build.
 
     `made` are the model stages in order, the exported folder last; `drift` and `from_input` hold their drift by stage:
-    from the tuned model, and from what entered each. `proofs`, `golden`, `signals` and `speeds` follow `artifacts`.
+    from the tuned model, and from the input of each stage. `proofs`, `golden`, `signals` and `speeds` follow `artifacts`.
     """
 
     model: str

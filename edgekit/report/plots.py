@@ -1,7 +1,7 @@
-"""Pictures as inline SVG: text stays text, colours follow the page (light, dark, print), the same bytes every time.
+"""Plots as inline SVG: text stays text, colours follow the page (light, dark, print), equal input gives equal bytes.
 
 Classes used by the page's style sheet: `mark` and `hollow` (data), `soft` (second series), `grid`, `limit`, `tick`,
-`name`. Every picture says its figures in its `aria-label` too.
+`name`. The `aria-label` of every plot contains its figures.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from markupsafe import Markup
 from edgekit.evaluation.statistics import wilson
 from edgekit.report.summary import Variant, figure, mib, percent
 
-WIDTH = 400  # user units; a phone shows them nearly one to one
+WIDTH = 400  # user units, about one pixel each on a phone
 ROW = 30
-SMALLEST_DRIFT = 1e-6  # nats; below it two fp32 evaluations of one model differ as much
+SMALLEST_DRIFT = 1e-6  # nats; two fp32 evaluations of one model differ by about this much
 MOST_POINTS = 300
 
 
@@ -34,7 +34,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where `value` lies; values off the scale lie on its edge."""
+        """The position of `value`; values off the scale are placed at its end."""
         value = min(max(value, self.low), self.high)
         low, high = self.low, self.high
         if self.log:
@@ -52,7 +52,7 @@ def linear(values: Sequence[float], start: float, end: float, steps: int = 4) ->
 
 
 def logarithmic(values: Sequence[float], start: float, end: float) -> Axis:
-    """An axis of whole decades around `values`, ticked at most seven times; a single decade also at 2 and 5."""
+    """An axis of whole decades around `values` with at most seven ticks; a single decade also has ticks at 2 and 5."""
     kept = [max(value, SMALLEST_DRIFT) for value in values]
     low, high = math.floor(math.log10(min(kept))), math.ceil(math.log10(max(kept)))
     high = max(high, low + 1)
@@ -85,8 +85,8 @@ def accuracy(variants: Sequence[Variant]) -> Markup:
 def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Markup:
     """A waterfall of the mean KL divergence (nats, log scale), stage by stage, with 95 % intervals.
 
-    A full dot is the distance from the tuned model after the stage, a hollow one that from what entered the stage;
-    a stepped line leads from the stage before.
+    A full dot is the divergence from the tuned model after the stage, a hollow one that from the input of the stage; a
+    stepped line comes from the previous stage.
     """
     rows = [(stage["name"], stage["drift"], stage.get("drift_from_input") or {}) for stage in stages]
     left = _margin([name for name, _, _ in rows])
@@ -122,7 +122,7 @@ def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Ma
 
 
 def _stage_before(row: int, names: Sequence[str]) -> int | None:
-    """The row of the stage that this one goes on from: of its own format, or the last before formats part."""
+    """The row of the previous stage: of the same format, or the last stage common to all formats."""
     format = names[row].partition(".")[2]
     for before in range(row - 1, -1, -1):
         of = names[before].partition(".")[2]
@@ -148,7 +148,7 @@ def pareto(
     for name, size, nats in sorted(points, key=lambda point: -point[2]):
         beaten = any(s <= size and d <= nats and (s, d) != (size, nats) for _, s, d in points)
         px, py = x.at(size / 2**20), y.at(nats)
-        taken = max(py + 4, taken + 15)  # labels of near neighbours stand below each other
+        taken = max(py + 4, taken + 15)  # labels of close neighbours are stacked
         parts.append(_tag("circle", class_="hollow" if beaten else "mark", cx=px, cy=py, r=5))
         side = "end" if px > WIDTH * 0.6 else "start"
         label = f"{name}  {mib(size)} MiB, {figure(nats)}"
@@ -181,7 +181,7 @@ def loss(training: Sequence[Sequence[float]], validation: Sequence[Sequence[floa
 
 
 def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
-    """Accuracy against confidence; on the diagonal the model is as sure as it is right (areas go with `n`)."""
+    """Accuracy against confidence; on the diagonal the model is calibrated (areas are proportional to `n`)."""
     height, left = 220, 52
     x, y = (
         Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left, left + 212),
@@ -202,7 +202,7 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
             for b in filled
         ),
     ]
-    words = [f"sure {percent(b['confidence'])}, right {percent(b['accuracy'])}" for b in filled]
+    words = [f"confidence {percent(b['confidence'])}, accuracy {percent(b['accuracy'])}" for b in filled]
     return _svg(height + 38, "Reliability: " + "; ".join(words), parts)
 
 
@@ -216,7 +216,7 @@ def _columns(axis: Axis, height: float, labels: Sequence[str]) -> Markup:
 
 
 def _frame(x: Axis, y: Axis, unit: str, labels: Sequence[str]) -> Markup:
-    """Horizontal grid lines labelled at the left; x ticks labelled below, and under them their unit."""
+    """Horizontal grid lines labelled at the left; x ticks labelled below, with their unit under them."""
     rows = [
         _line(x.start, y.at(tick), x.end, y.at(tick), "grid")
         + _text(x.start - 8, y.at(tick) + 4, label, "tick", "end")
@@ -228,12 +228,12 @@ def _frame(x: Axis, y: Axis, unit: str, labels: Sequence[str]) -> Markup:
 
 
 def _margin(names: Sequence[str]) -> float:
-    """Room for the longest of `names` at the left, within reason."""
+    """The width for the longest of `names` at the left, within limits."""
     return min(150.0, 18 + 6.6 * max(map(len, names), default=0))
 
 
 def _power(value: float) -> str:
-    """A tick of a log scale as text: `0.01`, `10⁻⁶`, and `≤ 10⁻⁶` where all smaller values lie too."""
+    """A tick of a log scale as text: `0.01`, `10⁻⁶`, and `≤ 10⁻⁶` where all smaller values are drawn."""
     if value >= 1e-3:
         return f"{value:g}"
     factor, _, exponent = f"{value:.0e}".partition("e")

@@ -1,4 +1,4 @@
-"""The bundle's README.md: what it is, how good it is, and ten lines to load it in each runtime."""
+"""The bundle's README.md: its contents, its quality, and an example that loads it in each runtime."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from jinja2 import Environment, PackageLoader
 from edgekit.proof.bare import CAUSES
 from edgekit.report import summary
 
-PACKAGES = {"llama.cpp": "llama-cpp-python", "onnxruntime": "onnxruntime-genai"}  # what apps install
+PACKAGES = {
+    "llama.cpp": "llama-cpp-python",
+    "onnxruntime": "onnxruntime-genai",
+}  # the packages that apps install
 
-_environment = Environment(  # Markdown, not HTML: nothing to escape but what `code` and `cell` do
+_environment = Environment(  # Markdown, not HTML: `code` and `cell` do all the escaping
     loader=PackageLoader("edgekit.report", ""),
     trim_blocks=True,
     lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The figures of a report as rows and words, shared by the page, the terminal and the README."""
+"""The figures of a report as rows and sentences, for the page, the terminal and the README."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ WORDS = {
     "decode_tokens_per_s": "decode speed, tokens/s",
     "top1_agreement": "same most likely token, share",
     "text_mean_kld_nats": "mean KL divergence on plain text, nats",
-    "stop_contract": "answers end where the model's do, share",
+    "stop_contract": "answers that end where the model's do, share",
     "answer_top1_agreement": "same most likely token in the answers, share",
-    "greedy_agreement": "greedy answers the same before they part, share",
+    "greedy_agreement": "greedy answer equal up to the first difference, mean share",
 }
-ADVICE = {  # for the budgets of the tuned model and of an exported format
+ADVICE = {  # on gates of a budget: of the tuned model and of an exported format
     "accuracy_gain_points": "Tuning was not shown to help: add training rows or epochs, or test rows if the gain is small.",
     "accuracy_drop_points": "Use a wider type for this format; report.html shows the answers that changed.",
     "mean_kld_nats": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
-    "p99_kld_nats": "A few tokens move far: use a wider type, or keep the output head at 8 bits.",
+    "p99_kld_nats": "A few tokens changed much: use a wider type, or keep the output head at 8 bits.",
     "peak_rss_mib": "Use a narrower type or a smaller model, or raise budget.peak_rss_mib.",
     "size_mib": "Use a narrower type or drop layers, or raise budget.size_mib.",
     "ttft_ms": "Use more threads or a smaller model, or raise budget.ttft_ms.",
@@ -60,28 +60,30 @@ AT_LEAST = (
     "greedy_agreement",
     "stop_contract",
 )
-VERIFY_ADVICE = {  # for what a file has or has not in common with the model it claims to be
+VERIFY_ADVICE = {  # on differences of a file from the model it claims to be
     "structure": "Convert it again from the model, with a converter that knows its architecture.",
     "vocabulary": "Convert it again with the model's own tokenizer files.",
-    "weights": "It holds other weights than the model: convert or merge it again from the right ones.",
+    "weights": "The file's weights differ from the model's: convert or merge it again from the right weights.",
     "tokenizer_identity": "Convert it again with the model's own tokenizer files.",
     "detokenization": "Convert it again with the model's own tokenizer files.",
     "template_identity": "Put the model's own chat template into the file.",
-    "template_branches": "Do not use this template: take the model's own.",
-    "bare_runtime": "Serve it with edgekit, or write its template with what the runtime's own engine understands.",
+    "template_branches": "Do not use this template: put the model's own into the file.",
+    "bare_runtime": "Serve it with edgekit, or rewrite its chat template for the runtime's own template engine.",
     "stop_ids": "Set the file's EOS and EOT ids to those of the model's generation config.",
     "stop_contract": "Check the stop ids first; then use a wider type.",
-    "golden_tokens": "Another runtime version reads it differently: install the one in manifest.json.",
-    "golden_template": "Another runtime version reads it differently: install the one in manifest.json.",
-    "golden_answers": "This machine or runtime computes otherwise: build or verify it here with --reference.",
-    "verdict": "Its build did not pass: see its report.html.",
+    "golden_tokens": "This runtime version reads the file differently: install the version in manifest.json.",
+    "golden_template": "This runtime version reads the file differently: install the version in manifest.json.",
+    "golden_answers": "This machine or runtime gives other answers: verify the file here with --reference, or build here.",
+    "verdict": "The build of this bundle did not pass: see its report.html.",
 }
-OTHER_ADVICE = "Do not ship it as it is: events.jsonl has the stage's own words, and a new build starts again from there."
+OTHER_ADVICE = (
+    "Do not ship this file. See the stage's messages in events.jsonl, fix the cause, and build again."
+)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of the report: the base, the tuned one, or an exported file. What was not measured is `None`."""
+    """One model of the report: the base, the tuned model, or an exported file. Unmeasured values are `None`."""
 
     name: str
     accuracy: float | None
@@ -91,7 +93,7 @@ class Variant:
     bits_per_weight: float | None
     drift: Mapping[str, Any]
     speed: Mapping[str, Any]
-    """The profile row of the thread count that decodes fastest."""
+    """The profile row with the thread count of the fastest decoding."""
 
     @property
     def decode(self) -> float | None:
@@ -105,7 +107,7 @@ class Variant:
 
 
 def variants(report: Mapping[str, Any]) -> list[Variant]:
-    """The base, the tuned model and every exported file, in the order they came to be."""
+    """The base, the tuned model and every exported file, in the order of the build."""
     evaluation = report.get("evaluation") or {}
     artifacts = {artifact["format"]: artifact for artifact in report.get("artifacts") or []}
     return [
@@ -138,7 +140,7 @@ def exported(report: Mapping[str, Any]) -> list[Variant]:
 
 
 def failed_gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gates that failed, each with its `stage`, if known, and `advice`: what to do."""
+    """Failed gates, each with its `stage`, if known, and `advice`."""
     return [
         {**gate, "stage": gate.get("stage", ""), "advice": advice(gate)}
         for gate in report.get("gates") or []
@@ -156,20 +158,20 @@ def advice(gate: Mapping[str, Any]) -> str:
 
 
 def bounds(gate: Mapping[str, Any]) -> str:
-    """`0.92 to 1, n = 64`: the one-sided 95 % bounds of a gate's value and its sample; empty where it has none."""
+    """`0.92 to 1, n = 64`: the one-sided 95 % bounds of a gate's value and its sample size; empty without bounds."""
     low, high, n = (gate.get(key) for key in ("low", "high", "n"))
     told = "" if low is None or high is None else f"{figure(low)} to {figure(high)}"
     return ", ".join(filter(None, [told, f"n = {n:,}" if n is not None else ""]))
 
 
 def gate_words(name: str) -> str:
-    """What `<group>.<check>` checks, in words."""
+    """The name of the check `<group>.<check>` for people."""
     check = name.rpartition(".")[2]
     return WORDS.get(check, check.replace("_", " "))
 
 
 def passed(report: Mapping[str, Any]) -> bool:
-    """Whether the verdict lets the bundle be used."""
+    """Whether the bundle passed."""
     return bool(report["verdict"] == "pass")
 
 
@@ -179,7 +181,7 @@ def verdict_word(report: Mapping[str, Any]) -> str:
 
 
 def verdict_sentence(report: Mapping[str, Any]) -> str:
-    """What was built, whether it answers as the tuned model did, how large and how fast it is."""
+    """The sentence on what was built, whether it answers like the tuned model, its size and its speed."""
     files, gates, failed = exported(report), report.get("gates") or [], failed_gates(report)
     built = join([f"{file.path} ({mib(file.bytes)} MiB)" for file in files]) or "nothing"
     subject, verb = ("they", "") if len(files) > 1 else ("it", "s")
@@ -187,16 +189,18 @@ def verdict_sentence(report: Mapping[str, Any]) -> str:
     if failed:
         text += f", but {len(failed)} of {len(gates)} gates failed"
     elif passed(report) and files:
-        text += f": {subject} answer{verb} as the tuned model does"
+        text += f": {subject} answer{verb} like the tuned model"
     tuned = next((v.accuracy for v in variants(report) if v.name == "tuned"), None)
     scored = [file for file in files if file.accuracy is not None]
     if scored and tuned is not None:
         rates = join([percent(file.accuracy) for file in scored])
-        text += f"; {rates} of {scored[0].n} held-out prompts are right, {percent(tuned)} before the export"
+        text += f"; {rates} of {scored[0].n} held-out answers are right, {percent(tuned)} before the export"
     timed = [file for file in files if file.decode]
     if timed:
         threads = timed[0].speed.get("threads")
-        text += f"; {subject} write{verb} {join([figure(file.decode) for file in timed])} tokens per second"
+        text += (
+            f"; {subject} generate{verb} {join([figure(file.decode) for file in timed])} tokens per second"
+        )
         text += f" on {threads} threads" if threads and threads > 1 else ""
         text += " (simulated)" if timed[0].speed.get("simulated") else ""
     return text + "."
@@ -212,7 +216,7 @@ def conditions(row: Mapping[str, Any]) -> str:
     text += f", limited to {join(applied)}" if applied else ""
     if row.get("simulated"):
         why = f", which {row['differs']}" if row.get("differs") else ""
-        text = f"simulated: not measured on the device{why}; {text}"
+        text = f"simulated, not measured on the device{why}: {text}"
     return text
 
 
@@ -233,7 +237,7 @@ def join(parts: list[str]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """`96.0 %`, with a space that does not break."""
+    """`96.0 %`, with a non-breaking space."""
     return NONE if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
@@ -243,7 +247,7 @@ def mib(size: float | None) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A measured number to three significant figures; whole ones are not rounded."""
+    """A measured number to three significant digits; integers are not rounded."""
     if value is None or not math.isfinite(value):
         return NONE if value is None else str(value)
     if value == 0:
@@ -256,5 +260,5 @@ def figure(value: float | None) -> str:
 
 
 def exact(value: float) -> str:
-    """A number that someone chose, such as a limit, as it was written."""
+    """A configured number, such as a limit, without rounding."""
     return f"{value:g}".replace("e-0", "e-")

@@ -1,4 +1,4 @@
-"""The table at the end of `edgekit build`: plain at 80 columns, told by words and symbols, not by colour."""
+"""The table at the end of `edgekit build`: it fits 80 columns, and does not rely on colour."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
-    """Key figures of each model, the gates that failed and what to do, the verdict, and what to type next.
+    """Key figures of each model, failed gates with advice, the verdict, and the next command.
 
     `report` is a dict of schema `edgekit.report/1`.
     """
@@ -45,7 +45,7 @@ def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
         lines.append("")
     verdict = Text(f" {summary.verdict_word(report)}", "bold green" if summary.passed(report) else "bold red")
     lines.append(
-        verdict.append(f": {len(gates) - len(failed)} of {len(gates)} gates hold", "not bold default")
+        verdict.append(f": {len(gates) - len(failed)} of {len(gates)} gates passed", "not bold default")
     )
     if next_step:
         lines.append(Text(f" Next: {next_step}"))

@@ -65,7 +65,7 @@ def test_what_is_not_there_is_said(tiny_build, tmp_path: Path) -> None:
         edgekit.load(tmp_path / "nowhere")
     with pytest.raises(CorruptError, match="not an edgekit bundle"):
         edgekit.load(tmp_path)
-    with pytest.raises(ConfigError, match="holds no 'tflite'"):
+    with pytest.raises(ConfigError, match="has no format 'tflite'"):
         edgekit.load(tiny_build.bundle, "tflite")
     with edgekit.load(tiny_build.bundle) as model, pytest.raises(ConfigError, match="no message"):
         model.chat([])

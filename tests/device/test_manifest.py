@@ -70,10 +70,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a format that is the bundle": (edited(lambda m: m["formats"]["gguf"].update(path=".")), "lists no file"),
     "formats as a list": (edited(lambda m: m.update(formats=[])), "does not name its formats"),
     "no files": (edited(lambda m: m.update(files=[])), "lists no files"),
-    "a file outside": (edited(lambda m: m["files"][0].update(path="/etc/hostname")), "no file of the bundle"),
+    "a file outside": (edited(lambda m: m["files"][0].update(path="/etc/hostname")), "not a file of the bundle"),
     "a file twice": (edited(lambda m: m["files"].append(m["files"][0])), "twice"),
     "no digest": (edited(lambda m: m["files"][0].pop("sha256")), "without a sha256"),
-    "an entry that is a text": (edited(lambda m: m["files"].append("model.gguf")), "no file of the bundle"),
+    "an entry that is a text": (edited(lambda m: m["files"].append("model.gguf")), "not a file of the bundle"),
     "a file more": (lambda b: (b / "onnx" / "custom_ops.so").write_text("x"), "custom_ops.so is not in the manifest"),
     "a file more, deeper": (
         lambda b: [(b / "onnx/sub").mkdir(), (b / "onnx/sub/x").write_text("x")], "x is not in the manifest",

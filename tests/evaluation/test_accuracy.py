@@ -160,7 +160,7 @@ def test_compare_names_what_was_lost_and_won(tmp_path: Path) -> None:
 def test_logs_of_different_rows_are_refused(tmp_path: Path) -> None:
     run(ROWS, SCRIPT, tmp_path / "a")
     run(ROWS[:3], SCRIPT, tmp_path / "b")
-    with pytest.raises(ConfigError, match="1 ids are in one only, such as 'odd'"):
+    with pytest.raises(ConfigError, match="1 ids are in only one of them, such as 'odd'"):
         compare(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ConfigError, match="no sample log"):
         compare(tmp_path / "a", tmp_path / "missing")

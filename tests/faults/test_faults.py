@@ -144,7 +144,7 @@ def test_a_ruinous_calibration_set_is_caught(model: Path, cache: Cache, tmp_path
         found[name] = failed(check(out, model, cache))
     assert not found["varied"]
     assert "gguf.mean_kld_nats" in found["ruinous"]
-    assert "furthest from the model: blk." in found["ruinous"]["gguf.mean_kld_nats"].detail
+    assert "tensors with the largest error: blk." in found["ruinous"]["gguf.mean_kld_nats"].detail
 
 
 def test_weights_outside_the_folder_are_never_read(small: Path, cache: Cache, tmp_path: Path) -> None:

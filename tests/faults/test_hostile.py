@@ -87,10 +87,10 @@ def test_every_type_keeps_its_scales_where_the_check_looks() -> None:
 @pytest.mark.parametrize(
     "limits, said",
     [
-        (TimeLimits(0.2, 60.0), r"not done with encoding a text after 0\.2 s"),
+        (TimeLimits(0.2, 60.0), r"did not finish encoding a text within 0\.2 s"),
         (
             TimeLimits(60.0, 0.2),
-            r"took more than 0\.2 s for all calls together, the last encoding a text",
+            r"exceeded 0\.2 s for all calls together, while encoding a text",
         ),
     ],
 )

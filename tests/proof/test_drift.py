@@ -231,7 +231,7 @@ def test_two_swapped_tokens_show_at_the_positions_that_expect_them(
 
 
 def test_a_missing_part_of_the_vocabulary_is_refused(model: FakeRuntime, reference: Reference) -> None:
-    with pytest.raises(CorruptError, match="does not belong to this model"):
+    with pytest.raises(CorruptError, match="was not made from this model"):
         score(model.but(table=model.table[:, :100]), reference)
 
 
@@ -243,7 +243,7 @@ def test_nan_is_an_error_and_no_pass(model: FakeRuntime, reference: Reference) -
 
 
 def test_nothing_to_compare_is_refused(model: FakeRuntime) -> None:
-    with pytest.raises(ConfigError, match="no position"):
+    with pytest.raises(ConfigError, match="nothing to compare"):
         capture(model, [[1, 2]], [2])
 
 
@@ -330,7 +330,7 @@ def test_a_spoiled_file_is_refused(reference: Reference, tmp_path: Path, fault: 
         path.write_text("{}")
     elif fault == "no file":
         path.unlink()
-    with pytest.raises(CorruptError, match="not a whole reference store"):
+    with pytest.raises(CorruptError, match="not a complete reference store"):
         Reference.load(path)
 
 

@@ -271,8 +271,8 @@ def test_bounds_decide_too_and_are_told() -> None:
     assert just["gguf.top1_agreement"].n == 100
     beyond = judged(mean_kld_bounds=(0.0, 0.101), top1_bounds=(0.899, 1.0))
     assert not beyond["gguf.mean_kld_nats"].passed and not beyond["gguf.top1_agreement"].passed
-    assert "up to 0.101 is possible, more than 0.1" in beyond["gguf.mean_kld_nats"].detail
-    assert "as little as 0.899 is possible, less than 0.9" in beyond["gguf.top1_agreement"].detail
+    assert "the upper bound is 0.101, above 0.1" in beyond["gguf.mean_kld_nats"].detail
+    assert "the lower bound is 0.899, below 0.9" in beyond["gguf.top1_agreement"].detail
 
 
 @pytest.mark.parametrize(("agreement", "passed"), [(0.98, True), (0.979, False), (float("nan"), False)])
@@ -316,7 +316,7 @@ def test_accuracy_may_fall_by_the_budget_and_no_more(changed: Change, passed: bo
         assert gate.value == pytest.approx(100 * (len(changed.lost) - len(changed.won)) / changed.n)
         assert gate.low <= gate.value <= gate.high
     small = gate.value <= 2.0 and not passed
-    assert ("too small to show" in gate.detail) is small
+    assert ("too small to prove" in gate.detail) is small
 
 
 def test_no_drop_at_all_can_be_asked_for() -> None:
@@ -340,7 +340,7 @@ def test_no_drop_at_all_can_be_asked_for() -> None:
 def test_tuned_must_be_shown_to_beat_the_base(changed: Change, passed: bool) -> None:
     gate = gates.accuracy_gain(changed, "with 8 examples", BUDGET)
     assert (gate.name, gate.stage, gate.limit) == ("tune.accuracy_gain_points", "tune", 0.0)
-    assert gate.passed is passed and "against the base with 8 examples" in gate.detail
+    assert gate.passed is passed and "compared with the base with 8 examples" in gate.detail
     assert gates.accuracy_gain(changed, "", Budget(accuracy_gain_points=-100)).passed is (changed.n > 0)
 
 
@@ -441,11 +441,17 @@ def stopping(faults: Sequence[tuple[int, int]], count: int) -> GateResult:
 
 def test_the_stop_contract_counts_answers_that_end_too_late_or_too_early() -> None:
     same = stopping([], 48)
-    assert same.passed and same.value == 1.0 and same.detail == "48 of 48 answers end within the text"
+    assert (
+        same.passed
+        and same.value == 1.0
+        and same.detail == "48 of 48 reference answers end with a stop token"
+    )
     assert (same.n, same.high) == (48, 1.0) and same.low == pytest.approx(48 / (48 + 2.7055), abs=1e-4)
     worse = stopping([(2, 5), (3, 2), (4, 2), (8, 9)], 48)
     assert not worse.passed and worse.value == pytest.approx(45 / 48)
-    assert "missed 2, too early 2" in worse.detail  # the second answer is one, however often it stops
+    assert (
+        "missed stops: 2, early stops: 2" in worse.detail
+    )  # the second answer is one, however often it stops
     other_word = stopping([(0, 7)], 48)
     assert other_word.value == 1.0  # another token that is no stop is another gate's business
 
@@ -466,13 +472,13 @@ def test_the_stop_contract_counts_answers_that_end_too_late_or_too_early() -> No
 def test_the_stop_contract_next_to_its_limit(wrong: int, count: int, passed: bool) -> None:
     found = stopping([(3 * answer + 2, 5) for answer in range(wrong)], count)
     assert found.passed is passed and found.limit == 0.95
-    assert ("too small to show" in found.detail) is (not passed and found.value >= 0.95)
+    assert ("too small to prove" in found.detail) is (not passed and found.value >= 0.95)
 
 
 def test_where_the_reference_never_stops_the_file_must_not_stop_either() -> None:
     never = scored([5] * 90, [6] * 90, 3)
     gate = gates.stop_contract(never, np.ones(90, bool), STOP, Budget(), "f", "s")
-    assert gate.passed and gate.detail == "0 of 30 answers end within the text"
+    assert gate.passed and gate.detail == "0 of 30 reference answers end with a stop token"
     early = scored([5] * 90, [2] * 90, 3)
     assert gates.stop_contract(early, np.ones(90, bool), STOP, Budget(), "f", "s").value == 0
 

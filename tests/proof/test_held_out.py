@@ -44,7 +44,7 @@ def test_a_passage_ends_where_its_answer_does_and_each_answer_has_one_end() -> N
     assert answers.sum() == 30 * len(WORDS)  # the last newline of the prompt and the four tokens after it
     assert (scored.expected[answers] == STOP).sum() == 30
     gate = gates.stop_contract(scored, answers, MODEL.stop_ids, Budget(), "gguf", "s")
-    assert gate.passed and gate.n == 30 and gate.detail == "30 of 30 answers end within the text"
+    assert gate.passed and gate.n == 30 and gate.detail == "30 of 30 reference answers end with a stop token"
 
 
 def test_a_file_that_does_not_stop_after_the_answer_is_refused() -> None:
@@ -53,7 +53,7 @@ def test_a_file_that_does_not_stop_after_the_answer_is_refused() -> None:
     late.table[ord("C")] = late.table[ord(" ")]  # goes on after the last letter
     scored = score(late, own.reference)
     gate = gates.stop_contract(scored, own.answers(scored), MODEL.stop_ids, Budget(), "gguf", "s")
-    assert not gate.passed and gate.value == 0 and "missed 30, too early 0" in gate.detail
+    assert not gate.passed and gate.value == 0 and "missed stops: 30, early stops: 0" in gate.detail
 
 
 def test_greedy_agreement_follows_what_the_reference_says_itself() -> None:

@@ -87,7 +87,7 @@ def test_another_model_is_named_by_its_weights_and_its_numbers(
         and "gguf.vocabulary" not in failed(found)
         and "gguf.tokenizer_identity" not in failed(found)
     )
-    assert "furthest from the model: " in found["gguf.mean_kld_nats"].detail
+    assert "tensors with the largest error: " in found["gguf.mean_kld_nats"].detail
 
 
 def test_an_architecture_without_such_a_proof_is_told_and_unread_weights_fail(

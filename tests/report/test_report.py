@@ -349,15 +349,15 @@ def test_pictures_say_their_figures_to_screen_readers(tmp_path: Path) -> None:
     assert "onnx 111.5 MiB at 0.0382 nats, beaten by another file" in labels[1]
     assert "quantize.gguf 0.0214" in labels[2]
     assert "validation from 0.994 to 0.144" in labels[3]
-    assert "right 99.0 %" in labels[4].replace("\N{NO-BREAK SPACE}", " ")
+    assert "accuracy 99.0 %" in labels[4].replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_failed_gates_come_first_with_stage_and_advice(tmp_path: Path) -> None:
     text = words(tree(tmp_path, failing()))
-    first = text.index("onnx.mean_kld_nats: 0.0814, limit 0.05, from the stage export.onnx")
+    first = text.index("onnx.mean_kld_nats: 0.0814, limit 0.05, caused by the stage export.onnx")
     assert first < text.index(summary.ADVICE["mean_kld_nats"]) < text.index("Right answers")
     assert text.index("2 of 19 gates failed") < first and text.count("✗ failed") == 2
-    assert "answer as the tuned model does" not in text
+    assert "answer like the tuned model" not in text
 
 
 def test_missing_parts_leave_their_sections_out(tmp_path: Path) -> None:
@@ -429,14 +429,14 @@ def test_table_says_the_key_figures() -> None:
     rows = {line.split()[0]: line.split()[1:] for line in terminal(REPORT).splitlines() if line.strip()}
     assert rows["gguf"] == ["96.0", "%", "100.6", "6.27", "0.0214", "97.3", "%", "213", "128", "216"]
     assert rows["tuned"][:2] == ["96.7", "%"] and set(rows["tuned"][2:]) == {summary.NONE}
-    assert "✓ Passed: 19 of 19 gates hold" in terminal(REPORT)
+    assert "✓ Passed: 19 of 19 gates passed" in terminal(REPORT)
 
 
 def test_table_names_failed_gates() -> None:
     text = terminal(failing())
     assert "✗ onnx.mean_kld_nats  0.0814, limit 0.05, stage export.onnx" in text
     assert "worst after 'job' in row 17" in text and "calibration_rows" in text
-    assert "✗ Not passed: 17 of 19 gates hold" in text
+    assert "✗ Not passed: 17 of 19 gates passed" in text
 
 
 # The README

@@ -1,1 +1,1 @@
-"""Being told: rules on what telemetry reads, alerts that do not flap, incidents with their evidence and next steps."""
+"""Alerting: rules on telemetry, alerts that do not flap, and incidents with their evidence and next steps."""

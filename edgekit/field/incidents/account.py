@@ -1,4 +1,4 @@
-"""All that is told of one incident, put together once for the shell and for the terminal app."""
+"""Everything that is shown of one incident, collected in one place for the shell and the terminal app."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgekit.field.incidents.runbook import Runbook, runbook
 
 @dataclass(frozen=True)
 class Account:
-    """An incident, the rule that told, the switches of releases in the day before it began and since it was told.
+    """An incident, the rule that opened it, and the release changes from a day before it began until now.
 
-    `timeline` is who changed it, when and why, `evidence` what was measured; None where nothing was captured.
+    `timeline` says who changed it, when and why. `evidence` is what was measured; None when nothing was captured.
     """
 
     incident: Incident
@@ -42,7 +42,7 @@ class Account:
 
 
 def account(state: Path, number: int) -> Account:
-    """The account of incident `number` below a state folder; raises as `Incidents.get` does."""
+    """The account of incident `number` in a state folder; raises as `Incidents.get` does."""
     incidents = Incidents(state)
     incident = incidents.get(number)
     end = incident.opened + history.BEFORE_S if incident.resolved is None else incident.resolved

@@ -1,12 +1,12 @@
-"""The audit log of a device: one line of JSON for each change, chained by digests, so that a changed or missing line shows.
+"""The audit log of a device: one line of JSON for each change, chained by digests to reveal changed or missing lines.
 
 Each line holds the SHA-256 of the line before it (Haber and Stornetta 1991, "How to time-stamp a digital document").
-The digest of the newest line and the number of the oldest one stand beside the log in `audit.head`: without them, lines
-cut off either end would not show. Whoever can write to the folder can write all of it anew; keep a copy of the head
-elsewhere to be safe from them too.
+`audit.head` beside the log holds the digest of the newest line and the number of the oldest one, and so reveals lines
+removed from either end. A person who can write to the folder can also rewrite the whole log; to detect that, keep a
+copy of the head elsewhere.
 
-A log of 8 MiB becomes `audit.1.jsonl`, in place of the one before, and a new one goes on with the same chain: at least
-the last 8 MiB of changes are kept, some 30,000, and at most 16 MiB.
+When the log reaches 8 MiB, it is renamed to `audit.1.jsonl`, replacing the earlier one, and a new log continues the
+same chain. So at least the last 8 MiB of changes are kept, about 30,000, and at most 16 MiB.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TAIL = 1 << 16  # bytes of the end that hold the newest line
 
 @dataclass(frozen=True)
 class Fault:
-    """A line of the log that does not hold, and what is wrong with it; line numbers begin at 1 and are never reused."""
+    """A line of the log that is not valid, and what is wrong with it. Line numbers begin at 1 and are never reused."""
 
     line: int
     what: str
@@ -42,7 +42,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Head:
-    """What is known of the log beside it: the number and the digest of its newest line, the number of its oldest."""
+    """The contents of `audit.head`: the number and the digest of the newest line, and the number of the oldest."""
 
     count: int = 0
     digest: str = FIRST
@@ -50,7 +50,7 @@ class Head:
 
 
 def operator() -> str:
-    """Who makes a change when nobody is named: the user and this machine, as in `anna@pi`."""
+    """The default author of a change: the user and this machine, as in `anna@pi`."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
@@ -92,7 +92,7 @@ class Audit:
         return [entry for line in self._lines() if (entry := _parsed(line))]
 
     def check(self) -> list[Fault]:
-        """What does not hold: lines changed, taken out, put in or cut off; none when the log is whole."""
+        """The faults of the log: lines changed, removed, inserted or cut off; empty when the log is intact."""
         faults, lines, head = [], self._lines(), self._read_head()
         oldest = _oldest(lines, head)
         before = FIRST if oldest == 1 else None
@@ -109,7 +109,7 @@ class Audit:
         newest = oldest + len(lines) - 1
         if head is None:
             if lines and self._head.exists() and not self._head.read_bytes():
-                # as a power cut leaves a file; no sign that somebody changed the log
+                # a power failure leaves such a file; it does not mean that somebody changed the log
                 return [*faults, Fault(newest, f"{HEAD} is empty: later lines may be missing")]
             return [*faults, Fault(newest, f"{HEAD} is missing")] if lines else faults
         if head.count > newest:
@@ -119,7 +119,7 @@ class Audit:
         return faults
 
     def _newest(self, descriptor: int, head: Head | None) -> Head:
-        """What holds of the log; all of it is read only where the head does not tell."""
+        """The valid part of the log; the whole log is read only when the head does not suffice."""
         size = os.lseek(descriptor, 0, os.SEEK_END)
         tail = os.pread(descriptor, TAIL, max(0, size - TAIL))
         last = tail.split(b"\n")[-2:-1] if tail.endswith(b"\n") and tail.count(b"\n") > 1 else []

@@ -1,4 +1,4 @@
-"""The rules of a device whose target names none, and where the rules of a bundle are read."""
+"""The default alert rules, and the reader of a bundle's own rules."""
 
 from __future__ import annotations
 

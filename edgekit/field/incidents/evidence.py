@@ -1,4 +1,4 @@
-"""Evidence of an incident: what was measured before and while it went on, what was running, and on which machine.
+"""Evidence of an incident: the measurements before and during it, the release that ran, and the machine.
 
 Numbers, names of classes and versions only; prompts and answers are never in telemetry, and fields that this module
 does not name are left out, whatever telemetry comes to hold.

@@ -1,4 +1,4 @@
-"""What changed on a device before something went wrong: the switches of releases, from their own log."""
+"""Changes of the release in use before an incident, read from the log of releases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 LOG = Path("releases", "log.jsonl")
-BEFORE_S = 24 * 3600.0  # a switch longer ago than a day is hardly the cause
+BEFORE_S = 24 * 3600.0  # a change more than a day ago is rarely the cause
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Switch:
 
 
 def switches(state: Path, since: float, until: float) -> list[Switch]:
-    """The switches from `since` to `until`, oldest first; none where releases are not kept. Reads, and never raises."""
+    """The changes from `since` to `until`, oldest first; none when there are no releases. Never raises."""
     try:
         text = (state / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -37,7 +37,7 @@ def switches(state: Path, since: float, until: float) -> list[Switch]:
 def _switch(line: str) -> Switch | None:
     try:
         entry: dict[str, Any] = json.loads(line)
-        if entry.get("what") == "import":  # a version that was only stored answers nobody
+        if entry.get("what") == "import":  # a version that was only stored answers no requests
             return None
         names = (str(entry.get(key) or "") for key in ("who", "what", "release", "why"))
         return Switch(float(entry["time"]), *names)

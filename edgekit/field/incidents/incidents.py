@@ -3,8 +3,8 @@
     OPEN ──acknowledge──► ACKNOWLEDGED ──┐
       └──────── resolve, close ──────────┴──► RESOLVED
 
-Silence is no state: a silenced incident goes on as it was, and is told again when its silence ends. Every change is
-written to the audit log first, so that a change that is not there was never made.
+Silence is not a state: a silenced incident keeps its state, and is reported again when the silence ends. Every change
+is written to the audit log first, so a change that is not in the log was never made.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ create table if not exists alerts (rule text not null, subject text not null, bo
 
 @dataclass(frozen=True)
 class Incident:
-    """What went wrong on a device: one sentence, the rule that told, and how far people are with it.
+    """An incident on a device: one sentence on what is wrong, the rule that opened it, and its state.
 
-    `subject` is the release or `device`; `since` is when it began, `opened` when it was told, both Unix seconds, as
-    are `silenced_until` and `resolved`, None where it does not apply. `acted` is whether its automatic action was done.
+    `subject` is the release or `device`. `since` is when the trouble began and `opened` when the incident was opened;
+    these, `silenced_until` and `resolved` are Unix seconds, None where they do not apply. `acted` says whether the
+    automatic action was done.
     """
 
     id: int
@@ -65,7 +66,7 @@ class Incident:
     acted: bool
 
     def silenced(self, now: float) -> bool:
-        """Whether nobody is to be told of it at `now`."""
+        """Whether notifications of it are silenced at `now`."""
         return self.silenced_until is not None and now < self.silenced_until
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,9 +80,9 @@ CHANGE = ("time", "who", "what", "why")
 
 
 class Incidents:
-    """The incidents below a state folder; several processes and threads may use it at once.
+    """The incidents in a state folder; several processes and threads may use it at once.
 
-    Each method raises `StageError` when nothing can be written and `CorruptError` for a file that is no database.
+    Each method raises `StageError` when nothing can be written and `CorruptError` for a file that is not a database.
     """
 
     def __init__(self, state: Path) -> None:
@@ -89,9 +90,9 @@ class Incidents:
         self.audit = Audit(state)
 
     def open(self, change: Change, *, who: str) -> Incident | None:
-        """Begin an incident for an alert that opened; None when one is already under way for its rule and subject.
+        """Open an incident for an alert; None when its rule and subject already have an open one.
 
-        A silence that lasts for the same rule and subject holds for the new one too.
+        A silence of the same rule and subject applies to the new incident too.
         """
         rule, what = change.rule, sentence(change)
         with self._changing() as db:
@@ -112,16 +113,23 @@ class Incidents:
             return _get(db, number)
 
     def resolve(self, change: Change, *, who: str) -> Incident | None:
-        """End the incident of an alert that is over; None when a person closed it before."""
+        """Resolve the incident of an alert that has ended; None when a person closed it before."""
         with self._changing() as db:
             incident = _under_way(db, change.rule.key, change.subject)
             if incident is None:
                 return None
-            self._end(db, incident, who, "resolved", change.why or "the reading is well again", change.time)
+            self._end(
+                db,
+                incident,
+                who,
+                "resolved",
+                change.why or "the reading is within its limit again",
+                change.time,
+            )
             return _get(db, incident.id)
 
     def acknowledge(self, number: int, *, who: str, why: str, now: float | None = None) -> Incident:
-        """Say that a person has seen it and works on it. Raises `ConfigError` for one that is over."""
+        """Note that a person has seen the incident and is working on it. Raises `ConfigError` for a resolved one."""
         with self._changing() as db:
             self._live(db, number)
             self._note(db, number, who, "acknowledged", why, now)
@@ -129,12 +137,12 @@ class Incidents:
             return _get(db, number)
 
     def silence(self, number: int, *, until: float, who: str, why: str, now: float | None = None) -> Incident:
-        """Tell nobody of it before `until`, Unix seconds, and do nothing by itself. It is told again then.
+        """Send no notifications of it and take no automatic action before `until`, in Unix seconds.
 
-        Raises `ConfigError` for one that is over, and for an end that is past.
+        Then it is reported again. Raises `ConfigError` for a resolved incident, and for a time in the past.
         """
         if until <= (time.time() if now is None else now):
-            raise ConfigError("A silence needs an end in the future; nothing changed.", "Try --for 2h.")
+            raise ConfigError("A silence must end in the future. Nothing was changed.", "Try --for 2h.")
         with self._changing() as db:
             self._live(db, number)
             self._note(db, number, who, "silenced", why, now, until=until)
@@ -142,13 +150,13 @@ class Incidents:
             return _get(db, number)
 
     def close(self, number: int, *, who: str, why: str, now: float | None = None) -> Incident:
-        """End it by hand; when its rule still holds, a new one is opened after the rule's time."""
+        """Close it by hand. If the reading stays beyond the limit, the rule opens a new incident after its `for` time."""
         with self._changing() as db:
             self._end(db, self._live(db, number), who, "closed", why, now)
             return _get(db, number)
 
     def end_silences(self, now: float, *, who: str) -> list[Incident]:
-        """The incidents under way whose silence has just ended; each is told once."""
+        """The open incidents whose silence has just ended; each is returned once."""
         over = "state != 'RESOLVED' and silenced_until <= ?"
         if not self._rows(f"select id from incidents where {over}", now):
             return []
@@ -160,13 +168,13 @@ class Incidents:
             return [_get(db, number) for number in ended]
 
     def acted(self, number: int, *, who: str, what: str, why: str, now: float | None = None) -> None:
-        """Note that its automatic action was done, with what came of it; it is not done again."""
+        """Record that its automatic action was done, and the result; the action is not repeated."""
         with self._changing() as db:
             self._note(db, number, who, what, why, now)
             db.execute("update incidents set acted = 1 where id = ?", (number,))
 
     def find(self, *, everything: bool = False) -> list[Incident]:
-        """Those under way, or all with `everything`: critical ones first, then the newest."""
+        """The open incidents, or all with `everything`: critical ones first, then the newest."""
         where = "" if everything else "where state != 'RESOLVED'"
         rows = self._rows(
             f"select {COLUMNS} from incidents {where} "
@@ -175,13 +183,13 @@ class Incidents:
         return [_incident(row) for row in rows]
 
     def get(self, number: int) -> Incident:
-        """One incident. Raises `ConfigError` when there is none of that number."""
+        """One incident. Raises `ConfigError` when no incident has that number."""
         for row in self._rows(f"select {COLUMNS} from incidents where id = ?", number):
             return _incident(row)
         raise _unknown(number)
 
     def rule(self, number: int) -> dict[str, Any]:
-        """The rule that opened it, whole, as it was then."""
+        """The complete rule that opened it, as it was at that time."""
         found: dict[str, Any] = json.loads(
             self._rows("select rule_json from incidents where id = ?", number)[0][0]
         )
@@ -209,16 +217,16 @@ class Incidents:
         return int(rows[0][0]) if rows else 0
 
     def last_end(self, kind: str, subject: str) -> float:
-        """When the last incident of a kind on a subject was over, Unix seconds; 0 when there was none."""
+        """When the last incident of a kind and subject was resolved, in Unix seconds; 0 when there was none."""
         rows = self._rows("select max(resolved) from incidents where kind = ? and subject = ?", kind, subject)
         return float(rows[0][0] or 0.0) if rows else 0.0
 
     def alert_states(self) -> Sequence[AlertState]:
-        """Where the rules stood when `keep` was last called."""
+        """The state of the rules when `keep` was last called."""
         return [AlertState(**json.loads(row[0])) for row in self._rows("select body from alerts")]
 
     def keep(self, states: Sequence[AlertState]) -> None:
-        """Remember where the rules stand, for a watcher that starts again."""
+        """Save the state of the rules for the next watcher."""
         with self._changing() as db:
             db.execute("delete from alerts")
             db.executemany(
@@ -227,7 +235,7 @@ class Incidents:
             )
 
     def set_aside(self) -> Path:
-        """Move a damaged database out of the way, beside its place, and return where it is now."""
+        """Rename a damaged database, in the same folder, and return its new path."""
         moment = int(time.time())
         names = (self.path.with_name(f"{FILE}.damaged-{moment + more}") for more in itertools.count())
         aside = next(name for name in names if not name.exists())
@@ -237,7 +245,7 @@ class Incidents:
         return aside
 
     def _newest_evidence(self) -> int:
-        """The highest number of an evidence file: after a database was set aside, none is written again."""
+        """The highest number of an evidence file, so that no evidence is overwritten after a database was set aside."""
         found = (path.stem for path in (self.path.parent / "evidence").glob("*.json"))
         return max((int(stem) for stem in found if stem.isdecimal()), default=0)
 
@@ -245,8 +253,8 @@ class Incidents:
         incident = _get(db, number)
         if incident.state == "RESOLVED":
             raise ConfigError(
-                f"Incident {number} is over; nothing changed.",
-                "`edgekit incident list` shows those under way.",
+                f"Incident {number} is already resolved. Nothing was changed.",
+                "`edgekit incident list` shows the open incidents.",
             )
         return incident
 
@@ -274,7 +282,7 @@ class Incidents:
         db.execute("insert into changes values (?, ?, ?, ?, ?)", (number, moment, who, what, why))
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        if not self.path.exists():  # a device on which nothing ever went wrong: reading leaves no file
+        if not self.path.exists():  # no incident yet: reading must not create a file
             return []
         with self._connected() as db:
             return db.execute(query, values).fetchall()
@@ -300,8 +308,8 @@ class Incidents:
             version = db.execute("pragma user_version").fetchone()[0]
             if version > VERSION:
                 raise StageError(
-                    f"{self.path} was written by a newer edgekit (version {version} of the file). Nothing changed.",
-                    "Install that edgekit again, or give another --state.",
+                    f"{self.path} was written by a newer edgekit (file version {version}). Nothing was changed.",
+                    "Install that edgekit version again, or use another --state.",
                 )
             if version != VERSION:
                 db.execute("pragma journal_mode = wal")
@@ -310,8 +318,8 @@ class Incidents:
             yield db
         except (OSError, sqlite3.OperationalError) as error:
             raise StageError(
-                f"The incidents in {self.path.parent} cannot be changed or read: {error}. Nothing changed.",
-                "Check that the folder can be written and the disk has room.",
+                f"The incidents in {self.path.parent} cannot be read or written: {error}. Nothing was changed.",
+                "Check the folder's permissions and the free disk space.",
             ) from error
         except sqlite3.DatabaseError as error:
             raise CorruptError(
@@ -343,4 +351,6 @@ def _under_way(db: sqlite3.Connection, rule: str, subject: str) -> Incident | No
 
 
 def _unknown(number: int) -> ConfigError:
-    return ConfigError(f"There is no incident {number}.", "`edgekit incident list --all` shows every one.")
+    return ConfigError(
+        f"There is no incident {number}.", "`edgekit incident list --all` shows all incidents."
+    )

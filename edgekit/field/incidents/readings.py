@@ -1,4 +1,4 @@
-"""One reading of a device: what rules look at, taken from a window of telemetry."""
+"""The readings of a device that rules evaluate, taken from a window of telemetry."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 OF_ANSWERS = frozenset(
     {"ttft_p95_s", "tokens_per_s", "error_rate", "empty_rate", "confidence", "confidence_gap"}
-)  # what a few requests cannot tell
+)  # readings that need more than a few requests
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known of a release over a window of time; what is not known is None, and never taken for well.
+    """The readings of a release over a window of time. An unknown reading is None, and never counts as good.
 
     `confidence_expected` is the mean confidence that the build recorded, `alarms` are drift alarms with `signal`,
-    `method`, `words` and `since`, `last_seen` is the last heartbeat in Unix seconds, `digest_ok` whether the files are
-    those of the manifest, `trouble` why telemetry cannot be kept, empty when it can.
+    `method`, `words` and `since`, `last_seen` is the last heartbeat in Unix seconds, `digest_ok` whether the files match
+    the manifest, `trouble` why telemetry cannot be saved (empty when it can).
     """
 
     release: str = ""
@@ -40,17 +40,17 @@ class Reading:
     digest_ok: bool | None = None
     trouble: str | None = None
     drift_over: bool | None = None
-    """Whether every signal is as in the reference again."""
+    """Whether every signal matches the reference again."""
 
     def value(self, metric: str, now: float) -> float | None:
-        """The reading under the name that a rule gives it; None when it is not known."""
+        """The reading with the name that rules use; None when it is unknown."""
         match metric:
             case "error_rate":
                 return self.errors / self.requests if self.requests else None
             case "empty_rate":
                 return self.empty / self.requests if self.requests else None
             case "drift_alarms":
-                # an alarm is told once: none more is no sign of its end
+                # an alarm is raised once, so silence does not mean that the drift has ended
                 return float(len(self.alarms)) or (0.0 if self.drift_over else None)
             case "confidence_gap":
                 known = self.confidence is not None and self.confidence_expected is not None
@@ -76,9 +76,9 @@ def reading_of(
     told_until: float = 0.0,
     drift_over: bool | None = None,
 ) -> Reading:
-    """The reading of a telemetry window and of what telemetry itself does not know.
+    """The readings of a telemetry window, and of what telemetry itself does not know.
 
-    `last_seen` stands in for a window's own when that has none; drift alarms up to `told_until` were dealt with.
+    `last_seen` is used when the window has no heartbeat of its own. Drift alarms up to `told_until` were handled before.
     """
     return Reading(
         release=window.release or "",
@@ -101,7 +101,7 @@ def reading_of(
 
 
 def expected_confidence(bundle: Path | None, format: str) -> float | None:
-    """The mean confidence that the build recorded for a format; None when it recorded none that can be read."""
+    """The mean confidence that the build recorded for a format; None when there is none or it cannot be read."""
     from edgekit.base.errors import CorruptError
     from edgekit.field.telemetry import reference
 

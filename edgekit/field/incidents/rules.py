@@ -2,8 +2,8 @@
 
     quiet ──bad──► pending ──bad for for_s──► open ──well for for_s──► quiet
 
-Bad is beyond the rule's limit, well is at its `clear` value or beyond; between them neither clock runs. What is not
-known is neither: it opens nothing, and closes nothing. A heartbeat that does not come is a reading of its own.
+A reading is bad beyond the rule's limit, and well at its `clear` value or better; between the two, neither clock runs.
+An unknown reading is neither: it opens and closes nothing. A missing heartbeat is a reading of its own.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from edgekit.targets.rules import Rule
 
 DEVICE = "device"  # the subject of rules on the machine, whichever release it runs
 OF_DEVICE = frozenset({"temperature", "heartbeat", "store"})
-GAP_S = 60.0  # after so long without a look, nothing is known to have held meanwhile
+GAP_S = 60.0  # after a longer gap between two evaluations, no state counts as continuous
 
 
 @dataclass(frozen=True)
 class AlertState:
-    """Where one rule stands for one subject. Times are Unix seconds, None for a clock that does not run.
+    """The state of one rule for one subject. Times are Unix seconds, None for a clock that does not run.
 
-    `since` is when it became bad, `opened` when that was told, `well_since` when it became well again, `seen` the last
-    look, and `value` the reading then.
+    `since` is when the reading became bad, `opened` when the alert was opened, `well_since` when the reading became
+    well again, `seen` the time of the last evaluation, and `value` the reading at that time.
     """
 
     rule: str
@@ -43,7 +43,7 @@ class AlertState:
 
 @dataclass(frozen=True)
 class Change:
-    """An alert that opened or is over: which rule, on what, since when, and the reading that told."""
+    """An alert that opened or ended: its rule, its subject, since when, and the reading."""
 
     kind: Literal["opened", "resolved"]
     rule: Rule
@@ -57,7 +57,7 @@ class Change:
 
 
 class Evaluator:
-    """Holds readings against rules; at most one alert is open for each rule and subject."""
+    """Evaluates rules on readings; at most one alert is open for each rule and subject."""
 
     def __init__(self, rules: Iterable[Rule], states: Iterable[AlertState] = ()) -> None:
         self.rules = {rule.key: rule for rule in rules}
@@ -65,11 +65,11 @@ class Evaluator:
 
     @property
     def states(self) -> list[AlertState]:
-        """Where every rule stands, to go on from after a restart."""
+        """The state of every rule, to continue from after a restart."""
         return list(self._states.values())
 
     def evaluate(self, now: float, reading: Reading) -> list[Change]:
-        """What changes with a reading at `now`, Unix seconds."""
+        """The changes that a reading at `now`, in Unix seconds, brings."""
         changes = []
         for rule in self.rules.values():
             subject = subject_of(rule, reading.release)
@@ -84,7 +84,7 @@ class Evaluator:
         return changes
 
     def retire(self, now: float, release: str, why: str = "it is no longer in use") -> list[Change]:
-        """End the alerts of every release but `release`: nothing more will be heard of them."""
+        """End the alerts of every release except `release`, because no more readings of them will come."""
         changes = []
         for key, state in list(self._states.items()):
             if state.subject in (DEVICE, release):
@@ -99,7 +99,7 @@ class Evaluator:
         return changes
 
     def sync(self, open_: Iterable[AlertState]) -> None:
-        """Hold what is open to what people were told: drop what a person closed, take up what was told elsewhere."""
+        """Follow the open incidents: drop alerts that a person closed, and add those that another process opened."""
         told = {(state.rule, state.subject): state for state in open_ if state.rule in self.rules}
         for key, state in list(self._states.items()):
             if state.opened is not None and key not in told:
@@ -110,12 +110,12 @@ class Evaluator:
 
 
 def subject_of(rule: Rule, release: str) -> str:
-    """What a rule's alert is about: the device, or the release."""
+    """The subject of a rule's alert: the device or the release."""
     return DEVICE if rule.kind in OF_DEVICE else release
 
 
 def _since(rule: Rule, reading: Reading, since: float) -> float:
-    """When it began, which may be before anything could tell."""
+    """When the trouble began, which may be earlier than its detection."""
     if rule.metric == "heartbeat_age_s" and reading.last_seen is not None:
         return min(since, reading.last_seen)
     if rule.metric == "drift_alarms":
@@ -132,7 +132,9 @@ def _value(rule: Rule, reading: Reading, now: float) -> float | None:
 def _step(
     rule: Rule, state: AlertState, value: float | None, now: float
 ) -> tuple[AlertState, Literal["opened", "resolved"] | None]:
-    if not 0 <= now - state.seen <= GAP_S:  # nobody looked, or the clock was set: no stretch of time is known
+    if (
+        not 0 <= now - state.seen <= GAP_S
+    ):  # there was no evaluation, or the clock was set: the time in between is unknown
         state = replace(state, well_since=None, since=state.since if state.opened is not None else None)
     state = replace(state, seen=now, value=value)
     bad = value is not None and (value > rule.limit if rule.above is not None else value < rule.limit)

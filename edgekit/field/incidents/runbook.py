@@ -1,4 +1,4 @@
-"""Runbooks: for each kind of incident what it means, and what to do, for a person who did not build the model."""
+"""Runbooks: what each kind of incident means and what to do, for a person who did not build the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMAND = re.compile(r"`([^`]+)`$")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do, and the command to type for it, empty where there is none."""
+    """One step, and the command to type for it; empty when there is none."""
 
     text: str
     command: str
@@ -33,9 +33,9 @@ class Runbook:
 
 
 def runbook(incident: Incident, state: Path | None = None) -> Runbook:
-    """The runbook of an incident, its number and release put into the commands, and `state` when it is not the default (None).
+    """The runbook of an incident, with its number, its release and `state` (None for the default) in the commands.
 
-    A rule that does not suggest going back to the release before has no such step.
+    The rollback step comes first, and is left out for a rule with `action = "never"`.
     """
     text = (
         resources.files("edgekit.field.incidents")

@@ -1,7 +1,7 @@
-"""Looks at a device every few seconds, opens and ends its incidents, tells of them, and acts where a rule says so.
+"""Evaluates a device's rules every few seconds, opens and resolves incidents, sends notifications, and runs actions.
 
-One watcher looks at a state folder at a time, in the program that serves or beside it; the next one takes over when it
-ends, and goes on from where the rules stood. Nothing that goes wrong here reaches an answer.
+One watcher works on a state folder at a time, within the serving process or beside it. When it ends, the next one takes
+over with the saved state of the rules. A failure here never affects an answer.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from edgekit.targets.rules import Rule
 WHO = "watcher"
 LOCK = "watcher.lock"
 EVERY_S = 5.0
-INTEGRITY_S = 600.0  # between two checks of a release's files; those that look unchanged are not read
-REREAD_S = 24 * 3600.0  # after which all of them are read, changed or not: disks lose bits
+INTEGRITY_S = 600.0  # between two checks of a release's files; files that look unchanged are not read
+REREAD_S = 24 * 3600.0  # after which all files are read, changed or not, because disks lose bits
 Action = Callable[[Incident], str]
 Stamps = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What a watcher looks at: telemetry, and what is in use now, each None (or "") where it is not known."""
+    """The inputs of a watcher: telemetry, and the release in use; each is None (or "") when unknown."""
 
     windows: Windows
     release: Callable[[], str] = lambda: ""
     bundle: Callable[[], Path | None] = lambda: None
     store_trouble: Callable[[], str | None] = lambda: None
-    """Why telemetry cannot be kept, empty when it can."""
+    """Why telemetry cannot be saved; empty when it can."""
     drift_over: Callable[[], bool | None] = lambda: None
-    """Whether every signal is as in the reference again."""
+    """Whether every signal matches the reference again."""
     confidence_expected: float | None = None
 
 
 @dataclass(frozen=True)
 class Reactions:
-    """What follows from an incident: `webhook` is sent each change, `opened` the kind of each incident that opens.
+    """The receivers of incidents: `webhook` gets each change, `opened` the kind of each incident that opens.
 
-    `act` does what a rule with `action = "auto"` asks for, once for each incident, and returns what it did in words.
+    `act` performs the action of a rule with `action = "auto"`, once for each incident, and returns a description of it.
     """
 
     webhook: Webhook | None = None
@@ -65,8 +65,8 @@ class Reactions:
 class Watcher:
     """Evaluates `rules` on a device's telemetry.
 
-    A watcher that stands in for the program that serves is not the `owner`: it leaves incidents of other rules than its
-    own alone. `trouble` says why the last look failed, and is empty when all is well.
+    A watcher outside the serving process is not the `owner`: it leaves incidents of rules other than its own alone.
+    `trouble` says why the last evaluation failed; it is empty when all is well.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class Watcher:
         self._thread: threading.Thread | None = None
 
     def use(self, rules: Sequence[Rule], confidence_expected: float | None = None) -> None:
-        """Go on with the rules of another release, and the confidence that its build recorded."""
+        """Continue with the rules of another release, and the confidence that its build recorded."""
         self.confidence_expected = confidence_expected
         self._rules = list(rules)
         self._began = None
 
     def tick(self, now: float) -> list[Change]:
-        """Look once, at `now` in Unix seconds: what opened and what is over. Raises `EdgekitError` and `OSError`."""
+        """Evaluate once, at `now` in Unix seconds, and return the changes. Raises `EdgekitError` and `OSError`."""
         if self._began is None:
             self._resume(now)
         release, bundle = self._watched.release(), self._watched.bundle()
@@ -126,7 +126,7 @@ class Watcher:
         return changes
 
     def run(self) -> None:
-        """Look every few seconds until `close`, while no other watcher does; never raises."""
+        """Evaluate every few seconds until `close`, while no other watcher does; never raises."""
         with contextlib.ExitStack() as stack:
             held = False
             while not self._stop.is_set():
@@ -138,14 +138,14 @@ class Watcher:
                 except CorruptError as error:
                     with contextlib.suppress(OSError):
                         aside = self.incidents.set_aside()
-                        self.trouble = f"{error.message} It is now {aside}, and a new one was begun."
+                        self.trouble = f"{error.message} It was moved to {aside}, and a new one was created."
                     self._began, self._told, self._kept = None, 0, None
-                except Exception as error:  # noqa: BLE001 - a watcher that stops is worse than one that misses a look
+                except Exception as error:  # noqa: BLE001 - a watcher that stops is worse than one that misses an evaluation
                     self.trouble = in_words(error)
                 self._stop.wait(self._every_s)
 
     def once(self, now: float) -> list[Change]:
-        """Look once, unless another watcher does: then nothing is done. Raises as `tick` does."""
+        """Evaluate once, unless another watcher is at work. Raises as `tick` does."""
         with contextlib.ExitStack() as stack:
             return self.tick(now) if _locked(self.state, stack) else []
 
@@ -155,7 +155,7 @@ class Watcher:
         self._thread.start()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Stop looking; what was found is kept."""
+        """Stop; open incidents are kept."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
@@ -163,7 +163,7 @@ class Watcher:
             self.webhook.close()
 
     def _states(self) -> list[AlertState]:
-        """Where every rule stands."""
+        """The state of every rule."""
         return [state for evaluator in self._evaluators.values() for state in evaluator.states]
 
     def _resume(self, now: float) -> None:
@@ -173,7 +173,7 @@ class Watcher:
             length: Evaluator([rule for rule in self._rules if rule.window_s == length], states)
             for length in lengths
         }
-        for incident in self.incidents.find() if self._owner else ():  # of a rule that is no more
+        for incident in self.incidents.find() if self._owner else ():  # of a rule that no longer exists
             if incident.rule not in {rule.key for rule in self._rules}:
                 self.incidents.close(incident.id, who=WHO, why="its rule is no longer in use", now=now)
         self._told = self._told or self.incidents.last_change()
@@ -191,9 +191,9 @@ class Watcher:
         )
 
     def _whole(self, now: float, bundle: Path | None) -> bool | None:
-        """Whether the files are those of the manifest, checked every ten minutes; None without a bundle.
+        """Whether the files match the manifest, checked every ten minutes; None without a bundle.
 
-        They are read when the size, time or inode of one has changed since they were found whole, and once a day.
+        They are read when the size, time or inode of one has changed since the last successful check, and once a day.
         """
         if bundle is None:
             return None
@@ -221,7 +221,7 @@ class Watcher:
         if began:
             self._reactions.opened(change.rule.kind)
         rule = change.rule.model_dump()
-        with contextlib.suppress(OSError):  # a full disk: the incident itself is what matters
+        with contextlib.suppress(OSError):  # a full disk: the incident itself matters more
             if began:
                 evidence.capture(
                     self.state, incident, rule, self._watched.windows, bundle=bundle, now=change.time
@@ -230,7 +230,7 @@ class Watcher:
                 evidence.complete(self.state, incident, rule, self._watched.windows, change.time)
 
     def _keep(self, now: float) -> None:
-        """Remember where the rules stand, when that changed or a clock runs; seldom, to spare the disk."""
+        """Save the state of the rules when it changed or a clock runs; rarely, to save disk writes."""
         states = [state for state in self._states() if state.since is not None]
         clocks = {(s.rule, s.subject): (s.since, s.opened, s.well_since) for s in states}
         if clocks != self._kept or (clocks and not 0 <= now - self._kept_at < GAP_S / 2):
@@ -238,7 +238,7 @@ class Watcher:
             self._kept, self._kept_at = clocks, now
 
     def _do(self, now: float, release: str) -> None:
-        """Automatic actions of incidents on what is in use, unless somebody silenced them."""
+        """Perform the automatic actions of incidents on the release in use, unless they are silenced."""
         if self._reactions.act is None:
             return
         for incident in self.incidents.find():
@@ -251,10 +251,10 @@ class Watcher:
                 continue
             try:
                 what, why = "acted", self._reactions.act(incident)
-            except Exception as error:  # noqa: BLE001 - whatever it was, a person has to know
+            except Exception as error:  # noqa: BLE001 - a person must learn of any failure
                 what, why = "could not act", error.message if isinstance(error, EdgekitError) else str(error)
             self.incidents.acted(incident.id, who=WHO, what=what, why=why, now=now)
-            return  # what is in use may be another release now
+            return  # another release may be in use now
 
     def _tell(self, now: float) -> None:
         for number, incident, change in self.incidents.changes_after(self._told):
@@ -277,7 +277,7 @@ def _stamps(bundle: Path, entries: Sequence[Mapping[str, Any]]) -> Stamps:
 
 
 def _locked(state: Path, stack: contextlib.ExitStack) -> bool:
-    """Take the lock of the state folder's watcher until `stack` ends; False while another process has it."""
+    """Take the watcher lock of the state folder until `stack` ends; False while another process holds it."""
     try:
         stack.enter_context(locked(state / LOCK, wait=False))
     except ConfigError:

@@ -1,7 +1,7 @@
-"""Telling another machine: each change as JSON to a URL that the operator names, in a thread of its own.
+"""Webhook: sends each change as JSON to a URL that the operator names, in a thread of its own.
 
-A receiver that is slow, gone or wrong harms nothing here: deliveries wait in a bounded queue, and are given up after a
-few tries. With a secret each one is signed, so that the receiver knows whom it is from.
+A slow, missing or faulty receiver does no harm: deliveries wait in a bounded queue and are dropped after a few tries.
+With a secret, each delivery is signed, so that the receiver can verify the sender.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgekit.base.errors import ConfigError
 
 SECRET = "EDGEKIT_WEBHOOK_SECRET"
 QUEUE = 64
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may better
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # status codes after which a retry may succeed
 
 
 class Webhook:
@@ -34,7 +34,7 @@ class Webhook:
 
     Headers: `X-Edgekit-Delivery` (the same for each try), `X-Edgekit-Timestamp` and, with a secret, `X-Edgekit-Signature`:
     `sha256=` and the hex HMAC-SHA256 of the timestamp, a full stop and the body. `delivered`, `failed` and `dropped` count
-    documents; `trouble` says why the last one failed. Raises `ConfigError` for any other kind of address.
+    documents; `trouble` says why the last one failed. Raises `ConfigError` for an address of another kind.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Webhook:
     ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"'{url}' is no address for a webhook.", "Give one that begins with https://.")
+            raise ConfigError(
+                f"'{url}' is not a webhook address.", "Give a URL that begins with https:// or http://."
+            )
         self.url = url
         self.timeout_s, self.tries, self.backoff_s = timeout_s, tries, backoff_s
         self.delivered = self.failed = self.dropped = 0
@@ -61,14 +63,14 @@ class Webhook:
         self._thread.start()
 
     def send(self, document: Mapping[str, Any]) -> None:
-        """Deliver `document` soon; returns at once and never raises. When too many wait, this one is dropped."""
+        """Queue `document` for delivery; returns at once and never raises. When the queue is full, it is dropped."""
         try:
             self._queue.put_nowait(dict(document))
         except queue.Full:
             self.dropped += 1
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Deliver what waits, within `timeout_s`, and stop; no try is repeated any more."""
+        """Deliver the queue within `timeout_s`, without retries, and stop."""
         self._closing.set()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(None)
@@ -86,7 +88,7 @@ class Webhook:
                 return
             try:
                 done = self._deliver(json.dumps(document, ensure_ascii=False, default=str).encode())
-            except Exception as error:  # noqa: BLE001 - this thread outlives whatever one document does to it
+            except Exception as error:  # noqa: BLE001 - one document must not end this thread
                 done, self.trouble = False, f"{type(error).__name__}: {error}"
             self.delivered += done
             self.failed += not done
@@ -104,7 +106,7 @@ class Webhook:
         return False
 
     def _post(self, body: bytes, delivery: str) -> bool | None:
-        """None when it was taken, else whether another try may help."""
+        """None when it was accepted, else whether a retry may help."""
         stamp = str(int(time.time()))
         headers = {
             "Content-Type": "application/json",
@@ -128,12 +130,12 @@ class Webhook:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Goes to the address that was named and to no other."""
+    """Sends to the named address only."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> None:
-        """Follow nothing: a redirect is a failure."""
+        """Follow no redirect: it counts as a failure."""
 
 
 def signature(secret: bytes, timestamp: str, body: bytes) -> str:

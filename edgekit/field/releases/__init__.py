@@ -1,4 +1,4 @@
-"""Versions of a bundle on a device: kept once, put to use by an atomic switch, and back by themselves when they fail.
+"""Versions of a bundle on a device: stored once, promoted by an atomic switch, rolled back automatically on failure.
 
 bundle ─► import ─► objects/ versions/ ─► health, compare ─► promote ─► pending, 3 tries ─► mark_good
                                                                            └─ verdict ─► the version before

@@ -1,8 +1,8 @@
 """Compares the answers of a candidate with those of the version in use, on the same questions.
 
-With rows the right answers are known. Without them the questions are the candidate's example and the golden prompts of
-both versions, and the answer of the version in use counts as right. A few questions prove nothing: the verdict then is
-*unproven*, which is neither "as good" nor "worse". Two versions with the same model files need no such proof.
+With rows, the right answers are known. Without rows, the questions are the candidate's example and the golden prompts
+of both versions, and the answer of the version in use counts as right. A few questions prove nothing: the verdict is
+then *unproven*, neither "as good" nor "worse". Two versions with the same model files need no such proof.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from edgekit.evaluation.statistics import ONE_SIDED_95, mcnemar_worse, paired_di
 from edgekit.proof.golden import FILE as GOLDEN
 
 MARGIN_POINTS = 2.0
-CLASS_P = 0.05  # shared by all classes
+CLASS_P = 0.05  # divided among all classes
 MOST_ROWS = 1_000_000
-ANSWERS_FOLLOW_FROM = ("system", "max_tokens", "threads")  # keys of the manifest, beside the format's files
+ANSWERS_FOLLOW_FROM = (
+    "system",
+    "max_tokens",
+    "threads",
+)  # keys of the manifest, in addition to the format's files
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask; `answer` is the right one, None when the version in use says what is right."""
+    """One question; `answer` is the right answer, None when the answer of the version in use counts as right."""
 
     id: str
     messages: tuple[Message, ...]
@@ -39,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Flip:
-    """A question that one of the two answers rightly and the other not."""
+    """A question that only one of the two versions answers correctly."""
 
     id: str
     label: str | None
@@ -47,12 +51,12 @@ class Flip:
     current: str
     candidate: str
     lost: bool
-    """Whether it was right before."""
+    """Whether the version in use answers it correctly."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Exact match of two versions on the same questions."""
+    """The comparison of two versions on the same questions, by exact match."""
 
     passed: bool
     """Whether the candidate is shown to be as good."""
@@ -63,14 +67,14 @@ class Comparison:
     accuracy_current: float
     accuracy_candidate: float
     worst_difference_points: float
-    """Lower 95 % bound of the candidate's accuracy less the current one's, percentage points."""
+    """Lower 95 % bound of the candidate's accuracy minus the current one's, percentage points."""
     margin_points: float
     worse_classes: tuple[str, ...]
     flips: tuple[Flip, ...]
     unproven: bool = False
-    """Whether there are too few answers to tell: not shown to be as good, and not seen to be worse."""
+    """Whether there are too few answers to tell: neither shown to be as good, nor measured as worse."""
     rows_needed: int = 0
-    """Questions that would prove it if the shares of lost and won answers stayed; 0 where none are needed."""
+    """Questions that would prove it at the same shares of lost and won answers; 0 when none are needed."""
 
 
 def compare(
@@ -82,21 +86,22 @@ def compare(
     threads: int | None = None,
     margin_points: float = MARGIN_POINTS,
 ) -> Comparison:
-    """Ask both bundles and hold the candidate to the current one; raises `ConfigError` when there is nothing to ask.
+    """Ask both bundles and compare the candidate with the current one; raises `ConfigError` without questions.
 
-    Both bundles are opened in turn, as a device may not hold two. `format` is the first that both have by default.
+    The bundles are opened one after the other, because a device may not have memory for two. By default `format` is the
+    first that both have.
     """
     questions = [Question(row.id, row.messages[:-1], row.answer, row.label) for row in rows]
     questions = questions or [*_example(candidate), *_golden(current), *_golden(candidate)]
     if not questions:
-        raise ConfigError("There is nothing to compare the two versions on.", "Give rows with --data.")
+        raise ConfigError("There are no questions to compare the two versions on.", "Give rows with --data.")
     if format is None:
         kinds = list(read_manifest(current)["formats"])
         theirs = read_manifest(candidate)["formats"]
         format = next((kind for kind in kinds if kind in theirs), None)
         if format is None:
             raise ConfigError(
-                f"The two versions share no format: {', '.join(kinds)} is in use, the other has {', '.join(theirs)}.",
+                f"The two versions have no format in common: {', '.join(kinds)} is in use, the candidate has {', '.join(theirs)}.",
                 "Build the candidate for the format in use.",
             )
     before = _answers(current, questions, format, threads)
@@ -116,9 +121,9 @@ def judge(
     """Non-inferiority of the answers `after` to those `before`, exact match without surrounding whitespace.
 
     The candidate passes when the lower 95 % bound of the paired difference of accuracies (Tango's score interval) is
-    above minus `margin_points`, and no class fell by more than that with a one-sided McNemar test below 0.05 over the
-    number of classes. It is unproven when only the bound is too low, while the difference itself is within the margin.
-    With `same_files` both versions hold the same model, and equal answers are all there is to show.
+    above minus `margin_points`, and no class lost more than that with the p of a one-sided McNemar test below 0.05
+    divided by the number of classes. It is unproven when only the bound is too low, while the difference itself is
+    within the margin. With `same_files` both versions hold the same model, and equal answers suffice.
     """
     flips, right_before, right_after, same = [], 0, 0, 0
     for question, old, new in zip(questions, map(str.strip, before), map(str.strip, after), strict=True):
@@ -134,7 +139,7 @@ def judge(
     worse = _worse_classes(questions, flips, margin_points)
     detail = (
         f"{lost} of {n} answers lost and {won} won, accuracy {right_before / n:.1%} to {right_after / n:.1%}, "
-        f"at worst {worst:+.1f} points (margin {margin_points:.1f})"
+        f"lower 95 % bound of the change {worst:+.1f} points, limit {-margin_points:+.1f}"
     )
     if worse:
         detail += f"; worse in {', '.join(worse)}"
@@ -160,9 +165,9 @@ def judge(
 
 
 def rows_needed(lost: float, won: float, margin_points: float = MARGIN_POINTS) -> int:
-    """The least number of questions that proves non-inferiority at these shares of lost and won answers.
+    """The smallest number of questions that proves non-inferiority at these shares of lost and won answers.
 
-    133 for a margin of 2 points and no changed answer. 0 where no number up to a million does.
+    It is 133 for a margin of 2 points and no changed answer, and 0 when no number up to a million suffices.
     """
 
     def proves(n: int) -> bool:
@@ -181,7 +186,7 @@ def rows_needed(lost: float, won: float, margin_points: float = MARGIN_POINTS) -
 
 
 def model_of(bundle: Path, format: str) -> dict[str, Any]:
-    """All that greedy answers of one format follow from: the digests of its files, and the manifest's own settings."""
+    """Everything that determines the greedy answers of a format: its files' digests and the manifest's settings."""
     manifest = read_manifest(bundle)
     path = manifest["formats"][format]["path"]
     digests = {
@@ -206,7 +211,7 @@ def _worse_classes(questions: Sequence[Question], flips: Sequence[Flip], margin_
 
 
 def _answers(bundle: Path, questions: Sequence[Question], format: str, threads: int | None) -> list[str]:
-    """Greedy answers of one bundle; a question without a system message gets the bundle's own, as in use."""
+    """Greedy answers of one bundle; a question without a system message gets the bundle's own, as when serving."""
     with load(bundle, format, threads=threads, allow_failed=True) as model:
         prompts = [model.prompt(question.messages) for question in questions]
         answers = model.runtime.generate_batch(prompts, model.max_tokens)
@@ -221,7 +226,7 @@ def _example(bundle: Path) -> list[Question]:
 
 
 def _golden(bundle: Path) -> list[Question]:
-    """The golden prompts of a bundle, each once: its formats were asked the same rows."""
+    """The golden prompts of a bundle, each once, because all formats were asked the same rows."""
     try:
         formats: dict[str, Any] = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"]
         asked = [answer["messages"] for golden in formats.values() for answer in golden["answers"]]

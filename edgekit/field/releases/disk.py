@@ -1,6 +1,6 @@
-"""Every step that changes the disk: durable in this order, so that a cut at any of them leaves the old or the new.
+"""Every operation that changes the disk, ordered so that a power failure at any step leaves the old or the new state.
 
-A file is written beside its place, flushed to the disk, and renamed; the folder that names it is flushed after that.
+A file is written under a temporary name, flushed to the disk, and renamed; then its folder is flushed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ BLOCK = 1 << 20
 
 
 def _nothing(step: str, path: Path) -> None:
-    """The hook in use: none."""
+    """The default hook, which does nothing."""
 
 
 before: Callable[[str, Path], None] = _nothing
-"""Called with the name of each step and its path before it is done; a test counts steps here, and cuts at them."""
+"""Called with the name and path of each step before it is done; tests count steps here and interrupt at them."""
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it that are missing."""
+    """Create the folder `path` and its missing parents."""
     for folder in reversed([path, *path.parents]):
         if not folder.is_dir():
             before("mkdir", folder)
@@ -34,7 +34,7 @@ def make_folder(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all; an earlier file is replaced."""
+    """Write `data` to `path` completely or not at all; an earlier file is replaced."""
     staging = path.with_name(f".{path.name}.partial")
     before("write", staging)
     with staging.open("wb") as file:
@@ -46,7 +46,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Append one line to `path`; what a cut left of an earlier line is closed off first."""
+    """Append one line to `path`; an incomplete earlier line is ended first."""
     before("append", path)
     new = not path.exists()
     with path.open("ab+") as file:
@@ -63,7 +63,7 @@ def append(path: Path, line: str) -> None:
 
 
 def copy(source: Path, target: Path) -> str:
-    """Copy a file's contents to `target`, which is not renamed; returns the hex SHA-256 of what was written."""
+    """Copy a file's contents to `target` without a rename; returns the hex SHA-256 of what was written."""
     digest = hashlib.sha256()
     with source.open("rb") as old, target.open("wb") as new:
         while block := old.read(BLOCK):
@@ -77,7 +77,7 @@ def copy(source: Path, target: Path) -> str:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or a second copy where the file system has no hard links."""
+    """Make a hard link to a file, or a copy where the file system has no hard links."""
     before("link", target)
     try:
         os.link(source, target)
@@ -88,14 +88,14 @@ def link(source: Path, target: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Move `source` to `target` in one step, in the place of a file that is there."""
+    """Move `source` to `target` in one step, replacing a file there."""
     before("rename", target)
     os.replace(source, target)
     sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder`."""
+    """Flush the directory entries of `folder`."""
     before("fsync", folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -105,7 +105,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; a missing one is fine."""
+    """Remove a file or a folder with its contents; a missing path is not an error."""
     if path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
             remove(inner)
@@ -118,7 +118,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: one writer at a time. Its folder is made durably first."""
+    """Hold the lock file `path`, for one writer at a time. Its folder is created first."""
     make_folder(path.parent)
     with locks.locked(path):
         yield

@@ -1,9 +1,9 @@
-"""Is a bundle fit to answer on this machine? Asked in a fresh process, whose end in any way is a verdict.
+"""The health check of a bundle on this machine, in a process of its own, whose end in any way is a result.
 
 python -m edgekit.field.releases.health BUNDLE --format gguf --json
 
-Held are the digests, the golden answers, the time to the first token and the decode speed against what the report
-profiled on the same kind of machine, and the peak memory against the target's budget.
+It checks the digests and the golden answers, compares the time to the first token and the decode speed with the
+profile of the same kind of machine in the report, and the peak memory with the target's budget.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Kind = Literal["", "digest", "verdict", "garbage", "slow", "memory", "timeout", 
 
 LIMIT_S = 300.0
 SLOWEST = 2.0  # times as slow as profiled
-RUNAWAY = 2.0  # a process that takes so many times its budget is ended
+RUNAWAY = 2.0  # a process that uses this many times its budget is ended
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Health:
-    """What a check found: `kind` is empty for a fit bundle, else the kind of its first fault."""
+    """The result of a check: `kind` is empty for a healthy bundle, else the kind of its first fault."""
 
     passed: bool
     kind: Kind
@@ -57,11 +57,11 @@ def check(
     memory_mib: float | None = None,
     threads: int = 0,
 ) -> Health:
-    """Check a bundle, each of its formats (or the one named) in a process of its own; never raises for a bad one.
+    """Check a bundle, each of its formats (or the named one) in a process of its own; never raises for a bad bundle.
 
-    `speed` measures time and memory too. A process that takes longer than `limit_s` or more than `memory_mib` is ended,
-    and that is the verdict. When it is not given, `memory_mib` is twice the target's budget, and without a budget what
-    `device.isolated.memory_limit_mib` allows for the file.
+    `speed` measures time and memory too. A process that takes longer than `limit_s` or more memory than `memory_mib` is
+    ended, and the check has failed. By default `memory_mib` is twice the target's budget, and without a budget the value
+    of `device.isolated.memory_limit_mib` for the file.
     """
     try:
         manifest = read_manifest(bundle)
@@ -71,7 +71,7 @@ def check(
         return Health(False, "digest", f"its manifest cannot be used: {error}")
     if memory_mib is None:
         memory_mib = RUNAWAY * float(budget) if budget else memory_limit_mib(bundle)
-    found = Health(False, "crash", "it holds no format")
+    found = Health(False, "crash", "its manifest lists no format")
     gates: tuple[GateResult, ...] = ()
     start = time.perf_counter()
     for name in formats:
@@ -87,24 +87,26 @@ def _in_process(
 ) -> Health:
     arguments = [str(bundle), "--format", format, "--json", "--threads", str(threads)]
     arguments += [] if speed else ["--no-speed"]
-    # the process is ended when it holds more than its limit; it cannot reserve far more in the meantime
+    # the process is ended when it exceeds its limit; until then it cannot reserve much more
     reserved = RUNAWAY * memory_mib
     with Child("edgekit.field.releases.health", arguments, memory_mib=reserved) as child:
         exceeded, reached = child.wait(limit_s, memory_mib)
         if exceeded == "memory":
-            reason = f"its process took {reached:.0f} MiB and was ended at the limit of {memory_mib:.0f} MiB"
+            reason = f"its process used {reached:.0f} MiB of memory and was ended; the limit is {memory_mib:.0f} MiB"
             return Health(False, "memory", reason, peak_rss_mib=round(reached, 1))
         if exceeded:
-            return Health(False, "timeout", f"it was not done after {limit_s:.0f} s", seconds=reached)
+            return Health(False, "timeout", f"it was not finished after {limit_s:.0f} s", seconds=reached)
         try:
             values = json.loads(child.output)
             return Health(**{**values, "gates": tuple(GateResult(**gate) for gate in values["gates"])})
         except (ValueError, KeyError, TypeError):
-            return Health(False, "crash", f"{format}: its process ended with {child.how_it_ended()}")
+            return Health(
+                False, "crash", f"{format}: its process ended unexpectedly ({child.how_it_ended()})"
+            )
 
 
 def examine(bundle: Path, format: str, *, speed: bool = True, threads: int = 0) -> Health:
-    """The check itself, of one format, in this process; never raises for a bad bundle."""
+    """Check one format in this process; never raises for a bad bundle."""
     try:
         manifest = read_manifest(bundle)
         if format not in manifest["formats"]:
@@ -146,7 +148,7 @@ def _kind(gate: str) -> Kind:
 def _measured(
     bundle: Path, manifest: Mapping[str, Any], format: str, threads: int
 ) -> tuple[list[GateResult], dict[str, float]]:
-    """Gates of speed and memory, and the readings: the best of three runs, as others may use the machine too."""
+    """Gates of speed and memory, and the readings: the best of three runs, because the machine may be busy."""
     from edgekit import registry
 
     entry = manifest["formats"][format]
@@ -159,7 +161,7 @@ def _measured(
     chance, ttft, rate = random.Random(0), float("inf"), 0.0
     try:
         for _ in range(1 + REPEATS):
-            # another prompt each time, so that nothing remembered of the last one helps
+            # another prompt each time, so that no cached prefix helps
             prompt = [chance.randrange(3, model.vocab_size) for _ in range(length)]
             start = time.perf_counter()
             answer = model.generate(prompt, count, ignore_stop=True)
@@ -202,7 +204,7 @@ def _budget(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Check one format of a bundle and print what was found; the exit status says only that the check was done."""
+    """Check one format of a bundle and print the result; exit status 0 only means that the check ran."""
     parser = argparse.ArgumentParser(prog="python -m edgekit.field.releases.health", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--format", required=True, help="gguf or onnx")
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no data
+    os.dup2(2, 1)  # what libraries print must not mix with the JSON document
     found = examine(options.bundle, options.format, speed=not options.no_speed, threads=options.threads)
     output.write(json.dumps(asdict(found)) if options.json else found.reason or "fit")
     output.write("\n")

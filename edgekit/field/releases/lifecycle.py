@@ -6,7 +6,7 @@
                            ▼  verdict           ▼  verdict
                           bad                  bad               and the version before answers again
 
-A version on trial answers already; until it is marked good each start takes one of its tries.
+A version on trial already answers requests; until it is marked good, each start uses one of its tries.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ AUDITED = frozenset({"import", "promote", "refuse", "rollback", "verdict", "gc"}
 
 
 def check_golden(bundle: Path) -> Health:
-    """The health check of an import: digests and golden answers."""
+    """The default health check of an import: digests and golden answers."""
     from edgekit.field.releases import health
 
     return health.check(bundle, speed=False)
 
 
 def check_health(bundle: Path) -> Health:
-    """The health check of a promotion: digests, golden answers, speed and memory."""
+    """The default health check of a promotion: digests, golden answers, speed and memory."""
     from edgekit.field.releases import health
 
     return health.check(bundle)
 
 
 def compare_answers(candidate: Path, current: Path) -> Comparison:
-    """The comparison of a promotion when no rows are given."""
+    """The default comparison of a promotion, without rows."""
     from edgekit.field.releases import compare
 
     return compare.compare(candidate, current)
 
 
 class Releases:
-    """The releases below the folder `root`, such as `.edgekit/field/releases`; changes are in the audit log beside it.
+    """The releases in the folder `root`, such as `.edgekit/field/releases`; changes are in the audit log beside it.
 
-    Reading takes no lock. Changes are made by one process at a time; long ones (import, collection) hold a lock of
-    their own, so that a server that starts never waits for them.
+    Reading takes no lock. One process at a time makes changes; long ones (import, gc) hold a lock of their own, so that
+    a starting server never waits for them.
     """
 
     def __init__(self, root: Path) -> None:
@@ -80,7 +80,7 @@ class Releases:
         return sorted(found, key=lambda release: (-release.number, -release.imported))
 
     def get(self, release: str) -> Release:
-        """One version by its name or the beginning of it; raises `ConfigError` when none or several fit."""
+        """One version by its name or a unique prefix of it; raises `ConfigError` when none or several match."""
         fits = [name for name in self.store.names() if release and name.startswith(release)]
         if len(fits) != 1:
             what = f"Several releases begin with '{release}'" if fits else f"There is no release '{release}'"
@@ -88,7 +88,7 @@ class Releases:
         return self._release(fits[0], self.journal.read())
 
     def current(self) -> Path | None:
-        """The bundle that answers now, the one on trial included; one `stat` when nothing has changed."""
+        """The bundle that answers now, which may be on trial; takes one `stat` when nothing has changed."""
         active = self.journal.read().active
         return None if active is None else self.store.folder(active)
 
@@ -111,16 +111,16 @@ class Releases:
         allow_failed: bool = False,
         health: Check = check_golden,
     ) -> Release:
-        """Bring a bundle in: its manifest, digests and verdict are held, and `health` asks the copy again.
+        """Import a bundle: check its manifest, digests and verdict, copy it, and check the copy with `health`.
 
-        Raises `CorruptError` for a damaged bundle and `GateError` for one that did not pass its build or answers
-        otherwise than then; nothing of it is left in the store. A bundle that is there already stays as it is.
+        Raises `CorruptError` for a damaged bundle, and `GateError` for one that did not pass its build or gives other
+        answers than at build time; the store is then unchanged. A bundle that was imported before is left as it is.
         """
         data, manifest = read_checked(bundle)
         if manifest["verdict"] != "pass" and not allow_failed:
             raise GateError(
                 f"{bundle} did not pass its own gates; nothing was imported.",
-                f"See {bundle / 'report.html'}; to keep it all the same, add --allow-failed.",
+                f"See {bundle / 'report.html'}; to import it anyway, add --allow-failed.",
             )
 
         def prove(folder: Path) -> None:
@@ -128,7 +128,7 @@ class Releases:
             if not found.passed and not (allow_failed and found.kind == "verdict"):
                 corrupt = found.kind in ("digest", "crash", "timeout")
                 raise (CorruptError if corrupt else GateError)(
-                    f"{bundle} is not fit for use: {found.reason}; nothing was imported.",
+                    f"{bundle} failed its health check: {found.reason}; nothing was imported.",
                     f"`edgekit verify {bundle}` shows every check.",
                 )
             number = self.journal.serial() + 1
@@ -151,12 +151,12 @@ class Releases:
         compare: Compare = compare_answers,
         allow: Collection[Allowance] = (),
     ) -> Release:
-        """Put a version on trial in place of the one in use, after a health check and a comparison with that.
+        """Put a version on trial in place of the one in use, after a health check and a comparison of the two.
 
-        `allow` holds `older` to take an older version, and `unproven` to take one when there are too few answers to
-        tell; the log then says so. A version that answers worse is never taken. Raises `ConfigError` for an older
-        version and while another is on trial, `CorruptError` for a damaged one, and `GateError` when the check or the
-        comparison fails; the version in use stays.
+        `allow` may contain `older`, to accept an older version, and `unproven`, to accept a version when there are too
+        few answers to tell, which the log records. A version that answers worse is always refused. Raises `ConfigError`
+        for an older version and while another is on trial, `CorruptError` for a damaged one, and `GateError` when the
+        check or the comparison fails; the version in use then stays.
         """
         candidate = self.get(release)
         name, slots = candidate.name, self.journal.read()
@@ -167,7 +167,7 @@ class Releases:
         if current is not None and "older" not in allow and older(candidate, self.get(current)):
             raise ConfigError(
                 f"{name} is older than {current}, the version in use; nothing was changed.",
-                f"`edgekit releases rollback` goes back one; or add --allow-older to promote {name}.",
+                f"`edgekit releases rollback` restores the previous version; or add --allow-older to promote {name}.",
             )
         try:
             self.store.check(name)
@@ -206,10 +206,11 @@ class Releases:
         return self.get(name)
 
     def boot(self) -> Path:
-        """The bundle that a server opens as it starts; its digests hold.
+        """The bundle that a starting server opens; its digests were checked.
 
-        A version on trial loses one try by it; with none left, or damaged, it is out and the version before answers.
-        Raises `ConfigError` when no version was ever promoted and `CorruptError` when none is whole.
+        A start uses one try of a version on trial. When none is left, or the version is damaged, it is rejected and the
+        previous version answers. Raises `ConfigError` when no version was ever promoted, and `CorruptError` when all are
+        damaged.
         """
         slots = self.journal.read()
         if slots.pending is None and slots.current is not None and not self.store.holds(slots.current):
@@ -217,7 +218,7 @@ class Releases:
         try:
             with self._writing("lock"):
                 return self._boot(self.journal.read())
-        except StageError:  # a try that cannot be counted is not taken
+        except StageError:  # a start that cannot be counted must not use the version on trial
             if (whole := self._whole(slots.good)) is None:
                 raise
             return self.store.folder(whole)
@@ -229,18 +230,18 @@ class Releases:
                 left = replace(slots, tries=slots.tries - 1)
                 self._write(left, what="try", release=name, why=f"a start; {left.tries} left")
                 return self.store.folder(name)
-            slots = self._out(slots, name, damage or "started as often as it may, and never marked good")
+            slots = self._out(slots, name, damage or "it used all its tries and was never marked good")
         if slots.current is None:
             raise ConfigError(
-                f"No release is in use below {self.root}.",
-                "edgekit releases import BUNDLE, then edgekit releases promote RELEASE",
+                f"No release is in use in {self.root}.",
+                "Run `edgekit releases import BUNDLE`, then `edgekit releases promote RELEASE`.",
             )
         return self.store.folder(str(self._to_whole(slots).current))
 
     def mark_good(self, release: str | None = None) -> None:
-        """The pending version answers well: it is the current one from now on.
+        """Make the pending version, which answers well, the current one.
 
-        With `release` only when that is the pending one; without a pending version nothing happens.
+        With `release`, only if that is the pending one. Without a pending version nothing happens.
         """
         pending = self.journal.read().pending
         if pending is None or release not in (None, pending):
@@ -251,10 +252,10 @@ class Releases:
                 self._write(slots.settled(), what="good", release=pending, why="it started and answered")
 
     def verdict(self, failed: str, *, release: str | None = None) -> Path | None:
-        """The version that answers now is bad, for the reason `failed`: switch back at once; returns what answers then.
+        """Mark the version that answers now as bad, for the reason `failed`, and return the one that replaces it.
 
-        With `release` only when that version answers, so that a late verdict cannot hit the one after it. The only
-        version there is stays in use, which the log tells; None when there is none.
+        With `release`, only if that version answers, so that a late verdict cannot affect its successor. If there is no
+        other version, it stays in use, which the log records. None when no version is in use.
         """
         with self._writing("lock"):
             slots = self.journal.read()
@@ -262,39 +263,39 @@ class Releases:
             if name is not None and release in (None, name):
                 if name == slots.pending or self._whole(slots.good[:-1]):
                     slots = self._out(slots, name, failed)
-                    if slots.previous is not None:  # else there is no choice, and reading it all takes time
+                    if slots.previous is not None:  # without another version the check would only take time
                         with contextlib.suppress(CorruptError):
                             self._to_whole(slots)
                 else:
-                    why = f"{failed}; it stays, as there is no other"
+                    why = f"{failed}; it stays in use, because there is no other version"
                     self._write(slots, what="verdict", release=name, why=why)
         return self.current()
 
     def rollback(self, *, who: str = "", why: str = "", release: str | None = None) -> Release:
-        """Go back to the version before: from one on trial to the current one, from that to the previous.
+        """Go back to the previous version: from one on trial to the current one, from that to the one before.
 
-        With `release` only when that version answers, so that a late rule cannot hit the one after it.
+        With `release`, only if that version answers, so that a late rule cannot affect its successor.
 
-        Raises `ConfigError` when there is none or another answers, and `CorruptError` when none of the earlier ones is whole.
+        Raises `ConfigError` when there is none or another version answers, and `CorruptError` when all earlier ones are damaged.
         """
 
         def back(slots: Slots) -> Slots:
             if release is not None and slots.active != release:
                 raise ConfigError(
-                    f"{release} is not in use any more, but {slots.active or 'none'}; nothing was changed.",
+                    f"{release} is no longer in use; in use is {slots.active or 'no version'}; nothing was changed.",
                     "`edgekit releases log` shows who changed it, and why.",
                 )
             earlier = slots.good if slots.pending else slots.good[:-1]
             if slots.active is None or not earlier:
                 raise ConfigError(
                     "There is no earlier version to go back to; nothing was changed.",
-                    "`edgekit releases list` shows what there is; `edgekit releases promote` puts one to use.",
+                    "`edgekit releases list` shows the versions; `edgekit releases promote` puts one into use.",
                 )
             whole = self._whole(earlier)
             if whole is None:
                 raise CorruptError(
-                    "No earlier version is whole; nothing was changed.",
-                    "Import its bundle again, then roll back.",
+                    "All earlier versions are damaged; nothing was changed.",
+                    "Import the bundle of one again, then roll back.",
                 )
             slots = slots.without(slots.active, why or "rolled back")
             while slots.current is not None and slots.current != whole:
@@ -306,12 +307,14 @@ class Releases:
         return self.get(str(self.journal.read().current))
 
     def gc(self, keep: int = 2, *, who: str = "") -> dict[str, Any]:
-        """Remove versions that are out of use, and files of none; returns `removed` names and `freed_mib`.
+        """Remove versions that are no longer in use, and unused files; returns `removed` names and `freed_mib`.
 
-        Kept are the last `keep` that were marked good, the one on trial, and those imported since and never tried.
+        It keeps the last `keep` versions that were marked good, the one on trial, and newer ones that were never tried.
         """
         if keep < 1:
-            raise ConfigError("At least one version is kept; nothing was removed.", "Give --keep 1 or more.")
+            raise ConfigError(
+                "At least one version must be kept; nothing was removed.", "Use --keep 1 or more."
+            )
         with self._writing("import.lock"):
             gone: list[str] = []
 
@@ -326,7 +329,7 @@ class Releases:
                 bad = {name: why for name, why in slots.bad.items() if name in names}
                 return replace(slots, good=good, bad=bad)
 
-            said = f"the last {keep} are kept"
+            said = f"keeps the last {keep}"
             self._change(trim, what="gc", release=None, who=who, why=said)
             for name in gone:
                 self.store.remove(name)
@@ -340,7 +343,7 @@ class Releases:
         why = slots.bad.get(name, "")
         try:
             manifest = read_checked(self.store.folder(name))[1]
-        except CorruptError as error:  # it is shown all the same
+        except CorruptError as error:  # a damaged version is still listed
             why = why or error.message
         noted = self.store.noted(name, "import")
         place: Place = "new"
@@ -373,7 +376,7 @@ class Releases:
             )
 
     def _whole(self, good: Sequence[str]) -> str | None:
-        """The newest of `good` whose digests hold."""
+        """The newest of `good` that is undamaged."""
         return next((name for name in reversed(good) if not self.store.holds(name)), None)
 
     def _to_whole(self, slots: Slots) -> Slots:
@@ -383,8 +386,8 @@ class Releases:
         whole = self._whole(slots.good)
         if whole is None:
             raise CorruptError(
-                f"No release on this device is whole: {self.store.holds(slots.current)}",
-                "Import a bundle again, then start.",
+                f"All releases on this device are damaged: {self.store.holds(slots.current)}",
+                "Import a bundle again, then start the server.",
             )
         while slots.current is not None and slots.current != whole:
             slots = self._out(slots, slots.current, self.store.holds(slots.current))
@@ -420,7 +423,7 @@ class Releases:
 
 
 def _unproven(name: str, current: str, compared: Comparison) -> GateError:
-    """The error for a candidate that too few answers were asked of."""
+    """The error for a candidate with too few compared answers."""
     enough = f"at least {compared.rows_needed}" if compared.rows_needed else "more"
     return GateError(
         f"{compared.n} answers are too few to tell whether {name} is as good as {current}: {compared.detail}; "

@@ -1,4 +1,4 @@
-"""What is told of one version, and which of two is the older."""
+"""The description of one version, and which of two versions is older."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Release:
     size_mib: float
     place: Place
     tries: int = 0
-    """Starts left to a pending version."""
+    """Starts that a pending version has left."""
     why: str = ""
-    """Why a bad one is bad."""
+    """Why a bad version was rejected."""
 
 
 def older(one: Release, other: Release) -> bool:
-    """Whether `one` comes before `other`: by semantic version, else by when it was made, else by import."""
+    """Whether `one` is older than `other`: by semantic version, else by build time, else by order of import."""
     first, second = _semantic(one.version), _semantic(other.version)
     if first and second and first != second:
         return first < second
@@ -44,6 +44,6 @@ def older(one: Release, other: Release) -> bool:
 
 
 def _semantic(version: str | None) -> tuple[int, ...] | None:
-    """The numbers of a semantic version, without what follows them; None for another text."""
+    """The numbers of a semantic version, without suffixes; None for any other text."""
     found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", str(version or ""))
     return tuple(int(part or 0) for part in found.groups()) if found else None

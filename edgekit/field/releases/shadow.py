@@ -1,6 +1,7 @@
-"""Shadow mode: a candidate answers the same requests as the version in use, unseen, and only counts are kept.
+"""Shadow mode: a candidate answers the same requests as the version in use; its answers are compared and discarded.
 
-It has a thread of its own at the lowest priority and a short queue; when it is behind, requests pass it by.
+Only counts are kept. It runs in a thread of the lowest priority with a short queue; when the queue is full, requests
+are skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEAST_PRIORITY = 19
 
 @dataclass(frozen=True)
 class Means:
-    """Means over the answers of one of the two; None where there were none."""
+    """Means over the answers of one of the two versions; None without answers."""
 
     ttft_s: float | None
     duration_s: float | None
@@ -35,19 +36,19 @@ class Means:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was seen so far: no prompt and no answer is in it."""
+    """The comparison so far, without any prompt or answer."""
 
     requests: int
-    """Offered by the server."""
+    """Requests that the server offered."""
     answered: int
-    """Also answered by the candidate, and compared."""
+    """Requests that the candidate answered too, compared."""
     dropped: int
-    """Passed by, as the candidate was behind."""
+    """Requests skipped because the candidate was behind."""
     failed: int
     """Requests on which the candidate failed."""
     same_answer: int
     same_class: int | None
-    """None when answers have no classes here."""
+    """None when answers have no classes."""
     current: Means
     candidate: Means
 
@@ -77,16 +78,16 @@ class _Sums:
 
 
 class _Unrecorded:
-    """Telemetry hears nothing of answers that nobody sees; their certainty is read all the same."""
+    """Keeps shadow answers out of telemetry; their confidence is still computed."""
 
     def record(self, answer: Answer) -> None:
-        """Take no note."""
+        """Record nothing."""
 
 
 class Shadow:
-    """Asks `candidate` what the version in use was asked; `close` frees it.
+    """Asks `candidate` the questions of the version in use; `close` frees it.
 
-    `class_of` tells the class of an answer's text, None for none.
+    `class_of` returns the class of an answer's text, None for no class.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Shadow:
         self._thread.start()
 
     def offer(self, answer: Answer, messages: Sequence[Message] | None = None) -> None:
-        """Ask the candidate what a finished greedy `answer` was given to; returns at once and never raises.
+        """Ask the candidate the question of a finished greedy `answer`; returns at once and never raises.
 
         With `messages` the candidate renders them by its own template; without, it takes the token ids, which only fits
         a candidate with the same tokenizer and template. Answers that failed or were cancelled are not compared.
@@ -117,7 +118,7 @@ class Shadow:
         if answer.finish not in WHOLE or self._closing:
             return
         if answer.sampling.temperature or not answer.comparable:
-            return  # chance, a grammar or a stop string made it: the candidate's own answer says nothing beside it
+            return  # sampling, a grammar or a stop string shaped it: the two answers cannot be compared
         self._count("requests")
         asked = _Asked(answer.prompt if messages is None else messages, messages is None, answer)
         try:
@@ -138,11 +139,11 @@ class Shadow:
             return Summary(**counts, current=self._current.means(), candidate=self._candidate.means())
 
     def wait(self) -> None:
-        """Return when every request that waits is answered."""
+        """Block until every queued request is answered."""
         self._waiting.join()
 
     def close(self) -> None:
-        """Stop after the answer under way, drop those that wait, and free the candidate."""
+        """Stop after the current answer, drop the queue, and free the candidate."""
         self._closing = True
         with contextlib.suppress(queue.Empty):
             while True:
@@ -159,20 +160,20 @@ class Shadow:
     def _work(self) -> None:
         if (
             sys.platform == "linux"
-        ):  # there a thread has a priority of its own, and hands it on to those it starts
+        ):  # on Linux a thread has its own priority, which the threads it starts inherit
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
         while (asked := self._waiting.get()) is not None:
             try:
                 self._answer(asked)
-            except Exception:  # noqa: BLE001 - whatever a candidate does, the version in use answers on
+            except Exception:  # noqa: BLE001 - a candidate's failure must not affect the version in use
                 self._count("failed")
             finally:
                 self._waiting.task_done()
 
     def _answer(self, asked: _Asked) -> None:
         prompt: Any = asked.prompt if asked.tokens else self._model.prompt(list(asked.prompt))  # type: ignore[arg-type]
-        shown = len(asked.answer.ids)  # an answer that was cut is held against one cut at the same length
+        shown = len(asked.answer.ids)  # a truncated answer is compared with one truncated at the same length
         limit = max(1, shown) if asked.answer.finish == "length" else max(self._model.max_tokens, 2 * shown)
         seen = Answer(self._model.runtime, prompt, limit, records=_Unrecorded())
         for _ in seen:

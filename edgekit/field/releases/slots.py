@@ -1,7 +1,7 @@
-"""Which version answers: the slots in `state.json`, and `log.jsonl`, which says who changed them, when and why.
+"""The versions in use: the slots in `state.json`, and `log.jsonl`, which says who changed them, when and why.
 
-`state.json` is replaced by one rename and is the truth; it carries the newest line of the log, so that a cut between
-the two loses no line. Each line carries the slots after it, so that a log alone brings a damaged `state.json` back.
+`state.json` is replaced by one rename and is authoritative. It holds the newest line of the log, so that a power failure
+between the two writes loses no line. Each line holds the slots after it, so that the log can restore `state.json`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ TAIL = 1 << 16  # bytes of the log's end that are read for its newest line
 
 @dataclass(frozen=True)
 class Slots:
-    """The versions in use, by name: `good` in the order in which they were marked so, the last of them current."""
+    """The versions in use, by name; `good` is in the order in which they were marked good, the last one current."""
 
     good: tuple[str, ...] = ()
     pending: str | None = None
-    """On trial: answers until it is marked good, or is out of tries, or is judged bad."""
+    """The version on trial: it answers until it is marked good, has no tries left, or is judged bad."""
     tries: int = 0
     """Starts that the pending version has left."""
     bad: Mapping[str, str] = field(default_factory=dict)
-    """Versions that were taken out of use, and why."""
+    """Versions that were rejected, and why."""
 
     @property
     def current(self) -> str | None:
@@ -42,7 +42,7 @@ class Slots:
 
     @property
     def previous(self) -> str | None:
-        """The one to go back to."""
+        """The version that a rollback restores."""
         return self.good[-2] if len(self.good) > 1 else None
 
     @property
@@ -70,7 +70,7 @@ class Slots:
 
 
 class Journal:
-    """The two files, read by anyone at any time and written under the lock of `Releases`."""
+    """The two files; any process may read them at any time, and writers hold the lock of `Releases`."""
 
     def __init__(self, root: Path) -> None:
         self.state = root / "state.json"
@@ -79,7 +79,7 @@ class Journal:
         self._slots = Slots()
 
     def read(self) -> Slots:
-        """The slots now; one `stat` when nothing has changed since the last reading."""
+        """The slots now; takes one `stat` when nothing has changed since the last reading."""
         try:
             stat = self.state.stat()
             seen: tuple[int, ...] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -95,10 +95,12 @@ class Journal:
         return int(self._newest()["serial"])
 
     def write(self, slots: Slots, *, what: str, release: str | None, who: str, why: str) -> None:
-        """Put `slots` in place in one step, then tell the log."""
+        """Replace the slots in one step, then append to the log."""
         newest = self._newest()
         if newest["serial"] > self._last_line().get("serial", 0):
-            disk.append(self.log, json.dumps(newest, ensure_ascii=False))  # a cut came between state and log
+            disk.append(
+                self.log, json.dumps(newest, ensure_ascii=False)
+            )  # a power failure came between state and log
         line = {
             "serial": newest["serial"] + 1,
             "time": time.time(),
@@ -109,11 +111,11 @@ class Journal:
             "slots": asdict(slots),
         }
         disk.write(self.state, json.dumps({"schema": SCHEMA, **line}, ensure_ascii=False, indent=1).encode())
-        with contextlib.suppress(OSError):  # the state has the line; the next change brings the log up to it
+        with contextlib.suppress(OSError):  # the state has the line; the next change adds it to the log
             disk.append(self.log, json.dumps(line, ensure_ascii=False))
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every change, oldest first; what a cut left of a line is left out."""
+        """Every change, oldest first, without incomplete lines."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -131,8 +133,8 @@ class Journal:
         found = _parsed(text) or self._last_line()
         if not found and (text or self.log.exists()):
             raise CorruptError(
-                f"{self.state} and {self.log} are damaged: which version is in use cannot be told.",
-                "Move both aside and promote a version again; the versions themselves are unchanged.",
+                f"{self.state} and {self.log} are damaged, so the version in use is unknown. The versions are unchanged.",
+                "Move both files away and promote a version again.",
             )
         found.pop("schema", None)
         return found or {"serial": 0, "slots": {}}
@@ -148,7 +150,7 @@ class Journal:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """One change, or nothing when `text` is not a whole one."""
+    """One change, or nothing when `text` is incomplete."""
     try:
         line = json.loads(text)
         _slots(line["slots"])

@@ -1,11 +1,11 @@
-"""Files by their digest, each once, and a folder for each version that links to them.
+"""The store of versions: each file once, named by its digest, and a folder for each version that links to them.
 
 objects/<sha256>                 a file of any version
 versions/<release>/              a whole bundle: its manifest, and hard links to objects (copies where there are none)
-records/<release>/               import.json, health.json, comparison.json: what was found out about a version here
+records/<release>/               import.json, health.json, comparison.json: results of checks on this device
 
-The files of an ONNX folder are in their version alone: its reader refuses a file with a second name, by which it could
-be changed, so no two versions could share them. A name that begins with a dot is unfinished: nothing reads it, and `sweep` removes it.
+The files of an ONNX folder are not shared: its reader refuses files with more than one name, because they could be
+changed under the other name. A name that begins with a dot is unfinished: nothing reads it, and `sweep` removes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_checked(folder: Path) -> tuple[bytes, dict[str, Any]]:
     for entry in files if isinstance(files, list) and files else [{}]:
         if not _to_copy(entry):
             raise CorruptError(
-                f"{folder / MANIFEST} lists no files, or one that is not to be copied: {entry!r:.200}.",
+                f"{folder / MANIFEST} lists no files, or a file that is not safe to copy: {entry!r:.200}.",
                 "Copy the bundle again, or build it again; nothing was imported.",
             )
     data = (folder / MANIFEST).read_bytes()
@@ -62,13 +62,13 @@ def _to_copy(entry: Any) -> bool:
 
 
 def _unshared(manifest: Mapping[str, Any], path: str) -> bool:
-    """Whether the runtime that reads this file wants it for itself."""
+    """Whether the runtime that reads this file refuses hard links to it."""
     formats = [entry for entry in manifest["formats"].values() if entry.get("runtime") in UNSHARED]
     return any(path == entry["path"] or path.startswith(f"{entry['path']}/") for entry in formats)
 
 
 class Store:
-    """The versions below one folder. Its caller holds the lock while it writes."""
+    """The versions in one folder. The caller holds the lock while it writes."""
 
     def __init__(self, root: Path) -> None:
         self.objects = root / "objects"
@@ -76,28 +76,28 @@ class Store:
         self.records = root / "records"
 
     def names(self) -> list[str]:
-        """Every version that is there."""
+        """The names of all versions."""
         if not self.versions.is_dir():
             return []
         found = [path.name for path in self.versions.iterdir() if NAME.fullmatch(path.name)]
         return sorted(name for name in found if (self.versions / name / MANIFEST).is_file())
 
     def folder(self, release: str) -> Path:
-        """Where a version's bundle is."""
+        """The folder of a version's bundle."""
         return self.versions / release
 
     def check(self, release: str) -> None:
-        """Raise `CorruptError` unless the version is whole: its manifest is the one it is named by, its files fit."""
+        """Raise `CorruptError` unless the version is undamaged: its name fits its manifest, and its files match it."""
         folder = self.folder(release)
         data, manifest = read_checked(folder)
         if release_name(data) != release:
             raise CorruptError(
-                f"{folder / MANIFEST} is not the one of {release}.", "Import the bundle again."
+                f"{folder / MANIFEST} does not belong to {release}.", "Import the bundle again."
             )
         check_files(folder, manifest)
 
     def holds(self, release: str) -> str:
-        """Why the version is not whole, or nothing."""
+        """How the version is damaged; empty when it is not."""
         try:
             self.check(release)
         except CorruptError as error:
@@ -107,10 +107,10 @@ class Store:
     def add(
         self, bundle: Path, data: bytes, manifest: Mapping[str, Any], prove: Callable[[Path], None]
     ) -> str:
-        """Copy a bundle in, have the copy proven by `prove(folder)`, and give it its name; returns that.
+        """Copy a bundle into the store, check the copy with `prove(folder)`, name it, and return the name.
 
-        Raises `CorruptError` when a file is not the one in the manifest, and whatever `prove` raises; nothing of the
-        bundle is left then. A version that is there but damaged is replaced.
+        Raises `CorruptError` when a file differs from the manifest, and whatever `prove` raises; the store is then
+        unchanged. An existing but damaged version is replaced.
         """
         release = release_name(data)
         staging = self.versions / f".{release}.partial"
@@ -141,7 +141,7 @@ class Store:
         return release
 
     def _object(self, bundle: Path, entry: Mapping[str, Any]) -> Path:
-        """The object of one file of `bundle`, copied in unless it is there and whole."""
+        """The object of one file of `bundle`, copied unless it exists undamaged."""
         digest = str(entry["sha256"])
         path = self.objects / digest
         if path.is_file() and path.stat().st_size == entry["bytes"] and sha256_file(path) == digest:
@@ -152,33 +152,33 @@ class Store:
         return path
 
     def _copy(self, bundle: Path, entry: Mapping[str, Any], target: Path) -> None:
-        """Copy one file of `bundle`; raises `CorruptError` unless what was written is the file in the manifest."""
+        """Copy one file of `bundle`; raises `CorruptError` unless the copy matches the manifest."""
         source = bundle / entry["path"]
         if not source.is_file():
             raise CorruptError(f"{source} is missing from the bundle.", "Copy the bundle again, whole.")
         if disk.copy(source, target) != entry["sha256"]:
             raise CorruptError(
-                f"{source} is not the file in the manifest: its digest differs; nothing was imported.",
+                f"{source} differs from the manifest (SHA-256); nothing was imported.",
                 "Copy the bundle again.",
             )
 
     def remove(self, release: str) -> None:
-        """Take a version away; its objects go with `sweep`."""
+        """Remove a version; `sweep` then removes its objects."""
         if self.folder(release).exists():
             self._discard(self.folder(release))
 
     def _discard(self, folder: Path) -> None:
         gone = folder.with_name(f".{folder.name}.gone")
         disk.remove(gone)
-        disk.rename(folder, gone)  # in one step: a version is never half there
+        disk.rename(folder, gone)  # in one step: a version is never partly removed
         disk.remove(gone)
 
     def sweep(self) -> int:
-        """Remove what is unfinished and what no version uses; returns the bytes of the objects that went."""
+        """Remove unfinished files and objects that no version uses; returns the bytes of the removed objects."""
         names, used, inodes, freed = set(self.names()), set[str](), set[int](), 0
         for release in names:
             inodes |= {file.stat().st_ino for file in list_files(self.folder(release))}
-            with contextlib.suppress(CorruptError):  # a damaged manifest: what is linked is kept all the same
+            with contextlib.suppress(CorruptError):  # a damaged manifest: linked files are still kept
                 used |= {entry["sha256"] for entry in read_checked(self.folder(release))[1]["files"]}
         for path in self._all(self.versions):
             if path.name not in names:
@@ -196,13 +196,13 @@ class Store:
         yield from sorted(folder.iterdir()) if folder.is_dir() else ()
 
     def note(self, release: str, kind: str, value: Mapping[str, Any]) -> None:
-        """Keep what was found out about a version as `records/<release>/<kind>.json`."""
+        """Save the result of a check of a version as `records/<release>/<kind>.json`."""
         disk.make_folder(self.records / release)
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
         disk.write(self.records / release / f"{kind}.json", text.encode() + b"\n")
 
     def noted(self, release: str, kind: str) -> dict[str, Any]:
-        """What was kept so, empty when nothing was."""
+        """The saved result; empty when there is none."""
         try:
             value = json.loads((self.records / release / f"{kind}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -23,7 +23,7 @@ from edgekit.field.status import window_option
 from edgekit.field.telemetry.metrics import CONTENT_TYPE, Metrics
 
 BODY_BYTES = 1 << 20
-BODY_S = 30.0  # to send it in
+BODY_S = 30.0  # to receive a body
 REASONS = {
     400: "invalid",
     401: "unauthorized",
@@ -50,9 +50,9 @@ def create_app(
 ) -> Starlette:
     """The ASGI application that serves `engine`.
 
-    With `token`, every request but health needs it; `local` says that without one only loopback names are answered.
-    `shadow` gives the comparison with a candidate that answers the same requests unseen, at `/shadow`; `status` gives
-    the document of schema `edgekit.monitor/1` for a window in seconds, at `/status`.
+    With `token`, every request except health checks needs it; without one, `local` restricts requests to loopback names.
+    `shadow` returns the comparison with a shadow candidate, for `/shadow`. `status` returns the document of schema
+    `edgekit.monitor/1` for a window in seconds, for `/status`.
     """
 
     def refused(error: ApiError) -> None:
@@ -72,7 +72,7 @@ def create_app(
         reply = Reply(engine.name, kind is ChatBody)
         async with _watched(request, ticket):
             if body.stream:
-                # an error before the first word still gets a status of its own
+                # an error before the first token still gets its own status code
                 first = await anext(aiter(ticket), None)
             else:
                 text = "".join([piece async for piece in ticket])
@@ -89,7 +89,7 @@ def create_app(
             return await answer(request, kind)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception as error:  # noqa: BLE001 - nothing of a request may reach a log
+        except Exception as error:  # noqa: BLE001 - no part of a request may reach a log
             return problem(error)
 
     def problem(error: Exception) -> Response:
@@ -121,7 +121,7 @@ def create_app(
     async def prometheus(request: Request) -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
-    building = asyncio.Lock()  # one status at a time: it reads the stores
+    building = asyncio.Lock()  # one status at a time, because it reads the stores
 
     async def shown(request: Request) -> Response:
         if status is None:
@@ -130,20 +130,22 @@ def create_app(
             window_s = window_option(request.query_params.get("window"))
             async with building:
                 document = await asyncio.to_thread(status, window_s)
-        except Exception as error:  # noqa: BLE001 - a store that cannot be read is told in a sentence
+        except Exception as error:  # noqa: BLE001 - a store that cannot be read becomes an error message
             return problem(error)
         return JSONResponse(dict(document), headers={"cache-control": "no-store"})
 
     async def compared(request: Request) -> Response:
         if shadow is None:
             return problem(
-                ApiError(404, "No candidate answers in the shadow: `edgekit serve --shadow BUNDLE`.")
+                ApiError(
+                    404, "No shadow candidate is running. Start one with `edgekit serve --shadow BUNDLE`."
+                )
             )
         return JSONResponse(dict(shadow()))
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        return problem(ApiError(status, f"{request.method} {request.url.path} is not offered here."))
+        return problem(ApiError(status, f"{request.method} {request.url.path} is not supported."))
 
     return Starlette(
         routes=[
@@ -164,10 +166,12 @@ def create_app(
 
 async def _read(request: Request) -> bytes:
     """The body; raises `ApiError` for one that is too large, too slow, or not JSON by its type."""
-    # a web page may send other types anywhere unasked; for this one its browser asks first, and is refused
+    # a web page may send other types to any host; for this one the browser must ask first, and is refused
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "Send the body as 'content-type: application/json'.")
-    too_large = ApiError(413, f"A body may have {BODY_BYTES:,} bytes.", code="request_too_large")
+    too_large = ApiError(
+        413, f"The body is too large; the limit is {BODY_BYTES:,} bytes.", code="request_too_large"
+    )
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > BODY_BYTES:
         raise too_large
@@ -179,13 +183,13 @@ async def _read(request: Request) -> bytes:
                 if len(data) > BODY_BYTES:
                     raise too_large
     except TimeoutError:
-        raise ApiError(408, f"The body did not come within {BODY_S:g} s.") from None
+        raise ApiError(408, f"The body was not received within {BODY_S:g} s.") from None
     return bytes(data)
 
 
 @asynccontextmanager
 async def _watched(request: Request, ticket: Ticket) -> AsyncIterator[None]:
-    """Cancel the answer when its reader goes away, or when this is left by an error."""
+    """Cancel the answer when the client disconnects, or when this block ends with an error."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -203,7 +207,7 @@ async def _watched(request: Request, ticket: Ticket) -> AsyncIterator[None]:
 
 
 async def _events(first: str | None, ticket: Ticket, reply: Reply, with_usage: bool) -> AsyncIterator[bytes]:
-    """The stream of one answer: its pieces, how it ended, the counts if wanted; an error takes the place of the end."""
+    """The stream of one answer: its pieces, its finish reason, and the token counts if requested; or an error."""
     try:
         if first is not None:
             yield reply.chunk(first, ticket, with_usage=with_usage)
@@ -213,14 +217,14 @@ async def _events(first: str | None, ticket: Ticket, reply: Reply, with_usage: b
         if with_usage:
             yield reply.counts(ticket)
         yield b"data: [DONE]\n\n"
-    except Exception as error:  # noqa: BLE001 - the status is sent: all that is left to say goes into the stream
+    except Exception as error:  # noqa: BLE001 - the status code is sent already: the error goes into the stream
         yield wire.event(_told(error).document)
     finally:
         ticket.cancel()
 
 
 def _told(error: Exception) -> ApiError:
-    """What the asker is told of `error`: of an unknown one its kind only, which holds no words of the request."""
+    """The response for `error`; of an unknown error only its type is sent, because its text may repeat the request."""
     match error:
         case ApiError():
             return error
@@ -250,7 +254,7 @@ def _told(error: Exception) -> ApiError:
 
 
 def describe(address: str, name: str) -> dict[str, Any]:
-    """What a person can type to try it: the base address of clients, and a first request for curl."""
+    """What a person can type to try the server: the base URL for clients, and a first request with curl."""
     socket, base = (
         (f"--unix-socket {address.removeprefix('unix:')} ", "http://localhost")
         if address.startswith("unix:")

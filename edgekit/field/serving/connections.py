@@ -1,4 +1,4 @@
-"""Bounds the connections of the server, before anything of a request is trusted.
+"""Limits the connections of the server, before it reads any request.
 
 At most `most` connections are served. A new one beyond that closes the connection that has been idle longest. When none
 is idle, a few more are accepted for health checks only, so that a supervisor always gets an answer. A connection that
@@ -42,7 +42,7 @@ class Connection(H11Protocol):
     limits = ConnectionLimits()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept the connection, in the place of the one that has been idle longest when there are too many."""
+        """Accept the connection; when there are too many, close the one that has been idle longest."""
         super().connection_made(transport)
         self.idle_since = self.loop.time()
         self._head_timer: asyncio.TimerHandle | None = None
@@ -65,7 +65,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; whoever sends them one by one has no more time for a request head than others."""
+        """Receive bytes; the time limit of a request head also holds for a client that sends single bytes."""
         super().data_received(data)
         if self.answering:
             self._stop_head_timer()

@@ -1,4 +1,4 @@
-"""Answers held to a JSON schema or to a closed set of texts, the same for both formats.
+"""Answers constrained to a JSON schema or to a closed set of texts, the same for both formats.
 
 Source of the method: llguidance (<https://github.com/guidance-ai/llguidance>) turns a schema and the tokenizer into the
 set of tokens that may come next; all others get minus infinity before one is chosen.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IN_BUNDLE = "tokenizer/tokenizer.json"
-# At most one space wherever JSON allows whitespace: a model that is unsure would else fill its answer with it.
+# At most one space wherever JSON allows whitespace: an uncertain model could otherwise generate only whitespace.
 OPTIONS: dict[str, Any] = {"whitespace_pattern": " ?"}
 
 
 def of_schema(schema: Mapping[str, Any]) -> str:
-    """The grammar of the JSON documents that `schema` allows; `Constraints.processor` says if it cannot be held."""
+    """The grammar of the JSON documents that `schema` allows; `Constraints.processor` refuses unsupported ones."""
     from llguidance import LLMatcher
 
     return str(LLMatcher.grammar_from_json_schema(dict(schema), overrides=OPTIONS))  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def of_choices(choices: Sequence[str]) -> str:
 
 
 class Constraints:
-    """The tokenizer of one model as grammars need it, read when the first answer is to be held to one (0.4 s)."""
+    """The tokenizer of one model as grammars need it, loaded for the first constrained answer (0.4 s)."""
 
     def __init__(self, source: Path | None, runtime: Runtime) -> None:
         self._source = source
@@ -52,8 +52,8 @@ class Constraints:
     def processor(self, grammar: str) -> LogitsProcessor:
         """A processor for one answer that leaves only what `grammar` allows.
 
-        Raises `ConfigError` for a grammar that llguidance refuses, with its words, and for a model without a
-        tokenizer.json; `CorruptError` when that file is not the one in the manifest.
+        Raises `ConfigError` for a grammar that llguidance refuses, with its message, and for a model without a
+        tokenizer.json; `CorruptError` when that file differs from the manifest.
         """
         from llguidance import LLMatcher
 
@@ -61,7 +61,7 @@ class Constraints:
             self._tokenizer = self._read()
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise ConfigError(f"The answer cannot be held to this: {matcher.get_error()}")
+            raise ConfigError(f"This schema or these choices are not supported: {matcher.get_error()}")
         return _Held(matcher, self._runtime.stop_ids)
 
     def _read(self) -> llguidance.LLTokenizer:
@@ -70,19 +70,19 @@ class Constraints:
         path = _tokenizer_file(self._source)
         if path is None:
             raise ConfigError(
-                "A plain model file has no tokenizer.json, which answers of a given form need.",
-                "Serve the bundle that the file came in, or ask without response_format and choices.",
+                "Constrained answers need a tokenizer.json, and a plain model file has none.",
+                "Serve the bundle of this file, or send the request without response_format and choices.",
             )
         runtime = self._runtime
         try:
             text = without_rows(path.read_text(encoding="utf-8"), runtime.vocab_size)
             return LLTokenizer(text, n_vocab=runtime.vocab_size, eos_token=sorted(runtime.stop_ids))
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise StageError(f"{path} cannot be used for answers of a given form: {error}") from error
+            raise StageError(f"{path} cannot be used for constrained answers: {error}") from error
 
 
 def _tokenizer_file(source: Path | None) -> Path | None:
-    """The tokenizer.json of a bundle, held against its digest, or of an onnxruntime-genai folder; None without."""
+    """The tokenizer.json of a bundle, with its digest checked, or of an onnxruntime-genai folder; None without one."""
     if source is None:
         return None
     if (source / MANIFEST).is_file():
@@ -109,11 +109,13 @@ class _Held:
         self._read = len(ids)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
-            raise StageError(f"An answer of the given form cannot go on: {matcher.get_error()}")
+            raise StageError(f"The constrained answer cannot be continued: {matcher.get_error()}")
         allowed = np.zeros(len(logits), np.bool_)
         known = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(np.bool_)
         allowed[: len(known)] = known
         allowed[self._stop_ids] = matcher.is_accepting()
         if not allowed.any():
-            raise StageError("An answer of the given form cannot go on: no token of this model fits.")
+            raise StageError(
+                "The constrained answer cannot be continued: no token of this model is allowed next."
+            )
         logits[~allowed] = -np.inf

@@ -1,8 +1,8 @@
-"""A model in the field: what answers, who listens, who watches, and how another release takes its place.
+"""A model in service: the model that answers, its telemetry, its watcher, and the switch to another release.
 
-Without releases one bundle answers until the end. With them a thread looks at the slots every second: another version is
-opened beside the one that answers, asked its own golden answer, and only then put in its place; the old one finishes
-what it began. A version that cannot be opened or answers otherwise is judged bad, and the one before goes on.
+Without releases, one bundle answers until the end. With releases, a thread reads the slots every second. Another version
+is opened beside the one that answers, asked one of its golden questions, and only then replaces it; the old one finishes
+its requests. A version that cannot be opened or gives another answer is judged bad, and the previous one continues.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
 
 RELEASES = "releases"
 EVERY_S = 1.0
-GRACE_S = 2.0  # for the answer under way on a release that was judged bad
+GRACE_S = 2.0  # for the current answer of a release that was judged bad
 WHO = "serve"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is open, with the telemetry that listens to it."""
+    """An opened model with its telemetry."""
 
     model: LoadedModel
     telemetry: Telemetry
@@ -75,23 +75,23 @@ class OpenOptions:
 
 
 class Both:
-    """`Records` that tell two others."""
+    """`Records` that pass each answer to two others."""
 
     def __init__(self, one: Records, other: Records) -> None:
         self._one, self._other = one, other
 
     def record(self, answer: Answer) -> None:
-        """Tell both."""
+        """Pass the answer to both."""
         self._one.record(answer)
         self._other.record(answer)
 
 
 class Deployment:
-    """What serves one state folder; `start` once its engine exists, `close` at the end.
+    """Serves one state folder; call `start` once its engine exists, and `close` at the end.
 
-    `bundle` is a bundle or plain model that answers until the end; None serves the release in use and follows a switch.
-    `say` is told in words when another release answers, or one is refused.
-    Raises what `Releases.boot` and `edgekit.load` raise when there is nothing that can be opened.
+    `bundle` is a bundle or plain model that answers until the end; with None, it serves the release in use and follows
+    changes. `say` gets a sentence when another release answers or one is refused.
+    Raises what `Releases.boot` and `edgekit.load` raise when nothing can be opened.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Deployment:
         self._refused = ""
         self.releases = Releases(state / RELEASES) if bundle is None else None
         self.switch_trouble = ""
-        """Why the release in use is not the one that answers; empty when it is."""
+        """Why another release than the one in use answers; empty when they are the same."""
         self.metrics: Metrics | None = None
-        """Told of every answer and alarm, once there is one."""
+        """Receives every answer and alarm, once it is set."""
         self._options = options
         self._shadow = shadow
         self._stop = threading.Event()
@@ -132,7 +132,7 @@ class Deployment:
         )
 
     def start(self, engine: Engine) -> None:
-        """Watch, and follow the releases with `engine`, which also accepts the names of the releases kept in use."""
+        """Start the watcher and follow the releases with `engine`, which also accepts the names of earlier releases."""
         if self.releases is not None:
             with contextlib.suppress(EdgekitError, OSError, KeyError):
                 for release in self.releases.journal.read().good:
@@ -144,7 +144,7 @@ class Deployment:
         self._follower.start()
 
     def close(self) -> None:
-        """Stop watching and following; the engine closes the model."""
+        """Stop both threads; the engine closes the model."""
         self._stop.set()
         if self._follower is not None:
             self._follower.join()
@@ -152,7 +152,7 @@ class Deployment:
         self.opened.telemetry.close()
 
     def window(self, since: float, until: float, release: str | None = None) -> Window:
-        """The telemetry of a stretch of time, whichever release answered."""
+        """The telemetry of a period, of whichever release answered."""
         return self.opened.telemetry.store.window(since, until, release)
 
     def status(self, engine: Engine, window_s: float) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Deployment:
 
     @property
     def trouble(self) -> str:
-        """Why telemetry cannot be kept now, empty when it is."""
+        """Why telemetry cannot be saved now; empty when it can."""
         return self.opened.telemetry.trouble
 
     def _bundle(self) -> Path | None:
@@ -192,7 +192,7 @@ class Deployment:
             model.format,
             keep_texts=self._options.keep_texts,
             decode=model.runtime.decode,
-            beat_s=None,  # begun when it answers alone: two open models are no reading of one
+            beat_s=None,  # started once it answers alone: with two open models the memory reading would be wrong
         )
         telemetry.listeners.append(self._count)
         model.telemetry = Both(telemetry, self._shadow) if self._shadow else telemetry
@@ -207,13 +207,13 @@ class Deployment:
             self.metrics.alarm(kind)
 
     def _show(self) -> None:
-        """Put the release that answers and the incidents under way into the metrics."""
+        """Update the release in use and the open incidents in the metrics."""
         if self.metrics is None:
             return
         from edgekit.field.telemetry.metrics import UnderWay
 
         now, under_way = time.time(), None
-        with contextlib.suppress(EdgekitError, OSError):  # the watcher says why they cannot be read
+        with contextlib.suppress(EdgekitError, OSError):  # the watcher reports why they cannot be read
             under_way = [
                 UnderWay(one.kind, one.severity, one.since, one.silenced(now))
                 for one in self.watcher.incidents.find()
@@ -221,7 +221,7 @@ class Deployment:
         self.metrics.stand(self.opened.release, under_way)
 
     def _boot(self) -> Opened:
-        """Open the release in use; one that cannot be opened is judged bad, and the one before is tried."""
+        """Open the release in use; one that cannot be opened is judged bad, and the previous one is tried."""
         assert self.releases is not None
         while True:
             folder = self.releases.boot()
@@ -229,7 +229,7 @@ class Deployment:
             try:
                 opened = self._open_held(folder)
             except (ConfigError, MissingPartError):
-                raise  # what was typed, or this installation, is wrong: no verdict on the release
+                raise  # a usage or installation error, so the release is not judged
             except EdgekitError as error:
                 if self.releases.verdict(error.message, release=name) in (None, folder):
                     raise
@@ -239,7 +239,7 @@ class Deployment:
                 return opened
 
     def _open_held(self, folder: Path) -> Opened:
-        """A release that is open and answers one question as at its build; raises `EdgekitError` for any other."""
+        """Open a release that answers one question as at build time; raises `EdgekitError` for any other."""
         opened = self._open(folder)
         try:
             _hold(opened.model, folder)
@@ -250,14 +250,14 @@ class Deployment:
         return opened
 
     def _follow(self, engine: Engine) -> None:
-        """Every second: the release that should answer, and what cannot be kept or looked at."""
+        """Every second: follow the release in use, and report what cannot be saved or evaluated."""
         said = ""
         self._show()
         while not self._stop.wait(EVERY_S):
             try:
                 self._look(engine)
                 self.switch_trouble = ""
-            except Exception as error:  # noqa: BLE001 - the version that answers goes on answering
+            except Exception as error:  # noqa: BLE001 - the version in use must continue to answer
                 self.switch_trouble = in_words(error)
             self._show()
             words = self.switch_trouble or self.trouble or self.watcher.trouble
@@ -272,23 +272,23 @@ class Deployment:
         name = release_of(folder) if folder is not None else ""
         if name and name == self.opened.release:
             self._refused = ""
-            self.releases.mark_good(name)  # one `stat` when nothing is on trial
+            self.releases.mark_good(name)  # takes one `stat` when nothing is on trial
         elif folder is not None and name and name != self._refused:
             self._check_memory(folder)
-            folder = self.releases.boot()  # takes a try, as a start does
+            folder = self.releases.boot()  # uses one try, as a start does
             if release_of(folder) == self.opened.release:
                 self._refused = name
             else:
                 self._switch(engine, self.releases, folder)
 
     def _check_memory(self, folder: Path) -> None:
-        """Raise `StageError` where a second model does not fit beside the one that answers; no try is taken then."""
+        """Raise `StageError` when memory does not suffice for a second model; no try is used then."""
         needed, free = _model_mib(folder, self._options.format), hardware.available_memory_mib()
         if needed > free:
             raise StageError(
-                f"{release_of(folder)} needs about {needed} MiB beside the model that answers, and {free} MiB are "
-                "free. The model in use goes on answering.",
-                "Free memory, or stop the server and start it again: then only one model is opened.",
+                f"{release_of(folder)} needs about {needed} MiB of memory in addition to the model in use, and "
+                f"{free} MiB are free. The model in use continues to answer.",
+                "Free memory, or restart the server, which then opens only the new model.",
             )
 
     def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
@@ -296,7 +296,7 @@ class Deployment:
         try:
             opened = self._open_held(folder)
         except Exception as error:
-            self._refused = name  # once is enough, whether or not the verdict can be written
+            self._refused = name  # do not try again, whether or not the verdict can be written
             releases.verdict(in_words(error), release=name)
             raise
         before, self.opened = self.opened, opened
@@ -315,22 +315,22 @@ class Deployment:
         opened.telemetry.beat()
         releases.mark_good(name)
         self._refused = ""
-        self._say(f"{name} answers now, instead of {before.release}")
+        self._say(f"{name} now answers instead of {before.release}")
 
     def _roll_back(self, incident: Incident) -> str:
-        """What an automatic rule does: go back to the release before; the follower switches within a second."""
+        """Roll back for an automatic rule; the follower switches the model within a second."""
         assert self.releases is not None
         back = self.releases.rollback(who="watcher", why=incident.what, release=incident.release)
         return f"rolled back to {back.name}"
 
 
 def model_name(bundle: Path) -> str:
-    """The model's name for clients: the bundle's own name, else the file's."""
+    """The model's name for clients: the name of the bundle, else of the file."""
     return str(read_manifest(bundle)["name"]) if (bundle / MANIFEST).is_file() else bundle.stem
 
 
 def _model_mib(bundle: Path, format: str | None) -> int:
-    """The size of one format's files, about what opening it takes; 0 where the manifest does not tell."""
+    """The size of one format's files, an estimate of the memory it needs; 0 when the manifest has no sizes."""
     with contextlib.suppress(CorruptError, KeyError, TypeError, StopIteration):
         manifest = read_manifest(bundle)
         path = manifest["formats"][format or next(iter(manifest["formats"]))]["path"]
@@ -342,9 +342,9 @@ def _model_mib(bundle: Path, format: str | None) -> int:
 
 
 def _hold(model: LoadedModel, bundle: Path) -> None:
-    """Ask the opened model one golden question; raises `CorruptError` when it answers otherwise than at its build.
+    """Ask the opened model one golden question; raises `CorruptError` when its answer differs from build time.
 
-    All of them were asked when the version was imported and promoted; this one tells that it answers in this process.
+    All of them were asked when the version was imported and promoted; this one shows that it answers in this process.
     """
     try:
         golden = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"][model.format]
@@ -358,7 +358,7 @@ def _hold(model: LoadedModel, bundle: Path) -> None:
     ids = list(model.runtime.generate(prompt, limit))
     if ids != wanted:
         raise CorruptError(
-            f"{bundle.name} answers otherwise than when it was built: {model.runtime.decode(ids)!r}, "
-            f"not {first['text']!r}.",
+            f"{bundle.name} does not answer a golden question as at build time: {model.runtime.decode(ids)!r} "
+            f"instead of {first['text']!r}.",
             "Import the bundle again.",
         )

@@ -1,7 +1,7 @@
-"""One model that answers one request after another, from a bounded queue, on a thread of its own.
+"""One model that answers one request after another, from a bounded queue, in a thread of its own.
 
-The runtimes compute one answer at a time on all cores, so answers side by side would only slow each other down. What
-the worker thread makes crosses to the event loop of whoever asked.
+The runtimes compute one answer at a time on all cores, so parallel answers would only slow each other down. The worker
+thread passes the pieces of an answer to the event loop of its client.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from edgekit.registry import LogitsProcessor
 
 GREEDY = Sampling()
 ALIAS = "default"  # a model name that every release answers to
-# Why the engine ended an answer before the model did, and what its finish is then.
+# Why the engine ended an answer before the model did, and the finish reason that clients get.
 FINISH = {"stop": "stop", "timeout": "length", "cancelled": "cancelled", "drained": "cancelled"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked. `prompt` makes the token ids with the model that will answer; `grammar` is of `constrain`."""
+    """A request. `prompt` makes the token ids with the model that will answer; `grammar` comes from `constrain`."""
 
     prompt: Callable[[LoadedModel], Sequence[int]]
     max_tokens: int | None = None
@@ -44,7 +44,7 @@ class Request:
 
 
 class Busy(Exception):
-    """A request was not accepted, or not finished; trying again in `retry_after_s` seconds makes sense."""
+    """A request was not accepted or not finished; the client may retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -52,22 +52,22 @@ class Busy(Exception):
 
 
 class QueueFull(Busy):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class Draining(Busy):
-    """The server is about to stop."""
+    """The server is stopping."""
 
 
 class TimeUp(Exception):
-    """The time limit came before the first word of the answer."""
+    """The time limit ended the request before the first token of the answer."""
 
 
 class Ticket:
-    """A request that was accepted: iterate it for the text pieces of its answer.
+    """An accepted request: iterate over it for the text pieces of its answer.
 
-    When it has ended, `finish` is `stop`, `length` or `cancelled`, and the counts of tokens are known. Iterating raises
-    what went wrong: `ConfigError` for a request that cannot be answered, `TimeUp`, `Draining`, or the model's own error.
+    When it has ended, `finish` is `stop`, `length` or `cancelled`, and the token counts are known. Iterating raises
+    `ConfigError` for a request that cannot be answered, `TimeUp`, `Draining`, or the model's own error.
     """
 
     def __init__(self, request: Request, end: Callable[[Ticket, str], None]) -> None:
@@ -90,17 +90,17 @@ class Ticket:
         item = await self._items.get()
         if isinstance(item, str):
             return item
-        self._items.put_nowait(item)  # whoever asks again hears it again
+        self._items.put_nowait(item)  # a second reader gets it too
         if item is None:
             raise StopAsyncIteration
         raise item
 
     def cancel(self) -> None:
-        """Nobody wants the answer any more: it ends before its next token; harmless after its end."""
+        """Cancel the answer before its next token; has no effect after its end."""
         self._end(self, "cancelled")
 
     def put(self, item: str | Exception | None) -> None:
-        """Hand a piece, the error that ended the answer, or None for its good end to the reader, from any thread."""
+        """Pass a piece, the error that ended the answer, or None for its regular end to the reader, from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._take, item)
         except RuntimeError:  # the reader's event loop is closed
@@ -113,11 +113,11 @@ class Ticket:
 
 
 class _Ended(Exception):
-    """Raised before a token is chosen, to end an answer that nobody waits for any more."""
+    """Raised before a token is chosen, to end an answer that no client is waiting for."""
 
 
 class _Deployed:
-    """A model in use, with what belongs to it alone."""
+    """A model in use, with the objects that belong to it."""
 
     def __init__(self, model: LoadedModel, source: Path | None, release: str) -> None:
         self.model = model
@@ -127,7 +127,7 @@ class _Deployed:
 
 
 class _Told:
-    """Hands answers on to the model's records, with the reason where it was the engine that ended one."""
+    """Passes answers on to the model's records, with the reason when the engine ended one."""
 
     def __init__(self, records: Records, running: Callable[[], Ticket | None]) -> None:
         self._records = records
@@ -135,7 +135,7 @@ class _Told:
 
     def record(self, answer: Answer) -> None:
         if answer.error == ConfigError.__name__:
-            return  # the request was wrong, not the model: the asker is told
+            return  # the request was wrong, not the model: the client gets the error
         ticket = self._running()
         if ticket and ticket.ending and (answer.finish == "cancelled" or answer.error == _Ended.__name__):
             if ticket.ending == "timeout" and not answer.ids:
@@ -150,8 +150,8 @@ class Engine:
 
     `name` is the model's name in requests and answers, `source` its bundle or folder, `release` its version. A name that
     the model had before a switch, each of `earlier_names`, and `default` are accepted in requests as well.
-    `queue_size` requests may wait, `max_tokens` is the longest answer that may be asked for, and `timeout_s` seconds
-    after it was accepted a request ends: with what it has, or with `TimeUp`.
+    `queue_size` requests may wait, and `max_tokens` is the longest answer that a request may ask for. `timeout_s` seconds
+    after it was accepted, a request ends with the answer so far, or with `TimeUp`.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Engine:
         return not self._draining and len(self._queue) < self.queue_size
 
     def answers_to(self, name: str) -> bool:
-        """Whether a request for the model `name` is answered here."""
+        """Whether this server answers requests for the model `name`."""
         return name in (self.name, ALIAS) or name in self.earlier_names
 
     def submit(self, request: Request) -> Ticket:
@@ -211,12 +211,14 @@ class Engine:
         Raises `ConfigError` for too many tokens, `QueueFull`, and `Draining`.
         """
         if (request.max_tokens or 0) > self.max_tokens:
-            raise ConfigError(f"At most {self.max_tokens} tokens may be asked for, not {request.max_tokens}.")
+            raise ConfigError(
+                f"max_tokens is {request.max_tokens}; this server allows at most {self.max_tokens}."
+            )
         with self._changed:
             if self._draining:
-                raise Draining("The server is about to stop.", self._retry_after_s())
+                raise Draining("The server is stopping.", self._retry_after_s())
             if len(self._queue) >= self.queue_size:
-                raise QueueFull(f"{len(self._queue)} requests wait already.", self._retry_after_s())
+                raise QueueFull(f"The queue is full ({len(self._queue)} requests).", self._retry_after_s())
             ticket = Ticket(request, self._end)
             ticket.timer = asyncio.get_running_loop().call_later(self.timeout_s, self._end, ticket, "timeout")
             self._queue.append(ticket)
@@ -232,10 +234,10 @@ class Engine:
         name: str | None = None,
         grace_s: float | None = None,
     ) -> None:
-        """Answer with `model` from now on, also what waits already; the answer under way ends on the old one.
+        """Answer with `model` from now on, queued requests included; the current answer ends on the old model.
 
-        With `grace_s` it has so many seconds, and then ends with `Draining`. Blocks until the new one is in its place;
-        the old one is closed right after.
+        With `grace_s`, the current answer ends with `Draining` after that many seconds. Blocks until the new model is in
+        use; the old one is then closed.
         """
         incoming = self._adopt(model, source, release)
         incoming.name = self.name if name is None else name
@@ -255,9 +257,9 @@ class Engine:
             superseded.model.close()
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and finish those accepted; after `timeout_s` the rest end with `Draining`.
+        """Refuse new requests and finish the accepted ones; after `timeout_s` the rest end with `Draining`.
 
-        Blocks; returns whether all were finished.
+        Blocks, and returns whether all were finished.
         """
         with self._changed:
             self._draining = True
@@ -268,7 +270,7 @@ class Engine:
         return finished
 
     def close(self) -> None:
-        """Stop the worker, after the answer under way, and free the model; what waits ends with `Draining`."""
+        """Stop the worker after the current answer, and free the model; queued requests end with `Draining`."""
         self.drain(0)
         with self._changed:
             self._closed = True
@@ -283,12 +285,12 @@ class Engine:
         return _Deployed(model, source, release)
 
     def _retry_after_s(self) -> int:
-        """Seconds until about half of what waits is answered, by the durations of late."""
+        """Estimated seconds until half of the queue is answered, from recent durations."""
         mean = sum(self._durations) / len(self._durations) if self._durations else 1.0
         return max(1, math.ceil(mean * (len(self._queue) + 1) / 2))
 
     def _end(self, ticket: Ticket, why: str) -> None:
-        """End a request early: at once where it waits, before its next token where it is being answered."""
+        """End a request early: at once if it is queued, before its next token if it is being answered."""
         with self._changed:
             ticket.ending = ticket.ending or why
             waits = ticket in self._queue
@@ -301,7 +303,7 @@ class Engine:
             self._finish(ticket)
 
     def _count_lost(self, ticket: Ticket) -> None:
-        """Tell telemetry of a request whose time was up before anyone began to answer it."""
+        """Record a request whose time limit passed while it was queued."""
         model = self._deployed.model
         if model.telemetry is not None:
             lost = Answer(model.runtime, (), 0, operation=ticket.request.operation)
@@ -310,13 +312,14 @@ class Engine:
             model.telemetry.record(lost)
 
     def _finish(self, ticket: Ticket, error: Exception | None = None, finish: str | None = None) -> None:
-        """Tell the reader how it ended: by itself with `finish`, with `error`, or for the reason in `ending`."""
+        """Pass the end to the reader: `finish`, `error`, or the reason in `ending`."""
         if error is None and finish is None:
             if ticket.ending == "timeout" and not ticket.answer_tokens:
                 error = TimeUp(f"The answer took longer than {self.timeout_s:g} s.")
             elif ticket.ending == "drained":
                 error = Draining(
-                    "The answer was ended before it was finished; ask again.", self._retry_after_s()
+                    "The server ended the answer before it was complete. Send the request again.",
+                    self._retry_after_s(),
                 )
         ticket.finish = finish or FINISH.get(ticket.ending or "")
         ticket.put(error)
@@ -326,14 +329,14 @@ class Engine:
             start = time.monotonic()
             try:
                 finish = self._answer(ticket, self._deployed)
-            except Exception as error:  # noqa: BLE001 - an error of one answer is that request's alone
+            except Exception as error:  # noqa: BLE001 - an error of one answer must not affect other requests
                 self._finish(ticket, error)
             else:
                 self._finish(ticket, finish=finish)
             self._durations.append(time.monotonic() - start)
 
     def _next(self) -> Ticket | None:
-        """The next request to answer, once the model that shall answer it is in its place; None to stop."""
+        """The next request, once the model for it is in use; None to stop."""
         while True:
             with self._changed:
                 self._running = None
@@ -350,7 +353,7 @@ class Engine:
             old.model.close()
 
     def _answer(self, ticket: Ticket, deployed: _Deployed) -> str | None:
-        """Make one answer; returns its finish, or None when the engine ended it for the reason in `ending`."""
+        """Generate one answer; returns its finish reason, or None when the engine ended it as `ending` says."""
         request, model = ticket.request, deployed.model
         ticket.release = deployed.release
         prompt = request.prompt(model)
@@ -385,7 +388,7 @@ class Engine:
 
     @staticmethod
     def _watch(ticket: Ticket, process: LogitsProcessor | None) -> LogitsProcessor:
-        """`process`, and before every token a look whether someone still waits for it."""
+        """`process`, with a check before every token whether a client still waits for the answer."""
 
         def watch(ids: Sequence[int], logits: Any) -> None:
             if ticket.ending:

@@ -1,4 +1,4 @@
-"""Who may ask: a bearer token, or only those who reach this machine's own address by its name."""
+"""Access control: a bearer token, or requests to this machine's loopback names only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgekit.field.serving.wire import ApiError
 
-OPEN = ("/healthz", "/readyz")  # they say nothing but yes or no
+OPEN = ("/healthz", "/readyz")  # their answer is only yes or no
 
 
 def is_loopback(host: str) -> bool:
@@ -25,10 +25,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware: requests without the token are refused; without a token, those that name another host.
+    """ASGI middleware that refuses requests without the token or, when there is no token, for another host name.
 
-    A web page can make a browser ask `127.0.0.1`, and with a name of its own that resolves there it could read the
-    answer: such a request names that host. `refused` is told the reason of each refusal.
+    A web page can make a browser send requests to `127.0.0.1`, and read the response if its own host name resolves there
+    (DNS rebinding); such a request names that host. `refused` is called with the reason of each refusal.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class Guard:
                 code="invalid_api_key",
             )
         if self._local and not is_loopback(_host(headers.get(b"host", b"").decode("latin-1"))):
-            return ApiError(403, "Without a token, only requests to this machine's own address are answered.")
+            return ApiError(
+                403, "This server has no token, so it answers only requests to localhost or 127.0.0.1."
+            )
         return None
 
 

@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its signals, and its graceful end."""
+"""The server process: its socket, its signals, and its graceful shutdown."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from edgekit.base.errors import ConfigError
 from edgekit.field.serving.connections import ConnectionLimits, protocol
 from edgekit.field.serving.engine import Engine
 
-# httpx, and so OpenAI's client, reuses a connection for 5 s: closing it as early would meet a request on its way
+# httpx, and so OpenAI's client, reuses a connection for 5 s: closing it earlier could break a request being sent
 KEEP_ALIVE_S = 75
 HEAD_BYTES = 16 * 1024  # of a request's head
-BACKLOG = 128  # listened at once, while the model loads: a second start must find the place taken
-LAST_BYTES_S = 5  # for what is written to readers after the last answer is made
+BACKLOG = 128  # the socket listens before the model is loaded, so that a second server fails at once
+LAST_BYTES_S = 5  # to send the last bytes after the last answer
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` and `port` (0 for a free one); raises `ConfigError` when it cannot be."""
+    """A socket bound to `host` and `port` (0 for a free one); raises `ConfigError` when that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
         return bound
     except OSError as error:
         hint = (
-            "Another program listens there: choose another --port, or 0 for any that is free."
+            "Another program uses it: choose another --port, or 0 for any free port."
             if error.errno == errno.EADDRINUSE
             else "Check --host and --port."
         )
@@ -44,9 +44,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A unix socket that only this user may open; one that a dead process left behind is replaced.
+    """A Unix socket that only this user may open; one that a dead process left behind is replaced.
 
-    Raises `ConfigError` when another process listens there, or something else than a socket is there.
+    Raises `ConfigError` when another process listens there, or the path is not a socket.
     """
     bound = socket.socket(socket.AF_UNIX)
     try:
@@ -80,10 +80,10 @@ def address_of(bound: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """Serves until `stop`; the first signal stops it gracefully, a second one at once.
+    """Serves until `stop`; the first signal stops it gracefully, a second one immediately.
 
-    While it drains, new requests get 503 with Retry-After, and those accepted are finished for up to `drain_s`.
-    `limits` bounds the connections. `ready` is called once it listens, `stopping` when the end begins.
+    While it drains, new requests get 503 with Retry-After, and accepted ones have up to `drain_s` to finish. `limits`
+    bounds the connections. `ready` is called once it listens, `stopping` when the shutdown begins.
     """
 
     def __init__(
@@ -121,18 +121,18 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
+        """Listen, then call `ready`."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._ready()
 
     def stop(self) -> None:
-        """Begin to stop gracefully; may be called from any thread, also more than once."""
+        """Begin a graceful shutdown; may be called from any thread, also more than once."""
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._begin_to_drain)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal: the first drains, the next ends it at once."""
+        """Handle a signal: the first drains, the next ends the server immediately."""
         if self._draining is None and not self.should_exit:
             self.stop()
         else:

@@ -1,4 +1,4 @@
-"""Stop strings: an answer ends before the first of them, also where one comes in several pieces."""
+"""Stop strings: an answer ends before the first of them, even when it arrives in several pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes the pieces of an answer on, and holds back what may be the beginning of a stop string."""
+    """Passes the pieces of an answer on, and holds back a possible beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -14,7 +14,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, piece: str) -> str:
-        """What of the text so far is certain to be shown; once a stop string is `found`, all that ever will be."""
+        """The text that is certain to be shown so far; once a stop string is `found`, it is final."""
         if not self._stops:
             return piece
         text = self._held + piece
@@ -27,7 +27,7 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def rest(self) -> str:
-        """What was held back, when the answer has ended without a stop string."""
+        """The text that was held back, when the answer has ended without a stop string."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""OpenAI's documents: bodies that come in, checked, and answers and errors that go out.
+"""The documents of OpenAI's API: checked request bodies, answers and errors.
 
 Source: the API reference, <https://platform.openai.com/docs/api-reference/chat>. Fields that change nothing are
 ignored; those that would change the answer and cannot be honoured are refused by name.
@@ -19,7 +19,7 @@ from edgekit.field.serving import constrain
 from edgekit.field.serving.engine import Request, Ticket
 from edgekit.models.sampling import Sampling
 
-# What cannot be done, with the values that ask for nothing.
+# Unsupported fields, with the values that have no effect.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -78,17 +78,17 @@ class _Message(BaseModel):
     content: str | list[_Part]
 
     def plain(self) -> dict[str, str]:
-        """The message as chat templates take it; raises `ApiError` for what is not text."""
+        """The message in the form of chat templates; raises `ApiError` for content that is not text."""
         extra = self.model_extra or {}
         if extra.get("tool_calls") or extra.get("function_call"):
-            raise ApiError(400, "Tools are not offered here.", param="messages", code="unsupported_value")
+            raise ApiError(400, "Tools are not supported.", param="messages", code="unsupported_value")
         text = self.content
         if not isinstance(text, str):
             other = next((part.type for part in text if part.type != "text"), None)
             if other:
                 raise ApiError(
                     400,
-                    f"Only text can be read here, not '{other}'.",
+                    f"Only text content is supported, not '{other}'.",
                     param="messages",
                     code="unsupported_value",
                 )
@@ -113,7 +113,7 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
-    """What both kinds of request share."""
+    """The fields that both kinds of request have."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -127,15 +127,15 @@ class Body(BaseModel):
     stream_options: _StreamOptions | None = None
     response_format: _ResponseFormat | None = None
     choices: Annotated[list[_Stop], Field(min_length=1, max_length=1024)] | None = None
-    """edgekit's own: the answer is one of these texts."""
+    """An extension of edgekit: the answer is one of these texts."""
 
     @property
     def with_usage(self) -> bool:
-        """Whether a stream ends with the counts of tokens."""
+        """Whether a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def request(self) -> Request:
-        """What the engine is asked; raises `ApiError` for what cannot be done."""
+        """The request for the engine; raises `ApiError` for unsupported fields."""
         raise NotImplementedError
 
     def _options(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Body(BaseModel):
             harmless = REFUSED.get(name)
             if value is None or harmless is None or any(_same(value, other) for other in harmless):
                 continue
-            raise ApiError(400, f"'{name}' is not offered here.", param=name, code="unsupported_parameter")
+            raise ApiError(400, f"'{name}' is not supported.", param=name, code="unsupported_parameter")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return {
             "max_tokens": self.max_tokens,
@@ -153,7 +153,7 @@ class Body(BaseModel):
         }
 
     def _sampling(self) -> Sampling:
-        """Greedy unless a temperature is asked for: what the bundle was proven with."""
+        """Greedy, as the bundle was proven, unless a temperature is given."""
         if not self.temperature or self.top_p == 0:
             return Sampling()
         seed = secrets.randbits(31) if self.seed is None else self.seed
@@ -163,9 +163,7 @@ class Body(BaseModel):
         wanted = self.response_format
         if self.choices is not None:
             if wanted and wanted.type != "text":
-                raise ApiError(
-                    400, "Ask for 'choices' or for a 'response_format', not both.", param="choices"
-                )
+                raise ApiError(400, "Use either 'choices' or 'response_format', not both.", param="choices")
             return constrain.of_choices(self.choices)
         if wanted is None or wanted.type == "text":
             return None
@@ -183,7 +181,7 @@ class ChatBody(Body):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     def request(self) -> Request:
-        """What the engine is asked; raises `ApiError` for what cannot be done."""
+        """The request for the engine; raises `ApiError` for unsupported fields."""
         messages = [message.plain() for message in self.messages]
         options = self._options()
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
@@ -196,12 +194,15 @@ class CompletionBody(Body):
     prompt: str | list[str] | list[int] | list[list[int]]
 
     def request(self) -> Request:
-        """What the engine is asked; raises `ApiError` for what cannot be done."""
+        """The request for the engine; raises `ApiError` for unsupported fields."""
         prompt = self.prompt
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             if len(prompt) > 1:
                 raise ApiError(
-                    400, "One prompt at a time is answered.", param="prompt", code="unsupported_value"
+                    400,
+                    "Only one prompt for each request is supported.",
+                    param="prompt",
+                    code="unsupported_value",
                 )
             prompt = prompt[0]
 
@@ -270,7 +271,7 @@ class Reply:
         )
 
     def counts(self, ticket: Ticket) -> bytes:
-        """The event with the counts of tokens, after the last chunk."""
+        """The event with the token counts, after the last chunk."""
         return self._event(ticket, [], {"usage": usage(ticket)})
 
     def _event(self, ticket: Ticket, choices: list[dict[str, Any]], more: dict[str, Any]) -> bytes:
@@ -284,7 +285,7 @@ def event(document: Any) -> bytes:
 
 
 def usage(ticket: Ticket) -> dict[str, int]:
-    """The counts of tokens."""
+    """The token counts."""
     prompt, answer = ticket.prompt_tokens, ticket.answer_tokens
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
@@ -298,5 +299,5 @@ def models(name: str, created: float) -> dict[str, Any]:
 
 
 def _fingerprint(ticket: Ticket) -> dict[str, Any]:
-    """Which version answered: it may change between two requests."""
+    """The version that answered, which may change between two requests."""
     return {"system_fingerprint": f"fp_{ticket.release}" if ticket.release else None}

@@ -1,1 +1,1 @@
-"""What is known of a model in the field: counts and sketches of its answers, never their words."""
+"""Telemetry of a model in use: counts and histograms of its answers, never their text."""

@@ -1,4 +1,4 @@
-"""Telemetry: told of every answer, it counts, watches for drift, and stands in nobody's way."""
+"""Telemetry: receives every answer, counts it, and tests for drift, without delaying answers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from edgekit.field.telemetry.reservoir import FILE as RESERVOIR
 from edgekit.field.telemetry.reservoir import Reservoir
 from edgekit.field.telemetry.store import FILE, Store
 
-BEAT_S = 5.0  # between two heartbeats, and two readings of the machine
+BEAT_S = 5.0  # between two heartbeats and between two readings of the machine
 
 
 class Telemetry:
-    """What listens to the answers of one release; give it to `edgekit.load(path, telemetry=...)`.
+    """Records the answers of one release; pass it to `edgekit.load(path, telemetry=...)`.
 
     `listeners` are called with each observation and `alarm_listeners` with each drift alarm, in the thread of the
-    answer; what they raise is kept in `fault` and stops nothing. `record` may be called from any thread.
+    answer. Their errors are kept in `fault` and do not interrupt the answer. `record` may be called from any thread.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class Telemetry:
         self.detector = DriftDetector(signals) if signals else None
         self.listeners: list[Callable[[Observation], None]] = []
         self.alarm_listeners: list[Callable[[DriftAlarm], None]] = []
-        self.note = "" if signals else "The bundle has no reference for drift, so drift is not watched."
+        self.note = "" if signals else "The bundle has no reference for drift, so drift is not detected."
         self.fault = ""
         self.reservoir = reservoir
         self.decode = decode
         """Text of a prompt's token ids; only the reservoir needs it."""
-        self._lock = threading.RLock()  # an abandoned answer may end, by garbage collection, within `record`
+        self._lock = threading.RLock()  # garbage collection may end a cancelled answer within `record`
         self._stop = threading.Event()
         self._pulse: threading.Thread | None = None
         if beat_s is not None:
             self.beat(beat_s)
 
     def beat(self, every_s: float = BEAT_S) -> None:
-        """Begin the heartbeat and the readings of the machine; `beat_s=None` leaves that to the caller."""
+        """Start the heartbeat and the readings of the machine; with `beat_s=None` the caller does it."""
         self._pulse = threading.Thread(
             target=self._beat, args=(every_s,), name="telemetry-pulse", daemon=True
         )
@@ -78,17 +78,17 @@ class Telemetry:
         decode: Callable[[Sequence[int]], str] | None = None,
         beat_s: float | None = BEAT_S,
     ) -> Self:
-        """Telemetry of `bundle` (None, or a plain model file, for no reference) in the state folder `state`.
+        """Telemetry of `bundle` in the state folder `state`; None or a plain model file has no drift reference.
 
-        `keep_texts` above zero switches on the redacting reservoir of so many texts. A reference that cannot be read
-        is said in `note`; drift is then not watched, and answers are served all the same.
+        `keep_texts` above zero keeps that many redacted texts. If the reference cannot be read, `note` says so; drift is
+        then not detected, but answers are still served.
         """
         note, signals = "", None
         if bundle is not None and bundle.is_dir():
             try:
                 signals = reference.load(bundle, format)
             except CorruptError as error:
-                note = f"{error.message} Drift is not watched."
+                note = f"{error.message} Drift is not detected."
         reservoir = Reservoir(state / RESERVOIR, keep_texts) if keep_texts else None
         store = Store(state / FILE, cap_mib)
         opened = cls(
@@ -99,19 +99,19 @@ class Telemetry:
 
     @property
     def trouble(self) -> str:
-        """Why something is not kept now; empty when all is well."""
+        """Why some telemetry cannot be saved now; empty when all is well."""
         texts = self.reservoir.trouble if self.reservoir else ""
         return self.store.trouble or texts or self.fault
 
     @property
     def drift_over(self) -> bool | None:
-        """Whether every signal is as in the reference; None until there is enough to tell."""
+        """Whether every signal matches the reference; None until there are enough answers to tell."""
         if self.detector is None or not self.detector.full:
             return None
         return not self.detector.drifting
 
     def record(self, answer: Answer) -> None:
-        """Take note of an answer that has ended; never raises."""
+        """Record a finished answer; never raises."""
         try:
             with self._lock:
                 seen = self._observed(answer)
@@ -119,7 +119,7 @@ class Telemetry:
                 alarms = self.detector.update(seen) if self.detector else []
             for alarm in alarms:
                 self.store.alarm(alarm, self.release)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the answer was given)
+        except Exception as error:  # noqa: BLE001 (the answer was given, whatever fails here)
             self.fault = f"An answer was not counted: {type(error).__name__}: {error}"
             return
         self.fault = ""
@@ -133,7 +133,7 @@ class Telemetry:
             self._tell(lambda ended: reservoir.offer(decode(ended.prompt), ended.text), answer)
 
     def close(self) -> None:
-        """Write what waits and stop; answers may still come, and are no longer kept."""
+        """Write pending data and stop; later answers are not recorded."""
         self._stop.set()
         if self._pulse is not None:
             self._pulse.join()
@@ -169,13 +169,13 @@ class Telemetry:
     def _tell(self, listener: Callable[[Any], None], what: Any) -> None:
         try:
             listener(what)
-        except Exception as error:  # noqa: BLE001 (a listener's fault is not the answer's)
+        except Exception as error:  # noqa: BLE001 (a listener's error must not affect the answer)
             self.fault = f"A listener of telemetry failed: {type(error).__name__}: {error}"
 
     def _beat(self, every_s: float) -> None:
         watch = MachineWatch()
         while True:
-            with contextlib.suppress(Exception):  # a sensor that fails is no reason to look dead
+            with contextlib.suppress(Exception):  # a failing sensor must not stop the heartbeat
                 self.store.sample(watch.read(), self.release)
             self.store.heartbeat()
             if self._stop.wait(every_s):

@@ -9,8 +9,8 @@ from collections import deque
 class PageHinkley:
     """Page-Hinkley's test in both directions: the sum of deviations from the running mean, against its extreme so far.
 
-    A deviation below `delta` is tolerated, a sum beyond `threshold` is a change; `alpha` forgets the past slowly. After
-    a change it begins anew. Source: E. S. Page, Continuous Inspection Schemes, Biometrika 41 (1954).
+    A deviation below `delta` is tolerated, a sum beyond `threshold` is a change, and `alpha` discounts the past. After
+    a change the test restarts. Source: E. S. Page, Continuous Inspection Schemes, Biometrika 41 (1954).
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class PageHinkley:
         self.threshold = threshold
         self.alpha = alpha
         self.reached = 0.0
-        """How far the sums were at the last change."""
+        """The test statistic at the last change."""
         self.reset()
 
     def reset(self) -> None:
@@ -39,11 +39,11 @@ class PageHinkley:
 
     @property
     def value(self) -> float:
-        """How far the sums are from their extremes, the larger of the two directions."""
+        """The test statistic: the distance of the sums from their extremes, the larger of the two directions."""
         return max(self._up - self._lowest, self._highest - self._down) if self.n else 0.0
 
     def update(self, x: float) -> int:
-        """Take `x` in; 0, or at a change how many numbers ago it began."""
+        """Add `x`. Returns 0, or, at a change, how many numbers ago it began."""
         self.n += 1
         self.mean += (x - self.mean) / self.n
         deviation = x - self.mean
@@ -65,7 +65,7 @@ class PageHinkley:
 
 
 class Adwin:
-    """Adaptive windowing: the newest numbers, as many as have one mean; older ones are dropped when theirs differs.
+    """Adaptive windowing: a window of the newest numbers with one mean; older numbers with another mean are dropped.
 
     Numbers are kept as sums and variances of buckets of 1, 2, 4, ... numbers, at most `max_buckets` of a size, so
     memory grows with the logarithm of the window. Numbers must lie between 0 and 1. `delta` is the confidence of one
@@ -87,9 +87,9 @@ class Adwin:
         self.min_window = min_window
         self.grace = grace
         self.shift = 0.0
-        """How far the means of two parts were apart at the last change, newer less older."""
+        """The difference of the means of the two parts at the last change, newer minus older."""
         self.allowed = 0.0
-        """How far they might have been."""
+        """The difference that was allowed."""
         self.reset()
 
     def reset(self) -> None:
@@ -108,11 +108,11 @@ class Adwin:
 
     @property
     def buckets(self) -> int:
-        """How many buckets the window takes."""
+        """The number of buckets in the window."""
         return sum(map(len, self._sizes))
 
     def update(self, x: float) -> int:
-        """Take `x` in; 0, or at a change how many numbers ago it was: where the means were furthest apart."""
+        """Add `x`. Returns 0, or, at a change, how many numbers ago it was: where the means differed most."""
         if self.width:
             self.variance += self.width * (x - self.mean) ** 2 / (self.width + 1)
         self.width += 1
@@ -131,7 +131,7 @@ class Adwin:
         return ago
 
     def _merge(self) -> None:
-        """Two of the oldest buckets of a size become one of twice the size where there are too many."""
+        """Merge the two oldest buckets of a size into one of twice the size when there are too many."""
         for level, row in enumerate(self._sizes):
             if len(row) <= self.max_buckets:
                 return
@@ -143,7 +143,7 @@ class Adwin:
             self._sizes[level + 1].append((first + second, spread + other + between))
 
     def _cut(self) -> int:
-        """Drop the oldest bucket when any split of the window has two different means; how many are after the split."""
+        """Drop the oldest bucket when a split of the window has two different means; returns the count after the split."""
         if self.width <= 1:
             return 0
         n0, total0, furthest, ago = 0, 0.0, 1.0, 0

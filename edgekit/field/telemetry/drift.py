@@ -1,11 +1,11 @@
-"""Drift on the device: are questions and answers still those that the bundle was proven on?
+"""Drift on the device: whether questions and answers still resemble those that the bundle was proven on.
 
-Three methods look at each number that an answer leaves behind:
-- `psi`: the distribution of the last requests against the bundle's reference; finds whatever came to stay;
-- `page-hinkley` and `adwin`: a change within the stream itself; sooner than a window fills.
-The mix of answered classes is watched by PSI alone. Page-Hinkley and ADWIN read the rank of a number in the reference
-and not the number: it lies between 0 and 1 for every signal, so one set of limits holds for all, and one very odd answer
-weighs no more than an odd one.
+Three methods test each signal of an answer:
+- `psi` compares the distribution of the last requests with the bundle's reference, and finds lasting changes;
+- `page-hinkley` and `adwin` find a change within the stream itself, before a window is full.
+The mix of answered classes is tested by PSI only. Page-Hinkley and ADWIN read the rank of a value in the reference
+instead of the value. A rank lies between 0 and 1 for every signal, so one set of limits holds for all signals, and an
+outlier counts no more than any other unusual answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOLERATED = 0.1  # of a rank, by Page-Hinkley
 THRESHOLD = 6.0  # of Page-Hinkley, in ranks
 CONFIDENCE = 2e-5  # of one of ADWIN's comparisons
 CLOCK = 8  # requests between two of ADWIN's readings
-CALM = 0.5  # of PSI's limit: below it a signal has come back
+CALM = 0.5  # of PSI's limit: below it a signal has returned to normal
 SHARE = frozenset({"confidence", "unknown_rate"})
 NAMES = {
     "confidence": "The confidence of answers",
@@ -38,9 +38,10 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class DriftAlarm:
-    """A signal that is no longer what it was: the method's `value` passed its `limit`.
+    """A signal that has changed: the method's `value` exceeded its `limit`.
 
-    `time` is now and `since` when it began, as near as the method can tell, Unix seconds; `words` is for people.
+    `time` is the time of detection and `since` the estimated time of the change, in Unix seconds. `words` describes
+    the change for people.
     """
 
     time: float
@@ -57,10 +58,10 @@ class DriftAlarm:
 
 
 class DriftDetector:
-    """Watches a stream of answers for drift from `signals`; `methods` leaves some out, for measuring the others.
+    """Tests a stream of answers for drift from `signals`, with the named `methods`.
 
-    After an alarm its signal is quiet until it has come back: a whole window without another finding, and PSI below
-    half its limit. To take a new state of affairs for normal, begin with new signals. Not for several threads at once.
+    After an alarm, a signal raises no other until it has returned to normal: a whole window without a finding, and PSI
+    below half its limit. To accept a change as normal, create a new detector with new signals. Not thread-safe.
     """
 
     def __init__(self, signals: Signals, methods: Collection[str] = METHODS) -> None:
@@ -72,7 +73,7 @@ class DriftDetector:
             self._watched[CLASSES] = _Classes(signals.classes, signals.window)
 
     def update(self, observation: Observation) -> list[DriftAlarm]:
-        """Take one answer in; what is told now, mostly nothing. Failed and abandoned answers are left out."""
+        """Add one answer and return the alarms it raises, usually none. Failed and cancelled answers are ignored."""
         if observation.finish not in WHOLE:
             return []
         alarms = []
@@ -84,7 +85,7 @@ class DriftDetector:
 
     @property
     def drifting(self) -> list[str]:
-        """The signals that were told of and have not come back."""
+        """The signals that raised an alarm and have not returned to normal."""
         return [name for name, watched in self._watched.items() if watched.told]
 
     @property
@@ -99,7 +100,7 @@ class DriftDetector:
 
 
 class _Watched:
-    """One signal: its PSI, when its requests were, and whether it was told of."""
+    """One signal: its PSI, the times of its requests, and whether it has raised an alarm."""
 
     def __init__(self, name: str, psi: SlidingPsi, limit: float, methods: Collection[str]) -> None:
         self.name = name
@@ -111,7 +112,7 @@ class _Watched:
         self._calm_for = 0
 
     def update(self, value: Any, at: float) -> DriftAlarm | None:
-        """Take one value in."""
+        """Add one value."""
         self._times.append(at)
         self._calm_for += 1
         found = self._found(value, at)
@@ -126,7 +127,7 @@ class _Watched:
         return DriftAlarm(at, self.name, method, reached, limit, since, self._words())
 
     def _found(self, value: Any, at: float) -> tuple[str, float, float, float] | None:
-        """What a method finds: its name, its value, its limit, and since when."""
+        """The finding of a method: its name, its value, its limit, and the time at which the change began."""
         level = self._psi.update(self._bin(value))
         if level is None:
             return None
@@ -140,7 +141,7 @@ class _Watched:
         return None
 
     def _ago(self, requests: int) -> float:
-        """When the request was that came `requests` ago, 1 for the last one; not before the window."""
+        """The time of the request `requests` ago, 1 for the last one; at the earliest the start of the window."""
         return self._times[-min(requests, len(self._times))]
 
     def _bin(self, value: Any) -> int:
@@ -151,7 +152,7 @@ class _Watched:
 
 
 class _Number(_Watched):
-    """A number, watched by all methods."""
+    """A numeric signal, tested by all methods."""
 
     def __init__(self, name: str, reference: Distribution, window: int, methods: Collection[str]) -> None:
         super().__init__(name, SlidingPsi(reference.shares, window), reference.psi_limit, methods)
@@ -172,7 +173,7 @@ class _Number(_Watched):
             found = found or ("page-hinkley", self._page.reached, THRESHOLD, self._ago(began))
         if self._adwin and (began := self._adwin.update(rank)):
             found = found or ("adwin", abs(self._adwin.shift), self._adwin.allowed, self._ago(began))
-            self._adwin.reset()  # the new state of affairs is one window, and is told once
+            self._adwin.reset()  # the new state counts as one window, so it raises one alarm
         return found
 
     def _bin(self, value: float) -> int:
@@ -182,7 +183,7 @@ class _Number(_Watched):
         here, there = sum(self._values) / len(self._values), self._reference.mean
         form = ".1%" if self.name in SHARE else ".3g"
         apart = abs(here - there) > self._reference.spread / 10
-        way = "is spread otherwise" if not apart else "rose" if here > there else "fell"
+        way = "has another distribution" if not apart else "rose" if here > there else "fell"
         return (
             f"{NAMES[self.name]} {way}: {here:{form}} on average over the last {len(self._values)} requests, "
             f"{there:{form}} in the reference."
@@ -205,6 +206,6 @@ class _Classes(_Watched):
         here = {name: count / self._psi.window for name, count in counts.items()}
         most = max(here, key=lambda name: abs(here[name] - self._mix.shares[name]))
         return (
-            f"Other classes are answered: '{most}' {here[most]:.0%} of the last {self._psi.window} requests, "
+            f"The mix of answered classes changed: '{most}' is {here[most]:.0%} of the last {self._psi.window} requests, "
             f"{self._mix.shares[most]:.0%} in the reference."
         )

@@ -1,4 +1,4 @@
-"""What the machine is like while it serves: memory, temperature, throttling and load, read cheaply."""
+"""Readings of the machine while it serves: memory, temperature, throttling and load."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import psutil
 
 MIB = 2**20
-SLOW = 0.6  # of the highest frequency: below it a busy processor is being held back
-BUSY = 0.7  # of the cores; an idle processor is slow because it may be
+SLOW = 0.6  # of the highest frequency: a busy processor below it is throttled
+BUSY = 0.7  # of the cores; an idle processor lowers its frequency by itself
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
-PI_THROTTLED = 0xF  # under-voltage, capped, throttled or hot, now; the bits above say so of the past
+PI_THROTTLED = 0xF  # under-voltage, capped, throttled or hot, now; higher bits are the same for the past
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One reading; what this machine does not tell is None. `throttled_s` counts from the reading before."""
+    """One reading; values that this machine does not provide are None. `throttled_s` counts from the last reading."""
 
     time: float
     rss_mib: float
@@ -29,7 +29,7 @@ class Machine:
 
 
 class MachineWatch:
-    """Reads the machine; `root` is where the kernel shows its files, another place in tests."""
+    """Reads the machine. `root` is the folder that holds the kernel's files; tests use another one."""
 
     def __init__(self, root: Path = Path("/sys")) -> None:
         self._process = psutil.Process()
@@ -39,14 +39,14 @@ class MachineWatch:
         self._throttled_ms = self._counted_ms()
 
     def read(self) -> Machine:
-        """The machine now."""
+        """A reading of the machine now."""
         load = _load()
         return Machine(
             time.time(), self._process.memory_info().rss / MIB, temperature(), self._throttled(load), load
         )
 
     def _throttled(self, load: float | None) -> float | None:
-        """Seconds held back since the last reading, from the kernel's counters or the frequency."""
+        """Seconds of throttling since the last reading, from the kernel's counters or the frequency."""
         now = time.monotonic()
         passed, self._before = now - self._before, now
         bits = _number(self._pi, 16)
@@ -68,7 +68,7 @@ class MachineWatch:
         return passed if slow and load is not None and load > BUSY else 0.0
 
     def _counted_ms(self) -> int | None:
-        """Milliseconds that the most throttled core was held back since the start, by the kernel's count."""
+        """Milliseconds of throttling of the most throttled core since the start, from the kernel's counter."""
         names = ("core_throttle_total_time_ms", "package_throttle_total_time_ms")
         found = [_number(cpu / "thermal_throttle" / name) for cpu in self._cpus for name in names]
         return max((value for value in found if value is not None), default=None)
@@ -89,7 +89,7 @@ def _load() -> float | None:
 
 
 def temperature() -> float | None:
-    """The hottest reading of the processor, else of anything; None where there is no sensor."""
+    """The hottest sensor of the processor, else of the machine; None without a sensor."""
     if not hasattr(psutil, "sensors_temperatures"):
         return None
     try:

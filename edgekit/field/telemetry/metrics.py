@@ -1,7 +1,8 @@
-"""What Prometheus reads of a serving process; every name of it stands here, most buckets in `sketch`.
+"""The Prometheus metrics of a serving process; all their names are defined here, most buckets in `sketch`.
+
 
 Names and buckets are those of OpenTelemetry's GenAI conventions 1.41 in Prometheus' spelling (dots to underscores, the
-unit as suffix, none on token usage); what they have no name for begins with `edgekit_`.
+unit as suffix, none on token usage); names that the conventions lack begin with `edgekit_`.
 <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/>
 """
 
@@ -34,7 +35,7 @@ SEVERITIES = ("critical", "warning")
 
 @dataclass(frozen=True)
 class UnderWay:
-    """An incident under way: `since` is when it began, Unix seconds, `silenced` that nobody is told of it for now."""
+    """An open incident: `since` is when it began, in Unix seconds; `silenced` says whether notifications are off."""
 
     kind: str
     severity: str
@@ -45,7 +46,7 @@ class UnderWay:
 class Metrics:
     """Counts of one serving process; `observe` and `refused` may be called from any thread.
 
-    `model` is the name that askers use, `queue` and `running` tell how many requests wait and are being answered.
+    `model` is the name that clients use; `queue` and `running` return how many requests wait and are being answered.
     """
 
     def __init__(
@@ -61,37 +62,40 @@ class Metrics:
 
         self._usage = Histogram(
             "gen_ai_client_token_usage",
-            "Tokens of prompts and answers.",
+            "Number of tokens in prompts and answers.",
             (*COMMON, TOKEN_TYPE),
             registry=registry,
             buckets=TOKENS,
         )
         self._operation = seconds(
             "gen_ai_client_operation_duration",
-            "From prompt to answer, without the queue.",
+            "Time from prompt to complete answer, without queueing.",
             DURATION_S,
             ERROR,
         )
         self._first_chunk = seconds(
             "gen_ai_client_operation_time_to_first_chunk",
-            "To the first token, without the queue.",
+            "Time to the first token, without queueing.",
             DURATION_S,
         )
         self._output_chunk = seconds(
-            "gen_ai_client_operation_time_per_output_chunk", "For each token after the first.", DURATION_S
+            "gen_ai_client_operation_time_per_output_chunk", "Time per token after the first.", DURATION_S
         )
         self._request = seconds(
-            "gen_ai_server_request_duration", "From request to answer, with the queue.", DURATION_S, ERROR
+            "gen_ai_server_request_duration",
+            "Time from request to complete answer, with queueing.",
+            DURATION_S,
+            ERROR,
         )
         self._first_token = seconds(
-            "gen_ai_server_time_to_first_token", "To the first token, with the queue.", TTFT_S
+            "gen_ai_server_time_to_first_token", "Time to the first token, with queueing.", TTFT_S
         )
         self._output_token = seconds(
-            "gen_ai_server_time_per_output_token", "For each token after the first.", OUTPUT_TOKEN_S
+            "gen_ai_server_time_per_output_token", "Time per token after the first.", OUTPUT_TOKEN_S
         )
 
         self._answers = Counter(
-            "edgekit_answers", "Answers by how they ended.", ("finish",), registry=registry
+            "edgekit_answers", "Number of answers by finish reason.", ("finish",), registry=registry
         )
         self._confidence = Histogram(
             "edgekit_answer_confidence",
@@ -100,19 +104,24 @@ class Metrics:
             buckets=SHARES,
         )
         self._refused = Counter(
-            "edgekit_refused_requests", "Requests that got no answer.", ("reason",), registry=registry
+            "edgekit_refused_requests",
+            "Number of refused requests by reason.",
+            ("reason",),
+            registry=registry,
         )
-        self._alarms = Counter("edgekit_alarms", "Alarms of drift and rules.", ("kind",), registry=registry)
-        self._release = Info("edgekit_release", "The release that answers.", registry=registry)
+        self._alarms = Counter(
+            "edgekit_alarms", "Number of drift and rule alarms by kind.", ("kind",), registry=registry
+        )
+        self._release = Info("edgekit_release", "The release in use.", registry=registry)
         self._incidents = _Incidents()
         registry.register(self._incidents)
         for name, text, value in (
-            ("edgekit_queue_length", "Requests that wait.", queue),
-            ("edgekit_requests_running", "Requests being answered.", running),
-            ("edgekit_resident_memory_bytes", "Memory of this process.", _resident_bytes),
+            ("edgekit_queue_length", "Number of requests in the queue.", queue),
+            ("edgekit_requests_running", "Number of requests being answered.", running),
+            ("edgekit_resident_memory_bytes", "Resident memory of this process.", _resident_bytes),
             (
                 "edgekit_temperature_celsius",
-                "The processor's hottest sensor, or any sensor's; NaN without one.",
+                "Temperature of the hottest processor sensor, else of any sensor; NaN without one.",
                 _temperature_c,
             ),
         ):
@@ -138,7 +147,7 @@ class Metrics:
             self._confidence.observe(observation.confidence)
 
     def refused(self, reason: str) -> None:
-        """Count one request that got no answer."""
+        """Count one refused request."""
         self._refused.labels(reason).inc()
 
     def alarm(self, kind: str) -> None:
@@ -146,17 +155,17 @@ class Metrics:
         self._alarms.labels(kind).inc()
 
     def stand(self, release: str, under_way: Iterable[UnderWay] | None) -> None:
-        """Show which release answers, and the incidents under way; None where these cannot be read, and are not shown."""
+        """Set the release in use and the open incidents; None when incidents cannot be read, so none are exported."""
         self._release.info({"release": release, "model": self.model})
         self._incidents.under_way = None if under_way is None else tuple(under_way)
 
     def render(self) -> bytes:
-        """Everything in Prometheus' text format, of `CONTENT_TYPE`."""
+        """All metrics in Prometheus' text format, with the type `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
 
 class _Incidents(Collector):
-    """The incidents under way, all of one moment; not shown while they are not known, which is not the same as none."""
+    """The open incidents at one moment; not exported while they are unknown, which differs from none."""
 
     def __init__(self) -> None:
         self.under_way: tuple[UnderWay, ...] | None = None
@@ -165,15 +174,17 @@ class _Incidents(Collector):
         found = self.under_way
         if found is None:
             return
-        count = GaugeMetricFamily("edgekit_incidents", "Incidents under way.", labels=("severity",))
+        count = GaugeMetricFamily("edgekit_incidents", "Number of open incidents.", labels=("severity",))
         for severity in SEVERITIES:
             count.add_metric((severity,), sum(one.severity == severity for one in found))
         yield count
         silenced = sum(one.silenced for one in found)
-        yield GaugeMetricFamily("edgekit_incidents_silenced", "Those of them that are silenced.", silenced)
+        yield GaugeMetricFamily(
+            "edgekit_incidents_silenced", "Number of open incidents that are silenced.", silenced
+        )
         since = GaugeMetricFamily(
             "edgekit_incident_since_seconds",
-            "When the oldest one of a kind began, Unix time.",
+            "Unix time at which the oldest open incident of a kind began.",
             labels=("kind", "severity"),
         )
         for kind, severity in sorted({(one.kind, one.severity) for one in found}):

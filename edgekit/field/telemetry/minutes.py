@@ -1,4 +1,4 @@
-"""What is kept of one minute of one release, and the window that several of them make."""
+"""The telemetry of one minute of one release, and the window that several minutes add up to."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MOST_NAMES = 128  # of classes, error kinds and finish reasons in a minute
 
 @dataclass(frozen=True)
 class Window:
-    """What happened between two times, of one release or of all; `errors` to `cancelled` count requests.
+    """Telemetry between two times, of one release or of all; `errors` to `cancelled` count requests.
 
-    `duration_p95_s` to `queue_p95_s` are from sketches, so to a quarter of a bucket; `tokens_per_s` is the median speed
-    of decoding, `confidence` to `unknown_rate` are means, `rss_mib` and `temperature_c` the highest. What nothing was
-    seen of is None. `last_seen` is the last sign of life of a serving process, Unix seconds.
+    `duration_p95_s` to `queue_p95_s` come from histograms and are accurate to a quarter of a bucket. `tokens_per_s` is
+    the median decode speed, `confidence` to `unknown_rate` are means, `rss_mib` and `temperature_c` are maxima. Values
+    without measurements are None. `last_seen` is the last heartbeat of a serving process, in Unix seconds.
     """
 
     since: float
@@ -63,7 +63,7 @@ class Window:
 
 
 class Minute:
-    """Counts, sums and sketches of a minute; adding two gives what one would have held."""
+    """Counts, sums and histograms of a minute; two of them can be added."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -94,13 +94,15 @@ class Minute:
         for name in ("queue_s", "duration_s", "prompt_tokens", "answer_tokens"):
             self.sketches[name].add(getattr(observation, name))
         if observation.ttft_s is not None:
-            self.sketches["ttft_s"].add(observation.queue_s + observation.ttft_s)  # as it was waited for
+            self.sketches["ttft_s"].add(
+                observation.queue_s + observation.ttft_s
+            )  # the wait that the user sees
             decoding = observation.duration_s - observation.ttft_s
             if observation.answer_tokens > 1 and decoding > 0:
                 self.sketches["tokens_per_s"].add((observation.answer_tokens - 1) / decoding)
 
     def sample(self, machine: Machine) -> None:
-        """Take in one reading of the machine."""
+        """Add one reading of the machine."""
         self.throttled_s += machine.throttled_s or 0.0
         for name in ("rss_mib", "temperature_c", "load"):
             value = getattr(machine, name)
@@ -108,7 +110,7 @@ class Minute:
                 self.highest[name] = max(value, self.highest.get(name, value))
 
     def merge(self, other: Minute) -> None:
-        """Add what another holds."""
+        """Add the values of another minute."""
         for name in COUNTERS:
             mine: Counter[str] = getattr(self, name)
             for key, count in getattr(other, name).items():
@@ -123,7 +125,7 @@ class Minute:
         self.throttled_s += other.throttled_s
 
     def to_json(self) -> dict[str, Any]:
-        """What there is, empty parts left out."""
+        """The values as JSON, without empty parts."""
         whole: dict[str, Any] = {name: dict(getattr(self, name)) for name in COUNTERS}
         whole |= {
             "sums": self.sums,
@@ -136,7 +138,7 @@ class Minute:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Minute:
-        """Read back what `to_json` gave; raises `KeyError`, `TypeError` or `ValueError` for other things."""
+        """Read the output of `to_json`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
         minute = cls()
         for name in COUNTERS:
             setattr(minute, name, Counter({key: int(count) for key, count in value.get(name, {}).items()}))
@@ -158,7 +160,7 @@ def window(
     alarms: list[dict[str, Any]],
     last_seen: float | None,
 ) -> Window:
-    """The window that `minutes` make together."""
+    """The window that `minutes` add up to."""
     whole = Minute()
     for minute in minutes:
         whole.merge(minute)

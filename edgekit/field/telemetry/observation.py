@@ -1,4 +1,4 @@
-"""What is kept of one answer."""
+"""The record that telemetry keeps of one answer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One answered request: numbers and names of classes, never the words of prompt or answer.
+    """One answered request: numbers and names of classes, never the text of prompt or answer.
 
     `time` is when it ended, Unix seconds. `confidence` is the geometric mean of the probability of the likeliest
     token and `entropy` the mean entropy, nats, over the first tokens; `unknown_rate` is the share of the prompt's tokens
-    that the rows it was tuned on never use; `label` is the class of the answer. What is not known is None.
+    that the rows it was tuned on never use; `label` is the class of the answer. Unknown values are None.
     """
 
     time: float

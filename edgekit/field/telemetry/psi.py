@@ -1,8 +1,8 @@
-"""The population stability index of a sliding window, and the limit that a steady stream stays below.
+"""The population stability index (PSI) of a sliding window, and the limit that a stable stream stays below.
 
-PSI = sum((window - reference) * ln(window / reference)) over the bins. Its usual limits (0.1 and 0.25) know nothing of
-the window's size: with ten bins and a hundred requests a steady stream passes them by chance alone. The limit here is
-found by a parametric bootstrap of the reference at the window's size, on runs as long as a false alarm may be rare.
+PSI = sum((window - reference) * ln(window / reference)) over the bins. The usual limits (0.1 and 0.25) ignore the size
+of the window: with ten bins and a hundred requests, a stable stream exceeds them by chance alone. The limit here comes
+from a parametric bootstrap of the reference at the window's size, over runs of `RUN` requests.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from collections.abc import Sequence
 
 WINDOW = 128  # requests
 STEP = 8  # requests between two readings
-RUN = 10_000  # requests in which a signal's false alarm is to be unlikely
-RISK = 0.02  # of a false alarm of one signal in such a run
+RUN = 10_000  # requests of one run
+RISK = 0.02  # of a false alarm of one signal in a run
 RUNS = 200
-RELATED = 2  # rows tell as much as half as many independent ones: they come in kinds (the design effect)
-FLOOR = 0.5  # rows: a bin that no row fell into counts as half a row, as an empty one of the window does
+RELATED = 2  # design effect: related rows are worth half as many independent ones
+FLOOR = 0.5  # rows: an empty bin of the reference or the window counts as half a row
 
 
 def smoothed(counts: Sequence[float]) -> list[float]:
-    """Shares of `counts`, each at least that of half a row."""
+    """Shares of `counts`, each at least the share of half a row."""
     raised = [max(count, FLOOR) for count in counts]
     total = sum(raised)
     return [count / total for count in raised]
 
 
 def psi(counts: Sequence[float], shares: Sequence[float]) -> float:
-    """The index of a window's counts against the reference's smoothed shares, bin by bin."""
+    """The terms of the PSI of a window's counts against the reference's smoothed shares, for each bin."""
     return sum(
         (here - there) * math.log(here / there) for here, there in zip(smoothed(counts), shares, strict=True)
     )
 
 
 class SlidingPsi:
-    """PSI of the last `window` requests; each request is the number of the bin that it fell into."""
+    """PSI of the last `window` requests; each request is given as its bin number."""
 
     def __init__(self, shares: Sequence[float], window: int = WINDOW, step: int = STEP) -> None:
         self.shares = tuple(shares)
@@ -46,7 +46,7 @@ class SlidingPsi:
         self._seen = 0
 
     def update(self, bin: int) -> float | None:
-        """Take one request in; the index every `step` requests once the window is full, else None."""
+        """Add one request. Returns the PSI every `step` requests once the window is full, else None."""
         self._bins.append(bin)
         self.counts[bin] += 1
         if len(self._bins) > self.window:
@@ -66,11 +66,12 @@ def psi_limit(
     run: int = RUN,
     seed: int = 0,
 ) -> float:
-    """The index that a steady stream of `run` requests passes at most with probability `risk`.
+    """The PSI that a stable stream of `run` requests exceeds with probability `risk` at most.
 
-    `counts` are the rows of the reference in each bin. Each of the runs draws its own reference of as many rows and
-    its own stream, both from the same shares: the reference is a sample too, and small ones are uncertain. Rows are
-    taken for related (Kish, Survey Sampling, 1965): as drawn from few authors or patterns, they vary less than users.
+    `counts` are the rows of the reference in each bin. Each run draws its own reference of as many rows and its own
+    stream, both from the same shares, because the reference is a sample too and small samples are uncertain. Rows count
+    as related (design effect: Kish, Survey Sampling, 1965), because they come from few authors or patterns and vary
+    less than users do.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
-"""The reference distribution of a bundle: how sure the model is, and what it is asked, on rows it was not tuned on.
+"""The drift reference of a bundle: distributions of the model's confidence and of prompts, on held-out rows.
 
-`signals.json` in a bundle, one entry a format. Drift on a device is drift from this.
+It is `signals.json` in a bundle, with one entry for each format. Drift on a device is measured against it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ CLASSES = "label"
 ROWS = 512  # rows captured at most, and scores kept
 MOST_CLASSES = 64
 OTHER = "(other)"
-"""The class of an answer that is none of the rows' labels: its words are never taken for a name."""
+"""The class of an answer that matches no label of the rows: its text is never recorded as a name."""
 BINS = 10
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """One number over the rows of the reference: its sorted scores, its bins, and the limit of PSI over them.
+    """A numeric signal over the rows of the reference: its sorted scores, its bins, and its PSI limit.
 
-    `edges` are the upper ends of all bins but the last, which are deciles where the scores are all different.
+    `edges` are the upper ends of all bins but the last. They are deciles when all scores differ.
     """
 
     scores: tuple[float, ...]
@@ -76,21 +76,21 @@ class Distribution:
         return bisect_left(self.edges, _short(value))
 
     def rank(self, value: float) -> float:
-        """The share of the reference below `value`, ties counted half: 0 to 1, and 0.5 on average."""
-        value = _short(value)  # as the scores are kept, so that ties stay ties
+        """The rank of `value`: the share of the reference below it, ties counted half; 0 to 1, and 0.5 on average."""
+        value = _short(value)  # rounded like the scores, so that ties stay ties
         return (bisect_left(self.scores, value) + bisect_right(self.scores, value)) / 2 / len(self.scores)
 
 
 @dataclass(frozen=True)
 class ClassMix:
-    """How often each class was answered on the rows of the reference; `OTHER` is always one of them."""
+    """How often each class was answered on the rows of the reference; `OTHER` is always a class."""
 
     shares: Mapping[str, float]
     psi_limit: float
 
     @classmethod
     def of(cls, labels: Iterable[str], names: Iterable[str]) -> ClassMix:
-        """The mix of `labels` among `names`; the rarest share the place of `OTHER` when there are too many."""
+        """The mix of `labels` among `names`; when there are too many, the rarest are counted as `OTHER`."""
         found = Counter(labels)
         kept = sorted(names, key=lambda name: (-found[name], name))[:MOST_CLASSES]
         counts = {name: found[name] for name in kept if name != OTHER}
@@ -101,8 +101,8 @@ class ClassMix:
 
 @dataclass(frozen=True)
 class Signals:
-    """The reference of one format. `label_key` is None when answers have no class, `""` when the answer itself is it,
-    else the key of a JSON object that holds it; `known` is a bitmap of the token ids that the tuning rows use.
+    """The reference of one format. `label_key` is None when answers have no class, `""` when the answer is the class,
+    else the key of a JSON object that holds the class. `known` is a bitmap of the token ids in the tuning rows.
     """
 
     format: str
@@ -112,10 +112,10 @@ class Signals:
     known: bytes
     window: int = WINDOW
     sure: Sequence[tuple[float, bool]] = ()
-    """Confidence of each answer and whether it was right, where it was recorded with the right answers at hand."""
+    """Confidence of each answer and whether it was right; empty when the right answers were unknown."""
 
     def class_of(self, text: str) -> str | None:
-        """The class that an answer's text says, one of the reference's or `OTHER`; None when answers have none."""
+        """The class of an answer's text, one of the reference's or `OTHER`; None when answers have no class."""
         if self.label_key is None or self.classes is None:
             return None
         said: object = text.strip()
@@ -128,7 +128,7 @@ class Signals:
         return said if isinstance(said, str) and said in self.classes.shares else OTHER
 
     def unknown_rate(self, ids: Sequence[int]) -> float:
-        """The share of token ids that the tuning rows never use; 0 for none at all."""
+        """The share of token ids that the tuning rows never use; 0 for an empty prompt."""
         known, end = self.known, 8 * len(self.known)
         unknown = sum(1 for id_ in ids if not (0 <= id_ < end and known[id_ >> 3] >> (id_ & 7) & 1))
         return unknown / len(ids) if ids else 0.0
@@ -149,7 +149,7 @@ class Signals:
 
     @classmethod
     def from_json(cls, format: str, entry: Mapping[str, Any]) -> Signals:
-        """Read back what `to_json` gave; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        """Read the output of `to_json`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
         numbers = {
             str(name): Distribution(
                 scores=tuple(sorted(map(float, number["scores"]))),
@@ -188,10 +188,10 @@ def capture(
     *,
     stage: str = "signals",
 ) -> Signals:
-    """Answer held-out `rows`, at most 512, and record what a device will watch of each answer.
+    """Answer held-out `rows`, at most 512, and record the signals of each answer that a device will test.
 
-    Token ids count as known when one of the rows `tuned_on` has them: the rows answered here are then as strange to
-    the model as a steady stream will be. Raises `StageError` when no row could be answered.
+    Token ids count as known when one of the rows `tuned_on` has them, so that held-out rows have as many unknown tokens
+    as a stable stream will have. Raises `StageError` when no row could be answered.
     """
     template = model.runtime.chat_template
     known = bitmap(id_ for row in tuned_on for id_ in model.runtime.encode(template.render(row.messages)))
@@ -219,7 +219,7 @@ def capture(
 
 
 def of_answers(answers: Sequence[Answer], reader: Signals, names: Iterable[str]) -> Signals:
-    """The reference that these answers make, classes and unknown tokens as `reader` reads them."""
+    """The reference made of these answers; `reader` gives their classes and shares of unknown tokens."""
     values: dict[str, list[float]] = {name: [] for name in NUMBERS}
     for answer in answers:
         if (
@@ -243,9 +243,12 @@ def of_values(
     label_key: str | None,
     known: bytes,
 ) -> Signals:
-    """The reference that measured values make. Raises `StageError` when there are none."""
+    """The reference made of measured values. Raises `StageError` when there are none."""
     if not values["confidence"]:
-        raise StageError("No row could be answered, so there is no reference.", "Check the validation rows.")
+        raise StageError(
+            "The model answered none of the validation rows, so no drift reference was written.",
+            "Check the validation rows.",
+        )
     return Signals(
         format,
         {name: Distribution.of(values[name]) for name in NUMBERS},
@@ -256,9 +259,9 @@ def of_values(
 
 
 def label_key(rows: Sequence[Row]) -> str | None:
-    """Where the labels of `rows` stand in their answers: `""` for the answer itself, or a key of a JSON object.
+    """Where the answers of `rows` hold their labels: `""` for the answer itself, or a key of a JSON object.
 
-    None when there are no labels, or when no one place holds all of them.
+    None when there are no labels, or when no single place holds all of them.
     """
     if not rows:
         return None
@@ -305,7 +308,7 @@ def load(path: Path, format: str) -> Signals | None:
 
 
 class _Kept:
-    """Keeps the answers it is told of."""
+    """Keeps the answers that it receives."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -316,5 +319,5 @@ class _Kept:
 
 
 def _short(value: float | tuple[float, ...]) -> Any:
-    """Six digits are more than a share of some hundred rows can mean."""
+    """`value` rounded to six digits, more than a few hundred rows can resolve."""
     return [_short(item) for item in value] if isinstance(value, tuple) else float(f"{value:.6g}")

@@ -1,8 +1,8 @@
-"""A few redacted questions and answers, for who wants to see what drifted; off unless it is switched on.
+"""A random sample of redacted questions and answers, to examine drift; off by default.
 
-What is redacted: e-mail and web addresses, every number and every word with a digit in it, what follows "call", "ask",
-"tell", "message" or a form of address, and pairs of capitalised words. This is by pattern and not by understanding: a
-name in lower case that nothing announces stays. Switch it on only where the people who are served agreed.
+Redacted are e-mail and web addresses, every number and every word with a digit in it, the words after "call", "ask",
+"tell", "message" or a form of address, and pairs of capitalised words. Redaction works by patterns: a name in lower case
+without such a word before it is not recognised. Switch the sample on only with the consent of the users.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"\b[\w+-]*\d[\w.,:/-]*")
 
 
 def redact(text: str) -> str:
-    """`text` with what may name a person, a place, a thing or a sum replaced by its kind in brackets."""
+    """`text` with possible names, places and numbers replaced by their kind in brackets."""
     text = _ADDRESS.sub("[address]", text)
     text = _ANNOUNCED.sub(r"\1[name]", text)
     text = _ANY_CASE.sub(r"\1[name]", text)
@@ -42,10 +42,10 @@ def redact(text: str) -> str:
 
 
 class Reservoir:
-    """At most `size` redacted pairs in the file `path`, each one seen as likely kept as any other, under `cap_kib`.
+    """At most `size` redacted pairs in the file `path`, a uniform sample of all pairs, within `cap_kib`.
 
-    Source: J. S. Vitter, Random Sampling with a Reservoir, algorithm R, TOMS 11 (1985). After a start the pairs in the
-    file stay and count once, so that later ones take their places.
+    Source: J. S. Vitter, Random Sampling with a Reservoir, algorithm R, TOMS 11 (1985). After a restart the pairs in the
+    file are kept and count once each, so that later ones replace them.
     """
 
     def __init__(self, path: Path, size: int = 100, cap_kib: float = 256, *, seed: int | None = None) -> None:
@@ -59,7 +59,7 @@ class Reservoir:
         self._seen = len(self._lines)
 
     def offer(self, prompt: str, answer: str) -> None:
-        """Perhaps keep a question and its answer; never raises for the disk's sake."""
+        """Keep a question and its answer with the sampling probability; never raises because of the disk."""
         with self._lock:
             self._seen += 1
             place = len(self._lines) if len(self._lines) < self.size else self._random.randrange(self._seen)

@@ -1,4 +1,4 @@
-"""Counts in fixed buckets: a few hundred bytes that say how long answers took, and can be added to each other."""
+"""Histograms with fixed buckets: a few hundred bytes that describe a distribution, and can be added."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS_PER_S = tuple(2**power for power in range(13))
 
 
 def split(bounds: Sequence[float], parts: int = 4) -> tuple[float, ...]:
-    """`bounds` with each bucket in `parts` equal ones: quantiles are finer, and counts still add up to `bounds`."""
+    """`bounds` with each bucket split into `parts` equal ones: finer quantiles, whose counts still add up."""
     fine = []
     for low, high in zip((0.0, *bounds), bounds, strict=False):
         fine += [low + (high - low) * part / parts for part in range(1, parts)] + [float(high)]
@@ -23,7 +23,7 @@ def split(bounds: Sequence[float], parts: int = 4) -> tuple[float, ...]:
 
 
 class Sketch:
-    """How many values fell into each bucket; `bounds` are the buckets' upper ends, the last bucket has none."""
+    """A histogram: `bounds` are the upper ends of the buckets; the last bucket has no upper end."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
@@ -34,7 +34,7 @@ class Sketch:
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return sum(self.counts)
 
     def add(self, value: float) -> None:
@@ -44,15 +44,15 @@ class Sketch:
         self.highest = max(self.highest, value)
 
     def merge(self, other: Sketch) -> None:
-        """Add the counts of a sketch with the same buckets; raises `ValueError` for others."""
+        """Add the counts of a histogram with the same buckets; raises `ValueError` for other buckets."""
         if other.bounds != self.bounds:
-            raise ValueError("sketches of different buckets cannot be added")
+            raise ValueError("histograms with different buckets cannot be added")
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
         self.highest = max(self.highest, other.highest)
 
     def quantile(self, share: float) -> float | None:
-        """The value that `share` (0 to 1) of all values do not exceed, evenly spread in its bucket; None without any."""
+        """The `share` (0 to 1) quantile, by linear interpolation within its bucket; None without values."""
         count = self.count
         if not count:
             return None
@@ -67,7 +67,7 @@ class Sketch:
         return self.highest
 
     def to_json(self) -> dict[str, Any]:
-        """The buckets that are not empty, the sum and the highest value."""
+        """The non-empty buckets, the sum and the highest value."""
         return {
             "counts": {str(index): count for index, count in enumerate(self.counts) if count},
             "total": self.total,
@@ -76,7 +76,7 @@ class Sketch:
 
     @classmethod
     def from_json(cls, bounds: Sequence[float], value: dict[str, Any]) -> Sketch:
-        """Read back what `to_json` gave; raises `KeyError`, `IndexError`, `TypeError` or `ValueError` for other things."""
+        """Read the output of `to_json`; raises `KeyError`, `IndexError`, `TypeError` or `ValueError` for anything else."""
         sketch = cls(bounds)
         for index, count in value["counts"].items():
             if int(index) < 0 or int(count) < 0:

@@ -1,7 +1,7 @@
-"""Telemetry on disk: SQLite, one row a minute and release, never a word of a prompt or an answer.
+"""Telemetry on disk: SQLite, one row for each minute and release, without any text of prompts or answers.
 
-A thread writes once a second, so that an answer waits for no disk. What cannot be written waits in memory, the newest
-minutes of it, until it can: a full disk or a damaged file stops nobody from being answered.
+A thread writes once a second, so that no answer waits for the disk. Data that cannot be written is kept in memory, up to
+a limit of minutes, until it can: a full disk or a damaged file does not stop the server from answering.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["FILE", "Store", "Window"]
 FILE = "telemetry.sqlite"
 EVERY_S = 1.0
 SLOWEST_RETRY_S = 30.0
-AHEAD_S = 60.0  # a time further ahead of the clock than this comes from a clock that was wrong
+AHEAD_S = 60.0  # a time further in the future than this comes from a wrong clock
 KEPT_MINUTES = 120  # in memory, while nothing can be written
 KEPT_ALARMS = 256
 PAGE = 4096
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS alive (pid INTEGER PRIMARY KEY, time REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (time REAL NOT NULL, text TEXT NOT NULL);
 """
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-# what a row that is none of ours raises
+# the errors that a row of another program raises
 FOREIGN = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 Alarm = tuple[float, str, str]  # time, release, JSON
@@ -52,11 +52,11 @@ class DamagedError(Exception):
 
 
 class Store:
-    """The telemetry of a device in the file `path`, of at most `cap_mib`; opened for reading it writes nothing.
+    """The telemetry of a device in the file `path`, of at most `cap_mib`. Reading it writes nothing.
 
-    `trouble` says why nothing can be written now, and is empty when all is well; `note` says what was mended. All
-    methods may be called from any thread, and none raises for the disk's sake, unless a reader asks to be told with
-    `strict`: then `CorruptError` says that the file cannot be read, which else reads as nothing.
+    `trouble` says why nothing can be written now (empty when all is well); `note` says what was repaired. All methods
+    may be called from any thread, and none raises because of the disk. A file that cannot be read yields nothing, or a
+    `CorruptError` with `strict`.
     """
 
     def __init__(self, path: Path, cap_mib: float = 16, *, every_s: float = EVERY_S) -> None:
@@ -65,11 +65,11 @@ class Store:
         self.trouble = ""
         self.note = ""
         self.dropped = 0
-        """Minutes and alarms that were given up, because nothing could be written for too long."""
+        """Minutes and alarms that were dropped, because nothing could be written for too long."""
         self._every_s = every_s
         self._journal = path.with_name(f"{path.name}-wal")
         self._journal_cap = int(cap_mib * 2**20 / 8)
-        # an abandoned answer may end, by garbage collection, within any of the methods
+        # garbage collection may end a cancelled answer within any method
         self._lock = threading.RLock()
         self._writing = threading.Lock()
         self._minutes: dict[tuple[int, str], Minute] = {}
@@ -87,7 +87,7 @@ class Store:
         self._begin()
 
     def sample(self, machine: Machine, release: str = "") -> None:
-        """Take in one reading of the machine, while `release` serves."""
+        """Add one reading of the machine, while `release` serves."""
         with self._lock:
             self._minute(machine.time, release).sample(machine)
         self._begin()
@@ -100,7 +100,7 @@ class Store:
         self._begin()
 
     def heartbeat(self, at: float | None = None) -> None:
-        """Say that this process is alive; at least each 10 s while it serves."""
+        """Write a heartbeat of this process; called at least every 10 s while it serves."""
         with self._lock:
             self._beat = time.time() if at is None else at
         self._begin()
@@ -108,12 +108,12 @@ class Store:
     def window(
         self, since: float, until: float, release: str | None = None, *, strict: bool = False
     ) -> Window:
-        """What happened in the minutes that touch `since` to `until`, Unix seconds; of all releases for None."""
+        """The window of the minutes that overlap `since` to `until`, in Unix seconds; of all releases for None."""
         first, last = int(since // SECONDS), int(until // SECONDS)
         minutes: list[Minute] = []
         told: list[dict[str, Any]] = []
         beats: list[float] = []
-        with self._writing:  # what is on its way to the disk would be counted twice, or not at all
+        with self._writing:  # data that is being written would be counted twice, or not at all
             with self._lock:
                 waiting = [(key, Minute.from_json(minute.to_json())) for key, minute in self._minutes.items()]
                 kept = [a for a in self._alarms if since <= a[0] <= until and release in (None, a[1])]
@@ -121,7 +121,7 @@ class Store:
             which = "" if release is None else " AND release = :release"
             given = {"first": first, "last": last, "since": since, "until": until, "release": release}
             with self._guard(strict), self._reader() as reader:
-                with self._guard(strict):  # each apart: one bad minute does not hide that the device is alive
+                with self._guard(strict):  # separately: a bad minute must not hide the heartbeat
                     rows = f"SELECT body FROM minutes WHERE minute BETWEEN :first AND :last{which}"
                     minutes += [Minute.from_json(json.loads(body)) for (body,) in reader.execute(rows, given)]
                 with self._guard(strict):
@@ -129,7 +129,7 @@ class Store:
                     rows = f"SELECT time, release, body FROM alarms WHERE {between}"
                     told += [_told(alarm) for alarm in reader.execute(rows, given)]
                 with self._guard(strict):
-                    latest = max(until, time.time()) + AHEAD_S  # a heartbeat of a wrong clock tells nothing
+                    latest = max(until, time.time()) + AHEAD_S  # ignores heartbeats of a wrong clock
                     found = reader.execute("SELECT max(time) FROM alive WHERE time <= ?", (latest,))
                     beats += [float(at) for (at,) in found if at is not None]
         minutes += [m for (at, name), m in waiting if first <= at <= last and release in (None, name)]
@@ -137,12 +137,12 @@ class Store:
         return window(minutes, since, until, release, told, max(beats, default=None))
 
     def releases(self, since: float, *, strict: bool = False) -> list[str]:
-        """The releases in the file since then, Unix seconds."""
+        """The releases in the file since that time, in Unix seconds."""
         query = "SELECT DISTINCT release FROM minutes WHERE minute >= ?"
         return self._names(query, (since // SECONDS,), strict)
 
     def latest_releases(self, minutes: int, *, strict: bool = False) -> list[str]:
-        """The releases in the file up to so many minutes before its newest one, the newest first."""
+        """The releases in the last `minutes` minutes of the file, the newest first."""
         return self._names(
             "WITH told AS (SELECT release, minute FROM minutes WHERE minute <= :latest) "
             "SELECT release FROM told WHERE minute >= (SELECT max(minute) FROM told) - :minutes GROUP BY release "
@@ -173,7 +173,7 @@ class Store:
         ]
 
     def flush(self) -> bool:
-        """Write what waits; False when it could not be written, and `trouble` says why."""
+        """Write pending data; False when it could not be written, and `trouble` says why."""
         with self._writing:
             with self._lock:
                 minutes, self._minutes = self._minutes, {}
@@ -181,14 +181,12 @@ class Store:
                 beat = self._beat
             try:
                 self._write(minutes, alarms, beat)
-            except Exception as error:  # noqa: BLE001 (whatever it is, answers go on)
+            except Exception as error:  # noqa: BLE001 (answers must go on, whatever fails here)
                 self._give_back(minutes, alarms)
                 self.trouble = (
                     f"{self.path} cannot be written: {error}; the newest minutes are kept in memory."
                 )
-                if _damaged(
-                    error
-                ):  # else the connection stays: on a full disk no new one could be read through
+                if _damaged(error):  # else keep the connection: on a full disk no new one can be opened
                     self._disconnect()
                     self._move_aside(str(error))
                 return False
@@ -199,7 +197,7 @@ class Store:
             return True
 
     def close(self) -> None:
-        """Write what waits and let go of the file."""
+        """Write pending data and close the file."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -261,7 +259,7 @@ class Store:
                     "SELECT body FROM minutes WHERE minute = ? AND release = ?", (at, release)
                 ).fetchone()
                 whole = minute
-                if found:  # another second of this process, or another process
+                if found:  # written earlier by this process, or by another one
                     with contextlib.suppress(*FOREIGN):  # a row that is not telemetry is replaced
                         whole = Minute.from_json(json.loads(found[0]))
                         whole.merge(minute)
@@ -276,13 +274,13 @@ class Store:
             self._shrink(connection)
         with contextlib.suppress(
             sqlite3.Error, OSError
-        ):  # all is written: what is tidied up later counts nothing twice
+        ):  # everything is written: later cleaning counts nothing twice
             connection.execute("PRAGMA incremental_vacuum").fetchall()
             if self._journal.stat().st_size > self._journal_cap:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _shrink(self, connection: sqlite3.Connection) -> None:
-        """Drop the oldest minutes, a tenth at a time, until what is left fits the cap beside the journal."""
+        """Drop the oldest minutes, a tenth at a time, until the file and its journal fit the cap."""
         budget = int(self.cap_mib * 2**20 * 3 / 4 / PAGE)
         while True:
             pages, free = (
@@ -328,7 +326,7 @@ class Store:
         return connection
 
     def _inode_now(self) -> int:
-        """Which file is at the path: another process may have moved a damaged one aside."""
+        """The identity of the file at the path: another process may have moved a damaged one aside."""
         try:
             return self.path.stat().st_ino
         except OSError:
@@ -341,7 +339,7 @@ class Store:
             self._connection = None
 
     def _move_aside(self, why: str) -> None:
-        """Keep a damaged file under a name that is free, and let a new one begin in its place."""
+        """Rename a damaged file to a free name, so that a new one can be created."""
         names = (f"{self.path.name}.damaged{number}" for number in ("", *map("-{}".format, range(2, 1000))))
         free = (self.path.with_name(name) for name in names)
         aside = next((path for path in free if not path.exists()), None)
@@ -351,7 +349,9 @@ class Store:
             os.replace(self.path, aside)
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self.note = f"The telemetry was damaged ({why}); it is now {aside}, and a new one was begun."
+            self.note = (
+                f"The telemetry file was damaged ({why}). It was moved to {aside}, and a new one was created."
+            )
 
     def _names(self, query: str, values: Sequence[float] | Mapping[str, float], strict: bool) -> list[str]:
         found: list[str] = []
@@ -361,21 +361,23 @@ class Store:
 
     @contextlib.contextmanager
     def _guard(self, strict: bool) -> Iterator[None]:
-        """Leave out what cannot be read; when `strict`, raise `CorruptError` for a file that is there."""
+        """Skip data that cannot be read; with `strict`, raise `CorruptError` if the file exists."""
         try:
             yield
         except (sqlite3.Error, OSError, *FOREIGN) as error:
             if strict and self._there():
                 known = isinstance(error, sqlite3.Error | OSError)
-                why = str(error) if known else f"it holds a row that is no telemetry ({type(error).__name__})"
+                why = (
+                    str(error) if known else f"it holds a row that is not telemetry ({type(error).__name__})"
+                )
                 raise CorruptError(
                     f"{self.path} cannot be read: {why}.",
-                    f"Move it away (mv {self.path} {self.path}.damaged) or mend its rights; "
-                    "`edgekit serve` begins a new one.",
+                    f"Correct its permissions, or move it away (mv {self.path} {self.path}.damaged); "
+                    "`edgekit serve` then creates a new one.",
                 ) from error
 
     def _there(self) -> bool:
-        """Whether there is a file, or something that hides it."""
+        """Whether the file exists, or cannot be seen."""
         try:
             self.path.stat()
         except OSError as error:
@@ -384,12 +386,12 @@ class Store:
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own that cannot write, so that reading needs no rights and changes nothing."""
+        """A separate read-only connection, so that reading needs no write permission and changes nothing."""
         address = f"{self.path.resolve().as_uri()}?mode=ro"
         connection = sqlite3.connect(address, uri=True, timeout=5)
         try:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        except sqlite3.OperationalError:  # a folder that is only for reading: there is no journal to wait for
+        except sqlite3.OperationalError:  # a read-only folder: there is no journal to wait for
             connection.close()
             connection = sqlite3.connect(f"{address}&immutable=1", uri=True)
         try:
@@ -399,12 +401,12 @@ class Store:
 
 
 def _told(alarm: Alarm) -> dict[str, Any]:
-    """An alarm as a window has it; raises one of `FOREIGN` for a row that is none."""
+    """An alarm in the form of a window; raises one of `FOREIGN` for a row that is not an alarm."""
     at, release, body = alarm
     return {**json.loads(body), "time": float(at), "release": release}
 
 
 def _damaged(error: Exception) -> bool:
-    """Whether SQLite says that the file itself is broken; a full disk, or one foreign row, is no such thing."""
+    """Whether SQLite reports that the file itself is damaged, unlike a full disk or one foreign row."""
     code = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
     return isinstance(error, DamagedError) or code & 0xFF in DAMAGED

@@ -214,10 +214,10 @@ def test_times_that_are_none_are_a_sentence(tmp_path: Path, state: Path, value: 
     async def test() -> None:
         shown = opened(tmp_path)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "is no number that can be told" in flat(shown))
+            await until(pilot, lambda: "is not a finite number" in flat(shown))
             shown.go("incident", number=1)
             await until(pilot, lambda: "INCIDENT 1 on this device The incidents" in flat(shown))
-            assert "is no number that can be told" in flat(shown)
+            assert "is not a finite number" in flat(shown)
             shown.go("incident", number=2)
             await until(pilot, lambda: "OPEN since" in flat(shown))
 

@@ -221,7 +221,7 @@ def test_an_incident_is_acknowledged_only_in_write_mode_and_with_a_reason(
     async def test() -> None:
         shown = app(tmp_path, "monitor")
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
-            await until(pilot, lambda: "#1: 20.0% of the requests fail, limit 5.0%" in text_of(shown))
+            await until(pilot, lambda: "#1: 20.0% of the requests failed, limit 5.0%" in text_of(shown))
             assert screen(shown).shell_command == f"edgekit monitor --once --window 15m --state {state}"
             await pilot.press("a")
             await until(pilot, lambda: "press w" in text_of(shown))

@@ -135,7 +135,7 @@ def test_what_another_one_rolled_back_meanwhile_is_not_rolled_back_again(tmp_pat
             await until(pilot, lambda: isinstance(shown.screen, Confirm) and f"from {three}" in flat(shown))
             releases.rollback(why="a rule was first", release=three)
             await answer(shown, pilot, two, Confirm)
-            await until(pilot, lambda: f"{three} is not in use any more, but {two}" in flat(shown), 30)
+            await until(pilot, lambda: f"{three} is no longer in use; in use is {two}" in flat(shown), 30)
             assert releases.current() == releases.get(two).path and releases.get(one).place == "previous"
             assert not isinstance(shown.screen, HealthWatch)
 

@@ -382,7 +382,7 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 def document(**changes: Any) -> str:
     incident = {
         "id": 7, "rule": "r", "subject": "aaa", "kind": "errors", "severity": "critical", "action": "suggest",
-        "release": "aaa", "what": "20.0% of the requests fail, limit 5.0%, since 14:02.", "since": NOW, "opened": NOW,
+        "release": "aaa", "what": "20.0% of the requests failed, limit 5.0%, since 14:02.", "since": NOW, "opened": NOW,
         "state": "ACKNOWLEDGED", "silenced_until": None, "resolved": None, "acted": False,
         "next_steps": [{"text": "Go back", "command": "edgekit releases rollback"}],
     }  # fmt: skip
@@ -484,7 +484,7 @@ def test_an_incident_here_is_told_with_its_number_and_next_step(
 ) -> None:
     glance = make(state=state(tmp_path, time.time(), incident=True)).settled()
     assert glance.rows[0].state == "CRITICAL" and glance.rows[0].incidents[0].id == 1
-    assert "#1: 20.0% of the requests fail, limit 5.0%, since" in glance.alert and "Next: " in glance.alert
+    assert "#1: 20.0% of the requests failed, limit 5.0%, since" in glance.alert and "Next: " in glance.alert
 
 
 def test_a_heartbeat_that_stopped_is_lost(tmp_path: Path, make: Callable[..., Fleet]) -> None:

@@ -71,7 +71,7 @@ def test_a_device_that_is_not_heard_of_is_lost_with_its_last_numbers(tmp_path: P
     kinds = {incident["kind"] for row in shown["releases"] for incident in row["incidents"]}
     assert kinds == {"errors", "drift", "heartbeat"}
     plain = shell("monitor", "--once", "--state", tmp_path)
-    assert "? LOST" in " ".join(plain.stdout.split()) and "last heard 2 h 00 min ago" in plain.stdout
+    assert "? LOST" in " ".join(plain.stdout.split()) and "last heartbeat 2 h 00 min ago" in plain.stdout
 
 
 def test_an_operator_takes_an_incident_from_open_to_closed(tmp_path: Path, shell) -> None:
@@ -114,7 +114,7 @@ def test_what_is_typed_wrong_is_told(tmp_path: Path, shell, arguments: list[str]
 def test_a_device_where_nothing_happened_is_left_as_it_is(tmp_path: Path, shell) -> None:
     state = tmp_path / "state"
     assert "Nothing is recorded" in shell("monitor", "--once", "--state", state).stdout
-    assert shell("incident", "list", "--state", state).stdout == "No incident is under way.\n"
+    assert shell("incident", "list", "--state", state).stdout == "There are no open incidents.\n"
     assert not state.exists()
 
 
@@ -149,7 +149,7 @@ def test_what_is_in_use_and_was_never_heard_of_is_not_fine(shell: Any, tmp_path:
     shown = json.loads(shell("monitor", "--once", "--json", "--state", tmp_path).stdout)
     assert shown["state"] == "LOST" and shown["releases"][0]["last_seen"] is None
     plain = shell("monitor", "--once", "--state", tmp_path).stdout
-    assert "? aaa: never heard: nothing serves it yet" in plain
+    assert "? aaa: no heartbeat yet: no server has run there" in plain
 
 
 @pytest.mark.parametrize("other", [["--device", "x=ssh:host"], ["--fleet", "fleet.toml"], ["--demo"]])

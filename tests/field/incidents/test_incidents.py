@@ -38,7 +38,7 @@ def test_an_incident_goes_its_way_and_every_step_is_kept(tmp_path: Path) -> None
     incidents = Incidents(tmp_path)
     opened = incidents.open(change(), who="watcher")
     assert opened is not None and opened.state == "OPEN"
-    assert opened.what.startswith("20.0% of the requests fail, limit 5.0%, since ")
+    assert opened.what.startswith("20.0% of the requests failed, limit 5.0%, since ")
     assert incidents.open(change(time=T + 1), who="watcher") is None  # one is under way
     assert incidents.acknowledge(1, who="anna", why="looking").state == "ACKNOWLEDGED"
     over = incidents.resolve(change("resolved", T + 100), who="watcher")
@@ -47,7 +47,7 @@ def test_an_incident_goes_its_way_and_every_step_is_kept(tmp_path: Path) -> None
     assert told[1] == ("anna", "acknowledged", "looking")
     assert [step[1] for step in told] == [entry["what"] for entry in incidents.audit.entries()]
     assert incidents.audit.check() == []
-    with pytest.raises(ConfigError, match="Incident 1 is over"):
+    with pytest.raises(ConfigError, match="Incident 1 is already resolved"):
         incidents.close(1, who="anna", why="again")
     with pytest.raises(ConfigError, match="no incident 9"):
         incidents.acknowledge(9, who="anna", why="looking")
@@ -98,7 +98,7 @@ def test_what_cannot_be_audited_does_not_happen(tmp_path: Path) -> None:
     incidents.open(change(), who="watcher")
     incidents.audit.path.unlink()
     incidents.audit.path.mkdir()  # nothing can be appended to a folder
-    with pytest.raises(StageError, match="Nothing changed"):
+    with pytest.raises(StageError, match="Nothing was changed"):
         incidents.acknowledge(1, who="anna", why="looking")
     assert incidents.get(1).state == "OPEN"
 

@@ -79,7 +79,7 @@ def test_a_heartbeat_that_does_not_come_is_an_alert_of_its_own() -> None:
     assert evaluator.evaluate(1020.0, lost) == []
     (change,) = evaluator.evaluate(1031.0, lost)
     assert (change.kind, change.rule.kind, change.subject) == ("opened", "heartbeat", "device")
-    assert "last heartbeat is 31 s ago" in sentence(change)
+    assert "the last one was 31 s ago" in sentence(change)
     assert evaluator.evaluate(1060.0, Reading(release="aaa", last_seen=1059.0))[0].kind == "resolved"
 
 

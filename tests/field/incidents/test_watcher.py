@@ -100,7 +100,8 @@ def test_an_incident_from_beginning_to_end(tmp_path: Path, store: Store) -> None
     assert look(watcher, T + 15, T + 30) == ["opened"]
     (incident,) = watcher.incidents.find()
     assert (
-        incident.what.startswith("33.3% of the requests fail, limit 5.0%, since ") or "25.0%" in incident.what
+        incident.what.startswith("33.3% of the requests failed, limit 5.0%, since ")
+        or "25.0%" in incident.what
     )
     assert done == [1] and watcher.incidents.get(1).acted
     fill(store, T + 150, good=100)

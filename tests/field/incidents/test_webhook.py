@@ -138,5 +138,5 @@ def test_nobody_there(receiver: Callable[..., Receiver]) -> None:
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/x", "example.org", "http://", ""])
 def test_only_http_addresses_are_taken(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address for a webhook"):
+    with pytest.raises(ConfigError, match="not a webhook address"):
         Webhook(url)

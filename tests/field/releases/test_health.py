@@ -119,7 +119,7 @@ def test_too_much_memory_is_found_by_its_budget_and_a_runaway_is_ended(bundle: P
     found = check(budget(bundle, peak_rss_mib=25.0), memory_mib=4000.0, threads=1)
     assert not found.passed and found.kind == "memory" and "gguf.peak_rss_mib" in found.reason
     ended = check(budget(bundle, peak_rss_mib=8.0), threads=1)
-    assert ended.kind == "memory" and "ended at the limit of 16 MiB" in ended.reason
+    assert ended.kind == "memory" and "the limit is 16 MiB" in ended.reason
 
 
 def test_a_wrong_digest_is_found(bundle: Path) -> None:

@@ -152,7 +152,7 @@ def test_the_command_leaves_the_named_version_alone_and_no_other(releases, tmp_p
     releases.rollback(why="a rule was first")
     before = releases.log()
     for late, said in (
-        (three.name, f"{three.name} is not in use any more, but {two.name}"),
+        (three.name, f"{three.name} is no longer in use; in use is {two.name}"),
         ("none", "no release"),
     ):
         refused = rollback(late)
@@ -176,7 +176,7 @@ def test_a_damaged_slot_is_found_at_the_start_and_the_one_before_answers(
     damage(two, file)
     assert releases.boot() == one.path == releases.current()
     damage(one, file)
-    with pytest.raises(CorruptError, match="No release on this device is whole"):
+    with pytest.raises(CorruptError, match="All releases on this device are damaged"):
         releases.boot()
     releases.import_(tmp_path / "bundles" / "one", health=bundles.fit)  # mends it
     assert releases.boot() == one.path

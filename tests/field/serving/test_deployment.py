@@ -193,7 +193,11 @@ def test_names_of_releases_kept_in_use_are_accepted_after_a_restart(
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"), [(misremembering, "answers otherwise"), (forgetting, "golden.json cannot be read")]
+    ("fault", "why"),
+    [
+        (misremembering, "does not answer a golden question as at build time"),
+        (forgetting, "golden.json cannot be read"),
+    ],
 )
 def test_one_that_answers_otherwise_than_at_its_build_is_judged_bad_and_the_old_one_goes_on(
     releases: Releases,
@@ -226,5 +230,5 @@ def test_a_start_with_nothing_but_a_bad_release_says_so(
 ) -> None:
     releases = Releases(tmp_path / "state" / "releases")
     promote(releases, another(tiny_build.bundle, tmp_path / "bad", misremembering))
-    with pytest.raises(CorruptError, match="answers otherwise"):
+    with pytest.raises(CorruptError, match="does not answer a golden question"):
         started()

@@ -129,7 +129,7 @@ def test_without_a_reference_all_but_drift_works(tmp_path: Path, bundle: Path, s
     else:
         where = None if spoiled == "no bundle" else bundle / "manifest.json"
     with Telemetry.open(tmp_path / "state", where, "gguf") as telemetry:
-        assert "not watched" in telemetry.note and telemetry.detector is None
+        assert "not detected" in telemetry.note and telemetry.detector is None
         ask(telemetry)
         assert now(telemetry.store).requests == 1 and telemetry.trouble == ""
     assert (release_of(where) == "") == (spoiled in ("no bundle", "plain file"))
