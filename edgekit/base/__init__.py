@@ -1,1 +1,1 @@
-"""What every room uses: errors, events, artifacts, caching, memory, hardware, the console, locks and the clock."""
+"""The base package: errors, events, artifacts, the stage cache, memory, hardware, the console, locks and the clock."""

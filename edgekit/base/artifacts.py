@@ -1,4 +1,4 @@
-"""Files as artifacts: digests, and outputs that appear whole or not at all."""
+"""Files as artifacts: digests, and outputs that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def size_of(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; a missing one is fine."""
+    """Remove a file or a folder; a missing path is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -64,13 +64,13 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def written_whole(final: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a path beside `final` to write to; on success it takes `final`'s place, else it is removed.
+    """Yield a temporary path in the folder of `final`; on success it is renamed to `final`, else removed.
 
     Raises `ConfigError` before anything is written when `final` exists and `force` is off.
     """
     if final.exists() and not force:
         raise ConfigError(
-            f"{final} already exists; it is unchanged.", "Choose another --out, or add --force to replace it."
+            f"{final} already exists; it was not changed.", "Use another --out, or add --force to replace it."
         )
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -88,7 +88,7 @@ def written_whole(final: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, completely or not at all."""
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(staging, path)

@@ -1,9 +1,9 @@
-"""Finished stages, kept by the digest of everything their result depends on.
+"""The stage cache: finished stages by the digest of everything that their result depends on.
 
     <root>/<stage>/<key>/            output of a finished stage, with `stage.json` beside its files
     <root>/<stage>/<key>.work/       what an interrupted stage left for its next try (checkpoints)
-    <root>/<stage>/<key>.partial/    output being written; renamed when whole
-    <root>/.locks/                   who makes which stage, and which processes use the cache
+    <root>/<stage>/<key>.partial/    output being written; renamed when complete
+    <root>/.locks/                   locks of running stages, and of the processes that use the cache
 
 A key is the digest of the stage's name, its inputs and options, the code that does its work and the versions of the
 packages which that code imports (`edgekit.base.code`). One process makes a stage at a time; another one that needs the
@@ -33,7 +33,7 @@ from edgekit.base.locks import locked
 from edgekit.base.memory import PeakRss
 
 RECORD = "stage.json"
-SMALL = 1 << 20  # bytes up to which a kept file is read again whenever its stage is taken
+SMALL = 1 << 20  # bytes; smaller files are read again whenever their stage is reused
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 Run = Callable[[Path, Path], dict[str, Any] | None]
@@ -41,7 +41,7 @@ Run = Callable[[Path, Path], dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class StageOutput:
-    """A finished stage: its folder, the digest of its files, what it returned, and what it cost."""
+    """A finished stage: its folder, the digest of its files, its result, and its cost."""
 
     name: str
     path: Path
@@ -60,10 +60,12 @@ class Cache:
         self.root = root
         self.facts: list[GateResult | Measured] = []
         self._emit = emit
-        self._lock: FileLock | None = None  # held from the first stage on, so that nobody cleans the cache
+        self._lock: FileLock | None = (
+            None  # held from the first stage on, so that no process cleans the cache
+        )
 
     def emit(self, event: Event) -> None:
-        """Pass `event` on; gates and measurements are kept, and told again when their stage comes from the cache."""
+        """Pass `event` on; gates and measurements are stored, and emitted again when their stage comes from the cache."""
         if isinstance(event, GateResult | Measured):
             self.facts.append(event)
         self._emit(event)
@@ -83,10 +85,10 @@ class Cache:
     ) -> StageOutput:
         """The output of stage `name`, from an earlier run or from `run(out, work)`.
 
-        `run` writes the new folder `out` and may keep what helps to resume in the folder `work`; what it returns
-        must be JSON. An exception leaves `work`, removes `out`, and keeps every finished stage. `modules` do the work:
-        their code, that of all they import and the versions of the packages they import are part of the key, as is
-        the module of `run` itself; `packages` are more distributions whose versions are. While another process makes the same stage, this one waits.
+        `run` writes the new folder `out`, may keep files for resuming in the folder `work`, and returns JSON values. An
+        exception leaves `work`, removes `out`, and keeps all finished stages. The key contains the code of `modules`, which
+        do the work, of the module of `run`, and of all their imports, and the versions of imported packages and of the
+        distributions `packages`. While another process makes the same stage, this one waits.
         """
         depends = {
             "code": {**code_of(modules), **own_code(run.__module__)},
@@ -99,7 +101,7 @@ class Cache:
             with locked(
                 self.root / LOCKS / f"{name}.{key}",
                 waiting=lambda: self.emit(
-                    Alert("info", f"Waiting for another edgekit process that makes '{name}'.")
+                    Alert("info", f"Waiting for another edgekit process, which is making the stage '{name}'.")
                 ),
             ):
                 found = self._find(name, final)
@@ -111,7 +113,7 @@ class Cache:
                 return self._make(name, inputs, run, final)
 
     def _make(self, name: str, inputs: Mapping[str, Any], run: Run, final: Path) -> StageOutput:
-        """Run the stage; its lock is held, so what another try left as `.partial` belongs to a process that ended."""
+        """Run the stage; the caller holds its lock, so a `.partial` folder belongs to a process that has ended."""
         work, out = (final.with_name(f"{final.name}.{kind}") for kind in ("work", "partial"))
         remove(out)
         work.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,7 @@ class Cache:
             self.emit(Alert("warning", message))
             remove(final)
             return None
-        os.utime(final / RECORD)  # when it was last used, for `edgekit cache`
+        os.utime(final / RECORD)  # the time of last use, for `edgekit cache`
         return _output(name, final, record, cached=True)
 
 
@@ -180,10 +182,10 @@ def _state(file: Path) -> dict[str, Any]:
 
 
 def _changed(file: Path, state: Mapping[str, Any]) -> bool:
-    """Whether a kept file is another than was written.
+    """Whether a cached file has changed since it was written.
 
-    Size first, then the digest: of every small file, and of a large one whose time of change is another. What changes a
-    large file and puts its time back is not seen here; the digests of a bundle are checked when it is opened.
+    It compares the size, and the digest of small files and of large files with another modification time. A changed large
+    file with its old modification time is not noticed here; the digests of a bundle are checked when it is opened.
     """
     try:
         at = file.stat()

@@ -1,4 +1,4 @@
-"""What a cache holds, by stage, size and age, and removing some of it."""
+"""The contents of a cache by stage, size and age, and their removal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = (".work", ".partial")
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished stage, or what an interrupted one left; `used` is when it was last made or taken, Unix seconds."""
+    """A finished stage, or the remains of an interrupted one; `used` is the time of last use, Unix seconds."""
 
     stage: str
     key: str
@@ -42,14 +42,12 @@ class StageTotal:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Every entry of the cache `root`, by stage and then the one used longest ago first.
+    """Every entry of the cache `root`, by stage and then by last use, the oldest first.
 
     Raises `ConfigError` when there is no folder `root`.
     """
     if not root.is_dir():
-        raise ConfigError(
-            f"There is no cache {root}.", "Give the folder that --cache-dir named in the build."
-        )
+        raise ConfigError(f"There is no cache {root}.", "Use the same --cache-dir as for the build.")
     found = [
         entry
         for stage in root.iterdir()
@@ -82,7 +80,7 @@ def totals(found: Sequence[Entry]) -> list[StageTotal]:
 def clean(
     root: Path, *, older_than_s: float = 0.0, stages: Sequence[str] = (), dry_run: bool = False
 ) -> list[Entry]:
-    """Remove the entries that were not used for `older_than_s`, of `stages` only where some are named; returns them.
+    """Remove and return the entries that were not used for `older_than_s`, only of `stages` if it is not empty.
 
     With `dry_run` nothing is removed. Raises `ConfigError` for a stage that the cache does not hold, and while another
     process uses the cache.
@@ -96,7 +94,7 @@ def clean(
     if dry_run:
         return _chosen(found, older_than_s, stages)
     with alone(root):
-        chosen = _chosen(entries(root), older_than_s, stages)  # what was used since it was first read stays
+        chosen = _chosen(entries(root), older_than_s, stages)  # entries that were used in the meantime stay
         for entry in chosen:
             remove(entry.path)
         for folder in {entry.path.parent for entry in chosen}:
@@ -111,7 +109,7 @@ def _chosen(found: Sequence[Entry], older_than_s: float, stages: Sequence[str]) 
 
 
 def _entry(stage: str, path: Path) -> Entry | None:
-    """The entry at `path`; None for a folder that the cache did not write."""
+    """The entry at `path`; None for other folders."""
     finished = (path / RECORD).is_file() and path.suffix not in SUFFIXES
     if not finished and path.suffix not in SUFFIXES:
         return None

@@ -1,6 +1,6 @@
-"""Which processes use a cache now, so that nothing is cleaned from under them.
+"""Tracks which processes use a cache, so that it is not cleaned at the same time.
 
-<root>/.locks/door            held for the moment of joining, and while the cache is cleaned
+<root>/.locks/door            held briefly while a process registers, and while the cache is cleaned
 <root>/.locks/users/<pid>-*   held by each process that uses the cache, until it ends
 """
 
@@ -21,7 +21,7 @@ LOCKS, USERS, DOOR = ".locks", "users", "door"
 
 
 def join(root: Path) -> FileLock:
-    """Be known as a user of the cache `root` for as long as the lock that is returned lives."""
+    """Register this process as a user of the cache `root` until the returned lock is released."""
     folder = root / LOCKS / USERS
     with locked(root / LOCKS / DOOR):
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,19 +33,19 @@ def join(root: Path) -> FileLock:
 
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Use the cache alone; others wait at the door. Raises `ConfigError` while another process uses it."""
-    busy = f"Another process cleans {root}; nothing was removed."
+    """Use the cache exclusively; other processes wait. Raises `ConfigError` while another process uses it."""
+    busy = f"Another process is cleaning {root}; nothing was removed."
     with locked(root / LOCKS / DOOR, wait=False, busy=busy, hint="Try again when it has ended."):
         if users := _present(root / LOCKS / USERS):
             raise ConfigError(
                 f"{root} is in use by process {', '.join(users)}; nothing was removed.",
-                "Run the same command again when that has ended.",
+                "Run the same command again when that process has ended.",
             )
         yield
 
 
 def _present(folder: Path) -> list[str]:
-    """The ids of the processes that hold a file in `folder`; files that nobody holds are removed."""
+    """The ids of the processes that hold a lock file in `folder`; unused lock files are removed."""
     found = set()
     for file in sorted(folder.glob("*-*")):
         lock = FileLock(file)

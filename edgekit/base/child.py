@@ -1,7 +1,7 @@
-"""A Python module in a process of its own, under limits: whatever it does, the parent can say how it ended.
+"""A Python module in a child process with limits; the parent can always tell how it ended.
 
 `python -m edgekit.base.child MEMORY_MIB MODULE ARGS...` sets the limits and then runs the module, so that they hold
-before it imports anything. What the process prints is kept out of the terminal, and it writes no core file.
+before it imports anything. Its output does not reach the terminal, and it writes no core file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 200  # characters of the last line that the process wrote
 
 
 class Child:
-    """A running module. A context manager: when it is left, the process is ended.
+    """A running module, as a context manager that ends the process on exit.
 
     `memory_mib` bounds the memory that the process can reserve (`RLIMIT_DATA`, which macOS does not enforce).
     """
@@ -65,23 +65,23 @@ class Child:
 
     @property
     def output(self) -> str:
-        """What the process has written to its standard output."""
+        """The standard output of the process."""
         return _read(self._output.fileno())
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process if it still runs, and free what belongs to it."""
+        """Kill the process if it still runs, and free its resources."""
         self._process.kill()
         self._process.wait()
         self._open.close()
 
     def wait(self, limit_s: float, memory_mib: float | None = None) -> tuple[str, float]:
-        """Wait until the process has ended, takes too long or holds too much memory.
+        """Wait until the process has ended or exceeds a limit of time or memory.
 
-        Returns what was exceeded, `timeout` or `memory`, with the seconds or MiB that were reached; an empty text when
+        Returns the exceeded limit, `timeout` or `memory`, with the seconds or MiB that were reached; an empty text when
         the process ended by itself. Resident memory is sampled every 20 ms.
         """
         import psutil

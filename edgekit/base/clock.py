@@ -1,4 +1,4 @@
-"""Times and durations as people write and read them."""
+"""Formats and parses times and durations for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def span(seconds: float) -> str:
-    """A duration as people say it: `0.4 s`, `12 s`, `2 min 05 s`, `1 h 03 min`."""
+    """A duration as text: `0.4 s`, `12 s`, `2 min 05 s`, `1 h 03 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -22,7 +22,7 @@ def span(seconds: float) -> str:
 
 
 def clock(moment: float, now: float | None = None) -> str:
-    """A time of day as `14:02`, with the date when that is not today's."""
+    """A time of day as `14:02`, with the date if it is not today."""
     then, today = time.localtime(moment), time.localtime(now)
     return time.strftime("%H:%M" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
 
@@ -32,5 +32,7 @@ def seconds(text: str) -> float:
     whole = text.strip().lower().replace(" ", "")
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd])", whole)
     if not parts or "".join(number + unit for number, unit in parts) != whole:
-        raise ConfigError(f"'{text}' is not a duration; nothing changed.", "Give it as 90s, 5m, 2h or 1d.")
+        raise ConfigError(
+            f"'{text}' is not a duration; nothing was changed.", "Write it like 90s, 5m, 2h or 1d."
+        )
     return sum(float(number) * UNITS_S[unit] for number, unit in parts)

@@ -1,8 +1,8 @@
 """The code that a stage's result depends on: a digest of modules, and the versions of the packages that they import.
 
-A stage names the modules that do its work. What they import of their own top-level package is followed, with lazy
-imports and modules that are started as processes; of other packages the installed version counts. Only syntax counts:
-comments, docstrings and layout do not. No module is imported to find this out.
+A stage names the modules that do its work. Their imports from their own top-level package are followed, including lazy
+imports and modules that are started as processes; for other packages, the installed version is used. The digest covers
+the syntax only, without comments, docstrings and layout. No module is imported for this.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from pathlib import Path
 
 from edgekit.base.artifacts import digest_of
 
-# These tell, wait and refuse; no result depends on them. All others in `edgekit.base` count where they are imported.
+# These report, wait and refuse; no result depends on them. All others in `edgekit.base` count when they are imported.
 NARRATION = frozenset(
     f"edgekit.base.{name}"
     for name in ("cache", "clock", "code", "console", "errors", "events", "locks", "parts")
 )
 # Names and shapes. What a name stands for counts, because a stage declares the modules that it asks for by name.
 NAMES = frozenset({"edgekit.registry"})
-# Packages that do their work behind another one's name, which no import shows.
+# Packages that another package uses internally, so that no import names them.
 BEHIND = {"onnxruntime-genai": ("onnxruntime",), "transformers": ("tokenizers", "safetensors")}
 
 
 def code_of(modules: Iterable[str]) -> dict[str, str]:
-    """The digest of each of `modules`, where a package stands for all its modules, and of all that they import.
+    """The digest of each of `modules` (of a package: all its modules) and of all that they import.
 
-    Raises `ModuleNotFoundError` for a name that is no module.
+    Raises `ModuleNotFoundError` for an unknown name.
     """
     return {name: _syntax(file)[0] for name, file in _reached(modules).items()}
 
 
 def own_code(module: str) -> dict[str, str]:
-    """The digest of one module, what it imports left out; nothing for one that has no file."""
+    """The digest of one module without its imports; empty for a module without a file."""
     file = file_of(module)
     return {} if file is None else {module: _syntax(file)[0]}
 
 
 def versions_of(modules: Iterable[str], packages: Iterable[str] = ()) -> dict[str, str]:
-    """Installed versions of what `modules` import, of `packages`, and of Python, whose syntax the digests hold."""
+    """Installed versions of the packages that `modules` import, of `packages`, and of Python."""
     imported = {name.partition(".")[0] for file in _reached(modules).values() for name in _syntax(file)[1]}
     owners = _owners()
     named = {*packages, *(package for name in imported for package in owners.get(name, ()))}
@@ -55,7 +55,7 @@ def versions_of(modules: Iterable[str], packages: Iterable[str] = ()) -> dict[st
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions of `packages`; one that is not installed is left out."""
+    """Installed versions of `packages`, without missing ones."""
     found = {package: _installed(package) for package in packages}
     return {package: version for package, version in found.items() if version is not None}
 
@@ -70,7 +70,7 @@ def _installed(package: str) -> str | None:
 
 @cache
 def file_of(module: str) -> Path | None:
-    """The source file of `module`, found without importing it; None where there is none."""
+    """The source file of `module`, found without importing it; None if there is none."""
     top, _, rest = module.partition(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -89,7 +89,7 @@ def file_of(module: str) -> Path | None:
 
 
 def _reached(modules: Iterable[str]) -> dict[str, Path]:
-    """Every module that `modules` are or import, within their own top-level packages, with its file; sorted by name."""
+    """`modules` and every module of their own top-level packages that they import, with its file; sorted by name."""
     found: dict[str, Path] = {}
     waiting = [each for module in modules for each in _members(module)]
     while waiting:
@@ -106,7 +106,7 @@ def _reached(modules: Iterable[str]) -> dict[str, Path]:
 
 
 def _members(module: str) -> Iterator[str]:
-    """`module`, and for a package every module below it."""
+    """`module`, and for a package every module in it."""
     file = file_of(module)
     if file is None:
         raise ModuleNotFoundError(f"There is no module '{module}'.", name=module)
@@ -118,7 +118,7 @@ def _members(module: str) -> Iterator[str]:
 
 
 def _syntax(file: Path) -> tuple[str, frozenset[str]]:
-    """The digest of a file's syntax, and the full names of all that it imports when it runs."""
+    """The digest of a file's syntax, and the full names of its imports at run time."""
     at = file.stat()
     return _parsed(file, at.st_mtime_ns, at.st_size)
 
@@ -134,7 +134,7 @@ def _parsed(file: Path, mtime_ns: int, size: int) -> tuple[str, frozenset[str]]:
 
 
 def _is_text(node: ast.stmt) -> bool:
-    """Whether a statement is a string alone: a docstring."""
+    """Whether a statement is only a string, such as a docstring."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
@@ -143,7 +143,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Names of modules, and of what is taken from them, as it may be a module itself; those for type checkers left out."""
+    """Names of imported modules and of the names imported from them, which may be modules; not those for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for other in child.orelse:
@@ -160,12 +160,12 @@ def _imports(node: ast.AST) -> Iterator[str]:
 
 
 def _started(command: ast.List) -> Iterator[str]:
-    """The module that a command such as `[sys.executable, "-m", "edgekit.profiles.probe"]` starts."""
+    """The module that a command like `[sys.executable, "-m", "edgekit.profiles.probe"]` starts."""
     texts = [part.value if isinstance(part, ast.Constant) else None for part in command.elts]
     yield from (str(after) for option, after in pairwise(texts) if option == "-m")
 
 
 @cache
 def _owners() -> Mapping[str, list[str]]:
-    """The distributions that each top-level module comes from."""
+    """The distributions that provide each top-level module."""
     return importlib.metadata.packages_distributions()

@@ -1,6 +1,6 @@
-"""Events as people read them: bars and colours on a terminal, plain lines elsewhere; always on stderr.
+"""Prints events for people on stderr: bars and colours on a terminal, plain lines elsewhere.
 
-Data goes to stdout and narration to stderr, so that `--json` and pipes stay clean.
+Data goes to stdout and progress to stderr, so that `--json` and pipes contain data only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rich.text import Text
 from edgekit.base import events
 from edgekit.base.clock import span
 
-PLAIN_INTERVAL_S = 20.0  # off a terminal: one progress line for each so many seconds
+PLAIN_INTERVAL_S = 20.0  # without a terminal: seconds between two progress lines
 
 
 class _Left(ProgressColumn):
-    """Time left of a stage, once its speed is known."""
+    """The remaining time of a stage, once its speed is known."""
 
     def render(self, task: Task) -> Text:
         left = task.time_remaining
@@ -28,7 +28,7 @@ class _Left(ProgressColumn):
 
 
 class Narrator:
-    """An `emit` that shows events, and a context manager around the work that emits them."""
+    """An `emit` that prints events, and a context manager around the work that emits them."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
@@ -53,7 +53,7 @@ class Narrator:
         self._bars.stop()
 
     def __call__(self, event: events.Event) -> None:
-        """Show one event."""
+        """Print one event."""
         match event:
             case events.StageStarted(stage=stage):
                 if self._live:
@@ -84,7 +84,7 @@ class Narrator:
             )
             return
         now = time.monotonic()
-        # a stage may load and calibrate before it counts, so speed is that since the first count of this unit
+        # a stage may load and calibrate first, so the speed is measured from the first count of this unit
         start, already = self._first.setdefault((event.stage, event.unit), (now, event.done))
         if now - self._last_line < PLAIN_INTERVAL_S:
             return

@@ -1,4 +1,4 @@
-"""The one typed event stream that the command line, `events.jsonl` and the terminal app consume.
+"""The typed events of all stages, which the command line, `events.jsonl` and the terminal app read.
 
 A stage takes `emit`, a function of one event, and calls it; it neither prints nor exits.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage began."""
+    """A stage started."""
 
     stage: str
     detail: str = ""
@@ -36,7 +36,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One measured number, for plots and reports."""
+    """One measured value, for plots and reports."""
 
     stage: str
     metric: str
@@ -48,7 +48,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class StageFinished:
-    """A stage ended well; `cached` when an earlier result was taken."""
+    """A stage finished; `cached` when an earlier result was reused."""
 
     stage: str
     seconds: float
@@ -59,7 +59,7 @@ class StageFinished:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """A check's measured value against its limit; `stage` is the one to blame when it fails.
+    """A check's measured value and its limit; `stage` is the one that causes a failure.
 
     `low` and `high` are the one-sided 95 % bounds of the value and `n` the size of the sample, where it has one.
     """
@@ -78,7 +78,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something a person should know now."""
+    """A message that a person should read now."""
 
     level: Literal["info", "warning", "error"]
     message: str
@@ -99,14 +99,14 @@ def to_json(event: Event) -> str:
     return json.dumps({"event": type(event).__name__, **asdict(event)}, ensure_ascii=False)
 
 
-LARGEST = 1e11  # of times and counts: beyond it no date can be told
+LARGEST = 1e11  # limit for times and counts: larger times are not valid dates
 TYPES: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def from_json(line: str, unknown: Callable[[str], None] | None = None) -> Event:
-    """The event in one line of JSON, however it came there; `unknown` is told each key that the event does not have.
+    """The event in one line of untrusted JSON; `unknown` is called with each unknown key.
 
-    Raises `ValueError` for a line that holds no event: it is then cut, damaged, or of another version.
+    Raises `ValueError` for a line that is not an event: it is truncated, damaged, or of another version.
     """
     try:
         found = json.loads(line)
@@ -128,7 +128,7 @@ def from_json(line: str, unknown: Callable[[str], None] | None = None) -> Event:
 
 
 def _checked(name: str, kind: str, value: Any) -> Any:
-    """`value` if it is of the kind that the field `name` holds; whole numbers may stand for others."""
+    """`value` if it has the type of the field `name`; integers are accepted for floats."""
     if kind == "float | None" and value is None:
         return None
     if kind.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
@@ -152,7 +152,7 @@ def _checked(name: str, kind: str, value: Any) -> Any:
 
 
 def fan_out(*targets: Emit) -> Emit:
-    """An `emit` that hands each event to every target in turn."""
+    """An `emit` that passes each event to every target in turn."""
 
     def emit(event: Event) -> None:
         for target in targets:

@@ -1,4 +1,4 @@
-"""What this machine is: its fingerprint for reports, and the memory and disk that are free. Loads no torch."""
+"""Describes this machine: its fingerprint for reports, and the free memory and disk. Does not load torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIB = 2**20
 
 
 def fingerprint() -> dict[str, Any]:
-    """What speed and rounding depend on; the same on every call on one machine."""
+    """The properties that speed and rounding depend on; the same on every call on one machine."""
     return {
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
         "arch": platform.machine(),
@@ -52,7 +52,7 @@ def cores() -> int:
 
 
 def is_throttled() -> bool:
-    """Whether a container's limit holds this process to less time than its cores have."""
+    """Whether a container limits this process to less processor time than its cores have."""
     quota = _quota()
     return quota is not None and quota < _allowed()
 
@@ -62,7 +62,7 @@ def _allowed() -> int:
 
 
 def _quota() -> float | None:
-    """Seconds of processor time a second that the container gives."""
+    """Seconds of processor time per second that the container allows."""
     try:
         quota, period = map(int, Path(CGROUP_CPU).read_text().split())
         return quota / period
@@ -82,7 +82,7 @@ def total_memory_mib() -> int:
 
 
 def available_memory_mib() -> int:
-    """Memory that can be taken without swapping, within the container's limit, MiB."""
+    """Memory that is available without swapping, within the container's limit, MiB."""
     available = psutil.virtual_memory().available
     for limit in map(Path, CGROUP_LIMITS):
         used = limit.with_name("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
@@ -99,7 +99,7 @@ def available_memory_mib() -> int:
 
 
 def _idle_file_cache(stat: Path) -> int:
-    """Bytes that count as used in a cgroup, but that the kernel gives back when asked."""
+    """Bytes that count as used in a cgroup, but that the kernel can reclaim."""
     found = dict(line.split() for line in stat.read_text().splitlines())
     return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
@@ -118,7 +118,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices itself; where not, bfloat16 is slower than float32."""
+    """Whether the processor multiplies bfloat16 matrices natively; if not, bfloat16 is slower than float32."""
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -134,9 +134,9 @@ def _cpu_info(key: str) -> str:
 
 @cache
 def gpu() -> str | None:
-    """The name of the first NVIDIA GPU as its driver tells it; None without one, or where this process may use none.
+    """The name of the first NVIDIA GPU, from its driver; None if there is none or this process may not use it.
 
-    The same whether torch is installed or imported, or not.
+    The result does not depend on whether torch is installed or imported.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1") or shutil.which(NVIDIA_SMI) is None:
         return None

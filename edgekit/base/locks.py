@@ -20,7 +20,7 @@ def locked(
     hint: str = "",
     waiting: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Hold the lock file `path`; its folder is made where it is missing.
+    """Hold the lock file `path`; its folder is created if it is missing.
 
     Waits for another holder, after calling `waiting` once, or, with `wait=False`, raises `ConfigError(busy, hint)` when
     there is one.

@@ -35,7 +35,7 @@ def limit_own_memory(memory_mib: float, *, for_good: bool) -> int | None:
 
 
 def tree_rss_mib(process: psutil.Process) -> float:
-    """Resident memory of `process` and all below it, MiB; shared pages count in each. Raises `psutil.Error` when it is gone."""
+    """Resident memory of `process` and its descendants, MiB, with shared pages in each; raises `psutil.Error`."""
     import psutil
 
     total = process.memory_info().rss
@@ -80,7 +80,7 @@ class PeakRss:
 
 
 def own_peak_mib() -> float:
-    """The most resident memory this process ever took, MiB."""
+    """The peak resident memory of this process since its start, MiB."""
     try:  # getrusage would count the parent's memory at the moment of the fork
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -1,4 +1,4 @@
-"""Optional parts of an installation, as its metadata declares them, and what to type when one is missing."""
+"""Optional parts of an installation, from its metadata, and the command that installs a missing one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXTRA = re.compile(r"""extra\s*==\s*['"]([\w-]+)['"]""")
 
 
 def missing_part(error: ModuleNotFoundError) -> MissingPartError:
-    """What to tell a person when an import failed because a package is not installed."""
+    """The error for an import that failed because a package is not installed."""
     package = (error.name or "a package").partition(".")[0]
     return MissingPartError(
         f"This needs the package '{package}', which is not installed.", install_line(package)
@@ -26,8 +26,8 @@ def missing_part(error: ModuleNotFoundError) -> MissingPartError:
 def install_line(*modules: str) -> str:
     """The pip command that installs the top-level `modules`, by import name.
 
-    It names the smallest parts that declare them. A module that no part declares was required by another package;
-    the command then installs everything.
+    It contains the smallest parts that declare them. If no part declares a module, another package requires it, and the
+    command installs everything.
     """
     declared = _declared()
     wanted: set[str] = set()
@@ -60,5 +60,5 @@ def _declared() -> dict[str, list[str]]:
 
 
 def _canonical(name: str) -> str:
-    """A distribution's name as package indexes compare it (PEP 503)."""
+    """The normalised name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

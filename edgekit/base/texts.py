@@ -1,4 +1,4 @@
-"""Foreign text made safe to print: characters that move the cursor or change colours are replaced."""
+"""Makes untrusted text safe to print: characters that move the cursor or change colours are replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def plain(value: Any) -> str:
-    """Text of any number of lines; a control character is shown as `\N{REPLACEMENT CHARACTER}`."""
+    """Text of any number of lines; control characters become `\N{REPLACEMENT CHARACTER}`."""
     text = str(value)
     if text.isprintable():
         return text

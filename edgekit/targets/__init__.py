@@ -1,1 +1,1 @@
-"""What a target may say: typed, with every fault found at once."""
+"""The typed schema of targets; all faults are reported at once."""

@@ -133,7 +133,7 @@ def makers(tmp_path: Path) -> Iterator[tuple[Maker, Maker]]:
     first = Maker(tmp_path, "first")
     assert first.says() == "makes", first.process.communicate()
     second = Maker(tmp_path, "second")
-    assert second.says() == "waits: Waiting for another edgekit process that makes 's'."
+    assert second.says() == "waits: Waiting for another edgekit process, which is making the stage 's'."
     yield first, second
     for maker in (first, second):
         maker.process.kill()

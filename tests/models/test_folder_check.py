@@ -77,10 +77,10 @@ def with_post_processor(tokenizer: dict[str, Any]) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "text without a row": (added(special=False), "the id 478 to '<|more|>', and the model has 478 rows.*any text may hold it"),
+    "text without a row": (added(special=False), "the id 478 to '<|more|>', but the model has 478 rows.*any text may contain it"),
     "text without a row, by another file": (
         both(added(), edit_json("tokenizer_config.json", lambda c: c.update(added_tokens_decoder={"478": {**TOKEN, "special": False}}))),
-        "any text may hold it",
+        "any text may contain it",
     ),
     "padding without a row": (
         both(added(), edit_json("tokenizer_config.json", lambda c: c.update(pad_token="<|more|>"))),
@@ -98,7 +98,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         "the chat template prints it",
     ),
     "a frame without a row": (
-        both(added(), edit_json("tokenizer.json", with_post_processor)), "the post-processor puts it around every text",
+        both(added(), edit_json("tokenizer.json", with_post_processor)), "the post-processor adds it to every text",
     ),
     "a merge without a row": (
         both(
