@@ -1,1 +1,1 @@
-"""Files in, answers out: llama.cpp, onnxruntime-genai, and torch as the reference."""
+"""Runtimes, which open model files and answer: llama.cpp, onnxruntime-genai, and torch as the reference."""

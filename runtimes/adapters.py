@@ -1,7 +1,7 @@
-"""What an adapter file must be before a runtime sees it: whole, made for this very base, and of its layers' sizes.
+"""Checks an adapter file before a runtime reads it: it must be complete, made for this base, and fit its layers.
 
-llama.cpp and onnxruntime believe much of what an adapter says; a wrong type or size ends the process or reads past
-the file's end. GGUF adapters are those of `convert_lora_to_gguf.py` in llama.cpp, ONNX adapters those of
+llama.cpp and onnxruntime trust much of an adapter's content; a wrong type or size ends the process or reads past the
+end of the file. GGUF adapters are those of `convert_lora_to_gguf.py` in llama.cpp, ONNX adapters those of
 `onnxruntime/lora/adapter_format/adapter_schema.fbs`, in the encoding of
 <https://flatbuffers.dev/internals/>.
 """
@@ -41,37 +41,37 @@ def file_key(path: Path) -> str:
     """
     if not path.is_file():
         raise ConfigError(
-            f"There is no adapter file {path}.", "Name a file that edgekit export --adapter wrote."
+            f"There is no adapter file {path}.", "Give a file that `edgekit export --adapter` wrote."
         )
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def check_base(adapter: Path, made_for: object, base: str | None, merged: str | None) -> None:
-    """Hold the digest that `adapter` is bound to against `base`, the opened model's own.
+    """Compare the base digest in `adapter` with `base`, the digest of the opened model.
 
-    Raises `CorruptError` when they differ and `UnsupportedError` when either file says none, or when the model has
-    an adapter (`merged`) in its weights already.
+    Raises `CorruptError` when they differ, and `UnsupportedError` when a file has no digest or the model already has an
+    adapter (`merged`) in its weights.
     """
     if merged:
         raise UnsupportedError(
-            f"The opened model has the adapter {merged} in its weights already; {adapter} was not loaded.",
-            "Open the plain base model, exported without tuning.",
+            f"The opened model already has the adapter {merged} in its weights; {adapter} was not loaded.",
+            "Open the base model, exported without tuning.",
         )
     if not base:
         raise UnsupportedError(
-            f"The opened model does not say which base it is, so {adapter} was not loaded.",
-            "Export the base with edgekit, which notes its digest in the file.",
+            f"The opened model does not contain the digest of its base, so {adapter} was not loaded.",
+            "Export the base with edgekit, which writes the digest to the file.",
         )
     if not isinstance(made_for, str):
         raise UnsupportedError(
-            f"{adapter} does not say which base it was made for; it was not loaded.",
-            "Write it with edgekit, which notes the base's digest in the file.",
+            f"{adapter} does not contain the digest of its base; it was not loaded.",
+            "Export it with edgekit, which writes the digest to the file.",
         )
     if made_for != base:
         raise CorruptError(
-            f"{adapter} was made for the base {shown(made_for)}, and the opened model is {base}; it was not loaded.",
-            "Open the base that it was tuned on, or take the adapter that belongs to this one.",
+            f"{adapter} was made for the base {shown(made_for)}, but the opened model is {base}; it was not loaded.",
+            "Open the base that it was tuned on, or use the adapter of this base.",
         )
 
 
@@ -84,17 +84,17 @@ def check_gguf(adapter: Path, layers: Shapes, base: str | None, merged: str | No
     layout = read_gguf(adapter)
     found = layout.metadata
     if (found.get("general.type"), found.get("adapter.type")) != ("adapter", "lora"):
-        raise CorruptError(f"{adapter} is not a LoRA adapter.", "Name a file that holds an adapter.")
+        raise CorruptError(f"{adapter} is not a LoRA adapter.", "Give an adapter file.")
     check_base(adapter, found.get(BASE_DIGEST), base, merged)
     if not isinstance(found.get("general.architecture"), str):
-        raise _corrupt(adapter, "it names no architecture")
+        raise _corrupt(adapter, "it does not name an architecture")
     if "adapter.alora.invocation_tokens" in found:
         raise UnsupportedError(f"{adapter} is an activated LoRA (aLoRA), which is not supported.")
     _check_alpha(adapter, found.get(ALPHA), layout.data_start)
     for tensor in layout.tensors.values():
         if GGML_TYPES[tensor.type].name not in GGUF_TYPES:
             raise _corrupt(adapter, f"{shown(tensor.name)} has the type {tensor.type}")
-    # llama.cpp would take the embedding's factors unchecked, and norms it leaves out without a word
+    # llama.cpp would accept the embedding's factors unchecked, and it ignores norms without a message
     linear = {name: size for name, size in layers.items() if len(size) == 2 and name != "token_embd.weight"}
     sizes = {name: tensor.shape for name, tensor in layout.tensors.items()}
     _check_factors(adapter, sizes, linear, (".lora_a", ".lora_b"))
@@ -150,8 +150,8 @@ def check_onnx(adapter: Path, origin: Origin) -> None:
     """
     if not origin.slots:
         raise UnsupportedError(
-            f"The opened ONNX folder takes no adapters, so {adapter} was not loaded.",
-            "Export the base for adapters: edgekit export BASE --adapter ADAPTER.",
+            f"The opened ONNX folder does not support adapters, so {adapter} was not loaded.",
+            "Export the base for adapters: `edgekit export BASE --adapter ADAPTER`.",
         )
     with Reader(adapter, FLATBUFFER_LIMIT) as reader:
         parameters = dict(_Flatbuffer(reader).parameters())
@@ -182,7 +182,7 @@ class _Flatbuffer:
             raise CorruptError(f"{reader.path} is not an onnxruntime adapter.", HINT)
 
     def parameters(self) -> Iterator[tuple[str, _Parameter]]:
-        """Names and parameters; a name that stands twice is refused."""
+        """Names and parameters; a name that appears twice is refused."""
         adapter = self._follow(0)
         if (version := self._integer(self._field(adapter, FORMAT_VERSION), 4)) != 1:
             raise self._reader.corrupt(f"the format's version is {version} instead of 1", adapter)
@@ -192,7 +192,7 @@ class _Flatbuffer:
             table = self._follow(at)
             name = bytes(self._bytes(table, NAME)).decode(errors="replace")
             if name in names:
-                raise self._reader.corrupt(f"the parameter {shown(name)} stands twice", table)
+                raise self._reader.corrupt(f"the parameter {shown(name)} appears twice", table)
             names.add(name)
             first, dimensions = self._vector(table, DIMS, 8)
             if dimensions > 4:
@@ -250,12 +250,12 @@ def _check_factors(adapter: Path, sizes: Shapes, layers: Shapes, suffixes: tuple
         if (len(a), len(b)) != (2, 2) or a[0] != inner or b[1] != outer or a[1] != b[0]:
             raise _corrupt(
                 adapter,
-                f"{shown(layer)} has factors of {a} and {b}, and the base's layer is {inner} x {outer}",
+                f"{shown(layer)} has factors of {a} and {b}, but the base's layer is {inner} x {outer}",
             )
     if left:
         raise _corrupt(adapter, f"the base has no layer for {shown(min(left))}")
     if not sizes:
-        raise _corrupt(adapter, "it changes no layer")
+        raise _corrupt(adapter, "it does not change any layer")
 
 
 def _corrupt(adapter: Path, reason: str) -> CorruptError:

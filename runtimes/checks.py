@@ -1,4 +1,4 @@
-"""What every runtime checks before it computes, and the text it is given."""
+"""Checks of every runtime before it computes, and the preparation of its text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgekit.base.errors import ConfigError
 def check_fits(prompt: int, max_tokens: int, context: int) -> None:
     """Raise `ConfigError` for an empty prompt, or when prompt and answer exceed `context` tokens together."""
     if prompt == 0:
-        raise ConfigError("An empty prompt has no next token.", "Give at least one token.")
+        raise ConfigError("The prompt is empty.", "Give at least one token.")
     if prompt + max_tokens > context:
         raise ConfigError(
-            f"A prompt of {prompt} tokens and {max_tokens} to generate exceed the context of {context}.",
-            f"Open the model with context={prompt + max_tokens} if it was trained for so many, or ask for less.",
+            f"A prompt of {prompt} tokens and {max_tokens} tokens to generate exceed the context of {context}.",
+            f"Open the model with context={prompt + max_tokens} if it was trained for that, or ask for fewer tokens.",
         )
 
 

@@ -72,7 +72,7 @@ class _Model:
             reason = _errors[0] if _errors else "no reason given"
             raise CorruptError(
                 f"llama.cpp could not load {path}: {reason}",
-                "Export the file again, or copy it again if it was cut off.",
+                "Export or copy the file again.",
             )
         weakref.finalize(self, lib.llama_model_free, self.pointer)
         self.vocab = lib.llama_model_get_vocab(self.pointer)
@@ -237,9 +237,7 @@ class LlamaCpp:
         """The file's `tokenizer.chat_template`; raises `ConfigError` when it carries none."""
         source = self._model.metadata("tokenizer.chat_template")
         if source is None:
-            raise ConfigError(
-                "The GGUF file carries no chat template.", "Export it from a model that has one."
-            )
+            raise ConfigError("The GGUF file has no chat template.", "Export it from a model that has one.")
         return ChatTemplate(source, self._model.token_text("bos"), self._model.token_text("eos"))
 
     @property

@@ -36,7 +36,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     Raises `CorruptError` when a file is missing, cut off or malformed, or asks for native code to be loaded.
     """
     if not path.is_dir():
-        raise ConfigError(f"There is no folder {path}.", "Name a folder that onnxruntime-genai loads.")
+        raise ConfigError(f"There is no folder {path}.", "Give an onnxruntime-genai folder.")
     config = check_onnx_folder(path)
     origin = adapters.read_origin(path)
     try:
@@ -150,9 +150,7 @@ class OnnxRuntime:
     def chat_template(self) -> ChatTemplate:
         """The folder's chat template; raises `ConfigError` when it carries none."""
         if self._text.chat_template is None:
-            raise ConfigError(
-                "The ONNX folder carries no chat template.", "Export it from a model that has one."
-            )
+            raise ConfigError("The ONNX folder has no chat template.", "Export it from a model that has one.")
         return self._text.chat_template
 
     @property

@@ -138,7 +138,7 @@ def _name(reader: Reader, what: str, taken: Mapping[str, object] | set[str]) -> 
     if not 0 < len(name) < COUNT_LIMIT:
         raise reader.corrupt(f"{what} is {len(name)} characters long", at)
     if name in taken:
-        raise reader.corrupt(f"{what} {shown(name)} stands twice", at)
+        raise reader.corrupt(f"{what} {shown(name)} appears twice", at)
     return name
 
 

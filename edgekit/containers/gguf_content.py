@@ -49,7 +49,7 @@ def check_gguf(path: Path) -> GgufLayout:
         )
     for rule, faults in RULES.items():
         if fault := next(faults(layout), ""):
-            raise CorruptError(f"{path} is damaged or was made to do harm ({rule}): {fault}.", HINT)
+            raise CorruptError(f"{path} is damaged or malicious ({rule}): {fault}.", HINT)
     data = np.memmap(path, np.uint8, "r")
     for tensor in layout.tensors.values():
         stored = GGML_TYPES[tensor.type]

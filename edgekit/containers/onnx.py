@@ -2,7 +2,7 @@
 
 Fields: <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>.
 Only messages that can hold a tensor or an operator are entered; all else is skipped unread. Protobuf merges a
-message that stands twice where one is expected; here that is refused, because readers differ in what they make of it.
+message that appears twice where one is expected; here that is refused, because readers differ in what they make of it.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class _Walk:
         for number, wire, value in self._wire.fields(end):
             if number in inner:
                 if number in SINGLE.get(kind, ()) and number in seen:
-                    raise reader.corrupt(f"field {number} of a {kind} stands twice")
+                    raise reader.corrupt(f"field {number} of a {kind} appears twice")
                 seen.add(number)
                 self._expect(wire == LENGTH, number, kind)
                 self._enter(inner[number], value, path)
@@ -181,7 +181,7 @@ class _Walk:
             if path == ("ModelProto", "GraphProto"):
                 if not tensor.name or tensor.name in self._initializers:
                     raise self._reader.corrupt(
-                        f"initializer {shown(tensor.name)} has no name or stands twice", at
+                        f"initializer {shown(tensor.name)} has no name or appears twice", at
                     )
                 self._initializers[tensor.name] = tensor
         elif kind == "OperatorSetIdProto":
@@ -209,7 +209,7 @@ class _Walk:
                 version = value
         if path == ("ModelProto",):
             if domain in self._opsets:
-                raise self._reader.corrupt(f"the opset of domain {shown(domain)} stands twice", at)
+                raise self._reader.corrupt(f"the opset of domain {shown(domain)} appears twice", at)
             self._opsets[domain] = version
 
     def _tensor(self, end: int) -> _Tensor:
@@ -217,7 +217,7 @@ class _Walk:
         for number, wire, value in self._wire.fields(end):
             if number in (2, 8, 9, 14):
                 if number in seen:
-                    raise reader.corrupt(f"field {number} of a TensorProto stands twice")
+                    raise reader.corrupt(f"field {number} of a TensorProto appears twice")
                 seen.add(number)
             if number in (8, 9, 6, 13):
                 self._expect(wire == LENGTH, number, "TensorProto")

@@ -74,7 +74,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{shown(name)} stands twice")
+            raise ValueError(f"{shown(name)} appears twice")
         found[name] = value
     return found
 

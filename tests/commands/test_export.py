@@ -61,7 +61,7 @@ def test_a_base_with_an_adapter_in_its_weights_takes_no_other(exported: Any, tin
     _, told = exported
     with (
         edgekit.load(tiny_build.bundle) as merged,
-        pytest.raises(UnsupportedError, match="in its weights already"),
+        pytest.raises(UnsupportedError, match="already has the adapter"),
     ):
         merged.use(told["adapters"]["gguf"])
 

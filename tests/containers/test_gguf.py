@@ -89,7 +89,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty array of unknown type": (whole([key(b"a", ARRAY, array(77, 0))]), "unknown type 77"),
     "bool of 2": (whole([key(b"a", BOOL, b"\2")]), "truth value"),
     "bool array with 255": (whole([key(b"a", ARRAY, array(BOOL, 2, b"\1\xff"))]), "truth value"),
-    "key twice": (whole([key(b"a", BOOL, b"\0")] * 2), "'a' stands twice"),
+    "key twice": (whole([key(b"a", BOOL, b"\0")] * 2), "'a' appears twice"),
     "key without name": (whole([key(b"", BOOL, b"\0")] * 2), "0 characters"),
     "key too long": (whole([key(b"k" * 65536, BOOL, b"\0")]), "65536 characters"),
     "key not UTF-8": (whole([key(b"\xff", BOOL, b"\0")]), "UTF-8"),
@@ -121,9 +121,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "misaligned to 64": (whole(ALIGNED, [tensor(b"a", offset=32)], 256, 64), "not aligned to 64"),
     "overlap": (whole([], [tensor(b"a"), tensor(b"b", offset=96)], 512), "'b' overlaps tensor 'a'"),
     "same place": (whole([], [tensor(b"a"), tensor(b"b")], 512), "overlaps"),
-    "tensor twice": (whole([], [tensor(b"a"), tensor(b"a", offset=128)], 512), "'a' stands twice"),
+    "tensor twice": (whole([], [tensor(b"a"), tensor(b"a", offset=128)], 512), "'a' appears twice"),
     "tensor with NUL": (whole([], [tensor(b"a\0")], 512), "NUL"),
-    "terminal codes": (whole([], [tensor(b"\x1b[2J"), tensor(b"\x1b[2J")], 512), r"'\\x1b\[2J' stands twice"),
+    "terminal codes": (whole([], [tensor(b"\x1b[2J"), tensor(b"\x1b[2J")], 512), r"'\\x1b\[2J' appears twice"),
 }  # fmt: skip
 
 

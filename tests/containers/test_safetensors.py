@@ -49,7 +49,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "deep objects": (whole(b'{"a":' * 100_000), "not JSON"),
     "many digits": (whole(b"9" * 1_000_000), "not JSON"),
     "many values": (whole(b"[" + b"0," * 3_000_000 + b"0]"), "more than any model needs"),
-    "name twice": (whole(b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}"), "'a' stands twice"),
+    "name twice": (whole(b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}"), "'a' appears twice"),
     "half a character": (whole(b'{"\\ud800":' + json.dumps(entry()).encode() + b"}"), "half a character"),
     "metadata of numbers": (whole({"__metadata__": {"a": 1}, "a": entry()}), "__metadata__"),
     "metadata a list": (whole({"__metadata__": [], "a": entry()}), "__metadata__"),

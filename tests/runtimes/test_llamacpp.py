@@ -161,9 +161,9 @@ def test_prompts_that_do_not_fit_are_refused(model: Any) -> None:
     with pytest.raises(ConfigError, match="exceed the context of 128") as refusal:
         list(model.generate([5] * 120, 9))
     assert "context=129" in refusal.value.hint
-    with pytest.raises(ConfigError, match="empty prompt"):
+    with pytest.raises(ConfigError, match="prompt is empty"):
         model.logits([])
-    with pytest.raises(ConfigError, match="empty prompt"):
+    with pytest.raises(ConfigError, match="prompt is empty"):
         model.generate_batch([[5], []], 2)
 
 

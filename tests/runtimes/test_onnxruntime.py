@@ -144,7 +144,7 @@ def test_sampling_is_seeded_and_follows_the_distribution(model: Any) -> None:
 
 
 def test_what_cannot_be_answered_is_refused(model: Any) -> None:
-    with pytest.raises(ConfigError, match="empty prompt"):
+    with pytest.raises(ConfigError, match="prompt is empty"):
         list(model.generate([], 3))
     with pytest.raises(ConfigError, match="exceed the context of 256"):
         list(model.generate([1] * 250, 7))
