@@ -43,7 +43,7 @@ def test_from_the_list_to_one_incident_and_back(
             for told in (
                 "! WARNING OPEN since", "Time to first token is 8.0 s at the 95th percentile, limit 5.0 s",
                 f"release {hour[2]}", "| opened", "o previous release", "Release changes in the day before", "likely cause: 1 min 00 s",
-                "Next steps", "1 If it began soon after a switch of releases, go back", "4 If the load is expected",
+                "Next steps", "1 If it began soon after a release change, roll back", "4 If the load is expected",
                 "a Ack", "z Silence", "c Close", "R Roll back", "q Quit", "$ edgekit incident show",
             ):  # fmt: skip
                 assert told in words, told

@@ -113,7 +113,7 @@ def test_what_is_typed_wrong_is_told(tmp_path: Path, shell, arguments: list[str]
 
 def test_a_device_where_nothing_happened_is_left_as_it_is(tmp_path: Path, shell) -> None:
     state = tmp_path / "state"
-    assert "Nothing is recorded" in shell("monitor", "--once", "--state", state).stdout
+    assert "There is no telemetry yet" in shell("monitor", "--once", "--state", state).stdout
     assert shell("incident", "list", "--state", state).stdout == "There are no open incidents.\n"
     assert not state.exists()
 
