@@ -22,7 +22,7 @@ from edgekit.models.chat import ChatTemplate
 HINT = "Get the folder again from its source; its files belong to different models or are damaged."
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 UNUSED_LIMIT = 1000  # added tokens without an embedding; good files have a few
-DIGITS = 20  # of a token id that stands as a key
+DIGITS = 20  # maximum length of a token id that is a key
 CONVERSATIONS: tuple[tuple[list[Message], bool], ...] = (
     ([{"role": "user", "content": "Hello"}], True),
     ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}], True),
@@ -194,15 +194,15 @@ class _Uses:
         return cls(named, merged, json.dumps(tokenizer.get("post_processor")), prompts)
 
     def why(self, token: AddedToken) -> str:
-        """What gives the token out; empty where nothing does."""
+        """How a text can produce the token; empty if it cannot."""
         if not token.special:
-            return "it is not a special token, so any text may hold it"
+            return "it is not a special token, so any text may contain it"
         if token.text in self.named:
             return self.named[token.text]
         if token.text in self.merged:
             return "merges join other tokens to it"
         if json.dumps(token.text) in self.frame:
-            return "the post-processor puts it around every text"
+            return "the post-processor adds it to every text"
         return "the chat template prints it" if token.text in self.prompts else ""
 
 

@@ -216,7 +216,7 @@ def conditions(row: Mapping[str, Any]) -> str:
     text += f", limited to {join(applied)}" if applied else ""
     if row.get("simulated"):
         why = f", which {row['differs']}" if row.get("differs") else ""
-        text = f"simulated, not measured on the device{why}: {text}"
+        text = f"simulated: not measured on the device{why}; {text}"
     return text
 
 
