@@ -95,7 +95,7 @@ GGUF_FAULTS: dict[str, tuple[Callable[[dict[str, Any], Tensors], object], str]] 
     "alpha not a number": (lambda k, t: k.update({"adapter.lora.alpha": np.float32("nan")}), "alpha is nan"),
     "alpha missing": (lambda k, t: k.pop("adapter.lora.alpha"), "alpha is None"),
     "activated": (lambda k, t: k.update({"adapter.alora.invocation_tokens": [1, 2]}), "aLoRA"),
-    "no tensors": (lambda k, t: t.clear(), "changes no layer"),
+    "no tensors": (lambda k, t: t.clear(), "does not change any layer"),
     "one factor": (lambda k, t: t.popitem(), "is missing"),
     "another layer": (lambda k, t: t.update({"blk.7.attn_q.weight.lora_a": zeros(2, 8)}), "no layer for"),
     "a norm": (lambda k, t: t.update({NORM: zeros(8)}), "no layer for"),
@@ -112,8 +112,8 @@ GGUF_FAULTS: dict[str, tuple[Callable[[dict[str, Any], Tensors], object], str]] 
         lambda k, t: t.update({"blk.0.attn_q.weight.lora_a": zeros(2, 8, dtype=np.int32)}), "has the type 26"
     ),
     "another base": (lambda k, t: k.update({"edgekit.base_sha256": "b" * 64}), f"{'b' * 64}.*{BASE}"),
-    "a digest that is a number": (lambda k, t: k.update({"edgekit.base_sha256": 5}), "does not say which base"),
-    "no digest": (lambda k, t: k.pop("edgekit.base_sha256"), "does not say which base"),
+    "a digest that is a number": (lambda k, t: k.update({"edgekit.base_sha256": 5}), "does not contain the digest of its base"),
+    "no digest": (lambda k, t: k.pop("edgekit.base_sha256"), "does not contain the digest of its base"),
 }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def test_a_spoilt_gguf_adapter_is_refused(fault: str, tmp_path: Path) -> None:
 
 
 ONNX_FAULTS: dict[str, tuple[Callable[[Tensors], object], str]] = {
-    "no parameters": (lambda t: [t.pop(name) for name in (A, B)], "changes no layer"),
+    "no parameters": (lambda t: [t.pop(name) for name in (A, B)], "does not change any layer"),
     "one factor": (lambda t: t.pop(B), "is missing"),
     "another layer": (lambda t: t.update({"model.layers.7.lora_A.weight": zeros(8, 2)}), "no layer for"),
     "an input of the model": (lambda t: t.update({"input_ids": zeros(1, 4)}), "no layer for"),
@@ -135,8 +135,8 @@ ONNX_FAULTS: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "bytes": (lambda t: t.update({A: zeros(8, 2, dtype=np.uint8)}), "has the type 2"),
     "whole numbers": (lambda t: t.update({A: zeros(8, 2, dtype=np.int64)}), "of type 7"),
     "another base": (lambda t: t.update({"edgekit.base_sha256": np.full(32, 0xBB, np.uint8)}), f"{'b' * 64}.*{BASE}"),
-    "half a digest": (lambda t: t.update({"edgekit.base_sha256": zeros(16, dtype=np.uint8)}), "does not say which base"),
-    "no digest": (lambda t: t.pop("edgekit.base_sha256"), "does not say which base"),
+    "half a digest": (lambda t: t.update({"edgekit.base_sha256": zeros(16, dtype=np.uint8)}), "does not contain the digest of its base"),
+    "no digest": (lambda t: t.pop("edgekit.base_sha256"), "does not contain the digest of its base"),
 }  # fmt: skip
 
 

@@ -276,7 +276,7 @@ def test_models_that_cannot_be_told_apart_take_no_adapter(
     nameless = shutil.copytree(files["base"], tmp_path / "nameless")
     (nameless / "edgekit.json").unlink()
     gguf.write(nameless, tmp_path / "nameless.gguf", ignore)
-    with pytest.raises(UnsupportedError, match="does not say which base"):
+    with pytest.raises(UnsupportedError, match="does not contain the digest of its base"):
         open_gguf(tmp_path / "nameless.gguf").use(files["a.gguf"])
     for write in (to_gguf, to_onnx):
         with pytest.raises(ConfigError, match="has no sha256"):
