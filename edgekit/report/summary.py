@@ -63,7 +63,8 @@ AT_LEAST = (
 VERIFY_ADVICE = {  # on differences of a file from the model it claims to be
     "structure": "Convert it again from the model, with a converter that knows its architecture.",
     "vocabulary": "Convert it again with the model's own tokenizer files.",
-    "weights": "The file's weights differ from the model's: convert or merge it again from the right weights.",
+    "weights": "The file's weights differ from the model's: convert or merge it again from the right weights. If the check "
+    "names an update that the type rounds away, give those tensors another type (tensor_types).",
     "tokenizer_identity": "Convert it again with the model's own tokenizer files.",
     "detokenization": "Convert it again with the model's own tokenizer files.",
     "template_identity": "Put the model's own chat template into the file.",

@@ -113,7 +113,10 @@ def _difference(values: Array, wanted: Array, bad: NDArray[np.int64], found: Com
         matrices = (values - wanted, found.white)
         low = next((low for matrix in matrices if matrix is not None and (low := low_rank(matrix))), None)
         if low is not None and found.relative <= found.limit:
-            return f"hides a low-rank update in its rounding (of rank {low[0]} at least): another merge"
+            return (
+                f"hides a low-rank update in its rounding (of rank {low[0]} at least): another merge, or a type that "
+                "rounds the adapter's update away"
+            )
         if low is not None:
             share = f"rank {low[0]} holds {low[1]:.0%} of the difference"
             return f"{words}, by a low-rank update ({share}): another merge"

@@ -26,7 +26,8 @@ from edgekit.export.gguf import write as export
 from edgekit.export.gguf.families import deinterleave, interleave
 from edgekit.export.gguf.proof import GRIDS, prove
 from edgekit.export.gguf.quantize import quantize
-from edgekit.export.weights.weight_compare import Grid, Stored, compare, largest_singular
+from edgekit.export.weights.weight_compare import Grid, Reference, Stored, compare, largest_singular
+from edgekit.export.weights.weight_faults import explain
 from edgekit.export.weights.weight_proof import StaticProof
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
@@ -261,6 +262,28 @@ def test_a_fault_hidden_in_a_large_tensor_is_seen_in_its_block() -> None:
     found = compare(Stored("x", "Q", rows.shape, Grid(32, 127, "peak"), lambda a, b: values[a:b]), rows)
     assert found.relative < found.limit * 2 and found.bad_blocks == 1 and found.excess > 2
     assert int(found.worst.argmax()) == 7 and found.place[7] == 64
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("Q4_1", False), ("Q4_0", True), ("Q5_0", True), ("Q8_0", True)])
+def test_a_type_that_rounds_an_adapter_away_is_found(kind: str, kept: bool) -> None:
+    """Weights that were stored in Q4_1 before tuning lie on a grid, to which Q4_1 rounds them back."""
+    chance = np.random.default_rng(0)
+
+    def stored_as(rows: Any, kind: str) -> Any:
+        type = gguf.GGMLQuantizationType[kind]
+        return gguf.quants.dequantize(gguf.quants.quantize(rows, type), type).reshape(rows.shape)
+
+    base = stored_as(chance.standard_normal((512, 512), np.float32), "Q4_1")
+    update = 0.02 * np.outer(chance.standard_normal(512), chance.standard_normal(512)).astype(np.float32)
+    merged = base + update
+    values = stored_as(merged, kind)
+    share = float(np.vdot(values - base, update) / np.vdot(update, update))
+    assert share > 0.8 if kept else share < 0.3
+    tensor = Stored("x", kind, merged.shape, GRIDS[kind], lambda start, stop: values[start:stop])
+    reference = Reference("x", merged.shape, lambda: merged)
+    assert (compare(tensor, merged).excess <= 1) == kept
+    if not kept:
+        assert "rounds the adapter's update away" in explain(tensor, reference, {"x": reference})
 
 
 def test_white_noise_has_no_direction_and_a_faint_update_has() -> None:
