@@ -20,9 +20,14 @@ DEMO_BUNDLE = Path("bundles/smollm2-135m-cpu-int4")
 
 def newest_merge() -> Path:
     """The merged folder of the last build in `.edgekit/cache`."""
-    folders = [path.parent for path in Path(".edgekit/cache/merge").glob("*/stage.json")]
+    return newest("merge")
+
+
+def newest(stage: str) -> Path:
+    """The last result of a build's stage in `.edgekit/cache`."""
+    folders = [path.parent for path in Path(".edgekit/cache", stage).glob("*/stage.json")]
     if not folders:
-        sys.exit("There is no merged model: run `make demo` first, or name a folder.")
+        sys.exit(f"The cache holds no result of the stage {stage}: run `make demo` first, or name a folder.")
     return max(folders, key=lambda folder: folder.stat().st_mtime)
 
 
