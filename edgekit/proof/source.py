@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,15 @@ def prove(path: Path, folder: Path, emit: Emit) -> None:
     reference = registry.load("runtimes", "torch")(folder)
     try:
         facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
-        found = [*gates.identity(source, facts, "source", "model"), _distance(source, reference, facts)]
+        _judge(path, gates.identity(source, facts, "source", "model"), emit)
+        _judge(path, [_distance(source, reference, facts)], emit)
     finally:
         reference.close()
         source.close()
+
+
+def _judge(path: Path, found: Sequence[GateResult], emit: Emit) -> None:
+    """Tell each gate; raise `StageError` at the first that failed."""
     for gate in found:
         emit(gate)
         if not gate.passed:
