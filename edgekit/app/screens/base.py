@@ -136,6 +136,14 @@ class View(Screen[None]):
             f"[{style}]{mode}[/]  [@click=app.command_palette()]? help[/] "
         )
 
+    def put(self, name: str, text: Text) -> bool:
+        """Show `text` in the line called `name`; whether another one was there."""
+        line = self.query_one(f"#{name}", Static)
+        changed = line.content != text
+        if changed:
+            line.update(text)
+        return changed
+
     def watch_shell_command(self, shell_command: str) -> None:
         """Show the shell's line."""
         for line in self.query("#shell-command").results(Static):

@@ -68,7 +68,8 @@ class IncidentScreen(Changing):
         self._said = ""
         self._reader = Reader()
         self._reading: Wanted | None = None
-        self._drawn: dict[str, Any] = {}
+        self._plot: Plot | None = None
+        self._mode: tuple[bool, ...] = ()
 
     # What is shown
 
@@ -198,8 +199,8 @@ class IncidentScreen(Changing):
             lines.fill({str(one.id): parts.row(one, now, sign) for one in found.incidents})
             lines.highlighted = lines.highlighted or 0
         self._settle_focus()
-        if (mode := (self.number is None, listed, shown is None)) != self._drawn.get("mode"):
-            self._drawn["mode"] = mode
+        if (mode := (self.number is None, listed, shown is None)) != self._mode:
+            self._mode = mode
             self.refresh_bindings()
 
     def offers(self, action: str) -> bool:
@@ -230,23 +231,17 @@ class IncidentScreen(Changing):
         self.query_one("#state").set_classes(colour)
         chart = self.query_one("#plot", Chart)
         chart.display = bool(plot and (plot.xs or plot.earlier))
-        if chart.display and plot is not None and self._drawn.get("plot") != plot:
-            self._drawn["plot"] = plot
+        if chart.display and plot is not None and self._plot != plot:
+            self._plot = plot
             parts.draw(chart, plot, now, sign)
         steps = self.query_one(parts.Steps)
         wide = self.has_class("-wide")
         if steps.fill({str(n): parts.step(n, step, wide=wide) for n, step in enumerate(shown.steps, 1)}):
             self._lay_out(steps)
 
-    def _put(self, name: str, what: Text) -> None:
-        before: Text | None = self._drawn.get(name)
-        if before == what:
-            return
-        self._drawn[name] = what
-        line = self.query_one(f"#{name}", Static)
-        line.update(what)
-        if before is None or len(before) != len(what):
-            self._lay_out(line)
+    def _put(self, name: str, text: Text) -> None:
+        if self.put(name, text):
+            self._lay_out(self.query_one(f"#{name}"))
 
     def _lay_out(self, widget: Widget) -> None:
         """Give a widget its height once more: two updates before it was ever laid out leave it that of the first."""

@@ -247,23 +247,17 @@ class MonitorScreen(View):
             whole.append("   ")
         if len(drawn.rows) < len(fleet.rows):
             whole.append(f"{len(drawn.rows)} of {len(fleet.rows)} rows left in by the filter", "italic")
-        self._update("#strip", whole)
+        self.put("strip", whole)
         worst = fleet.worst
         mark = f"{symbols.of(worst.state)} {worst.state}  " if worst else ""
         told = _fitted(f"{mark}{fleet.alert}", self.size.width - 2, symbols.ellipsis)
-        self._update("#alert", Text(told, style=state_style(self.app, worst.state) if worst else ""))
+        self.put("alert", Text(told, style=state_style(self.app, worst.state) if worst else ""))
 
     def _tell(self) -> None:
         """Why the chosen row is as it is, and the shell's line for it."""
         row = self.chosen
-        self._update("#why", Text(_about(row, told=row is self._drawn.fleet.worst) if row else ""))
+        self.put("why", Text(_about(row, told=row is self._drawn.fleet.worst) if row else ""))
         self.shell_command = self._shell_command(row)
-
-    def _update(self, name: str, text: Text) -> None:
-        line = self.query_one(name, Static)
-        if getattr(line, "told", None) != text.markup:
-            line.told = text.markup  # type: ignore[attr-defined]
-            line.update(text)
 
     def _say(self) -> None:
         words = [
