@@ -87,5 +87,5 @@ def waterfall_lines(results: Results, symbols: Symbols, width: int) -> list[Line
             else f"{symbols.ok} no file's stage is over it"
         )
         lines.append(("failed" if over_it else "fact", f"budget {figure(limit)}: {end}"))
-    none = f", no bar is {figure(SMALLEST_DRIFT)} or less" if min(values) <= SMALLEST_DRIFT else ""
+    none = f"; no bar: {figure(SMALLEST_DRIFT)} or less" if min(values) <= SMALLEST_DRIFT else ""
     return [*lines, ("more", f"log scale{none}")]

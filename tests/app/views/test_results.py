@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from results_support import report, write_bundle
 
 from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
+from edgekit.app.views.command import Outcome
 from edgekit.app.views.report import cleaned
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
+from edgekit.field.releases import lifecycle
 
 UNICODE, ASCII = Symbols(), Symbols(ascii=True)
 
@@ -232,6 +235,16 @@ def test_the_commands_are_those_of_the_shell(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_port_is_a_port(typed: str, port: int | None) -> None:
     assert deploy.port_of(typed) == port
+
+
+def test_only_the_refusal_for_too_few_answers_offers_a_promotion_without_proof() -> None:
+    compared: Any = SimpleNamespace(n=3, rows_needed=200, detail="0 lost")
+    refusal = lifecycle._unproven("abc", "def", compared)  # as `edgekit releases promote` tells it
+    command = deploy.promote_command("abc", "w", "", Path("s"))
+    without = deploy.unproven(command, Outcome(command, 3, None, refusal.message, refusal.hint))
+    assert without is not None and without.arguments == (*command.arguments, "--unproven")
+    assert deploy.unproven(without, Outcome(without, 3, None, refusal.message, refusal.hint)) is None
+    assert deploy.unproven(command, Outcome(command, 3, None, "It answers worse.", "See the flips.")) is None
 
 
 def test_a_promotion_is_told_with_the_comparison() -> None:
