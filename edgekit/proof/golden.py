@@ -6,10 +6,12 @@ needs neither the original model nor torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError, CorruptError
@@ -24,6 +26,54 @@ SCHEMA = "edgekit.golden/1"
 FILE = "golden.json"
 CANDIDATES, ANSWERS = 24, 8
 TEXTS = 96
+
+
+class Text(TypedDict):
+    """A text and its token ids."""
+
+    text: str
+    ids: list[int]
+
+
+class Answer(TypedDict):
+    """A conversation, its rendered prompt, the prompt's ids (not in older bundles), and the answer."""
+
+    messages: list[dict[str, Any]]
+    rendered: str
+    prompt: NotRequired[list[int]]
+    ids: list[int]
+    text: str
+
+
+class Golden(TypedDict):
+    """What one format of a bundle made of texts and conversations."""
+
+    max_tokens: int
+    texts: list[Text]
+    answers: list[Answer]
+
+
+class _File(TypedDict):
+    schema: str
+    formats: dict[str, Golden]
+
+
+def read_golden(folder: Path) -> dict[str, Golden]:
+    """The golden answers of a bundle, by format. Raises `CorruptError` when the file is missing or of another form."""
+    try:
+        file = TypeAdapter(_File).validate_json((folder / FILE).read_bytes(), strict=True)
+    except OSError as error:
+        fault = error.strerror or "no such file"
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    else:
+        if file["schema"] == SCHEMA:
+            return file["formats"]
+        fault = f"its schema is {file['schema'][:40]!r} instead of {SCHEMA}"
+    raise CorruptError(
+        f"{folder / FILE} cannot be read: {fault}.", "Copy the bundle again, or build it again."
+    )
 
 
 def capture(
@@ -61,7 +111,7 @@ def capture(
     }
 
 
-def prompt_ids(runtime: Runtime, answer: Mapping[str, Any]) -> list[int]:
+def prompt_ids(runtime: Runtime, answer: Answer) -> list[int]:
     """Token ids of a golden answer's conversation, encoded as when the answer was recorded.
 
     That is how an app's prompts are encoded. In bundles that were made before, the answers hold no `prompt`, and control
@@ -100,13 +150,7 @@ def replay(
     `opener(runtime, path, threads=)` opens a file, by default in a child process. Raises `CorruptError` when the bundle
     has no golden answers, or a file that its runtime cannot load.
     """
-    try:
-        golden = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        formats = golden["formats"] if golden["schema"] == SCHEMA else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"{folder / FILE} cannot be read: {error}", "Copy the bundle again, or build it again."
-        ) from error
+    formats = read_golden(folder)
     verdict = manifest["verdict"]
     found = [
         GateResult(
@@ -131,7 +175,7 @@ def replay(
     return found
 
 
-def _held(runtime: Runtime, golden: Mapping[str, Any], name: str, emit: Emit) -> list[GateResult]:
+def _held(runtime: Runtime, golden: Golden, name: str, emit: Emit) -> list[GateResult]:
     texts = golden["texts"]
     other_ids = [text["text"] for text in texts if runtime.encode(text["text"]) != text["ids"]]
     other_prompts, other_answers = [], []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgekit.base.errors import CorruptError
 from edgekit.device.isolated import open_isolated
 from edgekit.device.prompt import encode_prompt
 from edgekit.proof import golden
@@ -109,3 +111,32 @@ def test_a_child_process_knows_the_control_tokens(model: Any, small_gguf: Path) 
         assert encode_prompt(opened, ATTACK) == encode_prompt(model, ATTACK)
     finally:
         opened.close()
+
+
+GOOD = {"max_tokens": 4, "texts": [{"text": "a", "ids": [1]}], "answers": []}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ([], "the file"),
+        ({"schema": golden.SCHEMA}, "formats"),
+        ({"schema": "other/1", "formats": {}}, "'other/1'"),
+        (
+            {"schema": golden.SCHEMA, "formats": {"gguf": {**GOOD, "max_tokens": "4"}}},
+            "formats.gguf.max_tokens",
+        ),
+        (
+            {"schema": golden.SCHEMA, "formats": {"gguf": {**GOOD, "texts": [{}]}}},
+            "formats.gguf.texts.0.text",
+        ),
+        ({"schema": golden.SCHEMA, "formats": {"gguf": {**GOOD, "answers": [{"ids": ["x"]}]}}}, "answers.0"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_in_a_sentence(document: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / golden.FILE).write_text(json.dumps(document))
+    with pytest.raises(CorruptError, match=re.escape(words)):
+        golden.read_golden(tmp_path)
+    (tmp_path / golden.FILE).unlink()
+    with pytest.raises(CorruptError, match="No such file"):
+        golden.read_golden(tmp_path)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Message, Row
 from edgekit.device.loaded import load
 from edgekit.device.manifest import read_manifest
 from edgekit.evaluation.statistics import ONE_SIDED_95, mcnemar_worse, paired_difference
-from edgekit.proof.golden import FILE as GOLDEN
+from edgekit.proof.golden import read_golden
 
 MARGIN_POINTS = 2.0
 CLASS_P = 0.05  # divided among all classes
@@ -227,12 +227,6 @@ def _example(bundle: Path) -> list[Question]:
 
 def _golden(bundle: Path) -> list[Question]:
     """The golden prompts of a bundle, each once, because all formats were asked the same rows."""
-    try:
-        formats: dict[str, Any] = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"]
-        asked = [answer["messages"] for golden in formats.values() for answer in golden["answers"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"{bundle / GOLDEN} cannot be read: {error}", "Copy the bundle again, or build it again."
-        ) from error
+    asked = [answer["messages"] for golden in read_golden(bundle).values() for answer in golden["answers"]]
     each = {json.dumps(messages, sort_keys=True): messages for messages in asked}
     return [Question(f"golden-{number}", tuple(messages)) for number, messages in enumerate(each.values(), 1)]

@@ -8,7 +8,6 @@ its requests. A version that cannot be opened or gives another answer is judged 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import threading
@@ -35,8 +34,7 @@ from edgekit.field.incidents.watcher import Reactions, Watched, Watcher
 from edgekit.field.releases import Releases
 from edgekit.field.status import ServerStatus, device_status
 from edgekit.field.telemetry.collector import Telemetry, release_of
-from edgekit.proof.golden import FILE as GOLDEN
-from edgekit.proof.golden import prompt_ids
+from edgekit.proof.golden import prompt_ids, read_golden
 
 if TYPE_CHECKING:
     from edgekit.device.answer import Answer, Records
@@ -346,17 +344,12 @@ def _hold(model: LoadedModel, bundle: Path) -> None:
 
     All of them were asked when the version was imported and promoted; this one shows that it answers in this process.
     """
-    try:
-        golden = json.loads((bundle / GOLDEN).read_text(encoding="utf-8"))["formats"][model.format]
-        first, limit = golden["answers"][0], golden["max_tokens"]
-        wanted = list(map(int, first["ids"]))
-        prompt = prompt_ids(model.runtime, first)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CorruptError(
-            f"{bundle / GOLDEN} cannot be read: {error}", "Import the bundle again."
-        ) from error
-    ids = list(model.runtime.generate(prompt, limit))
-    if ids != wanted:
+    golden = read_golden(bundle).get(model.format)
+    if not golden or not golden["answers"]:
+        raise CorruptError(f"{bundle} has no golden answers of '{model.format}'.", "Build the bundle again.")
+    first = golden["answers"][0]
+    ids = list(model.runtime.generate(prompt_ids(model.runtime, first), golden["max_tokens"]))
+    if ids != first["ids"]:
         raise CorruptError(
             f"{bundle.name} does not answer a golden question as at build time: {model.runtime.decode(ids)!r} "
             f"instead of {first['text']!r}.",
