@@ -24,9 +24,9 @@ from edgekit.app.screens.start import Starter
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.choices import Checks
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.paths import Place, look_at_place
 from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, TARGET_COLUMNS, Choice, Finding
+from edgekit.base.command import Command, Outcome
 from edgekit.models.source import BUILT_IN
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.report import text
 from edgekit.app.views.results import Results
 from edgekit.app.views.wizard import at_home
+from edgekit.base.command import Command, Outcome
 
 UNPROVEN = "--unproven"
 
