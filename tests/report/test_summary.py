@@ -62,4 +62,8 @@ def test_a_small_sample_asks_for_rows_and_a_worse_value_for_a_better_file(case: 
 
 
 def test_every_advice_on_a_sample_belongs_to_a_check_with_bounds() -> None:
-    assert {*summary.ABOVE, *summary.AT_LEAST} <= set(summary.SAMPLE_ADVICE) <= {*summary.ADVICE, *summary.VERIFY_ADVICE}
+    assert (
+        {*summary.ABOVE, *summary.AT_LEAST}
+        <= set(summary.SAMPLE_ADVICE)
+        <= {*summary.ADVICE, *summary.VERIFY_ADVICE}
+    )
