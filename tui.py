@@ -151,7 +151,7 @@ class EdgekitApp(Host):
 
     def action_copy(self) -> None:
         """Copy the shell command."""
-        if isinstance(self.screen, View) and (text := self.screen.copy_text()):
+        if isinstance(self.screen, View) and (text := self.screen.shell_command):
             self.copy_to_clipboard(text)
             self.notify(text, markup=False, title="Copied")
 

@@ -25,7 +25,7 @@ def screen(found: EdgekitApp) -> ResultsScreen:
 async def read(pilot: Any) -> ResultsScreen:
     """The screen, once its bundle is read."""
     await until(
-        pilot, lambda: all(words in text_of(pilot.app) for words in ("gates hold", "   base ", "v Picture"))
+        pilot, lambda: all(words in text_of(pilot.app) for words in ("gates passed", "   base ", "v Picture"))
     )
     return screen(pilot.app)
 

@@ -159,7 +159,7 @@ def tell(story: Screens, terminal: Terminal, folder: Path) -> None:
     story.press("b", "Build it?", seconds=120, keep="review")
     story.press("Enter", "STARTING", "RUNNING", "KEPT", seconds=60, keep="run")
     story.shows("All gates passed", seconds=60 * 60)
-    story.press("Enter", "gates hold", keep="results")
+    story.press("Enter", "gates passed", keep="results")
 
     story.say("Write mode, and the bundle is put to use")
     story.press("w", "Allow changes")

@@ -169,7 +169,6 @@ def verify(
         "artifact": {step.name: step.digest for step in artifact.steps},
         "source": source.digest,
         "tuned": tuned.digest,
-        "rows": digest_of(content_of(rows)),
         "budget": budget.model_dump(),
         "threads": request.threads,
     }

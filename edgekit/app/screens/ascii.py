@@ -10,10 +10,10 @@ from textual.color import Color
 from textual.filter import LineFilter
 
 ALIKE = str.maketrans(
-    "│┃▊▋▌▍▎▏▐▕─━▔▁·•–—…→←✓✗°\u00a0",
-    "||||||||||---_..--~><+x' ",
+    "│┃▊▋▌▍▎▏▐▕─━▔·•–—…→←↑↓✓✗°\u00a0▶▸▲●■░▁▂▃▄▅▆▇█",
+    "||||||||||---..--~><^v+x' >>Ao#._.,-=+*#",
 )
-BOXES, BLOCKS = range(0x2500, 0x2580), range(0x2580, 0x25A0)
+BOXES, BLOCKS, DOTS = range(0x2500, 0x2580), range(0x2580, 0x25A0), range(0x2800, 0x2900)
 
 
 class Ascii(LineFilter):
@@ -36,6 +36,9 @@ def in_ascii(text: str) -> str:
 def _sign(grapheme: str, width: int) -> str:
     if grapheme.isascii():
         return grapheme
-    if len(grapheme) == 1 and ord(grapheme) in BOXES:
+    letter = ord(grapheme[0]) if len(grapheme) == 1 else 0
+    if letter in BOXES:
         return "+"
-    return ("#" if len(grapheme) == 1 and ord(grapheme) in BLOCKS else "?") * width
+    if letter in DOTS:
+        return "*" if letter > DOTS.start else " "
+    return ("#" if letter in BLOCKS else "?") * width

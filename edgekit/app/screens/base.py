@@ -16,9 +16,9 @@ from textual.widgets import Footer, Static
 
 from edgekit.app.screens.host import Host
 from edgekit.app.screens.threads import Found, in_thread
-from edgekit.base.command import Command
+from edgekit.app.views.command import Command, state_option
+from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import EdgekitError
-from edgekit.field.state import state_option
 
 NAMES = ("build", "run", "results", "monitor", "incident")
 SMALLEST = (60, 16)  # columns and rows; below that there is only a sentence
@@ -67,10 +67,6 @@ class View(Screen[None]):
     def document(self) -> Any:
         """What `o` exports, as JSON."""
         return None
-
-    def copy_text(self) -> str:
-        """What `y` copies."""
-        return self.shell_command
 
     def show(self, **what: Any) -> None:
         """Turn to a subject, such as an incident's number."""
@@ -121,7 +117,7 @@ class View(Screen[None]):
         if not self.query("#names"):
             return  # the app is being closed
         app = self.edgekit
-        mode = f"{app.mode_words} {app.symbols.dot} demo" if app.settings.demo else app.mode_words
+        mode = f"{app.mode_words} {Symbols.dot} demo" if app.settings.demo else app.mode_words
         free = self.size.width - len(f" {mode}  ? help ")  # the names give way, never the mode
         full = sum(len(f" {number} {name} ") for number, name in enumerate(NAMES, 1))
         brand = " edgekit " if full + len(" edgekit ") <= free else ""

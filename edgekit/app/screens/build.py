@@ -24,15 +24,16 @@ from edgekit.app.screens.start import Starter
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.choices import Checks
+from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.paths import Place, look_at_place
-from edgekit.app.views.wizard import HELP, QUESTIONS, STEPS, TARGET_COLUMNS, Choice, Finding
-from edgekit.base.command import Command, Outcome
-from edgekit.models.source import BUILT_IN
+from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.wizard import QUESTIONS, STEPS, TARGET_COLUMNS, Choice, Finding
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget
 
 TYPING = "typing: press esc first to use ? and q"
 LIMIT_COLUMNS = ("limit", "value", "", "what it says")
+LETTERS = ("build", "other", "folder", "edit", "plan", "target", "again")  # actions of single letters
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
 
@@ -76,9 +77,8 @@ class BuildScreen(View):
         self.choice = Choice()
         self.checks = Checks()
         self.place: Place | None = None
-        self._machine: Host | None = None
+        self._machine = Host.here()
         self._timer: Timer | None = None
-        self._last_plan: Outcome | None = None
         self._starter = Starter(self, self.draw)
 
     def compose_view(self) -> ComposeResult:
@@ -86,7 +86,6 @@ class BuildScreen(View):
         settings = self.edgekit.settings
         if not settings.demo:  # which shows the command as it is typed elsewhere
             self.choice = Choice(cache_dir=settings.cache_dir, bundles=settings.bundles)
-        names = tuple(BUILT_IN)
         with Horizontal():
             with Vertical(id="left"):
                 yield Static(id="steps")
@@ -96,18 +95,12 @@ class BuildScreen(View):
                 yield Static(id="help")
                 with ContentSwitcher(initial="on-model", id="answers"):
                     with Vertical(id="on-model"):
-                        yield Line(
-                            self.choice.model, id="model", compact=True, suggester=Paths(names, ".gguf")
-                        )
+                        yield self._line("model")
                     with Vertical(id="on-target"):
                         yield Choices(cursor_type="row", id="targets")
-                        yield Line(
-                            self.choice.target, id="target", compact=True, suggester=Paths((), ".toml")
-                        )
+                        yield self._line("target")
                     with Vertical(id="on-data"):
-                        yield Line(
-                            self.choice.data, id="data", compact=True, suggester=Paths(("demo",), ".jsonl")
-                        )
+                        yield self._line("data")
                     with Vertical(id="on-budget"):
                         yield Choices(cursor_type="row", id="limits")
                         yield Static(id="words")
@@ -116,29 +109,26 @@ class BuildScreen(View):
                 with VerticalScroll(id="findings"):
                     yield Static(id="found")
 
+    def _line(self, name: str) -> Line:
+        suggester = Paths(QUESTIONS[name].names, QUESTIONS[name].suffix)
+        return Line(getattr(self.choice, name), id=name, compact=True, suggester=suggester)
+
     def on_mount(self) -> None:
         """Begin with the first question."""
-        limits = self.query_one("#limits", Choices)
+        limits, targets = self.query_one("#limits", Choices), self.query_one("#targets", Choices)
         for label in LIMIT_COLUMNS:
             limits.add_column(label, key=label)
         for limit in wizard.limits(self.choice, None):
             limits.add_row(limit.key, "", "", limit.short, key=limit.key)
-        self.query_one("#targets", Choices).add_columns(*TARGET_COLUMNS)
-        self._look_here()
-        self.open(0)
-        self._look()
-
-    def on_screen_resume(self) -> None:
-        """Look again at what may have been mended meanwhile."""
-        if self._machine is not None:
-            self._anew()
-            self._look()
-            self._look_at_place(self.choice)
-            self.draw()
+        targets.add_columns(*TARGET_COLUMNS)
+        for row in wizard.shipped(self._machine):
+            targets.add_row(*row, key=row[0])
+        targets.move_cursor(row=targets.get_row_index(self.choice.target))
+        self.action_open(0)
 
     # what was chosen
 
-    def open(self, step: int) -> None:
+    def action_open(self, step: int) -> None:
         """Show one step."""
         self.step = step
         name = STEPS[step]
@@ -148,7 +138,6 @@ class BuildScreen(View):
         )  # a look types nothing
         focus = {**lines, "target": "#targets", "budget": "#limits"}
         self.query_one(focus.get(name, "#findings")).focus()
-        self._anew()
         self._look()
         self.query_one("#findings", VerticalScroll).scroll_home(animate=False)
         self.draw()
@@ -209,11 +198,6 @@ class BuildScreen(View):
         self.refresh_bindings()
         self.draw()
 
-    def _anew(self, failed: bool = True) -> None:
-        """Forget what was found, or only what has failed; whether the model is here is looked at again too."""
-        self.checks.forget(failed)
-        self.choice = replace(self.choice)
-
     # what the checks say
 
     def _look(self) -> None:
@@ -235,21 +219,6 @@ class BuildScreen(View):
         if choice == self.choice:
             self.place = place
             self.draw()
-
-    def _look_here(self) -> None:
-        def look() -> tuple[Host, list[tuple[str, str, str, str, str]]]:
-            machine = Host.here()
-            return machine, wizard.shipped(machine)
-
-        in_thread(self, look, lambda found: self._here_found(*found))
-
-    def _here_found(self, machine: Host, rows: list[tuple[str, str, str, str, str]]) -> None:
-        self._machine, table = machine, self.query_one("#targets", Choices)
-        for row in rows:
-            table.add_row(*row, key=row[0])
-        if self.choice.target in table.rows:
-            table.move_cursor(row=table.get_row_index(self.choice.target))
-        self.draw()
 
     @property
     def _plan(self) -> Outcome | None:
@@ -273,25 +242,24 @@ class BuildScreen(View):
         """Show the choice and what is known of it."""
         try:
             name, found = STEPS[self.step], self.findings()
-            signs = self.edgekit.symbols
             width = self.query_one("#left").content_size.width or 25
-            steps = wizard_page.steps_text(self.choice, found, self.step, signs, width)
+            steps = wizard_page.steps_text(self.choice, found, self.step, width)
             self.query_one("#steps", Static).update(steps)
-            self.query_one("#estimate", Static).update(self._estimate(found))
-            self.query_one("#question", Static).update(Text(QUESTIONS[name]))
-            self.query_one("#help", Static).update(Text(HELP[name]))
+            self.query_one("#estimate", Static).update(wizard_page.estimate_text(self._plan))
+            self.query_one("#question", Static).update(Text(QUESTIONS[name].text))
+            self.query_one("#help", Static).update(Text(QUESTIONS[name].help))
             self.query_one("#estimate").display = name != "review"  # which says it itself
             if name == "budget":
                 self._draw_limits()
-            page: RenderableType = wizard_page.found_text(found[name], signs)
+            page: RenderableType = wizard_page.found_text(found[name])
             if name == "review":
                 end = wizard_page.end_text(found, self.place, self._starter.busy)
-                page = wizard_page.review_text(self.choice, self._plan, found[name], end, signs)
+                page = wizard_page.review_text(self.choice, self._plan, found[name], end)
             self.query_one("#found", Static).update(page)
         except NoMatches:  # the screen is being taken down
             return
         typing = f"   {TYPING}" if isinstance(self.focused, Input) else ""
-        self.title_text = f"build {signs.line} {self.step + 1}/{len(STEPS)} {name}{typing}"
+        self.title_text = f"build {Symbols.line} {self.step + 1}/{len(STEPS)} {name}{typing}"
         self.shell_command = self.choice.build.text
         self.refresh_bindings()
 
@@ -304,26 +272,13 @@ class BuildScreen(View):
             table.update_cell(limit.key, "", state, update_width=True)
         self.query_one("#words", Static).update(Text(found[max(0, table.cursor_row)].words))
 
-    def _estimate(self, found: dict[str, Finding]) -> Text:
-        waits = found["model"].state == "CHECKING"  # the last plan stays meanwhile
-        self._last_plan = self._last_plan if waits else self._plan
-        return wizard_page.estimate_text(self._last_plan, waits, self.edgekit.symbols)
-
     # what the keys do
 
     def offers(self, action: str) -> bool:
         """Single letters are text while a line is written; `b` and the folder belong to the review."""
-        if isinstance(self.focused, Input) and action in (
-            "build",
-            "other",
-            "folder",
-            "edit",
-            "plan",
-            "target",
-            "again",
-        ):
-            return False
         name = STEPS[self.step]
+        if isinstance(self.focused, Input) and action in LETTERS:
+            return False
         if action in ("build", "folder"):
             return name == "review"
         if action == "other":
@@ -333,22 +288,18 @@ class BuildScreen(View):
     def action_next(self) -> None:
         """The next step; the review is the last."""
         if self.step + 1 < len(STEPS):
-            self.open(self.step + 1)
+            self.action_open(self.step + 1)
 
     def action_before(self) -> None:
         """Out of a line below a list, else the step before, else out of the line, else the screen before."""
         if isinstance(self.focused, Input) and self.focused.id in ("target", "limit"):
             self.query_one("#targets" if self.focused.id == "target" else "#limits").focus()
         elif self.step > 0:
-            self.open(self.step - 1)
+            self.action_open(self.step - 1)
         elif isinstance(self.focused, Input):
             self.query_one("#findings").focus()
         else:
             self.call_later(self.app.run_action, "back")
-
-    def action_open(self, step: int) -> None:
-        """Go to a step, of a click on it."""
-        self.open(step)
 
     def action_edit(self) -> None:
         """Write in the line of this step."""
@@ -357,8 +308,8 @@ class BuildScreen(View):
 
     def action_again(self) -> None:
         """Check everything again."""
-        self._anew(failed=False)
-        self.place = None
+        self.checks.forget()
+        self.choice, self.place = replace(self.choice), None  # `fetched` is looked at anew
         self._look()
         self.draw()
 

@@ -35,9 +35,9 @@ class Bundles(Dialog[tuple[str, Path] | None]):
         Binding("escape,b,q", "dismiss", "Cancel"),
     ]
 
-    def __init__(self, found: Sequence[Found], folder: Path, symbols: Symbols, now: float) -> None:
+    def __init__(self, found: Sequence[Found], folder: Path, now: float) -> None:
         super().__init__()
-        self._found, self._folder, self._symbols, self._now = found, folder, symbols, now
+        self._found, self._folder, self._now = found, folder, now
 
     def compose(self) -> ComposeResult:
         """The list and its keys."""
@@ -58,7 +58,7 @@ class Bundles(Dialog[tuple[str, Path] | None]):
     def _line(self, found: Found) -> Text:
         word = {"pass": "PASS", "fail": "FAIL"}.get(found.verdict, "UNKNOWN")
         more = f"  {found.fault.rpartition('/')[2]}" if found.fault else ""
-        said = f"{self._symbols.of(word)} {word:<7} {clock(found.written, self._now):<16} {found.name}{more}"
+        said = f"{Symbols.of(word)} {word:<7} {clock(found.written, self._now):<16} {found.name}{more}"
         line = Text(said, no_wrap=True)
         line.truncate(max(20, min(100, self.app.size.width) - 8), overflow="ellipsis")
         return line

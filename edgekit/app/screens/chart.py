@@ -42,9 +42,8 @@ class Chart(PlotextPlot):
         plot.title(title)
         plot.xlabel(x_label)
         plot.ylabel(y_label)
-        plain = self._plain
         for number, one in enumerate(series):
-            mark = one.mark or (MARKS[number % len(MARKS)] if plain or one.kind == "scatter" else LINE)
+            mark = one.mark or (MARKS[number % len(MARKS)] if one.kind == "scatter" else LINE)
             points = [
                 (x, y) for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(x) and math.isfinite(y)
             ]
@@ -54,8 +53,3 @@ class Chart(PlotextPlot):
         for line in filter(math.isfinite, hlines):
             plot.hline(line)
         self.refresh()
-
-    @property
-    def _plain(self) -> bool:
-        settings = getattr(self.app, "settings", None)
-        return bool(settings and settings.ascii)

@@ -13,9 +13,10 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.threads import in_thread, tell
 from edgekit.app.views import deploy
+from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.launch import outcome_of
 from edgekit.app.views.results import Results
-from edgekit.base.command import Command, Outcome
+from edgekit.app.views.symbols import Symbols
 from edgekit.base.texts import plain
 
 ROWS = "JSONL rows with right answers to compare it on? Without a file its golden answers are used, often too few."
@@ -36,11 +37,11 @@ class Deploying(View):
 
     def draw_progress(self) -> None:
         """Show how the promotion goes; nothing before one began."""
-        symbols, line = self.edgekit.symbols, self.query_one("#progress", Static)
+        line = self.query_one("#progress", Static)
         line.display = bool(self.progress)
         text = Text("\n").join(
             Text(
-                f"{symbols.of(state)} {state} {said}",
+                f"{Symbols.of(state)} {state} {said}",
                 "bold red" if state == "FAILED" else "bold",
             )
             for state, said in self.progress

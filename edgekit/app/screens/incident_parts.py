@@ -131,9 +131,7 @@ def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
     if low == high:
         low, high = low - max(1.0, abs(low)) / 10, high + max(1.0, abs(high)) / 10
     steps = max(2, chart.size.height or 6)
-    lines = [
-        Line("", xs, ys, "line" if len(xs) > 2 else "scatter", "*" if sign.ascii or len(xs) <= 2 else "")
-    ]
+    lines = [Line("", xs, ys, "line" if len(xs) > 2 else "scatter", "*" if len(xs) <= 2 else "")]
     if plot.earlier:
         lines.append(Line("", [x for x, _ in plot.earlier], before, "scatter", "o"))
     told = [low + (high - low) * step / (steps - 1) for step in range(steps)]

@@ -27,10 +27,6 @@ class RowCharts(Horizontal):
 
     _drawn: tuple[Any, ...] = ()
 
-    def __init__(self, *, ascii: bool, id: str) -> None:
-        super().__init__(id=id)
-        self._ascii = ascii
-
     def compose(self) -> ComposeResult:
         """A chart for each."""
         for name, _, _ in CHARTS:
@@ -58,6 +54,5 @@ class RowCharts(Horizontal):
         # unseen points that stretch the axes: over the window, and from zero, so that 1 % more is no wall
         corners = Series("", [-since, 0.0], [0.0, max([1.0, *known]) * 1.1], "scatter", " ")
         chart.plt.xticks([-since, -since / 2, 0], [f"-{since:g} {unit}", f"-{since / 2:g}", "now"])
-        mark = "" if self._ascii else "hd"
-        points = [Series("", xs, values, "scatter", mark)] if known else []
+        points = [Series("", xs, values, "scatter", "hd")] if known else []
         chart.draw([corners, *points], title=title if known else f"{title}: nothing yet")

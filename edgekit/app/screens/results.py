@@ -16,21 +16,22 @@ from textual.widgets import ContentSwitcher, DataTable, Static
 
 from edgekit.app.screens.bundles import Beside, Bundles
 from edgekit.app.screens.deploy import Deploying
-from edgekit.app.screens.samples import SamplesPane
+from edgekit.app.screens.samples import SamplesScreen
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
 from edgekit.app.views.bundles import REPORT, Found
+from edgekit.app.views.command import Command
 from edgekit.app.views.results import FIGURES, Results, Row
 from edgekit.app.views.samples import Samples
-from edgekit.base.command import Command
+from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 
 DEMO = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
 NO_SAMPLES = Samples()
 WIDE = 100  # columns from which the pictures stand beside the table at first
-OVERVIEW = {"picture", "diff", "mark", "bundles", "samples"}
+OVERVIEW = {"picture", "diff", "mark", "samples"}
 
 
 class ResultsScreen(Deploying):
@@ -86,7 +87,6 @@ class ResultsScreen(Deploying):
                             yield Static(id="detail", markup=False)
                     with VerticalScroll(id="pictures"):
                         yield Static(id="drawn", markup=False)
-            yield SamplesPane(self.edgekit.symbols, id="samples")
 
     def on_mount(self) -> None:
         """Look for the newest bundle, and look again when its report changes."""
@@ -138,13 +138,13 @@ class ResultsScreen(Deploying):
         self._bundle, self._stamp, self.results, self.samples = bundle, stamp, loaded, samples
         pages = self.query_one("#pages", ContentSwitcher)
         if loaded is None:
-            sign = self.edgekit.symbols
-            self.query_one("#nothing", Static).update(f"{sign.warning} {fault}" if bundle else fault)
+            self.query_one("#nothing", Static).update(f"{Symbols.warning} {fault}" if bundle else fault)
             pages.current = "nothing"
-            self.title_text = f"{plain(bundle.name)}  {sign.failed} UNREADABLE" if bundle else "no bundle yet"
+            self.title_text = (
+                f"{plain(bundle.name)}  {Symbols.failed} UNREADABLE" if bundle else "no bundle yet"
+            )
             self.draw_shell_command()
         else:
-            self.query_one(SamplesPane).put(samples, loaded.bundle)
             if pages.current == "nothing":
                 pages.current = "overview"
                 self.query_one("#variants").focus()
@@ -156,7 +156,7 @@ class ResultsScreen(Deploying):
     def _draw(self) -> None:
         if self.results is None:
             return
-        self.title_text = results.title(self.results, self.edgekit.symbols)
+        self.title_text = results.title(self.results)
         self._draw_table(self.results)
         self._draw_detail()
         self._draw_pictures(self.results)
@@ -164,21 +164,21 @@ class ResultsScreen(Deploying):
         self.draw_shell_command()
 
     def _draw_pictures(self, found: Results) -> None:
-        symbols, room = self.edgekit.symbols, max(30, self.query_one("#pictures").size.width - 4)
+        room = max(30, self.query_one("#pictures").size.width - 4)
         lines = [
-            *pictures.size_lines(found, symbols, room),
+            *pictures.size_lines(found, room),
             ("fact", ""),
-            *pictures.waterfall_lines(found, symbols, room),
+            *pictures.waterfall_lines(found, room),
         ]
         self.query_one("#drawn", Static).update(results.styled(lines))
 
     def _draw_table(self, found: Results) -> None:
-        table, symbols = self.query_one("#variants", DataTable), self.edgekit.symbols
+        table = self.query_one("#variants", DataTable)
         cursor = self._cursor  # clearing moves it
         table.clear(columns=True)
         table.add_columns("  variant", "gates", *(Text(one.head, justify="right") for one in FIGURES))
         for row in found.rows:
-            name, word = row.variant.name, results.gate_word(row, symbols)
+            name, word = row.variant.name, results.gate_word(row)
             cells = [Text(one.words(one.of(row.variant)), justify="right") for one in FIGURES]
             mark = "*" if name in self._marked else " "
             table.add_row(Text(f"{mark} {name}"), Text(word, "bold red" if row.failed else ""), *cells)
@@ -209,15 +209,13 @@ class ResultsScreen(Deploying):
 
     def _draw_detail(self) -> None:
         if self.results is not None:
-            lines = results.detail(self.results, self._row(), self.edgekit.symbols)
+            lines = results.detail(self.results, self._row())
             self.query_one("#detail", Static).update(results.styled(lines))
 
     def draw_shell_command(self) -> None:
         """The pending command, or the one that tells the same as what is shown."""
         if self.pending is not None:
             self.shell_command = self.pending.text
-        elif self._in_samples:
-            self.shell_command = self.query_one(SamplesPane).shell_command
         elif self._bundle is None:
             self.shell_command = DEMO
         elif len(self._marked) == 2 and set(self._marked) <= set(self.samples.variants):
@@ -232,26 +230,14 @@ class ResultsScreen(Deploying):
     # Exporting
 
     def document(self) -> Any:
-        """The table, or the samples that are stepped through."""
-        if self.results is None:
-            return None
-        if self._in_samples:
-            return samples_view.document(self.samples, self.query_one(SamplesPane).shown)
-        return results.table(self.results)
+        """The table."""
+        return None if self.results is None else results.table(self.results)
 
     # Keys
 
-    @property
-    def _in_samples(self) -> bool:
-        return self.is_mounted and self.query_one("#pages", ContentSwitcher).current == "samples"
-
     def offers(self, action: str) -> bool:
         """Hide what does nothing here."""
-        if action in OVERVIEW - {"bundles"}:
-            return self.results is not None and not self._in_samples
-        if action == "bundles":
-            return not self._in_samples
-        return True
+        return self.results is not None or action not in OVERVIEW
 
     def action_picture(self) -> None:
         """Show the pictures beside the table, on a narrow terminal in place of the detail, or hide them."""
@@ -284,21 +270,8 @@ class ResultsScreen(Deploying):
 
     def action_samples(self) -> None:
         """The answers side by side."""
-        self.query_one("#pages", ContentSwitcher).current = "samples"
-        self.query_one("#sample").focus()
-        self.refresh_bindings()
-        self.call_after_refresh(self.query_one(SamplesPane).draw)
-
-    def on_samples_pane_closed(self, message: SamplesPane.Closed) -> None:
-        """Back to the table."""
-        self.query_one("#pages", ContentSwitcher).current = "overview" if self.results else "nothing"
-        self.query_one("#variants").focus()
-        self.refresh_bindings()
-        self.draw_shell_command()
-
-    def on_samples_pane_turned(self, message: SamplesPane.Turned) -> None:
-        """The shell command is that of the sample."""
-        self.draw_shell_command()
+        if self.results is not None:
+            self.app.push_screen(SamplesScreen(self.title_text, self.samples, self.results.bundle))
 
     def action_page(self) -> None:
         """Where the page is."""
@@ -329,7 +302,7 @@ class ResultsScreen(Deploying):
                     self.show(bundle=path)
 
         if self.is_active:  # else the person has gone on to something else
-            self.app.push_screen(Bundles(found, folder, self.edgekit.symbols, self.edgekit.now()), chosen)
+            self.app.push_screen(Bundles(found, folder, self.edgekit.now()), chosen)
 
     def _compare(self, path: Path) -> None:
         """The bundle that is shown beside another."""

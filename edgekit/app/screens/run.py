@@ -18,6 +18,7 @@ from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.run_parts import LOG_STYLES, Parts
 from edgekit.app.views.run import LogLine, RunReader, RunView, matching
+from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import Choice
 from edgekit.base.errors import EdgekitError
 from edgekit.build import runs
@@ -167,7 +168,7 @@ class RunScreen(View):
     def _parts(self) -> Parts:
         run, size = self._view.run, self.size
         asked = None if run is None else self._asked.get(run.pid)
-        return Parts(self._view, self.edgekit.symbols, size.width, size.height, self.edgekit.now(), asked)
+        return Parts(self._view, size.width, size.height, self.edgekit.now(), asked)
 
     def _draw(self) -> None:
         """Draw the run as it was last seen."""
@@ -224,9 +225,9 @@ class RunScreen(View):
 
     def _draw_head(self, *_: object) -> None:
         """The line above the log."""
-        sign, view = self.edgekit.symbols, self._view
+        view = self._view
         follow = "following" if self.query_one("#log").is_vertical_scroll_end else "not following"
         held = f"{len(self._held)} of {len(view.log)} lines hold '{self._filter}'" if self._filter else ""
-        words = "  ".join(part for part in (f"{sign.line * 2} log", follow, held) if part)
-        head = Text(f"{words} {sign.line * self.size.width}", no_wrap=True, overflow="crop")
+        words = "  ".join(part for part in (f"{Symbols.line * 2} log", follow, held) if part)
+        head = Text(f"{words} {Symbols.line * self.size.width}", no_wrap=True, overflow="crop")
         self.query_one("#head", Static).update(head)

@@ -31,7 +31,6 @@ class Parts:
     """The pieces of a view; `asked` is when its process was asked to stop, if it was, `at` is now."""
 
     view: RunView
-    sign: Symbols
     width: int
     height: int
     at: float
@@ -62,10 +61,10 @@ class Parts:
 
     def verdict(self) -> Text:
         """The state in a word, what it means, and what went wrong on the way, most important first."""
-        view, sign = self.view, self.sign
+        view = self.view
         lines = []
         if view.state != "RUNNING":
-            word = "" if view.state == "NONE" else f"{sign.of(view.state)} {view.state}  "
+            word = "" if view.state == "NONE" else f"{Symbols.of(view.state)} {view.state}  "
             line = Text(word, STYLES.get(view.state, "bold")).append(view.sentence, "not bold")
             if view.state in ("PASSED", "FAILED"):
                 line.append(" Enter shows the results.", "bold")
@@ -76,15 +75,13 @@ class Parts:
             at = clock(self.asked, self.at)
             lines.append(
                 Text(
-                    f"{sign.stopped} STOPPING  Requested at {at}; the build stops after the current step.",
+                    f"{Symbols.stopped} STOPPING  Requested at {at}; the build stops after the current step.",
                     "bold yellow",
                 )
             )
         room = 3 if self.wide else 2
         for gate in view.failed[:room]:
-            text = (
-                f"{sign.failed} FAILED  {gate.name} {gate.value:.4g}, limit {gate.limit:.4g}. {gate.detail}"
-            )
+            text = f"{Symbols.failed} FAILED  {gate.name} {gate.value:.4g}, limit {gate.limit:.4g}. {gate.detail}"
             lines.append(Text(text, "red"))
         if len(view.failed) > room:
             lines[-1].append(f"  and {len(view.failed) - room} more gates: / FAILED")
@@ -92,7 +89,7 @@ class Parts:
             (alert.level, f"{alert.message} {alert.hint}") for alert in view.alerts if alert.level != "info"
         ]
         for level, message in [*told[-1:], *(("warning", notice) for notice in view.notices[:2])]:
-            lines.append(Text(f"{sign.warning} {level.upper()}  {message}".rstrip(), "yellow"))
+            lines.append(Text(f"{Symbols.warning} {level.upper()}  {message}".rstrip(), "yellow"))
         return Text("\n").join(lines)
 
     def columns(self) -> int:
@@ -132,11 +129,10 @@ class Parts:
         return Text("\n").join(lines)
 
     def _stage(self, stage: Stage, width: int) -> tuple[str, str]:
-        sign = self.sign
-        text = f"{sign.of(stage.state)} {set_cell_size(stage.name, NAME)} {stage.state:<{WORD}} "
+        text = f"{Symbols.of(stage.state)} {set_cell_size(stage.name, NAME)} {stage.state:<{WORD}} "
         if stage.state == "RUNNING" and stage.fraction is not None:
             bar = max(4, min(24, width - cell_len(text) - 6))
-            text += f"{sign.bar(stage.fraction, bar)} {stage.fraction:4.0%}"
+            text += f"{Symbols.bar(stage.fraction, bar)} {stage.fraction:4.0%}"
         elif stage.failed:
             text += f"{len(stage.failed)} gate{'s' if len(stage.failed) > 1 else ''}"
         elif stage.seconds is not None and stage.state != "KEPT":
@@ -153,12 +149,12 @@ class Parts:
             return "Between stages." if waiting else "All stages are done; the bundle is being written."
         left = f"{span(stage.left_s)} left" if stage.left_s else ""
         so_far = f"for {span(stage.seconds)}" if stage.seconds is not None else ""
-        parts = (f"{self.sign.running} {stage.name}", stage.counted, left, stage.note, so_far)
+        parts = (f"{Symbols.running} {stage.name}", stage.counted, left, stage.note, so_far)
         return "  ".join(part for part in parts if part)
 
     def drift(self) -> Text:
         """The drift of each stage as a share of its limit."""
-        view, sign = self.view, self.sign
+        view = self.view
         if not view.drift:
             return Text("No drift measured yet: the verify stage measures it.", "dim")
         width = (self.width - self.stages_width if self.wide else self.width) - 4
@@ -169,8 +165,8 @@ class Parts:
             if point.limit:
                 share = point.value / point.limit
                 over = share > 1
-                text += f" {sign.bar(share, max(4, min(30, width - cell_len(text) - 17)))} {share:5.0%}"
-                text += f" {sign.failed} FAILED" if over else ""
+                text += f" {Symbols.bar(share, max(4, min(30, width - cell_len(text) - 17)))} {share:5.0%}"
+                text += f" {Symbols.failed} FAILED" if over else ""
                 lines.append(Text(text, "red" if over else "", no_wrap=True))
             else:
                 lines.append(Text(text, no_wrap=True))

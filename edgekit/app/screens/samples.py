@@ -12,9 +12,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.events import Resize
-from textual.message import Message
 from textual.widgets import Static
 
+from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask
 from edgekit.app.views import samples as view
 from edgekit.app.views.samples import BEFORE, SIGNS, Sample, Samples
@@ -24,12 +24,13 @@ STYLES = {"same": "", "gone": "bold red", "new": "bold green"}
 SIDE_BY_SIDE = 100  # columns from which the answers stand beside each other
 
 
-class SamplesPane(Vertical):
+class SamplesScreen(View):
     """One sample at a time; those in which a file answers otherwise than the tuned model come first."""
 
+    NAME = "results"
     DEFAULT_CSS = """
-    SamplesPane > Static { height: auto; padding: 0 1; }
-    SamplesPane > VerticalScroll { height: 1fr; padding: 0 1; }
+    SamplesScreen #counts { height: auto; padding: 0 1; }
+    SamplesScreen #sample { height: 1fr; padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("n", "step(1)", "Next", id="samples-next", tooltip="The next sample"),
@@ -37,120 +38,101 @@ class SamplesPane(Vertical):
         Binding("a", "all", "All", id="samples-all", tooltip="All samples, or only those that differ"),
         Binding("slash", "filter", "Filter", id="samples-filter", key_display="/",
                 tooltip="Match the prompt, the answers or the id; or: changed, better, worse"),
-        Binding("escape,s", "close", "Variants", id="samples-close", key_display="esc", tooltip="Back to the table"),
+        Binding("escape,s", "dismiss", "Variants", id="samples-close", key_display="esc", tooltip="Back to the table"),
     ]  # fmt: skip
 
-    class Closed(Message):
-        """The person goes back to the table."""
+    def __init__(self, title: str, samples: Samples, bundle: Path) -> None:
+        super().__init__()
+        self._title, self._samples, self._bundle = title, samples, bundle
+        self._all = False
+        self._filter = ""
+        self._index = 0
+        self._shown = samples.shown()
 
-    class Turned(Message):
-        """Another sample is shown."""
-
-    def __init__(self, symbols: Symbols, **more: Any) -> None:
-        super().__init__(**more)
-        self._symbols = symbols
-        self.samples = Samples()
-        self.bundle = Path()
-        self.all = False
-        self.filter = ""
-        self.index = 0
-        self.shown: list[Sample] = []
-        """The samples that are stepped through."""
-
-    def compose(self) -> ComposeResult:
+    def compose_view(self) -> ComposeResult:
         """The counts, and the sample below."""
-        yield Static(id="counts", markup=False)
-        with VerticalScroll(id="sample"):
-            yield Static(id="answers", markup=False)
+        with Vertical():
+            yield Static(id="counts", markup=False)
+            with VerticalScroll(id="sample"):
+                yield Static(id="answers", markup=False)
 
-    def put(self, samples: Samples, bundle: Path) -> None:
-        """Show the samples of a bundle."""
-        if bundle != self.bundle:
-            self.shown, self.filter, self.all = [], "", False
-        self.samples, self.bundle = samples, bundle
-        self._choose(self._here)
+    def on_mount(self) -> None:
+        """Show the first sample."""
+        self.title_text = self._title
+        self._draw()
+
+    def document(self) -> Any:
+        """The samples that are stepped through."""
+        return view.document(self._samples, self._shown)
+
+    def _command(self) -> str:
+        """The command that tells of the same change: of the first file whose answer differs here."""
+        if BEFORE not in self._samples.variants or not self._samples.held:
+            return f"edgekit verify {self._bundle}"
+        kinds = self._shown[self._index].kinds if self._shown else {}
+        other = next((name for name, kind in kinds.items() if kind != "same"), self._samples.held[0])
+        return view.compare_command(self._bundle, BEFORE, other).text
+
+    def _draw(self) -> None:
+        shown = self._shown
+        self.query_one("#counts", Static).update(self._counts())
+        answers = self.query_one("#answers", Static)
+        answers.update(self._sample(shown[self._index]) if shown else self._nothing())
+        self.query_one("#sample").scroll_home(animate=False)
+        self.shell_command = self._command()
 
     def _choose(self, here: str = "") -> None:
         """Find the samples to step through, and go on at the one called `here`."""
-        self.shown = self.samples.shown(all_=self.all, filter_=self.filter)
-        self.index = next((at for at, sample in enumerate(self.shown) if sample.id == here), 0)
-        self.draw()
-
-    @property
-    def _here(self) -> str:
-        return self.shown[self.index].id if self.index < len(self.shown) else ""
-
-    @property
-    def shell_command(self) -> str:
-        """The command that tells of the same change: of the first file whose answer differs here."""
-        if BEFORE not in self.samples.variants or not self.samples.held:
-            return f"edgekit verify {self.bundle}"
-        shown = self.shown
-        kinds = shown[self.index].kinds if self.index < len(shown) else {}
-        other = next((name for name, kind in kinds.items() if kind != "same"), self.samples.held[0])
-        return view.compare_command(self.bundle, BEFORE, other).text
-
-    def draw(self) -> None:
-        """Draw the counts and the sample."""
-        shown = self.shown
-        self.index = max(0, min(self.index, len(shown) - 1))
-        self.query_one("#counts", Static).update(self._counts(shown))
-        answers = self.query_one("#answers", Static)
-        answers.update(self._sample(shown[self.index]) if shown else self._nothing())
-        self.query_one("#sample").scroll_home(animate=False)
-        self.post_message(self.Turned())
+        self._shown = self._samples.shown(all_=self._all, filter_=self._filter)
+        self._index = next((at for at, sample in enumerate(self._shown) if sample.id == here), 0)
+        self._draw()
 
     def action_step(self, by: int) -> None:
         """The next or the one before, around the ends."""
-        if shown := self.shown:
-            self.index = (self.index + by) % len(shown)
-            self.draw()
+        if self._shown:
+            self._index = (self._index + by) % len(self._shown)
+            self._draw()
 
     def action_all(self) -> None:
         """All, or only those that differ."""
-        self.all = not self.all
-        self._choose(self._here)
+        self._all = not self._all
+        self._choose(self._shown[self._index].id if self._shown else "")
 
     def action_filter(self) -> None:
         """Ask for words."""
 
         def answered(words: str | None) -> None:
             if words is not None:
-                self.filter = words
+                self._filter = words
                 self._choose()
 
         text = "Show samples with these words (of the prompt, an answer, the id, or: changed, better, worse); none shows all:"  # fmt: skip
-        self.app.push_screen(Ask(text, "words", self.filter), answered)
-
-    def action_close(self) -> None:
-        """Back to the table."""
-        self.post_message(self.Closed())
+        self.app.push_screen(Ask(text, "words", self._filter), answered)
 
     def on_resize(self, event: Resize) -> None:
         """Beside or below each other, as there is room."""
-        if self.samples.variants:
-            self.draw()
+        self._draw()
 
-    def _counts(self, shown: list[Sample]) -> Text:
-        lines = [Text(f"{self._symbols.warning} {fault}", "bold") for fault in self.samples.faults]
-        for name in self.samples.held:
-            counts = self.samples.counts(name)
+    def _counts(self) -> Text:
+        lines = [Text(f"{Symbols.warning} {fault}", "bold") for fault in self._samples.faults]
+        for name in self._samples.held:
+            counts = self._samples.counts(name)
             said = "  ".join(f"{count} {kind}" for kind, count in counts.items())
             lines.append(Text(f"{name:<8} {said}  against {BEFORE}"))
-        what = "" if self.all else " that differ"
-        if self.filter:
-            what += f" with '{self.filter}'"
-        at = f"{self.index + 1} of {len(shown)}" if shown else "none"
-        others = "a shows those that differ" if self.all else f"a shows all {len(self.samples.samples)}"
-        lines.append(Text(f"{self._symbols.here} sample {at}{what}; {others}", "bold"))
+        what = "" if self._all else " that differ"
+        if self._filter:
+            what += f" with '{self._filter}'"
+        at = f"{self._index + 1} of {len(self._shown)}" if self._shown else "none"
+        others = "a shows those that differ" if self._all else f"a shows all {len(self._samples.samples)}"
+        lines.append(Text(f"{Symbols.here} sample {at}{what}; {others}", "bold"))
         return Text("\n").join(lines)
 
     def _nothing(self) -> Text:
-        if not self.samples.samples:
+        if not self._samples.samples:
             return Text("There are no samples to show.")
-        if self.filter:
-            return Text(f"No sample has '{self.filter}'. Press / and leave it empty to see the others.")
-        if not self.samples.held or BEFORE not in self.samples.variants:
+        if self._filter:
+            return Text(f"No sample has '{self._filter}'. Press / and leave it empty to see the others.")
+        if not self._samples.held or BEFORE not in self._samples.variants:
             return Text("There are no two variants to compare. Press a to see all samples.")
         return Text("Every file answers every prompt as the tuned model does. Press a to see all samples.")
 
@@ -179,7 +161,7 @@ class SamplesPane(Vertical):
 
     def _verdict(self, sample: Sample, name: str) -> Text:
         answer, kind = sample.answers[name], sample.kinds.get(name)
-        sign, word = (self._symbols.ok, "right") if answer.correct else (self._symbols.failed, "wrong")
+        sign, word = (Symbols.ok, "right") if answer.correct else (Symbols.failed, "wrong")
         return Text(f"{sign} {word}{f', {kind}' if kind else ''}", "" if answer.correct else "bold")
 
     def _answer(self, sample: Sample, name: str) -> Text:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import Choice, limit_fault
-from edgekit.base.command import Command, Outcome
 
 MOST_ANSWERS = 64
 
@@ -47,9 +47,6 @@ class Checks:
         here = bool(choice.model.strip()) and not choice.fetched
         return in_order and here and not any(limit_fault(*limit) for limit in choice.limits)
 
-    def forget(self, failed: bool = True) -> bool:
-        """Forget the answers that told of a failure, or all of them; whether there were any."""
-        old = [command for command, outcome in self._answers.items() if outcome.code != 0 or not failed]
-        for command in old:
-            del self._answers[command]
-        return bool(old)
+    def forget(self) -> None:
+        """Forget all answers."""
+        self._answers.clear()

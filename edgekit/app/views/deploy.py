@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.report import text
+from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.results import Results
 from edgekit.app.views.wizard import at_home
-from edgekit.base.command import Command, Outcome
+from edgekit.base.texts import one_line
 
 UNPROVEN = "--unproven"
 
@@ -49,7 +49,7 @@ def refusal(results: Results | None) -> str:
 def promoted_words(document: Any) -> str:
     """How a promotion ended, with what the comparison found."""
     found = document if isinstance(document, dict) else {}
-    name, place = text(found.get("name")) or "The release", found.get("place")
+    name, place = one_line(found.get("name") or "The release"), found.get("place")
     if place == "pending":
         tries = found.get("tries")
         said = f"{name} is on trial: accepted after a successful load, rejected after {tries} failed starts."
@@ -57,7 +57,7 @@ def promoted_words(document: Any) -> str:
         said = f"{name} is in use already."
     comparison = found.get("comparison")
     if isinstance(comparison, dict):
-        return f"{said} Compared with the version before: {text(comparison.get('detail'))}."
+        return f"{said} Compared with the version before: {one_line(comparison.get('detail', ''))}."
     return f"{said} There was no version before it to compare with." if place == "pending" else said
 
 

@@ -13,7 +13,7 @@ from edgekit.report.summary import Variant, figure
 SHORT, LONG = 6, 40  # cells of a bar
 
 
-def size_lines(results: Results, symbols: Symbols, width: int) -> list[Line]:
+def size_lines(results: Results, width: int) -> list[Line]:
     """Each file's size and drift as shares of what is allowed, and whether another file beats it in both."""
     files = [row.variant for row in results.rows if row.variant.path]
     measured = {one.name: point for one in files if (point := _point(one)) is not None}
@@ -26,17 +26,17 @@ def size_lines(results: Results, symbols: Symbols, width: int) -> list[Line]:
     lines: list[Line] = [("head", "size and drift, as shares of what is allowed")]
     for name, point in measured.items():
         beaten = any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in measured.values())
-        sign = "x" if beaten else symbols.dot
+        sign = "x" if beaten else Symbols.dot
         lines.append(("fact", f"{sign} {name}{'  another file is smaller and closer' if beaten else ''}"))
         for value, limit, whole, unit in zip(point, limits, most, ("MiB", "nats"), strict=True):
             over = limit is not None and value > limit
             said = f"{figure(value)} {unit}, limit {'none' if limit is None else figure(limit)}"
-            bar = symbols.bar(value / whole if whole else None, _room(width, 28))
+            bar = Symbols.bar(value / whole if whole else None, _room(width, 28))
             lines.append(
-                ("failed" if over else "fact", f"  {bar} {said}{f' {symbols.failed}' if over else ''}")
+                ("failed" if over else "fact", f"  {bar} {said}{f' {Symbols.failed}' if over else ''}")
             )
     lines += [
-        ("fact", f"{symbols.lost} {one.name}: not measured") for one in files if one.name not in measured
+        ("fact", f"{Symbols.lost} {one.name}: not measured") for one in files if one.name not in measured
     ]
     return lines
 
@@ -57,7 +57,7 @@ def over_budget(results: Results, stage: Mapping[str, Any]) -> bool:
     return limit is not None and stage["name"] != "model" and bool(stage["drift"]["mean_kld_nats"] > limit)
 
 
-def waterfall_lines(results: Results, symbols: Symbols, width: int) -> list[Line]:
+def waterfall_lines(results: Results, width: int) -> list[Line]:
     """The drift after each stage on a log scale, with its interval and what the stage alone added below its bar."""
     steps = [stage for stage in results.stages if stage["drift"]]
     if not steps:
@@ -72,9 +72,9 @@ def waterfall_lines(results: Results, symbols: Symbols, width: int) -> list[Line
     lines: list[Line] = [("head", "mean KLD from the tuned model, nats [95 %]")]
     for step in steps:
         drift, entered, over = step["drift"], step["drift_from_input"], over_budget(results, step)
-        bar = symbols.bar(axis.at(drift["mean_kld_nats"]) / room, room)
+        bar = Symbols.bar(axis.at(drift["mean_kld_nats"]) / room, room)
         said = f"{step['name']:<{names}} {bar} {figure(drift['mean_kld_nats'])}"
-        lines.append(("failed" if over else "fact", f"{symbols.failed if over else ' '} {said}"))
+        lines.append(("failed" if over else "fact", f"{Symbols.failed if over else ' '} {said}"))
         more = [interval(drift).partition(" ")[2]] if drift["mean_kld_95"] else []
         if entered and entered != drift:
             more.append(f"from its input {interval(entered)}")
@@ -82,9 +82,9 @@ def waterfall_lines(results: Results, symbols: Symbols, width: int) -> list[Line
     over_it = ", ".join(step["name"] for step in steps if over_budget(results, step))
     if limit is not None:
         end = (
-            f"{symbols.failed} over it after {over_it}"
+            f"{Symbols.failed} over it after {over_it}"
             if over_it
-            else f"{symbols.ok} no file's stage is over it"
+            else f"{Symbols.ok} no file's stage is over it"
         )
         lines.append(("failed" if over_it else "fact", f"budget {figure(limit)}: {end}"))
     none = f"; no bar: {figure(SMALLEST_DRIFT)} or less" if min(values) <= SMALLEST_DRIFT else ""

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.text import Text
 
 from edgekit.app.views.bundles import REPORT, read_json
-from edgekit.app.views.report import cleaned
+from edgekit.app.views.report import Report
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
@@ -19,7 +20,6 @@ from edgekit.evaluation.statistics import wilson
 from edgekit.report import summary
 from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
 
-SCHEMA = "edgekit.report/1"
 STAGES_OF = {
     "base": ("source",),
     "tuned": ("tune", "merge", "prune"),
@@ -75,13 +75,15 @@ class Results:
 
 def load(bundle: Path) -> Results:
     """The results of a bundle. Raises `CorruptError` for a report that is missing, damaged, foreign or too large."""
-    report = read_json(bundle / REPORT, bundle)
-    if report.get("schema") != SCHEMA:
+    try:
+        clean = Report.model_validate(read_json(bundle / REPORT, bundle)).model_dump()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        said = plain(f"{place}: {fault['msg']}, not {str(fault['input'])[:60]!r}")
         raise CorruptError(
-            f"{bundle / REPORT} is not a report of schema {SCHEMA}, but {plain(report.get('schema'))[:60]!r}.",
-            f"edgekit verify {bundle}",
-        )
-    clean = cleaned(report)
+            f"{bundle / REPORT} is not a report that can be shown: {said}.", f"edgekit verify {bundle}"
+        ) from error
     notes, verdict = [], clean["verdict"]
     try:
         manifest = read_json(bundle / MANIFEST, bundle)
@@ -146,18 +148,18 @@ def spread(measured: Any) -> str:
     return figure(measured["median"]) + edges
 
 
-def gate_word(row: Row, symbols: Symbols) -> str:
+def gate_word(row: Row) -> str:
     """`✓ PASS`, or `✗ FAIL 2` with the number of gates that failed."""
     if not row.state:
         return NONE
-    return f"{symbols.of(row.state)} {row.state} {len(row.failed) or ''}".rstrip()
+    return f"{Symbols.of(row.state)} {row.state} {len(row.failed) or ''}".rstrip()
 
 
-def title(results: Results, symbols: Symbols) -> str:
+def title(results: Results) -> str:
     """The bundle and its verdict."""
     held = sum(gate["passed"] for gate in results.gates)
-    word = f"{symbols.ok} PASSED" if results.passed else f"{symbols.failed} NOT PASSED"
-    return f"{results.name}  {word}: {held} of {len(results.gates)} gates hold"
+    word = f"{Symbols.ok} PASSED" if results.passed else f"{Symbols.failed} NOT PASSED"
+    return f"{results.name}  {word}: {held} of {len(results.gates)} gates passed"
 
 
 Line = tuple[str, str]
@@ -172,15 +174,15 @@ def styled(lines: Sequence[Line]) -> Text:
     )
 
 
-def detail(results: Results, row: Row | None, symbols: Symbols) -> list[Line]:
+def detail(results: Results, row: Row | None) -> list[Line]:
     """Under the table: the verdict in a sentence, the gates that failed, and all that is known of the row."""
     lines: list[Line] = [("fact", results.sentence)]
-    lines += [("failed", f"{symbols.warning} {note}") for note in results.notes]
+    lines += [("failed", f"{Symbols.warning} {note}") for note in results.notes]
     for gate in results.failed:
         stage = f", stage {gate['stage']}" if gate["stage"] else ""
-        lines.append(("failed", f"{symbols.failed} FAIL {gate_line(gate, gate['name'])}{stage}"))
+        lines.append(("failed", f"{Symbols.failed} FAIL {gate_line(gate, gate['name'])}{stage}"))
         lines += [("more", words) for words in (gate["detail"], gate["advice"]) if words]
-    return lines + (about(row, symbols) if row else [])
+    return lines + (about(row) if row else [])
 
 
 def gate_line(gate: Mapping[str, Any], name: str) -> str:
@@ -190,7 +192,7 @@ def gate_line(gate: Mapping[str, Any], name: str) -> str:
     return f"{name}{'' if words == check else f' ({words})'}: {figure(gate['value'])}, limit {limit}"
 
 
-def about(row: Row, symbols: Symbols) -> list[Line]:
+def about(row: Row) -> list[Line]:
     """Everything known of one variant, its gates last."""
     one = row.variant
     lines: list[Line] = [("head", f"{one.name}  {one.path}" if one.path else one.name)]
@@ -214,9 +216,9 @@ def about(row: Row, symbols: Symbols) -> list[Line]:
     lines += [("fact", fact) for fact in facts]
     if row.gates:
         held = sum(gate["passed"] for gate in row.gates)
-        lines.append(("head", f"gates of {one.name}: {held} of {len(row.gates)} hold"))
+        lines.append(("head", f"gates of {one.name}: {held} of {len(row.gates)} passed"))
     for gate in row.gates:
-        sign = symbols.ok if gate["passed"] else symbols.failed
+        sign = Symbols.ok if gate["passed"] else Symbols.failed
         more = f"  {gate['detail']}" if gate["detail"] else ""
         name = gate["name"].partition(".")[2]
         lines.append(("fact" if gate["passed"] else "failed", f"{sign} {gate_line(gate, name)}{more}"))

@@ -1,4 +1,4 @@
-"""Marks, bars and sparklines, in Unicode or in ASCII alone."""
+"""Marks, bars and sparklines. Each stands beside a word, so none is the only bearer of its meaning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 EIGHTHS = "▁▂▃▄▅▆▇█"
-LEVELS = "_.,-=+*#"
 OF_STATE = {
     "WAITING": "waiting", "IDLE": "waiting", "RUNNING": "running", "CHECKING": "running",
     "DONE": "ok", "KEPT": "ok", "OK": "ok", "PASS": "ok", "PASSED": "ok", "HEALTHY": "ok", "RESOLVED": "ok",
@@ -17,41 +16,37 @@ OF_STATE = {
 
 
 class Symbols:
-    """The signs of one sitting; each stands beside a word, so none is the only bearer of its meaning."""
+    """The signs of all screens; `screens/ascii.py` replaces them on a terminal that has only ASCII."""
 
-    def __init__(self, ascii: bool = False) -> None:
-        self.ascii = ascii
+    ok = "✓"
+    failed = "✗"
+    running = "▶"
+    waiting = "·"
+    stopped = "■"
+    warning = "!"
+    critical = "▲"
+    lost = "?"
+    here = "▸"
+    up = "↑"
+    down = "↓"
+    dot = "●"
+    ellipsis = "…"
+    line = "─"
 
-        def sign(unicode: str, plain: str) -> str:
-            return plain if ascii else unicode
-
-        self.ok = sign("✓", "+")
-        self.failed = sign("✗", "x")
-        self.running = sign("▶", ">")
-        self.waiting = sign("·", ".")
-        self.stopped = sign("■", "#")
-        self.warning = "!"
-        self.critical = sign("▲", "A")
-        self.lost = "?"
-        self.here = sign("▸", ">")
-        self.up = sign("↑", "^")
-        self.down = sign("↓", "v")
-        self.dot = sign("●", "o")
-        self.ellipsis = sign("…", "...")
-        self.line = sign("─", "-")
-        self._full, self._empty = sign("█", "#"), sign("░", ".")
-
-    def of(self, state: str) -> str:
+    @classmethod
+    def of(cls, state: str) -> str:
         """The mark of a state word such as RUNNING or LOST; blank for a word that has none."""
         name = OF_STATE.get(state.upper())
-        return " " if name is None else str(getattr(self, name))
+        return " " if name is None else str(getattr(cls, name))
 
-    def bar(self, fraction: float | None, width: int) -> str:
+    @staticmethod
+    def bar(fraction: float | None, width: int) -> str:
         """A bar of `width` cells; all empty while the fraction is not known."""
         full = 0 if fraction is None else round(min(1.0, max(0.0, fraction)) * width)
-        return self._full * full + self._empty * (width - full)
+        return "█" * full + "░" * (width - full)
 
-    def spark(self, values: Sequence[float | None], width: int) -> str:
+    @staticmethod
+    def spark(values: Sequence[float | None], width: int) -> str:
         """The newest `width` values as heights between their least and greatest, the newest right.
 
         Gaps are blank, and so is what is not finite.
@@ -59,13 +54,12 @@ class Symbols:
         shown = list(values)[-width:] if width > 0 else []
         known = [value for value in shown if value is not None and math.isfinite(value)]
         low, high = min(known, default=0.0), max(known, default=0.0)
-        levels = LEVELS if self.ascii else EIGHTHS
 
         def height(value: float | None) -> str:
             if value is None or not math.isfinite(value):
                 return " "
             # of halves, whose difference cannot overflow
             share = (value / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.0
-            return levels[min(len(levels) - 1, int(share * len(levels)))]
+            return EIGHTHS[min(len(EIGHTHS) - 1, int(share * len(EIGHTHS)))]
 
         return "".join(map(height, shown)).rjust(width)

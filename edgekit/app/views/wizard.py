@@ -13,27 +13,48 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgekit import registry
-from edgekit.base.command import Command, Outcome
+from edgekit.app.views.command import Command, Outcome
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.models.source import BUILT_IN, HUB_ID, Source
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget, Device
 
-STEPS = ("model", "target", "data", "budget", "review")
+
+@dataclass(frozen=True)
+class Question:
+    """A step: what is asked and the help below it; `names` and files that end with `suffix` are suggested."""
+
+    text: str
+    help: str
+    names: tuple[str, ...] = ()
+    suffix: str = ""
+
+
 QUESTIONS = {
-    "model": "Which model do you start from?",
-    "target": "Which device is it for?",
-    "data": "Which data is it tuned on?",
-    "budget": "Which limits must the file meet?",
-    "review": "Is this what you want to build?",
+    "model": Question(
+        "Which model do you start from?",
+        f"A Hugging Face folder, a .gguf file, a hub id (org/name), or {', '.join(BUILT_IN)}, which is here.",
+        tuple(BUILT_IN),
+        ".gguf",
+    ),
+    "target": Question(
+        "Which device is it for?",
+        "It sets the size of the file. Choose a built-in target or your own TOML file.",
+        suffix=".toml",
+    ),
+    "data": Question(
+        "Which data is it tuned on?",
+        "A JSONL file, a folder with train, validation and test.jsonl, or demo: a set to try edgekit with.",
+        ("demo",),
+        ".jsonl",
+    ),
+    "budget": Question(
+        "Which limits must the file meet?",
+        "A file over a limit fails its gate. The target's limits suit most cases.",
+    ),
+    "review": Question("Is this what you want to build?", "Nothing is written until you press b."),
 }
-HELP = {
-    "model": f"A Hugging Face folder, a .gguf file, a hub id (org/name), or {', '.join(BUILT_IN)}, which is here.",
-    "target": "It sets the size of the file. Choose a built-in target or your own TOML file.",
-    "data": "A JSONL file, a folder with train, validation and test.jsonl, or demo: a set to try edgekit with.",
-    "budget": "A file over a limit fails its gate. The target's limits suit most cases.",
-    "review": "Nothing is written until you press b.",
-}
+STEPS = tuple(QUESTIONS)
 TARGET_COLUMNS = ("target", "runs here", "bits per weight", "MiB of memory", "what it is for")
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
 ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
@@ -173,13 +194,11 @@ def model_finding(choice: Choice, plan: Outcome | None, others: Iterable[Finding
     return Finding("OK", (f"{found['architecture']}, {found['parameters'] / 1e6:.0f} million weights",))
 
 
-def target_finding(
-    choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Host | None
-) -> Finding:
+def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Host) -> Finding:
     """What the target makes of the model, and whether it runs on this machine."""
     if not choice.target.strip():
         return Finding("FAILED", message="No target is given.", hint=f"Type {DEFAULT_TARGET} for the demo.")
-    if shown is None or machine is None:
+    if shown is None:
         return Finding()
     if shown.code != 0 or not isinstance(shown.document, dict):
         return _failed(shown)

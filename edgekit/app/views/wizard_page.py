@@ -8,16 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.app.views.command import Outcome
 from edgekit.app.views.paths import Place
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import STEPS, Choice, Finding, minutes, planned
-from edgekit.base.command import Outcome
 
 STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim", "WAITING": "dim"}
 MIB = 1024  # in a GiB
 
 
-def steps_text(choice: Choice, found: Mapping[str, Finding], step: int, signs: Symbols, width: int) -> Text:
+def steps_text(choice: Choice, found: Mapping[str, Finding], step: int, width: int) -> Text:
     """The five steps with their states and values; a click on one opens it."""
     values = {
         "model": choice.model,
@@ -29,24 +29,22 @@ def steps_text(choice: Choice, found: Mapping[str, Finding], step: int, signs: S
     lines = []
     for number, name in enumerate(STEPS):
         here = number == step
-        head = Text(f"{signs.here if here else ' '} {number + 1} {name:<8} ", "bold" if here else "")
-        head.append_text(_state(found[name], signs))
+        head = Text(f"{Symbols.here if here else ' '} {number + 1} {name:<8} ", "bold" if here else "")
+        head.append_text(_state(found[name]))
         value = Text(f"    {values[name]}", "dim", no_wrap=True)
         if value.cell_len > width:
-            value.truncate(width - len(signs.ellipsis))
-            value.append(signs.ellipsis)
+            value.truncate(width - len(Symbols.ellipsis))
+            value.append(Symbols.ellipsis)
         for part in (head, value):
             part.apply_meta({"@click": f"screen.open({number})"})
         lines += [head, value]
     return Text("\n").join(lines)
 
 
-def estimate_text(plan: Outcome | None, waits: bool, signs: Symbols) -> Text:
-    """What the build makes and needs; while a newer plan is made, the last one stays."""
-    head = Text("estimate", "bold")
-    head.append(f"  {signs.running} checking" if waits else "", "dim")
-    lines = [Text(f"{name:<7} {value}", "dim" if waits else "") for name, value in _needs(plan).items()]
-    return Text("\n").join([head, *lines])
+def estimate_text(plan: Outcome | None) -> Text:
+    """What the build makes and needs."""
+    lines = [Text(f"{name:<7} {value}") for name, value in _needs(plan).items()]
+    return Text("\n").join([Text("estimate", "bold"), *lines])
 
 
 def _needs(plan: Outcome | None) -> dict[str, str]:
@@ -62,9 +60,9 @@ def _needs(plan: Outcome | None) -> dict[str, str]:
     }
 
 
-def found_text(finding: Finding, signs: Symbols) -> Text:
+def found_text(finding: Finding) -> Text:
     """What a check says: its state, what it found, and every fault with what to do."""
-    lines = [_state(finding, signs), *map(Text, finding.lines)]
+    lines = [_state(finding), *map(Text, finding.lines)]
     if finding.message:
         lines.append(Text(finding.message, STYLES[finding.state]))
     lines += [Text(f"  {fault}") for fault in finding.faults]
@@ -73,15 +71,13 @@ def found_text(finding: Finding, signs: Symbols) -> Text:
     return Text("\n").join(lines)
 
 
-def review_text(
-    choice: Choice, plan: Outcome | None, finding: Finding, end: str, signs: Symbols
-) -> RenderableType:
+def review_text(choice: Choice, plan: Outcome | None, finding: Finding, end: str) -> RenderableType:
     """Where it is written, what it needs of what is free, and the command; the other steps stand on the left."""
     table = Table.grid(padding=(0, 1))
     for name, value in {"output": str(choice.place), **_needs(plan)}.items():
         table.add_row(name, Text(value, overflow="fold"))
     command = Text(f"$ {choice.build.text}", overflow="fold")
-    return Group(table, found_text(finding, signs), "", Text(end, "bold"), command)
+    return Group(table, found_text(finding), "", Text(end, "bold"), command)
 
 
 def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool) -> str:
@@ -96,8 +92,8 @@ def end_text(found: Mapping[str, Finding], place: Place | None, busy: bool) -> s
     return "Press b to build. The build continues after you close the app."
 
 
-def _state(finding: Finding, signs: Symbols) -> Text:
-    return Text(f"{signs.of(finding.state)} {finding.state.lower()}", STYLES[finding.state])
+def _state(finding: Finding) -> Text:
+    return Text(f"{Symbols.of(finding.state)} {finding.state.lower()}", STYLES[finding.state])
 
 
 def _of(needed_mib: float, free_mib: float) -> str:

@@ -20,8 +20,8 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.build import BuildScreen
 from edgekit.app.screens.dialogs import Ask, Confirm, Sheet
 from edgekit.app.screens.inputs import Choices
+from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import STEPS
-from edgekit.base.command import Command, Outcome
 from edgekit.build import runs
 from edgekit.targets.host import Host
 
@@ -111,7 +111,7 @@ def wizard(
     async def whole() -> None:
         shown = app(Path(), **settings)
         async with shown.run_test(size=size) as pilot:
-            await until(pilot, lambda: isinstance(shown.screen, BuildScreen) and shown.screen._machine)
+            await until(pilot, lambda: isinstance(shown.screen, BuildScreen) and shown.screen.shell_command)
             assert isinstance(shown.screen, BuildScreen)
             await test(pilot, shown.screen)
 
@@ -186,7 +186,7 @@ def test_faults_are_shown_as_they_are_typed_and_block_the_start(shell: Shell, tm
     )
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(2)
+        screen.action_open(2)
         await write(pilot, screen, "data", "bad 1wq?")  # every letter is text there
         await until(pilot, lambda: state(screen, "data") == "FAILED")
         for words in ("✗ failed", "21 rows cannot be used.", "rows.jsonl:1: not JSON"):
@@ -197,7 +197,7 @@ def test_faults_are_shown_as_they_are_typed_and_block_the_start(shell: Shell, tm
         await pilot.press("b")
         await pilot.pause()
         assert pilot.app.screen is screen and not shell.started
-        screen.open(2)
+        screen.action_open(2)
         await write(pilot, screen, "data", "demo")
         await until(pilot, lambda: settled(screen) and state(screen, "data") == "OK")
 
@@ -209,7 +209,7 @@ def test_only_what_was_typed_last_counts(shell: Shell, tmp_path: Path) -> None:
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await until(pilot, lambda: settled(screen))
-        screen.open(2)
+        screen.action_open(2)
         shell.held.clear()
         await write(pilot, screen, "data", "first")
         await until(pilot, lambda: any("audit first" in text for text in shell.asked))
@@ -242,7 +242,7 @@ def test_targets_show_what_they_make_and_whether_they_run_here(shell: Shell, tmp
 
 def test_a_limit_becomes_a_set_option_and_a_wrong_one_is_told(shell: Shell, tmp_path: Path) -> None:
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(3)
+        screen.action_open(3)
         await pilot.press("down", "space")
         assert screen.focused is screen.query_one("#limit")
         await pilot.press(*"5b")
@@ -263,7 +263,7 @@ def test_a_taken_folder_is_told_and_another_name_proposed(shell: Shell, tmp_path
     (tmp_path / "bundles" / "smollm2-135m-cpu-int4").mkdir(parents=True)
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(4)
+        screen.action_open(4)
         await until(pilot, lambda: state(screen, "review") == "FAILED")
         await until(pilot, lambda: "is not a bundle" in said(screen))
         await pilot.press("b")
@@ -287,7 +287,7 @@ def test_a_hub_model_is_said_to_be_fetched_and_not_fetched(shell: Shell, tmp_pat
         await write(pilot, screen, "model", "org/name")
         await until(pilot, lambda: state(screen, "model") == "WARNING" and settled(screen))
         assert "fetched when the build starts" in said(screen)
-        screen.open(4)
+        screen.action_open(4)
         await until(pilot, lambda: settled(screen))
         assert not any("plan" in text and "org/name" in text for text in shell.asked[before:])
         await pilot.press("b")
@@ -299,7 +299,7 @@ def test_a_hub_model_is_said_to_be_fetched_and_not_fetched(shell: Shell, tmp_pat
 
 async def build_it(pilot: Any, screen: BuildScreen) -> None:
     """Go to the review, press b, and say yes."""
-    screen.open(4)
+    screen.action_open(4)
     await until(pilot, lambda: settled(screen))
     await pilot.press("b")
     await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
@@ -321,7 +321,7 @@ def test_a_build_that_does_not_start_says_why(shell: Shell, tmp_path: Path) -> N
 
 async def build_held(pilot: Any, screen: BuildScreen, shell: Shell) -> None:
     """A build that is being started, and takes its time."""
-    screen.open(4)
+    screen.action_open(4)
     await until(pilot, lambda: settled(screen))
     shell.held.clear()
     await pilot.press("b")
@@ -394,7 +394,7 @@ def test_a_build_that_runs_already_is_watched_instead(
     monkeypatch.setattr(runs, "read", lambda cache_dir: running)
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(4)
+        screen.action_open(4)
         await until(pilot, lambda: settled(screen))
         await pilot.press("b")
         await until(pilot, lambda: "A build of other for cpu-int8 runs here already" in text_of(pilot.app))
@@ -407,7 +407,7 @@ def test_a_build_that_runs_already_is_watched_instead(
 
 def test_plan_and_target_are_shown_on_a_page_and_back(shell: Shell, tmp_path: Path) -> None:
     async def test(pilot: Any, screen: BuildScreen) -> None:
-        screen.open(4)
+        screen.action_open(4)
         await until(pilot, lambda: settled(screen))
         for key, expected in (("p", "800 train, 150 validation"), ("e", "device.threads")):
             await pilot.press(key)
@@ -444,7 +444,7 @@ def test_the_view_is_exported_with_its_command(shell: Shell, tmp_path: Path) -> 
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await until(pilot, lambda: settled(screen))
         found = screen.document()
-        assert found["command"] == screen.shell_command == screen.copy_text()
+        assert found["command"] == screen.shell_command
         assert found["plan"]["parameters"] == 134e6 and found["steps"]["data"]["state"] == "OK"
 
     wizard(tmp_path, (80, 24), test)

@@ -25,7 +25,7 @@ def test_variants_stand_in_a_table_with_the_verdict_above(tmp_path: Path, size: 
             shown = await read(pilot)
             await until(pilot, lambda: "✓ PASS\n" in text_of(found) or "✓ PASS " in text_of(found))
             text = text_of(found)
-            assert "good  ✓ PASSED: 4 of 4 gates hold" in text
+            assert "good  ✓ PASSED: 4 of 4 gates passed" in text
             assert "$ edgekit verify" in text and str(tmp_path) in shown.shell_command
             for words in ("tuned", "100", "75.0", "0.0100", "✓ PASS", "P Promote", "q Quit"):
                 assert words in text, words
@@ -45,7 +45,7 @@ def test_failed_gates_are_told_at_once(tmp_path: Path) -> None:
             await read(pilot)
             await until(pilot, lambda: "✗ FAIL gguf.mean_kld" in text_of(found))
             text = text_of(found)
-            assert "✗ NOT PASSED: 3 of 4 gates hold" in text
+            assert "✗ NOT PASSED: 3 of 4 gates passed" in text
             assert "limit 0.005" in text and "quantize.gguf" in text
 
     run(look())
@@ -92,8 +92,8 @@ def test_samples_side_by_side_with_what_changed(tmp_path: Path, size: tuple[int,
             assert "Where is Bob?" in text and "im_start" not in text
             beside = [line for line in text.splitlines() if "tuned" in line and "base" in line]
             assert bool(beside) == (size[0] == 160)
-            assert shown.shell_command.startswith("edgekit compare ")
-            assert shown.document()["counts"]["gguf"]["worse"] == 1
+            assert found.screen.shell_command.startswith("edgekit compare ")
+            assert found.screen.document()["counts"]["gguf"]["worse"] == 1
             await pilot.press("n")
             await until(pilot, lambda: "sample 2 of 2" in text_of(found))
             await pilot.press("n")

@@ -87,7 +87,7 @@ def pane(tmp_path: Path) -> Iterator[Pane]:
 def test_keys_take_one_through_every_screen_and_out(pane: Pane) -> None:
     pane.until("4 devices", "WARNING", "READ-ONLY", "$ ")
     pane.press("3")
-    pane.until("3 results", "gates hold", "$ edgekit verify")
+    pane.until("3 results", "gates passed", "$ edgekit verify")
     pane.press("5")
     pane.until("5 incident", "Drift", "$ edgekit incident list")
     pane.press("Enter")

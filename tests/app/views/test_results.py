@@ -14,13 +14,9 @@ from hypothesis import strategies as st
 from results_support import report, write_bundle
 
 from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
-from edgekit.app.views.report import cleaned
-from edgekit.app.views.symbols import Symbols
-from edgekit.base.command import Outcome
+from edgekit.app.views.command import Outcome
 from edgekit.base.errors import CorruptError
 from edgekit.field.releases import lifecycle
-
-UNICODE, ASCII = Symbols(), Symbols(ascii=True)
 
 
 def test_a_row_holds_the_best_thread_count_with_its_range(tmp_path: Path) -> None:
@@ -33,14 +29,14 @@ def test_a_row_holds_the_best_thread_count_with_its_range(tmp_path: Path) -> Non
 
 def test_failed_gates_stand_first_with_value_limit_stage_and_advice(tmp_path: Path) -> None:
     found = results.load(write_bundle(tmp_path / "b", passed=False))
-    lines = results.detail(found, found.row("onnx"), UNICODE)
+    lines = results.detail(found, found.row("onnx"))
     kinds = [kind for kind, _ in lines]
     first = next(text for kind, text in lines if kind == "failed")
     assert first.startswith("✗ FAIL gguf.mean_kld_nats") and "0.0100, limit 0.005" in first
     assert "stage quantize.gguf" in first
     assert kinds.index("failed") < kinds.index("head")
     assert any("calibration_rows" in text for _, text in lines)
-    assert "NOT PASSED: 3 of 4" in results.title(found, UNICODE)
+    assert "NOT PASSED: 3 of 4" in results.title(found)
 
 
 def test_the_gate_word_counts_what_failed(tmp_path: Path) -> None:
@@ -48,10 +44,10 @@ def test_the_gate_word_counts_what_failed(tmp_path: Path) -> None:
         {"name": f"gguf.{name}", "value": 1, "limit": 0, "passed": False} for name in ("size_mib", "ttft_ms")
     ]
     found = results.load(write_bundle(tmp_path / "b", gates=gates))
-    words = {row.variant.name: results.gate_word(row, ASCII) for row in found.rows}
-    assert words["gguf"] == "x FAIL 2" and words["base"] == "–"
+    words = {row.variant.name: results.gate_word(row) for row in found.rows}
+    assert words["gguf"] == "✗ FAIL 2" and words["base"] == "–"
     passed = results.load(write_bundle(tmp_path / "c")).row("gguf")
-    assert passed is not None and results.gate_word(passed, ASCII) == "+ PASS"
+    assert passed is not None and results.gate_word(passed) == "✓ PASS"
 
 
 @pytest.mark.parametrize(
@@ -94,39 +90,52 @@ JSON = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("any") / "b")
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({}, optional={key: JSON for key in report()}))
-def test_any_value_in_any_place_can_be_shown(values: dict[str, Any]) -> None:
-    show_all({**report(), **values})
+def test_any_value_in_any_place_is_shown_or_refused(folder: Path, values: dict[str, Any]) -> None:
+    show_all(folder, {**report(), **values})
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["artifacts", "stages", "profile", "gates"]), st.data())
-def test_any_value_within_a_row_can_be_shown(part: str, data: st.DataObject) -> None:
+def test_any_value_within_a_row_is_shown_or_refused(folder: Path, part: str, data: st.DataObject) -> None:
     whole = report()
     row = data.draw(st.sampled_from(whole[part]))
     row[data.draw(st.sampled_from(sorted(row)))] = data.draw(JSON)
-    show_all(whole)
+    show_all(folder, whole)
 
 
-def show_all(whole: dict[str, Any]) -> None:
-    clean = cleaned(json.loads(json.dumps(whole)))
-    found = results.Results(
-        bundle=Path("b"),
-        name="b",
-        verdict=clean["verdict"],
-        sentence=results.summary.verdict_sentence(clean),
-        rows=tuple(results.Row(each, ()) for each in results.summary.variants(clean)),
-        gates=tuple(clean["gates"]),
-        stages=tuple(clean["stages"]),
-        budget=clean["budget"],
-    )
-    lines = [results.title(found, UNICODE), json.dumps(results.table(found), allow_nan=False)]
+def test_a_broken_models_report_is_shown_without_its_numbers(tmp_path: Path) -> None:
+    gates = [{"name": "gguf.mean_kld_nats", "value": float("nan"), "limit": 0.05, "passed": False}]
+    found = results.load(write_bundle(tmp_path / "b", gates=gates))
+    lines = [text for _, text in results.detail(found, found.row("gguf"))]
+    assert any("FAIL gguf.mean_kld_nats" in line and ": –, limit 0.05" in line for line in lines)
+
+
+def test_a_report_of_another_shape_is_refused_with_the_place_of_its_fault(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b", gates=[{"value": 1}])
+    with pytest.raises(CorruptError, match=r"gates\.0\.name: Field required"):
+        results.load(bundle)
+
+
+def show_all(folder: Path, whole: dict[str, Any]) -> None:
+    (folder / "report.json").write_text(json.dumps(whole))
+    try:
+        found = results.load(folder)
+    except CorruptError as error:
+        assert "is not a report that can be shown" in error.message
+        return
+    lines = [results.title(found), json.dumps(results.table(found), allow_nan=False)]
     for row in found.rows:
-        lines += [text for _, text in results.detail(found, row, UNICODE)]
+        lines += [text for _, text in results.detail(found, row)]
         lines += [one.words(one.of(row.variant)) for one in results.FIGURES]
-    lines += [text for _, text in pictures.size_lines(found, UNICODE, 60)]
-    lines += [text for _, text in pictures.waterfall_lines(found, UNICODE, 60)]
+    lines += [text for _, text in pictures.size_lines(found, 60)]
+    lines += [text for _, text in pictures.waterfall_lines(found, 60)]
     assert not [line for line in lines if "\x1b" in line]
 
 
@@ -162,35 +171,35 @@ def test_bundles_are_listed_newest_first_and_damaged_ones_are_told(tmp_path: Pat
 def test_size_and_drift_are_shares_of_the_budget_and_a_beaten_file_is_told(tmp_path: Path) -> None:
     def lines(**changes: Any) -> list[str]:
         found = results.load(write_bundle(tmp_path / f"b{changes}", **changes))
-        return [text for _, text in pictures.size_lines(found, ASCII, 48)]
+        return [text for _, text in pictures.size_lines(found, 48)]
 
     said = lines()
-    assert said[1] == "o gguf" and said[4].startswith("x onnx  another file is smaller and closer")
-    assert said[2] == "  ########............ 100 MiB, limit 240" and said[3].endswith(
+    assert said[1] == "● gguf" and said[4].startswith("x onnx  another file is smaller and closer")
+    assert said[2] == "  ████████░░░░░░░░░░░░ 100 MiB, limit 240" and said[3].endswith(
         " 0.0100 nats, limit 0.0500"
     )
-    assert lines(budget={"size_mib": 90.0})[2] == "  #################### 100 MiB, limit 90 x"
-    assert lines(budget={})[5] == "  #################### 200 MiB, limit none"
+    assert lines(budget={"size_mib": 90.0})[2] == "  ████████████████████ 100 MiB, limit 90 ✗"
+    assert lines(budget={})[5] == "  ████████████████████ 200 MiB, limit none"
 
 
 def test_a_file_whose_drift_was_not_measured_is_named(tmp_path: Path) -> None:
     found = results.load(write_bundle(tmp_path / "b", stages=[]))
-    said = [text for _, text in pictures.size_lines(found, UNICODE, 60)]
+    said = [text for _, text in pictures.size_lines(found, 60)]
     assert said[1:] == ["? gguf: not measured", "? onnx: not measured"]
 
 
 def test_the_waterfall_blames_stages_over_the_budget_but_not_the_base(tmp_path: Path) -> None:
     found = results.load(write_bundle(tmp_path / "b", passed=False))
-    said = pictures.waterfall_lines(found, ASCII, 60)
+    said = pictures.waterfall_lines(found, 60)
     assert [text.split()[1] for kind, text in said[:-2] if kind == "failed"] == [
         "quantize.gguf",
         "export.onnx",
     ]
     for width in (36, 76):
-        lines = [text for _, text in pictures.waterfall_lines(found, ASCII, width)]
+        lines = [text for _, text in pictures.waterfall_lines(found, width)]
         assert any("[0.0090" in line or "[0.00900" in line for line in lines)  # the interval, as text
         assert any("from its input 2 [" in line for line in lines)
-        assert any("#" in line for line in lines)
+        assert any("█" in line for line in lines)
         assert max(len(line) for line in lines[1:-2]) <= width
 
 
