@@ -169,6 +169,7 @@ def verify(
         "artifact": {step.name: step.digest for step in artifact.steps},
         "source": source.digest,
         "tuned": tuned.digest,
+        "rows": digest_of(content_of(rows)),
         "budget": budget.model_dump(),
         "threads": request.threads,
     }

@@ -126,8 +126,8 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
 
 def glance(settings: Settings, once: bool, json: bool) -> None:
     """The status of this device and of others; each device is asked once per refresh."""
-    from edgekit.app.views.fleet import Fleet
     from edgekit.commands.status_table import print_status
+    from edgekit.field.fleet.fleet import Fleet
 
     fleet = Fleet(settings.state, settings.devices, every_s=settings.every_s, window_s=settings.window_s)
     fleet.start()

@@ -70,9 +70,9 @@ class AppOptions:
 
     def settings(self, **more: Any) -> Settings:
         """The options as settings, with the fields in `more`; raises `ConfigError` for malformed devices."""
-        from edgekit.app.views.devices import check_names, parse_device, read_fleet
         from edgekit.app.views.settings import Settings
         from edgekit.base.clock import seconds
+        from edgekit.field.fleet.device import check_names, parse_device, read_fleet
 
         known = (*(read_fleet(self.fleet) if self.fleet else ()), *map(parse_device, self.device or ()))
         check_names(known)

@@ -9,6 +9,7 @@ token, as llama.cpp's converter does, and reads its characters as text.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,20 +92,20 @@ def faults(folder: Path, rows: int, prompts: str) -> Iterator[str]:
     """A description of each token id at or above `rows` that a text can produce; `prompts` is from `printed`."""
     tokenizer = read_object(folder / "tokenizer.json")
     added = list(added_tokens(folder))
-    matched_whole = {(token.text, token.id) for token in added if type(token.id) is int}
+    matched_whole = {(token.text, repr(token.id)) for token in added}
     for text, id_ in _vocabulary(tokenizer):
-        if not _within(id_, rows) and (text, id_) not in matched_whole:
+        if not _within(id_, rows) and (text, repr(id_)) not in matched_whole:
             yield _beyond(id_, text, rows)
     beyond = [token for token in added if not _within(token.id, rows)]
     uses = _Uses.of(folder, tokenizer, prompts) if beyond else None
     for number, token in enumerate(beyond):
         fault = _beyond(token.id, token.text, rows)
-        if not _within(token.id, rows + len(added)):  # ids are counted up, so this one belongs to nothing
+        if not _within(token.id, rows + len(added)):  # added tokens have consecutive ids
             yield fault
         elif uses and (why := uses.why(token)):
             yield f"{fault}; {why}"
         elif number == UNUSED_LIMIT:
-            yield f"{fault}; so it is with {number} others"
+            yield f"{fault}; {number} other tokens have no row either"
 
 
 def unused_tokens(folder: Path, rows: int) -> list[AddedToken]:
@@ -171,14 +172,16 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class _Uses:
-    """What gives tokens out beside the vocabulary."""
+    """What can produce a token, apart from the vocabulary."""
 
     named: Mapping[str, str]
     """The texts of tokens with a role, each with where it is named."""
     merged: frozenset[str]
-    """What merges join other tokens to."""
+    """The results of all merges."""
     frame: str
-    """The post-processor, which puts tokens around every text, as JSON."""
+    """The post-processor, which adds tokens to every text, as JSON."""
+    frame_numbers: frozenset[str]
+    """The numbers in it, token ids among them."""
     prompts: str
     """What the chat template prints."""
 
@@ -191,7 +194,8 @@ class _Uses:
             settings = read_object(folder / name)
             named |= {_text(settings.get(role)): f"{name} names it as {role}" for role in ROLES}
         merged = frozenset(_joined(merge) for merge in _list(model.get("merges")))
-        return cls(named, merged, json.dumps(tokenizer.get("post_processor")), prompts)
+        frame = json.dumps(tokenizer.get("post_processor"))
+        return cls(named, merged, frame, frozenset(re.findall(r"\d+", frame)), prompts)
 
     def why(self, token: AddedToken) -> str:
         """How a text can produce the token; empty if it cannot."""
@@ -201,7 +205,7 @@ class _Uses:
             return self.named[token.text]
         if token.text in self.merged:
             return "merges join other tokens to it"
-        if json.dumps(token.text) in self.frame:
+        if json.dumps(token.text) in self.frame or str(token.id) in self.frame_numbers:
             return "the post-processor adds it to every text"
         return "the chat template prints it" if token.text in self.prompts else ""
 

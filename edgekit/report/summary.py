@@ -53,8 +53,8 @@ SAMPLE_ADVICE = {
     "greedy_agreement": VALIDATION_ROWS,
     "stop_contract": VALIDATION_ROWS,
 }
+ABOVE = ("accuracy_gain_points",)  # a value equal to the limit fails
 AT_LEAST = (
-    "accuracy_gain_points",
     "top1_agreement",
     "answer_top1_agreement",
     "greedy_agreement",
@@ -154,7 +154,10 @@ def advice(gate: Mapping[str, Any]) -> str:
     check, value, limit = gate["name"].rpartition(".")[2], gate["value"], gate["limit"]
     if value is None or limit is None:  # not a number
         return OTHER_ADVICE
-    within = value >= limit if check in AT_LEAST else value <= limit
+    if check in ABOVE:
+        within = value > limit
+    else:
+        within = value >= limit if check in AT_LEAST else value <= limit
     if within and gate.get("low") is not None and check in SAMPLE_ADVICE:
         return SAMPLE_ADVICE[check]
     return {**ADVICE, **VERIFY_ADVICE}.get(check, OTHER_ADVICE)

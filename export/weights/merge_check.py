@@ -14,11 +14,6 @@ from numpy.typing import NDArray
 
 from edgekit.base.events import Emit, Measured, Progress, ignore
 
-# Largest difference of a correct float32 merge: x(W + sBA) and xW + s(xA)B differ only by rounding, whose error grows
-# with depth, width and the size of the logits. SmolLM2-135M (30 layers, logits up to 32, rank 16, plain, rsLoRA and
-# DoRA) differs by 1.6e-4 at most; a wrong scale, a transposed factor or a merge rounded to bfloat16 by 1e-2 or more.
-MAX_ABS_LOGIT_DIFFERENCE = 1e-3
-
 
 def merge_proof(
     base: Path, adapter: Path, merged: Path, sequences: Sequence[Sequence[int]], emit: Emit = ignore

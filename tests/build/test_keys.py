@@ -226,7 +226,7 @@ ROW_CHANGES: dict[str, Callable[[Row], Row]] = {
 }
 SPLITS: dict[str, set[str]] = {
     "train": {"tune", "prune"} | EXPORTS | FEW_SHOT | SIGNALS,
-    "validation": {"tune", "merge", "reference"} | GOLDEN | SIGNALS,
+    "validation": {"tune", "merge", "reference"} | VERIFY | GOLDEN | SIGNALS,
     "test": {"reference"} | EVALS,
 }
 

@@ -64,15 +64,12 @@ def both(*hurts: Callable[[Path], None]) -> Callable[[Path], None]:
     return hurt
 
 
-def with_post_processor(tokenizer: dict[str, Any]) -> None:
+def with_post_processor(tokenizer: dict[str, Any], text: str = "<|more|>") -> None:
     tokenizer["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": "<|more|>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ],
+        "single": [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [],
-        "special_tokens": {"<|more|>": {"id": "<|more|>", "ids": [478], "tokens": ["<|more|>"]}},
+        "special_tokens": {text: {"id": text, "ids": [478], "tokens": [text]}},
     }
 
 
@@ -100,6 +97,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a frame without a row": (
         both(added(), edit_json("tokenizer.json", with_post_processor)), "the post-processor adds it to every text",
     ),
+    "a frame without a row, under another name": (
+        both(added(), edit_json("tokenizer.json", lambda t: with_post_processor(t, "<|other|>"))),
+        "the post-processor adds it to every text",
+    ),
+    "a word whose id is a list": (
+        edit_json("tokenizer.json", lambda t: t["model"]["vocab"].update(hello=[478])), "the id \\[478\\] to 'hello'",
+    ),
+    "a word whose id is a fraction, beside an added token": (
+        both(added(), edit_json("tokenizer.json", lambda t: t["model"]["vocab"].update({"<|more|>": 478.0}))),
+        "the id 478.0 to",
+    ),
     "a merge without a row": (
         both(
             added(content="zz"),
@@ -113,7 +121,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "thousands of unused tokens": (
         edit_json("tokenizer.json", lambda t: t["added_tokens"].extend(
             {**TOKEN, "id": 478 + n, "content": f"<|{n}|>"} for n in range(2000))),
-        "so it is with 1000 others",
+        "1000 other tokens have no row either",
     ),
     "a text_config that is no table": (
         edit_json("config.json", lambda c: c.update(text_config=[1], hidden_size=128)), "hidden_size 128",

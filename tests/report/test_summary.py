@@ -46,6 +46,10 @@ WORSE = {
         gates.accuracy_gain(changed(200, 100, 5, 0), "0-shot", BUDGET),
         "Tuning was not shown",
     ),
+    "as good as before": (
+        gates.accuracy_gain(changed(200, 100, 5, 5), "0-shot", BUDGET),
+        "Tuning was not shown",
+    ),
     "a large file": (gates.size(10 << 20, 5.0, "gguf", "s"), summary.ADVICE["size_mib"]),
 }
 
@@ -58,4 +62,8 @@ def test_a_small_sample_asks_for_rows_and_a_worse_value_for_a_better_file(case: 
 
 
 def test_every_advice_on_a_sample_belongs_to_a_check_with_bounds() -> None:
-    assert set(summary.AT_LEAST) <= set(summary.SAMPLE_ADVICE) <= {*summary.ADVICE, *summary.VERIFY_ADVICE}
+    assert (
+        {*summary.ABOVE, *summary.AT_LEAST}
+        <= set(summary.SAMPLE_ADVICE)
+        <= {*summary.ADVICE, *summary.VERIFY_ADVICE}
+    )

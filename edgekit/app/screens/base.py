@@ -16,9 +16,10 @@ from textual.widgets import Footer, Static
 
 from edgekit.app.screens.host import Host
 from edgekit.app.screens.threads import Found, in_thread
-from edgekit.app.views.command import Command, state_option
 from edgekit.app.views.symbols import Symbols
+from edgekit.base.command import Command
 from edgekit.base.errors import EdgekitError
+from edgekit.field.state import state_option
 
 NAMES = ("build", "run", "results", "monitor", "incident")
 SMALLEST = (60, 16)  # columns and rows; below that there is only a sentence

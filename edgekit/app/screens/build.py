@@ -24,10 +24,10 @@ from edgekit.app.screens.start import Starter
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.choices import Checks
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.paths import Place, look_at_place
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import QUESTIONS, STEPS, TARGET_COLUMNS, Choice, Finding
+from edgekit.base.command import Command, Outcome
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget
 

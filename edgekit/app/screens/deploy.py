@@ -13,10 +13,10 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.threads import in_thread, tell
 from edgekit.app.views import deploy
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.launch import outcome_of
 from edgekit.app.views.results import Results
 from edgekit.app.views.symbols import Symbols
+from edgekit.base.command import Command, Outcome
 from edgekit.base.texts import plain
 
 ROWS = "JSONL rows with right answers to compare it on? Without a file its golden answers are used, often too few."

@@ -9,9 +9,9 @@ from typing import Any
 from textual.app import App
 
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.settings import Settings
 from edgekit.app.views.symbols import Symbols
+from edgekit.base.command import Command, Outcome
 
 READ_ONLY = "Read-only: press w to allow changes."
 

@@ -18,10 +18,10 @@ from edgekit.app.screens import incident_parts as parts
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.incident_changes import Changing
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views.devices import Device
 from edgekit.app.views.evidence import Plot
 from edgekit.app.views.incident import Shown, is_over
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
+from edgekit.field.fleet.device import Device
 
 
 class IncidentScreen(Changing):

@@ -22,11 +22,11 @@ from edgekit.app.screens.monitor_charts import RowCharts
 from edgekit.app.screens.monitor_table import FleetTable, state_style
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import fleet_table as view
-from edgekit.app.views.connection import window_text
-from edgekit.app.views.devices import HERE, Device
-from edgekit.app.views.fleet import Fleet, FleetView, key_of
 from edgekit.app.views.fleet_table import SORTS, Column
 from edgekit.base.clock import span
+from edgekit.field.fleet.connection import window_text
+from edgekit.field.fleet.device import HERE, Device
+from edgekit.field.fleet.fleet import Fleet, FleetView, key_of
 from edgekit.field.status import ReleaseStatus
 
 WINDOWS = (300.0, 900.0, 3600.0, 21600.0, 86400.0)

@@ -13,8 +13,8 @@ from textual.coordinate import Coordinate
 from textual.message import Message
 from textual.widgets import DataTable
 
-from edgekit.app.views.fleet import key_of
 from edgekit.app.views.fleet_table import PADDING, Column
+from edgekit.field.fleet.fleet import key_of
 from edgekit.field.status import ReleaseStatus
 
 STYLES = {"LOST": "text-error", "CRITICAL": "text-error", "WARNING": "text-warning", "OK": "text-success"}

@@ -21,10 +21,10 @@ from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
 from edgekit.app.views.bundles import REPORT, Found
-from edgekit.app.views.command import Command
 from edgekit.app.views.results import FIGURES, Results, Row
 from edgekit.app.views.samples import Samples
 from edgekit.app.views.symbols import Symbols
+from edgekit.base.command import Command
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 

@@ -9,9 +9,9 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Confirm, Sheet
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard
-from edgekit.app.views.command import Outcome
 from edgekit.app.views.launch import launch
 from edgekit.app.views.wizard import Choice
+from edgekit.base.command import Outcome
 from edgekit.build import runs
 
 NOT_STARTED = "The build did not start"

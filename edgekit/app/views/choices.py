@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import Choice, limit_fault
+from edgekit.base.command import Command, Outcome
 
 MOST_ANSWERS = 64
 

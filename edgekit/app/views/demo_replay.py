@@ -18,9 +18,9 @@ from typing import Any
 
 from edgekit.app.views.demo import read
 from edgekit.app.views.demo_build import RecordedBuild
-from edgekit.app.views.devices import Device
 from edgekit.app.views.settings import Settings
 from edgekit.device.manifest import MANIFEST
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents.defaults import default_rules
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.rules import Change

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.results import Results
 from edgekit.app.views.wizard import at_home
+from edgekit.base.command import Command, Outcome
 from edgekit.base.texts import one_line
 
 UNPROVEN = "--unproven"

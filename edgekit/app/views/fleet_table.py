@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from rich.cells import cell_len, set_cell_size
 
-from edgekit.app.views.fleet import FleetView
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock
+from edgekit.field.fleet.fleet import FleetView
 from edgekit.field.status import STATES, ReleaseStatus
 
 UNKNOWN = "-"

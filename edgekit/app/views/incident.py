@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from edgekit.app.views.devices import Device
 from edgekit.base.clock import clock, span
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.base.numbers import moment, number
 from edgekit.base.texts import one_line, plain
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents.account import account
 from edgekit.field.incidents.audit import Audit
 from edgekit.field.incidents.history import Switch

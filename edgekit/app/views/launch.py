@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from edgekit.app.views.command import Command
+from edgekit.base.command import Command
 from edgekit.base.texts import plain
 from edgekit.build import runs
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgekit.app.views.command import Command, Outcome
-from edgekit.app.views.connection import NoStatus, connect
-from edgekit.app.views.devices import Device
 from edgekit.app.views.incident import FOREIGN
 from edgekit.base.clock import span
+from edgekit.base.command import Command, Outcome
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.base.numbers import number
 from edgekit.base.texts import one_line
+from edgekit.field.fleet.connection import NoStatus, connect
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 
 WATCH_S = 60.0

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.app.views.bundles import read_bounded
-from edgekit.app.views.command import Command
 from edgekit.app.views.differences import Difference
+from edgekit.base.command import Command
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 from edgekit.evaluation.compare import change

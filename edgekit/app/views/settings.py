@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgekit.app.views.devices import Device
+    from edgekit.field.fleet.device import Device
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgekit import registry
-from edgekit.app.views.command import Command, Outcome
+from edgekit.base.command import Command, Outcome
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.models.source import BUILT_IN, HUB_ID, Source
 from edgekit.targets.host import Host

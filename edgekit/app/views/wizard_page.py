@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.app.views.command import Outcome
 from edgekit.app.views.paths import Place
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import STEPS, Choice, Finding, minutes, planned
+from edgekit.base.command import Outcome
 
 STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim", "WAITING": "dim"}
 MIB = 1024  # in a GiB

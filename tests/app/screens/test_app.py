@@ -21,7 +21,7 @@ from edgekit.app.screens.ascii import in_ascii
 from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
-from edgekit.app.views.command import Command
+from edgekit.base.command import Command
 
 pressed: list[str] = []
 

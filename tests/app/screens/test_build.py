@@ -20,8 +20,8 @@ from edgekit.app.screens.base import View
 from edgekit.app.screens.build import BuildScreen
 from edgekit.app.screens.dialogs import Ask, Confirm, Sheet
 from edgekit.app.screens.inputs import Choices
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.wizard import STEPS
+from edgekit.base.command import Command, Outcome
 from edgekit.build import runs
 from edgekit.targets.host import Host
 

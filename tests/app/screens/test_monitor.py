@@ -23,7 +23,7 @@ from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.monitor import MonitorScreen, _fitted
 from edgekit.app.screens.monitor_table import FleetTable
-from edgekit.app.views.devices import Device
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.rules import Change
 from edgekit.field.status import OpenIncident

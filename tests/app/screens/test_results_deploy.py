@@ -12,7 +12,7 @@ from results_app import opened, read, screen, steps, told, typed, writing
 from results_support import write_bundle
 from tui_support import run, text_of, until
 
-from edgekit.app.views.command import Command, Outcome
+from edgekit.base.command import Command, Outcome
 from edgekit.tui import EdgekitApp
 
 

@@ -17,8 +17,8 @@ from tui_support import run, text_of, until
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.health_watch import HealthWatch
 from edgekit.app.views import rollback
-from edgekit.app.views.devices import Device
 from edgekit.app.views.rollback import Recovery
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.releases import Releases
 from edgekit.field.telemetry.store import Store

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from edgekit.app.views import demo
-from edgekit.app.views.connection import connect
 from edgekit.app.views.demo import later, unpack
 from edgekit.app.views.demo_replay import replay
-from edgekit.app.views.devices import Device
 from edgekit.app.views.settings import Settings
 from edgekit.base.clock import clock
 from edgekit.base.errors import MissingPartError
 from edgekit.base.events import GateResult, Measured, Progress, StageFinished, StageStarted, from_json
 from edgekit.build import runs
 from edgekit.device.manifest import read_manifest
+from edgekit.field.fleet.connection import connect
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents import evidence
 from edgekit.field.incidents.audit import Audit
 from edgekit.field.incidents.defaults import TTFT_P95_S

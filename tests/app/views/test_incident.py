@@ -16,8 +16,6 @@ from device_documents import incident, status
 from field_state import FAILING, HOT, SLOW, answers, bad_hour, versions
 
 from edgekit.app.views import evidence, incident_reader
-from edgekit.app.views.command import Command, Outcome
-from edgekit.app.views.devices import Device
 from edgekit.app.views.incident import (
     duration,
     is_over,
@@ -30,7 +28,9 @@ from edgekit.app.views.incident import (
 )
 from edgekit.app.views.incident_reader import Reader, Wanted
 from edgekit.app.views.rollback import WATCH_S, Health, Recovery, plan, read_health, rollback
+from edgekit.base.command import Command, Outcome
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
+from edgekit.field.fleet.device import Device
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.store import Store

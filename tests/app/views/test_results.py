@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from results_support import report, write_bundle
 
 from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
-from edgekit.app.views.command import Outcome
+from edgekit.base.command import Outcome
 from edgekit.base.errors import CorruptError
 from edgekit.field.releases import lifecycle
 

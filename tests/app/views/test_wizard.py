@@ -16,10 +16,10 @@ from rich.console import Console
 
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.choices import Checks
-from edgekit.app.views.command import Command, Outcome
 from edgekit.app.views.launch import LOG, last_words, launch
 from edgekit.app.views.paths import look_at_place, suggest
 from edgekit.app.views.wizard import Choice, Finding
+from edgekit.base.command import Command, Outcome
 from edgekit.build import runs
 from edgekit.commands.shell import DEFAULT_CACHE
 from edgekit.targets.host import Host

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from edgekit.base.artifacts import sha256_tree
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import Event, Progress
+from edgekit.build.stages import MERGE_LOGIT_TOLERANCE
 from edgekit.export.weights.merge import merge
-from edgekit.export.weights.merge_check import MAX_ABS_LOGIT_DIFFERENCE, merge_proof
+from edgekit.export.weights.merge_check import merge_proof
 from edgekit.export.weights.safetensors_io import INDEX, Weights
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -112,7 +113,7 @@ def test_merged_as_peft_merges(tmp_path: Path, options: dict[str, Any]) -> None:
         torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6)
     assert any(not torch.equal(merged[name], before[name]) for name in merged)
     proof = merge_proof(base, adapter, tmp_path / "out", SEQUENCES)
-    assert proof["max_abs_logit_difference"] < MAX_ABS_LOGIT_DIFFERENCE
+    assert proof["max_abs_logit_difference"] < MERGE_LOGIT_TOLERANCE
     assert proof["top1_agreement"] == 1.0
     assert proof["mean_kld_nats"] < 1e-9
     assert proof["n_tokens"] == sum(map(len, SEQUENCES))
@@ -129,7 +130,7 @@ def test_tied_families_merge_as_peft_merges(tmp_path: Path, family: str) -> None
     assert all(torch.allclose(merged[name], tensor, rtol=0, atol=1e-6) for name, tensor in expected.items())
     assert (
         merge_proof(base, adapter, tmp_path / "out", SEQUENCES)["max_abs_logit_difference"]
-        < MAX_ABS_LOGIT_DIFFERENCE
+        < MERGE_LOGIT_TOLERANCE
     )
 
 
@@ -141,7 +142,7 @@ def test_the_real_tokenizer_and_its_companions_come_along(tiny_llama: Path, tmp_
     text = "Pump 7 leaks — été\n  <|im_start|>user"
     assert read[0].encode(text) == read[1].encode(text)
     proof = merge_proof(tiny_llama, adapter, tmp_path / "out", [read[0].encode(text)])
-    assert proof["max_abs_logit_difference"] < MAX_ABS_LOGIT_DIFFERENCE
+    assert proof["max_abs_logit_difference"] < MERGE_LOGIT_TOLERANCE
 
 
 def test_sharded_in_sharded_out_and_twice_the_same_bytes(tmp_path: Path) -> None:
@@ -415,10 +416,10 @@ def test_the_proof_finds_a_wrong_merge(tmp_path: Path, fault: str) -> None:
         changed_config(wrong, lora_alpha=0)
     merge(base, wrong, tmp_path / "out", dtype="bfloat16" if fault == "rounded" else "float32")
     found = merge_proof(base, right, tmp_path / "out", SEQUENCES)
-    assert found["max_abs_logit_difference"] > 10 * MAX_ABS_LOGIT_DIFFERENCE
+    assert found["max_abs_logit_difference"] > 10 * MERGE_LOGIT_TOLERANCE
     assert found["mean_kld_nats"] > 1e-6
     merge(base, right, tmp_path / "good")
     assert (
         merge_proof(base, right, tmp_path / "good", SEQUENCES)["max_abs_logit_difference"]
-        < MAX_ABS_LOGIT_DIFFERENCE
+        < MERGE_LOGIT_TOLERANCE
     )

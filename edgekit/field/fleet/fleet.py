@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.connection import Connection, NoStatus, connect
-from edgekit.app.views.devices import HERE, Device, check_names
 from edgekit.base.clock import span
+from edgekit.field.fleet.connection import Connection, NoStatus, connect
+from edgekit.field.fleet.device import HERE, Device, check_names
 from edgekit.field.status import STATES, DeviceStatus, ReleaseStatus, fleet_document
 
 SHARE = 100  # a look takes at most one part in so many of a core

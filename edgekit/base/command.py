@@ -1,9 +1,8 @@
-"""The shell command behind each action: the app has no other way to do anything."""
+"""An edgekit command in a process of its own, here or on another machine by SSH, and how it ended."""
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import selectors
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
-from edgekit.field.state import DEFAULT_STATE
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o",
        "ServerAliveCountMax=3")  # fmt: skip
@@ -139,16 +137,6 @@ class Command:
             str(envelope.get("hint", "")),
             tuple(map(str, envelope.get("faults") or ())),
         )
-
-
-def state_option(state: Path) -> tuple[str, ...]:
-    """The option that names a state folder, where it is not the usual one."""
-    return () if state == DEFAULT_STATE else ("--state", str(state))
-
-
-def who(host: str) -> tuple[str, ...]:
-    """The option that names the person here to machine `host`, which knows only the login that ssh uses."""
-    return ("--who", os.environ.get("EDGEKIT_WHO") or getpass.getuser()) if host else ()
 
 
 def _read(process: subprocess.Popen[bytes], limit_s: float | None) -> tuple[str, str]:

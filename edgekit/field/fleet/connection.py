@@ -16,10 +16,10 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from edgekit.app.views.command import OUT_OF_TIME, Command
-from edgekit.app.views.devices import TOKEN, Device, private
+from edgekit.base.command import OUT_OF_TIME, Command
 from edgekit.base.errors import CorruptError, EdgekitError
 from edgekit.base.texts import one_line
+from edgekit.field.fleet.device import TOKEN, Device, private
 from edgekit.field.status import DeviceStatus, device_status, read_status
 from edgekit.field.telemetry.store import FILE, Store
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgekit.app.views import command
-from edgekit.app.views.command import OUT_OF_ROOM, OUT_OF_TIME, SSH, Command
+from edgekit.base import command
+from edgekit.base.command import OUT_OF_ROOM, OUT_OF_TIME, SSH, Command
 from edgekit.base.errors import ConfigError
 
 

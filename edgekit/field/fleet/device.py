@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import getpass
 import ipaddress
 import os
 import re
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgekit.app.views.command import Command, state_option, who
+from edgekit.base.command import Command
 from edgekit.base.errors import ConfigError
-from edgekit.field.state import DEFAULT_STATE
+from edgekit.field.state import DEFAULT_STATE, state_option
 
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
 HOST = re.compile(r"(?:[\w.][\w.+-]*@)?[\w\[][\w.:%\[\]-]*", re.ASCII)  # never an option of ssh
@@ -66,8 +67,9 @@ class Device:
         return Command((*arguments, *(given if self.host else state_option(self.folder))), self.host)
 
     def change(self, *arguments: str) -> Command:
-        """A command that changes something: another device is told who makes the change."""
-        return self.command(*arguments, *who(self.host))
+        """A command that changes something: another device, which knows only the login of ssh, is told who makes it."""
+        who = ("--who", os.environ.get("EDGEKIT_WHO") or getpass.getuser()) if self.host else ()
+        return self.command(*arguments, *who)
 
 
 def parse_device(text: str) -> Device:

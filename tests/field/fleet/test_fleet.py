@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 from device_documents import incident, status
 
-from edgekit.app.views import connection
 from edgekit.app.views import fleet_table as table
-from edgekit.app.views.connection import UrlConnection
-from edgekit.app.views.devices import Device, parse_device, read_fleet
-from edgekit.app.views.fleet import Fleet, FleetView
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import ConfigError
+from edgekit.field.fleet import connection
+from edgekit.field.fleet.connection import UrlConnection
+from edgekit.field.fleet.device import Device, parse_device, read_fleet
+from edgekit.field.fleet.fleet import Fleet, FleetView
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.incidents.rules import Change
-from edgekit.field.status import DeviceStatus, ReleaseStatus
+from edgekit.field.status import DeviceStatus
 from edgekit.field.telemetry.observation import Observation
 from edgekit.field.telemetry.store import Store
 from edgekit.targets.rules import Rule
@@ -454,12 +454,6 @@ def test_numbers_that_none_can_show_end_nothing(
     assert "Infinity" not in json.dumps(fleet.to_dict()) and "NaN" not in json.dumps(fleet.to_dict())
 
 
-def test_a_spark_of_what_is_no_number() -> None:
-    line = Symbols.spark([1.0, math.inf, -math.inf, math.nan, None, 2.0], 6)
-    assert len(line) == 6 and line[1:5] == "    " and line[0] != line[5]
-    assert len(Symbols.spark([-1.7e308, 1.7e308, 0.0], 3)) == 3
-
-
 # this device
 
 
@@ -470,11 +464,6 @@ def test_this_device_has_its_day_at_once(tmp_path: Path, make: Callable[..., Fle
     known = [value for value in row.series.ttft_p95_s if value is not None]
     assert 18 <= len(known) <= 22 and len(row.series.ttft_p95_s) == 96  # five hours of 24
     assert len([one for one in table.joined(row.series.ttft_p95_s, 24) if one is not None]) in (5, 6)
-
-
-def test_joined_values_keep_every_peak_and_gap() -> None:
-    assert table.joined([1.0, 9.0, 2.0, 3.0, None, None], 3) == [9.0, 3.0, None]
-    assert table.joined([1.0, None], 16) == [1.0, None] and table.joined([], 16) == []
 
 
 def test_an_incident_here_is_told_with_its_number_and_next_step(
@@ -537,54 +526,3 @@ def test_a_device_whose_records_go_away_stays_and_is_lost(
     shutil.rmtree(place, ignore_errors=True)
     (tmp_path / "moved").rename(place)
     until(fleet, lambda seen: seen.count("OK") == 2)
-
-
-# the table
-
-
-def rows() -> list[ReleaseStatus]:
-    def row(device: str, release: str, state: str, model: str = "smol", **more: Any) -> ReleaseStatus:
-        return ReleaseStatus(release, state, True, device=device, model=model, until=NOW, **more)
-
-    return [
-        row("b", "7f3a", "CRITICAL", ttft_p95_s=0.1, tokens_per_s=5.0, why="Too slow"),
-        row("a", "61bc", "WARNING", tokens_per_s=9.0),
-        row("c", "61bc", "OK", "tall", ttft_p95_s=0.9),
-    ]
-
-
-def test_sorting_puts_the_worst_first_and_the_unknown_last() -> None:
-    def order(name: str) -> str:
-        return "".join(row.device for row in table.ordered(rows(), name))
-
-    assert (order("worst"), order("device"), order("p95"), order("tokens")) == ("bac", "abc", "cba", "bac")
-
-
-def test_filtering_looks_at_device_release_state_and_why() -> None:
-    def left(text: str) -> str:
-        return "".join(row.device for row in table.matching(rows(), text, NOW))
-
-    assert (left(""), left("61bc"), left("@61bc ok"), left("too SLOW"), left("nothing")) == (
-        "bac",
-        "ac",
-        "c",
-        "b",
-        "",
-    )
-
-
-@pytest.mark.parametrize("width", [60, 80, 99, 100, 120, 160, 200, 300])
-def test_columns_fit_every_width(width: int) -> None:
-    shown = table.columns(width)
-    names = [column.name for column in shown]
-    assert sum(column.width + table.PADDING for column in shown) <= width
-    assert {"device", "state", "p95"} <= set(names) and ("spark" in names) == (width >= 100)
-    long = ReleaseStatus("f" * 64, "CRITICAL", True, device="x" * 64, model="日本" * 20, why="w" * 500)
-    for column, text in zip(shown, table.cells(long, shown, Symbols(), NOW), strict=True):
-        from rich.cells import cell_len
-
-        assert cell_len(text) <= column.width
-
-
-def test_a_terminal_of_no_width_has_no_columns() -> None:
-    assert table.columns(0) == () and table.columns(30)[0].name == "device"
