@@ -143,10 +143,11 @@ def test_help_and_run_work_without_torch(device: Path, tiny_build) -> None:
         ["targets", "list"],
         ["doctor"],
         ["monitor", "--state", "STATE", "--once"],
+        ["monitor", "--state", "STATE", "--device", "line-3=http://127.0.0.1:9", "--once", "--json"],
         ["incident", "list", "--state", "STATE"],
         ["releases", "list", "--state", "STATE"],
     ],
-    ids=lambda verb: verb[0],
+    ids=lambda verb: " ".join(verb[:4:3]),
 )
 def test_what_needs_no_extra_part_runs_there(
     device: Path, tiny_build: Any, tmp_path: Path, verb: list[str]

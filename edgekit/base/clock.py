@@ -36,3 +36,9 @@ def seconds(text: str) -> float:
             f"'{text}' is not a duration; nothing was changed.", "Write it like 90s, 5m, 2h or 1d."
         )
     return sum(float(number) * UNITS_S[unit] for number, unit in parts)
+
+
+def short(length: float) -> str:
+    """A duration in seconds as `seconds` reads it, in its largest whole unit: `90s`, `15m`, `1h` or `1d`."""
+    unit = next((unit for unit in "dhm" if length % UNITS_S[unit] == 0), "s")
+    return f"{length / UNITS_S[unit]:g}{unit}"

@@ -16,11 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import ConfigError
-
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o",
        "ServerAliveCountMax=3")  # fmt: skip
-NOT_HOSTS = "-"  # what ssh would take for an option
 HOST_S = 120.0  # for a command on another machine, where none is given
 MOST_MIB = 16  # of what a command prints
 DRAIN_S = 1.0  # for what is left in the pipes of one that has ended: others may hold them open
@@ -43,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """`edgekit ARGUMENTS`, here, or by SSH on the machine `host`. Raises `ConfigError` for a host that is an option.
+    """`edgekit ARGUMENTS`, here, or by SSH on the machine `host`.
 
     The outcome's document is its JSON document, or the text that people read where it is `plain`.
     """
@@ -52,10 +49,6 @@ class Command:
     host: str = ""
     plain: bool = False
     _process: list[subprocess.Popen[bytes]] = field(default_factory=list, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.host.startswith(NOT_HOSTS):
-            raise ConfigError(f"{self.host!r} is no host name.", "Name a device as NAME=ssh:USER@HOST.")
 
     @property
     def text(self) -> str:

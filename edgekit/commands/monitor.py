@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ from edgekit.commands import shell
 from edgekit.commands.options import AppOptions, Every, ScreenName, Window, is_terminal, open_app
 
 if TYPE_CHECKING:
-    from edgekit.app.views.settings import Settings
+    from edgekit.field.fleet.device import Device
     from edgekit.field.incidents.watcher import Watcher
     from edgekit.field.telemetry.store import Store
 
@@ -60,44 +61,41 @@ def monitor(options: MonitorOptions) -> None:
             "--watch and --webhook are for this device alone, not for --device, --fleet or --demo; nothing was started.",
             "Start `edgekit monitor --watch` on each of those devices.",
         )
-    settings, once = options.settings(), options.once or options.json
+    devices, once = options.devices(), options.once or options.json
     if is_terminal() and not (once or options.watch or options.no_tui):
-        open_app(settings, ScreenName.MONITOR, options)
+        open_app(options.settings(), ScreenName.MONITOR, options)
     elif options.demo:
         from edgekit.app.views.demo import unpack
 
         with tempfile.TemporaryDirectory() as folder:
-            recorded = unpack(Path(folder)).state
-            print_here(replace(settings, state=recorded), once=True, json=options.json)
-    elif settings.devices:
-        glance(settings, once, options.json)
+            print_here(replace(options, state=unpack(Path(folder)).state, once=True))
+    elif devices:
+        print_fleet(options, devices)
     else:
-        print_here(settings, once=once, json=options.json, watch=options.watch, webhook=options.webhook)
+        print_here(options)
 
 
-def print_here(
-    settings: Settings, *, once: bool, json: bool, watch: bool = False, webhook: str | None = None
-) -> None:
-    """The status of this device, printed every few seconds or `once`; with `watch` its rules are evaluated too."""
+def print_here(options: MonitorOptions) -> None:
+    """The status of this device, printed every few seconds or once; with `watch` its rules are evaluated too."""
     from edgekit.field.telemetry.store import FILE, Store
 
-    state = settings.state
+    state, window_s, once = options.state, options.window_s, options.once or options.json
     store = Store(state / FILE)
-    watcher = _watcher(state, store, webhook) if watch else None
+    watcher = _watcher(state, store, options.webhook) if options.watch else None
     try:
         while True:
             now = time.time()
             try:
                 if watcher is not None:
                     watcher.once(now)
-                _show(state, store, now, settings.window_s, json)
+                _show(state, store, now, window_s, options.json)
             except EdgekitError as error:
                 if once:
                     raise
                 sys.stderr.write(f"edgekit: {error.message}\n")  # continue to monitor
             if once:
                 return
-            time.sleep(settings.every_s)
+            time.sleep(options.every)
     finally:
         if watcher is not None:
             watcher.close()
@@ -124,25 +122,25 @@ def _watcher(state: Path, store: Store, webhook: str | None) -> Watcher:
     )
 
 
-def glance(settings: Settings, once: bool, json: bool) -> None:
+def print_fleet(options: MonitorOptions, devices: Sequence[Device]) -> None:
     """The status of this device and of others; each device is asked once per refresh."""
     from edgekit.commands.status_table import print_status
     from edgekit.field.fleet.fleet import Fleet
 
-    fleet = Fleet(settings.state, settings.devices, every_s=settings.every_s, window_s=settings.window_s)
+    fleet = Fleet(options.state, devices, every_s=options.every, window_s=options.window_s)
     fleet.start()
     try:
         while True:
             seen = fleet.settled()
-            if json:
+            if options.json:
                 shell.print_json(seen.to_dict())
             elif seen.devices:
                 print_status(seen.devices)
             else:
                 shell.say(seen.empty)
-            if once:
+            if options.once or options.json:
                 return
-            time.sleep(settings.every_s)
+            time.sleep(options.every)
     finally:
         fleet.close()
 

@@ -16,6 +16,7 @@ from edgekit.commands import shell
 
 if TYPE_CHECKING:
     from edgekit.app.views.settings import Settings
+    from edgekit.field.fleet.device import Device
 
 
 class ScreenName(StrEnum):
@@ -68,17 +69,28 @@ class AppOptions:
     state: shell.StateDir = shell.DEFAULT_STATE
     verbose: shell.Verbose = False
 
-    def settings(self, **more: Any) -> Settings:
-        """The options as settings, with the fields in `more`; raises `ConfigError` for malformed devices."""
-        from edgekit.app.views.settings import Settings
+    @property
+    def window_s(self) -> float:
+        """The time window in seconds. Raises `ConfigError` for a malformed one."""
         from edgekit.base.clock import seconds
+
+        return seconds(self.window)
+
+    def devices(self) -> tuple[Device, ...]:
+        """The other devices. Raises `ConfigError` for malformed ones."""
         from edgekit.field.fleet.device import check_names, parse_device, read_fleet
 
         known = (*(read_fleet(self.fleet) if self.fleet else ()), *map(parse_device, self.device or ()))
         check_names(known)
+        return known
+
+    def settings(self, **more: Any) -> Settings:
+        """The settings of the app, with the fields in `more`. Raises `ConfigError` for malformed devices."""
+        from edgekit.app.views.settings import Settings
+
         return Settings(
-            devices=known,
-            window_s=seconds(self.window),
+            devices=self.devices(),
+            window_s=self.window_s,
             every_s=self.every,
             ascii=self.ascii,
             state=self.state,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from edgekit.base.clock import clock, span
 from edgekit.base.texts import one_line
-from edgekit.field.status import STATES, DeviceStatus, ReleaseStatus
+from edgekit.field.status import DeviceStatus, ReleaseStatus, worst_first
 
 MARKS = {"LOST": "?", "CRITICAL": "▲", "WARNING": "!", "OK": " ", "IDLE": " "}
 STYLES = {"LOST": "bold red", "CRITICAL": "bold red", "WARNING": "yellow", "OK": "green", "IDLE": "dim"}
@@ -27,8 +27,7 @@ def print_status(devices: Sequence[DeviceStatus]) -> None:
     now, many = max(device.time for device in devices), len(devices) > 1
     name = f"{len(devices)} devices" if many else _safe(devices[0].device)
     console.print(f"{name}  {clock(now, now)}  window {span(devices[0].window_s)}")
-    rows = [row for device in devices for row in device.releases]
-    rows.sort(key=lambda row: (STATES.index(row.state), not row.in_use))
+    rows = worst_first((row for device in devices for row in device.releases), now)
     if not rows:
         console.print("There is no telemetry yet. Start a server: edgekit serve BUNDLE")
         return

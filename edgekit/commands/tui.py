@@ -41,20 +41,24 @@ def tui(options: TuiOptions) -> None:
         from edgekit.app.views.demo import unpack
 
         with tempfile.TemporaryDirectory() as folder:
-            plain(options.screen, unpack(Path(folder)))
+            plain(options, unpack(Path(folder)))
     else:
-        plain(options.screen, settings)
+        plain(options, settings)
 
 
-def plain(screen: ScreenName, settings: Settings) -> None:
+def plain(options: TuiOptions, settings: Settings) -> None:
     """What the screen shows, on stdout as text."""
     from edgekit.commands import build, incident, monitor
 
-    match screen:
-        case ScreenName.MONITOR if settings.devices:
-            monitor.glance(settings, once=True, json=False)
+    match options.screen:
         case ScreenName.MONITOR:
-            monitor.print_here(settings, once=True, json=False)
+            shown = monitor.MonitorOptions(
+                window=options.window, every=options.every, state=settings.state, once=True
+            )
+            if settings.devices:
+                monitor.print_fleet(shown, settings.devices)
+            else:
+                monitor.print_here(shown)
         case ScreenName.INCIDENT:
             incident.list_(state=settings.state)
         case ScreenName.RESULTS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -224,7 +224,14 @@ def overview(
         window = store.window(until - window_s, until, release, strict=True)
         row = _row(release, window, mine, in_use=release == current, lost=lost, seen=last_seen)
         rows.append(explained(replace(row, model=_model_of(state, release)), now))
-    return sorted(rows, key=lambda row: (STATES.index(row.state), not row.in_use))
+    return worst_first(rows, now)
+
+
+def worst_first(rows: Iterable[ReleaseStatus], now: float) -> list[ReleaseStatus]:
+    """`rows` by their state, those whose incidents are silenced last in it, and the release in use first."""
+    return sorted(
+        rows, key=lambda row: (STATES.index(row.state), row.is_silenced(now), not row.in_use, row.device)
+    )
 
 
 def explained(row: ReleaseStatus, now: float) -> ReleaseStatus:

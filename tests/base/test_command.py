@@ -14,7 +14,6 @@ import pytest
 
 from edgekit.base import command
 from edgekit.base.command import OUT_OF_ROOM, OUT_OF_TIME, SSH, Command
-from edgekit.base.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,19 @@ def test_another_machine_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert Shell((), host="far", line="sleep 30").run().code == OUT_OF_TIME
     assert Shell((), line="sleep 0.5").run().code == 0
     assert any(option.startswith("ServerAliveInterval=") for option in SSH)
-    with pytest.raises(ConfigError):
-        Command(("version",), "-oProxyCommand=x")
+
+
+def test_a_host_is_never_an_option_of_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/argv\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    Command(("version",), "-oProxyCommand=x").run()
+    assert (tmp_path / "argv").read_text().splitlines()[-3:] == [
+        "--",
+        "-oProxyCommand=x",
+        "edgekit version --json",
+    ]
 
 
 def test_what_cannot_be_started_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,7 @@ from edgekit.app.screens.monitor_table import FleetTable, state_style
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import fleet_table as view
 from edgekit.app.views.fleet_table import SORTS, Column
-from edgekit.base.clock import span
-from edgekit.field.fleet.connection import window_text
+from edgekit.base.clock import short, span
 from edgekit.field.fleet.device import HERE, Device
 from edgekit.field.fleet.fleet import Fleet, FleetView, key_of
 from edgekit.field.status import ReleaseStatus
@@ -62,10 +61,10 @@ class MonitorScreen(View):
         Binding("slash", "filter", "Filter", id="monitor-filter", key_display="/", tooltip="Show only matching rows"),
         Binding("S", "sort", "Sort", id="monitor-sort", key_display="S", tooltip="Sort by the next column"),
         Binding("t", "window", "Window", id="monitor-window", tooltip="Time window: 5m, 15m, 1h, 6h or 1d"),
-        Binding("enter", "open", "Open", id="monitor-open", key_display="enter", tooltip="Open the worst incident of the row", priority=True),
-        Binding("a", "ack", "Ack", id="monitor-ack", tooltip="Acknowledge the worst incident of the row"),
-        Binding("z", "silence", "Silence", id="monitor-silence", tooltip="Silence the worst incident of the row"),
-        Binding("R", "rollback", "Roll back", id="monitor-rollback", key_display="R", tooltip="Roll back to the previous release"),
+        Binding("enter", "incident", "Open", id="monitor-open", key_display="enter", tooltip="Open the worst incident of the row", priority=True),
+        Binding("a", "incident('acknowledge')", "Ack", id="monitor-ack", tooltip="Acknowledge the worst incident of the row"),
+        Binding("z", "incident('silence')", "Silence", id="monitor-silence", tooltip="Silence the worst incident of the row"),
+        Binding("R", "incident('roll_back')", "Roll back", id="monitor-rollback", key_display="R", tooltip="Roll back to the previous release"),
         Binding("plus,equals_sign", "pace(-1)", "Refresh more often", id="monitor-faster", key_display="+", show=False),
         Binding("minus", "pace(1)", "Refresh less often", id="monitor-slower", key_display="-", show=False),
     ]  # fmt: skip
@@ -176,25 +175,18 @@ class MonitorScreen(View):
         self._set_timer()
         self._say()
 
-    def action_open(self) -> None:
-        """Show the worst incident of the row."""
-        self._to_incident()
-
-    def action_rollback(self) -> None:
-        """Show the incident, and ask to go back."""
-        self._to_incident(then="roll_back")
-
-    def action_ack(self) -> None:
-        """Show the incident, and ask to acknowledge it."""
-        self._to_incident(then="acknowledge")
-
-    def action_silence(self) -> None:
-        """Show the incident, and ask for how long it is silenced."""
-        self._to_incident(then="silence")
-
     @on(DataTable.RowSelected)
-    def _opened(self) -> None:
-        self.action_open()
+    def action_incident(self, then: str = "") -> None:
+        """Show the worst incident of the chosen row, and ask there what the action `then` asks."""
+        row = self.chosen
+        if row is None:
+            return
+        if not row.incidents:
+            self.notify(f"{row.device}: no incident is under way. {row.why}".strip(), markup=False)
+            return
+        device = self._device(row)
+        other = None if device.is_here and device.state == self.edgekit.settings.state else device
+        self.edgekit.go("incident", number=row.incidents[0].id, device=other, then=then)
 
     @on(FleetTable.Went)
     def _went(self, event: FleetTable.Went) -> None:
@@ -262,7 +254,7 @@ class MonitorScreen(View):
     def _say(self) -> None:
         words = [
             f"refresh {span(self._every_s)}",
-            f"window {window_text(self._window_s)}",
+            f"window {short(self._window_s)}",
             f"sort {self._sort}",
         ]
         if self._filter:
@@ -278,19 +270,7 @@ class MonitorScreen(View):
             token = ' -H "authorization: Bearer $EDGEKIT_TOKEN"' if device.token else ""
             address = f"{device.url}{'&' if '?' in device.url else '?'}window={self._window_s:.0f}"
             return f"curl {shlex.quote(address)}{token}"
-        return device.command("monitor", "--once", "--window", window_text(self._window_s)).text
-
-    def _to_incident(self, **more: Any) -> None:
-        """Go to the worst incident of the chosen row; say so when there is none."""
-        row = self.chosen
-        if row is None:
-            return
-        if not row.incidents:
-            self.notify(f"{row.device}: no incident is under way. {row.why}".strip(), markup=False)
-            return
-        device = self._device(row)
-        other = None if device.is_here and device.state == self.edgekit.settings.state else device
-        self.edgekit.go("incident", number=row.incidents[0].id, device=other, **more)
+        return device.command("monitor", "--once", "--window", short(self._window_s)).text
 
 
 def _fitted(told: str, width: int, ellipsis: str) -> str:

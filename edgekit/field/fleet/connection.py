@@ -16,6 +16,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from edgekit.base.clock import short
 from edgekit.base.command import OUT_OF_TIME, Command
 from edgekit.base.errors import CorruptError, EdgekitError
 from edgekit.base.texts import one_line
@@ -27,7 +28,6 @@ URL_S = 3.0  # for one answer by HTTP
 SSH_S = 15.0
 SSH_EVERY_S = 10.0  # a login and a Python start are expensive on a device
 LARGEST = 4 * 2**20
-UNITS = {86400.0: "d", 3600.0: "h", 60.0: "m"}
 
 
 class NoStatus(Exception):
@@ -65,14 +65,6 @@ def connect(device: Device) -> Connection:
     return SshConnection(device) if device.host else LocalConnection(device.folder)
 
 
-def window_text(seconds: float) -> str:
-    """A window as the command line takes it: `15m`, `1h`, `1d`."""
-    for unit, letter in UNITS.items():
-        if seconds % unit == 0:
-            return f"{seconds / unit:g}{letter}"
-    return f"{seconds:g}s"
-
-
 class LocalConnection(Connection):
     """This device: the status is built from its stores."""
 
@@ -108,7 +100,7 @@ class SshConnection(Connection):
 
     def ask(self, now: float, window_s: float) -> DeviceStatus:
         """Run the command once."""
-        self._command = self._device.command("monitor", "--once", "--window", window_text(window_s))
+        self._command = self._device.command("monitor", "--once", "--window", short(window_s))
         outcome = self._command.run(timeout_s=SSH_S)
         if outcome.code == OUT_OF_TIME:
             raise NoStatus(f"no answer within {SSH_S:g} s", f"try it by hand: ssh {self._device.host}")

@@ -18,7 +18,7 @@ from typing import Any
 from edgekit.base.clock import span
 from edgekit.field.fleet.connection import Connection, NoStatus, connect
 from edgekit.field.fleet.device import HERE, Device, check_names
-from edgekit.field.status import STATES, DeviceStatus, ReleaseStatus, fleet_document
+from edgekit.field.status import STATES, DeviceStatus, ReleaseStatus, fleet_document, worst_first
 
 SHARE = 100  # a look takes at most one part in so many of a core
 GRACE_S = 0.5
@@ -158,8 +158,7 @@ class Fleet:
                 devices.append(_heard(replace(status, device=watched.device.name), failure, heard, now))
             elif failure is not None or several:
                 devices.append(_unheard(watched.device.name, failure, now, self.window_s))
-        rows = [row for device in devices for row in device.releases]
-        rows.sort(key=lambda row: (STATES.index(row.state), row.is_silenced(now), not row.in_use, row.device))
+        rows = worst_first((row for device in devices for row in device.releases), now)
         return FleetView(now, self.window_s, tuple(devices), tuple(rows), empty)
 
     def settled(self) -> FleetView:

@@ -272,7 +272,7 @@ def test_enter_and_rollback_open_the_incident(
             monkeypatch.setattr(shown, "go", lambda name, **what: went.append((name, what)))
             await pilot.press("enter", "R")
             await until(pilot, lambda: len(went) == 2)
-            assert went[0] == ("incident", {"number": 1, "device": None})
+            assert went[0] == ("incident", {"number": 1, "device": None, "then": ""})
             assert went[1] == ("incident", {"number": 1, "device": None, "then": "roll_back"})
 
     run(test())

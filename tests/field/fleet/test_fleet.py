@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -291,6 +293,27 @@ def test_incidents_of_a_url_device_are_told_with_their_number(fake: Fake, make: 
     assert row.state == "CRITICAL" and [one.id for one in row.incidents] == [7, 3] and fleet.silenced == 1
     assert fleet.alert.startswith("line-1 #7: 20.0% of the requests fail")
     assert fleet.to_dict()["devices"][0]["releases"][0]["incidents"][0]["id"] == 7
+
+
+def test_the_command_needs_no_terminal_app(fake: Fake, tmp_path: Path) -> None:
+    fake.page = lambda path: (200, status())
+    words = [
+        "edgekit",
+        "monitor",
+        "--once",
+        "--device",
+        f"line-3={fake.url}",
+        "--json",
+        "--state",
+        str(tmp_path / "none"),
+    ]
+    code = (
+        f"import sys, edgekit.cli; sys.argv = {words!r}\ntry: edgekit.cli.main()\nexcept SystemExit as end: assert not end.code\n"
+        "loaded = [name for name in sys.modules if name.startswith(('textual', 'edgekit.app'))]; assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row["device"] for row in json.loads(done.stdout)["devices"]] == ["line-3"]
 
 
 def test_a_device_that_stops_answering_is_lost_with_its_last_numbers(
