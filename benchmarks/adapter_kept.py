@@ -2,8 +2,8 @@
 
     python benchmarks/adapter_kept.py [BASE_FOLDER MERGED_FOLDER]
 
-For each type of the `ffn_down` tensors: the projection of what the file holds beyond the base, on the adapter's update
-(1: all of it is there, 0: rounding took it away). The base of the demo was stored in Q4_1, so its weights lie on a grid;
+For each type of the `ffn_down` tensors: the difference between the file's weights and the base's, projected on the
+adapter's update (1: the whole update is kept, 0: rounding removed it). The base of the demo was stored in Q4_1, so its weights lie on a grid;
 in the second column, noise of up to half a step of Q4_1 takes the same base off its grid first.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
                 kept(source, kind, matrix, base, merged, shift)
                 for source, shift in zip(floats, ({}, noise), strict=True)
             ]
-            print(f"| {kind} | {shares[0]:.0%} | {shares[1]:.0%} |", flush=True)
+            print(f"| {kind.removesuffix('_M')} | {shares[0]:.0%} | {shares[1]:.0%} |", flush=True)
 
 
 def off_the_grid(base: Weights) -> Weights:

@@ -109,15 +109,20 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
     hint = 'A device is [[device]] name = "line-3" url = "http://10.0.0.3:8080/status" (or host = "user@line-3").'
     try:
         if path.stat().st_size > LARGEST:
-            raise ConfigError(f"{path} is larger than {LARGEST:,} bytes, which no list of devices is.", hint)
+            raise ConfigError(
+                f"{path} is larger than {LARGEST:,} bytes, too large for a list of devices; nothing was started.",
+                hint,
+            )
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The devices in {path} cannot be read: {error}.", "Check the path.") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML.", "Mend that line.", [f"{path}: {error}"]) from error
+        raise ConfigError(
+            f"{path} is not valid TOML; nothing was started.", "Fix that line.", [f"{path}: {error}"]
+        ) from error
     entries = values.get("device")
     if not isinstance(entries, list) or not entries or values.keys() - {"device"}:
-        raise ConfigError(f"{path} is not a list of [[device]] tables; no device is looked at.", hint)
+        raise ConfigError(f"{path} is not a list of [[device]] tables; nothing was started.", hint)
     devices, faults = [], []
     for number, entry in enumerate(entries, 1):
         told = _entry_faults(entry)
@@ -129,7 +134,7 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
             devices.append(_device(entry))
     if faults:
         many = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
-        raise ConfigError(f"{path} has {many}; no device is looked at.", hint, faults)
+        raise ConfigError(f"{path} has {many}; nothing was started.", hint, faults)
     check_names(devices)
     return tuple(devices)
 
@@ -137,13 +142,13 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
 def _entry_faults(entry: Any) -> list[str]:
     """What is wrong with one table of the file, in words that never hold its token."""
     if not isinstance(entry, dict):
-        return ["it is no table"]
+        return ["this must be a table"]
     faults = []
     for key in sorted(entry.keys() - KEYS):
         near = difflib.get_close_matches(key, KEYS, 1)
         faults.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
     faults += [
-        f"{key}: this has to be a text"
+        f"{key}: this must be a string"
         for key in sorted(KEYS & entry.keys())
         if not isinstance(entry[key], str)
     ]
@@ -151,13 +156,13 @@ def _entry_faults(entry: Any) -> list[str]:
         return faults
     given = {key for key in KEYS if entry.get(key)}
     if "name" not in given:
-        faults.append("name: it is missing")
+        faults.append("name: this key is required")
     if not given & {"url", "host"}:
-        faults.append("give url or host")
+        faults.append("this device needs url or host")
     if "state" in given and "host" not in given:
-        faults.append("state goes with host")
+        faults.append("state can only be used with host")
     if given & {"token", "token_env"} and "url" not in given:
-        faults.append("a token goes with url")
+        faults.append("token and token_env can only be used with url")
     if "token_env" in given and not _bearer(entry):
         faults.append(f"{entry['token_env']} is not set in the environment")
     name = entry.get("name", "unnamed")
@@ -185,15 +190,15 @@ def _wrong(name: str, url: str, host: str, token: str) -> list[str]:
     """What is wrong with a device, in words that never hold its token."""
     faults = []
     if not NAME.fullmatch(name):
-        faults.append("its name has to be letters, digits, dots, dashes and underscores, at most 64")
+        faults.append("its name must consist of at most 64 letters, digits, dots, dashes and underscores")
     if url and host:
         faults.append("give url or host, not both")
     if url:
         faults += _wrong_url(url)
     if host and not HOST.fullmatch(host):
-        faults.append(f"{host!r} is no host name that ssh takes")
+        faults.append(f"{host!r} is not a host name that ssh accepts")
     if not (token.isascii() and token.isprintable()) or " " in token:
-        faults.append("its token holds white space, a control character or what is not ASCII")
+        faults.append("its token contains white space, a control character or a character that is not ASCII")
     return faults
 
 
@@ -204,7 +209,7 @@ def _wrong_url(url: str) -> list[str]:
     except ValueError:
         known = False
     if not known or not url.isascii() or any(sign.isspace() or not sign.isprintable() for sign in url):
-        return [f"{url!r} is no http:// or https:// address"]
+        return [f"{url!r} is not an http:// or https:// address"]
     return ["put the token into EDGEKIT_TOKEN, not into the address"] if "@" in parts.netloc else []
 
 

@@ -256,7 +256,7 @@ def test_every_fault_of_a_list_is_told_at_once(tmp_path: Path) -> None:
         read_fleet(path)
     faults = "\n".join(told.value.faults)
     assert "device 1 (a): urll: unknown key; did you mean 'url'?" in faults
-    assert "device 2 (b)" in faults and "not both" in faults and "'-oX' is no host name" in faults
+    assert "device 2 (b)" in faults and "not both" in faults and "'-oX' is not a host name" in faults
     assert "device 3: name" in faults
 
 
