@@ -3,9 +3,12 @@
 import ast
 import importlib.metadata
 import importlib.util
+import io
+import keyword
 import os
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from edgekit.targets.target import GgufExport, OnnxExport
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = 7
+REPEATED = 10
 HEAVY = (
     "torch",
     "transformers",
@@ -185,6 +189,61 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
         if module not in number:
             visit(module)
     return found
+
+
+def shapes(path: Path) -> list[tuple[int, str]]:
+    """The lines of code of a module with their numbers, each name as N and each text as S.
+
+    Imports, heads and fields of classes, and tables of values are left out.
+    """
+    text = path.read_text()
+    tree = ast.parse(text)
+    left_out: set[int] = set()
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_table = isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(
+            node.value, ast.Dict | ast.List | ast.Set | ast.Tuple
+        )
+        if isinstance(node, ast.ClassDef):
+            fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+            first = min(each.lineno for each in (node, *node.decorator_list))
+            left_out |= set(range(first, node.body[0].lineno))
+            left_out |= {line for each in fields for line in range(each.lineno, (each.end_lineno or 0) + 1)}
+        if is_text or is_table or isinstance(node, ast.Import | ast.ImportFrom):
+            left_out |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines: dict[int, list[str]] = {}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        is_name = token.type == tokenize.NAME and not keyword.iskeyword(token.string)
+        shape = "N" if is_name else "S" if token.type == tokenize.STRING else token.string
+        if token.type != tokenize.COMMENT and shape.strip() and token.start[0] not in left_out:
+            lines.setdefault(token.start[0], []).append(shape)
+    return [(number, " ".join(line)) for number, line in sorted(lines.items())]
+
+
+def repeated_lines(folder: Path) -> list[list[str]]:
+    """The places of ten lines of code in a row that stand more than once, whatever their names; brackets alone do not count."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for place, _, files in os.walk(folder, followlinks=True):
+        for path in (Path(place, file) for file in sorted(files) if file.endswith(".py")):
+            lines = [(number, line) for number, line in shapes(path) if len(line.split()) > 2]
+            for start in range(len(lines) - REPEATED + 1):
+                window = tuple(line for _, line in lines[start : start + REPEATED])
+                places.setdefault(window, []).append(f"{path.relative_to(folder)}:{lines[start][0]}")
+    return [found for found in places.values() if len(found) > 1]
+
+
+def test_no_ten_lines_stand_twice() -> None:
+    assert repeated_lines(ROOT / "edgekit") == []
+
+
+def test_planted_repeated_lines_are_found(tmp_path: Path) -> None:
+    lines = [f"    a{n} = first(b, {n}) + 'text'" for n in range(REPEATED)]
+    (tmp_path / "one.py").write_text("\n".join(["def one(b):", *lines]))
+    other = [line.replace("b,", "other,").replace("text", "words") for line in lines]
+    (tmp_path / "two.py").write_text("\n".join(["def two(other, more):", "    # the same", *other]))
+    assert repeated_lines(tmp_path) == [["one.py:2", "two.py:3"]]
+    (tmp_path / "two.py").write_text("\n".join(["def two(other):", *other[1:]]))
+    assert repeated_lines(tmp_path) == []
 
 
 def test_no_function_takes_more_than_seven_parameters() -> None:
