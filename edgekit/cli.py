@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -131,7 +132,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except typer.TyperException as error:  # what was typed
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "edgekit"
-        _fail(ExitCode.USAGE, error.format_message(), f"See `{command} --help`.")
+        message = re.sub(r"Value error, |, unable to parse .*", "", error.format_message())
+        _fail(ExitCode.USAGE, message, f"See `{command} --help`.")
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def profile(
     differs = device.differs(Host.here()) if device else ""
     entries = []
     for done, threads in enumerate(counts):
-        stage = f"profile.{'gguf' if artifact.is_file() else 'onnx'}"
+        onnx = (artifact / "genai_config.json").is_file()
+        stage = f"profile.{'gguf' if artifact.is_file() else 'onnx' if onnx else 'folder'}"
         emit(Progress(stage, done, len(counts), "thread counts", f"{threads} threads"))
         found = _run(artifact, runtime, threads, options, device)
         entry: dict[str, Any] = {"artifact": artifact.name, "runtime": runtime, "threads": threads}
@@ -91,7 +93,8 @@ def _probe(task: dict[str, Any]) -> dict[str, Any] | str:
         check=False,
     )
     if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return re.sub(r"^edgekit\.base\.errors\.\w+: ", "", last)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 from edgekit.targets.target import GgufExport, OnnxExport, Target
 
 Path_ = tuple[str | int, ...]
@@ -63,13 +63,19 @@ def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
     """
     tables, faults = _tables(str(name_or_path))
     values = _merge(tables)
+    given: dict[str, str] = {}
     for change in changes:
         key, equals, text = change.partition("=")
+        given[key.strip()] = f"--set {change}"
         try:
             _set(values, key.strip(), _value(text) if equals else None)
-        except (KeyError, IndexError, ValueError, TypeError):
+        except IndexError:
+            faults.append(
+                f"--set {change}: the target's list has {len(values.get('export', []))} entries, from 0"
+            )
+        except (KeyError, ValueError, TypeError):
             faults.append(f"--set {change}: use key=value, such as tune.epochs=2 or export.0.type=Q5_K_M")
-    faults += _faults(values, tables)
+    faults += _faults(values, tables, given)
     if faults:
         many = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
         raise ConfigError(
@@ -82,6 +88,8 @@ def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
 
 def validate(path: str | Path) -> list[str]:
     """Every fault of a target file; empty when it is valid."""
+    if Path(path).suffix != ".toml" and str(path) not in names():
+        return ["a target file's name ends in .toml"]
     try:
         load(path)
     except ConfigError as error:
@@ -133,7 +141,7 @@ def _read(name_or_path: str) -> _Table:
             name, text = name_or_path, Path(name_or_path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"The target file {name_or_path} cannot be read: {error}", "Check --target."
+                f"The target file {name_or_path} cannot be read: {reason(error)}.", "Check the path."
             ) from error
     elif name_or_path in names():
         name, text = shipped.name, shipped.read_text(encoding="utf-8")
@@ -147,7 +155,9 @@ def _read(name_or_path: str) -> _Table:
         return _Table(Path(name).name, text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"{name} is not TOML: {error}", "Fix this line.", [f"{Path(name).name}: {error}"]
+            f"{name} is not a valid TOML file; nothing was started.",
+            "Fix this line.",
+            [f"{Path(name).name}: {error}"],
         ) from error
 
 
@@ -162,15 +172,17 @@ def _merge(tables: Sequence[_Table]) -> dict[str, Any]:
     return values
 
 
-def _faults(values: dict[str, Any], tables: Sequence[_Table]) -> list[str]:
+def _faults(values: dict[str, Any], tables: Sequence[_Table], given: Mapping[str, str]) -> list[str]:
     try:
         Target.model_validate(values)
     except ValidationError as error:
-        return [_fault(dict(found), values, tables) for found in error.errors()]
+        return [_fault(dict(found), values, tables, given) for found in error.errors()]
     return []
 
 
-def _fault(found: dict[str, Any], values: dict[str, Any], tables: Sequence[_Table]) -> str:
+def _fault(
+    found: dict[str, Any], values: dict[str, Any], tables: Sequence[_Table], given: Mapping[str, str]
+) -> str:
     # pydantic puts the tag of a union member into the location: export.0.gguf.type is export.0.type in the file
     path: Path_ = tuple(
         part for n, part in enumerate(found["loc"]) if not (n == 2 and found["loc"][0] == "export")
@@ -183,11 +195,15 @@ def _fault(found: dict[str, Any], values: dict[str, Any], tables: Sequence[_Tabl
     if found["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), _known(found["loc"]), 1)
         what = "unknown key" + (f"; did you mean '{near[0]}'?" if near else "")
+    elif found["type"] == "missing":
+        what = "this key is missing" if key != "export" else "there is no [[export]] table"
     else:
         what = found["msg"][0].lower() + found["msg"][1:].removeprefix("Value error, ")
-        if found["type"] not in ("missing", "value_error"):
+        if found["type"] != "value_error":
             what += f", not {found['input']!r}"
-    return f"{table.name}:{table.line(path)}: {key + ': ' if key else ''}{what}"
+    change = next((given[name] for name in given if f"{key}.".startswith(f"{name}.")), "")
+    where = change or f"{table.name}:{table.line(path)}"
+    return f"{where}: {key + ': ' if key and not change else ''}{what}"
 
 
 def _known(location: Path_) -> list[str]:

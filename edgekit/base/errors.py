@@ -30,6 +30,11 @@ def in_words(error: Exception) -> str:
     return error.message if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
 
 
+def reason(error: Exception) -> str:
+    """Why a file could not be read or written: the system's own words without its number and the path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 class ConfigError(EdgekitError):
     """Usage, configuration or data is wrong; `faults` lists all faults."""
 

@@ -86,7 +86,7 @@ class Plan:
         refused = [f"{export.format}: {export.refusal}" for export in self.exports if export.refusal]
         if refused:
             raise UnsupportedError(
-                f"{self.model} cannot be built for {self.target}: {'; '.join(refused)} Nothing was started.",
+                f"{self.model} cannot be built for {self.target}; nothing was started. {' '.join(refused)}",
                 "Choose another model, or a target without that format (`edgekit targets list`).",
             )
         if self.problems:

@@ -45,6 +45,22 @@ class Order:
     force: bool = False
     offline: bool = False
 
+    @property
+    def arguments(self) -> list[str]:
+        """The options of `build` and `plan` that give this order; defaults after the first three are left out."""
+        words = ["--target", self.target, "--model", self.model, "--data", self.data]
+        for change in self.changes:
+            words += ["--set", change]
+        given = {
+            "--out": self.out,
+            "--llama-cpp": self.llama_cpp,
+            "--cache-dir": self.cache_dir if self.cache_dir != DEFAULT_CACHE else None,
+            "--threads": self.threads,
+        }
+        for name, value in given.items():
+            words += [name, str(value)] if value else []
+        return words + ["--force"] * self.force + ["--offline"] * self.offline
+
     def request(self) -> Request:
         """The typed request; raises `ConfigError` for invalid names."""
         chosen: Target = registry.load("profiles", "targets").load(self.target, self.changes)

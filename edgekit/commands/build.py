@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -90,9 +91,8 @@ def plan(
     from edgekit.build.plan import plan as make_plan
     from edgekit.build.request import Order
 
-    request = Order(
-        target, model, data, out, set_ or [], llama_cpp, cache_dir, threads, offline=offline
-    ).request()
+    order = Order(target, model, data, out, set_ or [], llama_cpp, cache_dir, threads, offline=offline)
+    request = order.request()
     with shell.working():
         result = make_plan(
             request.source, request.target, request.data, cache_dir=cache_dir, out=request.out.parent
@@ -107,4 +107,4 @@ def plan(
         Console().print(plan_table(result))
     result.check()
     if not json:
-        shell.say(f"Next: edgekit build --target {target} --model {model} --data {data}")
+        shell.say(f"Next: {shlex.join(['edgekit', 'build', *order.arguments])}")

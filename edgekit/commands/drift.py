@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 from edgekit.commands import shell
 
 app = typer.Typer(
@@ -66,7 +66,9 @@ def capture(
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{text} cannot be read: {error}", "Save it as a text file in UTF-8.") from error
+        raise ConfigError(
+            f"{text} cannot be read: {reason(error)}. Nothing was written.", "Give a text file in UTF-8."
+        ) from error
     with shell.working() as emit, written_whole(out, force=force) as staging:
         runtime = _open(model, threads, context)
         try:

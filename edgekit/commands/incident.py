@@ -35,7 +35,7 @@ def list_(
     """List the open incidents, worst first."""
     from edgekit.field.incidents.incidents import Incidents
 
-    found = Incidents(state).find(everything=everything)
+    found = Incidents(shell.present(state)).find(everything=everything)
     if json:
         shell.print_json({"incidents": [incident.to_dict() for incident in found]})
         return
@@ -145,11 +145,13 @@ def audit(
     from edgekit.base.clock import clock
     from edgekit.field.incidents.audit import Audit
 
-    log = Audit(state)
+    log = Audit(shell.present(state))
     faults, entries = log.check(), log.entries()
     if json and not faults:
         shell.print_json({"whole": True, "entries": entries})
     if not json:
+        if not entries:
+            shell.say("The audit log is empty.")
         for entry in entries:
             when, number = (
                 clock(float(entry.get("time", 0))),

@@ -79,7 +79,7 @@ def import_(options: ImportOptions) -> None:
 @app.command("list")
 def list_(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -> None:
     """List the versions on this device, the newest import first."""
-    found = _releases(state).list()
+    found = _releases(shell.present(state)).list()
     if json:
         shell.print_json([asdict(release) for release in found])
         return
@@ -214,7 +214,7 @@ def gc(
 @app.command("log")
 def log(state: shell.StateDir = shell.DEFAULT_STATE, json: shell.Json = False) -> None:
     """Show every change, oldest first: when, who, what and why."""
-    lines = _releases(state).log()
+    lines = _releases(shell.present(state)).log()
     if json:
         shell.print_json(lines)
         return

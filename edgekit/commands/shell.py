@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from edgekit.base.errors import ConfigError
 from edgekit.base.texts import plain
 from edgekit.build import defaults
 from edgekit.field import state as field_state
@@ -44,6 +45,22 @@ def _set(name: str) -> Any:
         return value
 
     return callback
+
+
+def _folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file, not a state folder. Nothing was changed.", "Check --state.")
+    return path
+
+
+def present(state: Path) -> Path:
+    """The state folder of a command that only reads it. Raises `ConfigError` when a given one does not exist.
+
+    The default folder may be missing: nothing has happened on this device yet.
+    """
+    if state != DEFAULT_STATE and not state.exists():
+        raise ConfigError(f"There is no state folder {state}.", "Check --state.")
+    return state
 
 
 Json = Annotated[
@@ -78,6 +95,7 @@ StateDir = Annotated[
     typer.Option(
         "--state",
         envvar="EDGEKIT_STATE",
+        callback=_folder,
         help="Folder with the releases, telemetry and incidents of the device.",
     ),
 ]

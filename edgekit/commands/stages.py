@@ -162,6 +162,7 @@ def quantize(
     of layers, and the only disk space needed is that of the new file.
     """
     from edgekit import registry
+    from edgekit.containers.gguf import read_gguf
     from edgekit.targets.target import GGUF_TYPES, GgufExport
 
     if type.upper() not in GGUF_TYPES:
@@ -176,6 +177,7 @@ def quantize(
             "Give the model folder instead.",
         )
     else:
+        read_gguf(source)  # a damaged file is refused before llama.cpp opens it
         with shell.working() as emit, written_whole(out, force=force) as staging:
             options = GgufExport.model_validate({"format": "gguf", "type": type.upper()})
             registry.load("stages", "quantize")(

@@ -66,7 +66,9 @@ def validate(file: Annotated[Path, typer.Argument(help="A TOML file.")], json: s
     faults = _targets().validate(file)
     if faults:
         raise ConfigError(
-            f"{file} has {len(faults)} fault{'s' if len(faults) > 1 else ''}.", "Fix all of them.", faults
+            f"{file} has {len(faults)} fault{'s' if len(faults) > 1 else ''}.",
+            "Fix the file, and check it again.",
+            faults,
         )
     shell.print_json({"valid": True}) if json else shell.say(f"{file} is a valid target.")
 

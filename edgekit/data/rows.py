@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 
 Message = Mapping[str, str]
 SHAPES = "'messages', 'prompt' and 'completion', or 'instruction' and 'output'"
@@ -60,11 +60,11 @@ def read_rows(path: Path) -> list[Row]:
         )  # JSON strings may contain other line separators
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no data file {path}.", "Check --data; --data demo uses the built-in data set."
+            f"There is no data file {path}.", "Check the path; `demo` is the built-in data set."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read as UTF-8 text: {error}", "Save it as JSONL in UTF-8."
+            f"{path} cannot be read as UTF-8 text: {reason(error)}.", "Save it as JSONL in UTF-8."
         ) from error
     rows: dict[str, Row] = {}
     faults: list[str] = []
@@ -98,7 +98,7 @@ def _parse(line: str, number: int) -> Row:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _Fault(f"not JSON: {error.msg} at column {error.colno}") from error
+        raise _Fault(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
     if not isinstance(value, dict):
         raise _Fault("not a JSON object")
     messages = _messages(value)

@@ -141,6 +141,10 @@ def load(
         raise ConfigError(
             f"There is no bundle {folder}.", "Check the path; `edgekit build` writes to bundles/."
         )
+    if folder.is_file() and folder.suffix != ".gguf" and not _has_magic(folder):
+        raise ConfigError(
+            f"{folder} is not a bundle, a .gguf file or an onnxruntime-genai folder.", "Check the path."
+        )
     if folder.is_file() or (folder / "genai_config.json").is_file():
         kind = "gguf" if folder.is_file() else "onnx"
         model = LoadedModel(_open(RUNTIME_OF[kind], folder, threads or 2, context), format=kind)
@@ -151,6 +155,11 @@ def load(
         telemetry = model.closes_with = opened
     model.telemetry = telemetry
     return model
+
+
+def _has_magic(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"GGUF"
 
 
 def _load_bundle(

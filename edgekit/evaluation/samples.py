@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.artifacts import written_whole
-from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.errors import ConfigError, CorruptError, reason
 
 
 def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -33,7 +33,8 @@ def read_log(path: Path) -> dict[str, bool]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(
-            f"{path} is not a complete sample log: {error}", "Evaluate the model again."
+            f"{path} is not a complete log of `edgekit eval`: {'a line has no ' + str(error) if isinstance(error, KeyError) else reason(error)}.",
+            "Evaluate the model again.",
         ) from error
     if not found:
         raise CorruptError(f"{path} holds no samples.", "Evaluate the model again.")

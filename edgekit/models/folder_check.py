@@ -19,6 +19,7 @@ from edgekit.containers.safetensors import StoredTensor, read_safetensors
 from edgekit.models import tokenizer_files
 from edgekit.models.tokenizer_files import HINT, read_object
 
+INDEX = "model.safetensors.index.json"
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings)\.weight$")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FLOATS = {"F64": finite.F64, "F32": finite.F32, "F16": finite.F16, "BF16": finite.BF16}
@@ -27,11 +28,16 @@ FLOATS = {"F64": finite.F64, "F32": finite.F32, "F16": finite.F16, "BF16": finit
 def check_folder(folder: Path) -> None:
     """Check the parts of a model folder against each other; all weights are read once.
 
-    Raises `CorruptError` for a chat template beyond its limits, a token id that is given out and has no embedding, a
+    Raises `CorruptError` for a chat template beyond its limits, missing weights, a token id that is given out and has no embedding, a
     config that does not fit the weights, and NaN or infinite weights.
     """
     prompts = tokenizer_files.printed(tokenizer_files.chat_template(folder))
     files = {file: read_safetensors(file) for file in sorted(folder.glob("*.safetensors"))}
+    named = read_object(folder / INDEX).get("weight_map", {})
+    missing = {*named.values()} - {file.name for file in files} if isinstance(named, dict) else set()
+    if missing or not files:
+        name = min(map(str, missing), default="*.safetensors")
+        raise CorruptError(f"{folder} is incomplete: it has no {ascii(name)[1:-1]}.", HINT)
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     _check_sizes(folder, tensors, prompts)
     for file, found in files.items():

@@ -97,6 +97,8 @@ def resolve(model: str, *, offline: bool = False) -> Source:
         raise ConfigError(
             f"{path} is neither a model folder nor a .gguf file.", "Give a folder, a .gguf file or a hub id."
         )
+    if model.startswith((".", "/", "~")):
+        raise ConfigError(f"There is no folder or file {model}. Nothing was started.", "Check the path.")
     if not HUB_ID.match(model):
         raise ConfigError(
             f"There is no model '{model}'.",
@@ -104,7 +106,7 @@ def resolve(model: str, *, offline: bool = False) -> Source:
         )
     if offline:
         raise ConfigError(
-            f"'{model}' must be downloaded from the hub, and --offline forbids it.",
+            f"There is no folder {model}, so it is taken as a hub id, and --offline forbids its download.",
             "Download it first and give its folder, or omit --offline.",
         )
     return Source(model, "hub", None)

@@ -147,7 +147,12 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read the output of `save` without unpickling. Raises `CorruptError` for anything else."""
+        """Read the output of `save` without unpickling.
+
+        Raises `ConfigError` when there is no such file, and `CorruptError` for anything else.
+        """
+        if not path.is_file():
+            raise ConfigError(f"There is no file {path}.", "Write it with `edgekit drift capture`.")
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 found: dict[str, Any] = {name: arrays[name] for name in cls.__dataclass_fields__}
@@ -156,8 +161,8 @@ class Reference:
             reference._check()
         except (OSError, EOFError, KeyError, TypeError, ValueError, IndexError, zipfile.BadZipFile) as error:
             raise CorruptError(
-                f"{path} is not a complete reference store: {error}",
-                "Delete it and run the same command again.",
+                f"{path} is damaged, or was not written by `edgekit drift capture`. It was not changed.",
+                "Write it again with `edgekit drift capture`.",
             ) from error
         return reference
 

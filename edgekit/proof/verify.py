@@ -44,7 +44,7 @@ def subject_of(path: Path) -> Subject:
         if (path / file).is_file():
             return Subject(path, format, FORMATS[format])
     raise ConfigError(
-        f"{path} is neither a .gguf file, an onnxruntime-genai folder nor a Hugging Face folder.",
+        f"{path} is not a .gguf file, an onnxruntime-genai folder or a Hugging Face folder. Nothing was checked.",
         "For a bundle, give its model.gguf or its onnx folder.",
     )
 

@@ -91,7 +91,7 @@ def test_an_unsupported_architecture_at_plan_time(plan, tiny_llama: Path, tmp_pa
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes((tiny_llama / "model.safetensors").read_bytes())
-    fails(plan("--model", folder), 2, "Mamba2ForCausalLM", "gguf", "Nothing was started")
+    fails(plan("--model", folder), 2, "Mamba2ForCausalLM", "gguf", "nothing was started")
 
 
 def test_a_model_that_brings_its_own_code(plan, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgekit.base.command import Command
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 from edgekit.field.state import DEFAULT_STATE, state_option
 
 NAME = re.compile(r"[^\W_][\w.-]{0,63}")
@@ -115,7 +115,9 @@ def read_fleet(path: Path) -> tuple[Device, ...]:
             )
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The devices in {path} cannot be read: {error}.", "Check the path.") from error
+        raise ConfigError(
+            f"The devices in {path} cannot be read: {reason(error)}.", "Check the path."
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML; nothing was started.", "Fix that line.", [f"{path}: {error}"]

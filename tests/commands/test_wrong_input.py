@@ -1,0 +1,111 @@
+"""What a hurried person types: each ends in a sentence that names the fault, with the exit code that fits."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.build.request import Order
+from edgekit.cli import main
+from edgekit.models.folder_check import INDEX
+
+WRONG: list[tuple[str, int, tuple[str, ...]]] = [
+    ("plan --set tune.epoch=3", 2, ("--set tune.epoch=3: unknown key; did you mean 'epochs'?",)),
+    ("plan --set tune.epochs=-3", 2, ("--set tune.epochs=-3: input should be greater than 0",)),
+    ("plan --set export.9.type=Q4_0", 2, ("--set export.9.type=Q4_0: the target's list has 2 entries",)),
+    ("plan --model ./nofolder", 2, ("There is no folder or file ./nofolder.",)),
+    ("plan --model no/where --offline", 2, ("There is no folder no/where", "--offline")),
+    ("targets validate words.txt", 2, ("a target file's name ends in .toml",)),
+    ("targets validate missing.toml", 2, ("missing.toml cannot be read: No such file",)),
+    ("data audit missing.jsonl", 2, ("There is no data file missing.jsonl",)),
+    ("data audit broken.jsonl", 2, ("broken.jsonl:1: not JSON: Unterminated string starting at column 12",)),
+    ("drift score words.txt --reference missing.npz", 2, ("There is no file missing.npz",)),
+    ("drift score words.txt --reference words.txt", 5, ("was not written by `edgekit drift capture`",)),
+    ("drift capture words.txt --text missing.txt", 2, ("missing.txt cannot be read: No such file",)),
+    ("incident list --state missing", 2, ("There is no state folder missing",)),
+    ("incident list --state words.txt", 2, ("words.txt is a file, not a state folder",)),
+    ("incident show abc", 2, ("Input should be a valid integer",)),
+    ("releases list --state missing", 2, ("There is no state folder missing",)),
+    ("tui nowhere", 2, ("'nowhere' is not one of 'build', 'run'",)),
+    ("run words.txt hello", 2, ("words.txt is not a bundle, a .gguf file",)),
+    ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
+]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """`main` takes over the signals of its process."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("typed", "code", "words"), WRONG, ids=[typed for typed, _, _ in WRONG])
+def test_the_fault_is_named(
+    typed: str,
+    code: int,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: Any,
+    small_gguf: Path,
+) -> None:
+    (tmp_path / "words.txt").write_text("Only words.")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
+    (tmp_path / "cut.gguf").write_bytes(small_gguf.read_bytes()[:-5000])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(typed))
+    said = capsys.readouterr().err
+    assert ended.value.code == code, said
+    for word in words:
+        assert word in said
+    for noise in ("Traceback", "Errno", "Value error", "unable to parse", "allow_pickle"):
+        assert noise not in said
+
+
+def test_an_empty_device_is_no_fault(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for typed, words in {
+        "incident list": "no open incidents",
+        "incident audit": "audit log is empty",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            main(typed.split())
+        assert ended.value.code == 0 and words in capsys.readouterr().out
+
+
+def test_a_plan_ends_with_the_build_that_was_planned() -> None:
+    order = Order(
+        "t.toml",
+        "m/n",
+        "rows.jsonl",
+        Path("out"),
+        ["tune.epochs=1"],
+        cache_dir=Path("c"),
+        threads=2,
+        offline=True,
+    )
+    assert shlex.join(order.arguments) == (
+        "--target t.toml --model m/n --data rows.jsonl --set tune.epochs=1 --out out --cache-dir c --threads 2 --offline"
+    )
+    assert shlex.join(Order().arguments) == "--target cpu-int4 --model smollm2-135m --data demo"
+
+
+def test_a_folder_without_all_of_its_weights_is_refused(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    typed = ["verify", str(tmp_path), "--reference", "smollm2-135m"]
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    assert ended.value.code == 5 and "is incomplete: it has no *.safetensors" in capsys.readouterr().err
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    assert ended.value.code == 5 and "it has no model-00002-of-00002.safetensors" in capsys.readouterr().err
