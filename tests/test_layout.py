@@ -205,7 +205,7 @@ def shapes(path: Path) -> list[tuple[int, str]]:
             node.value, ast.Dict | ast.List | ast.Set | ast.Tuple
         )
         if isinstance(node, ast.ClassDef):
-            fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+            fields = [each for each in node.body if isinstance(each, ast.Assign | ast.AnnAssign)]
             first = min(each.lineno for each in (node, *node.decorator_list))
             left_out |= set(range(first, node.body[0].lineno))
             left_out |= {line for each in fields for line in range(each.lineno, (each.end_lineno or 0) + 1)}
