@@ -14,9 +14,9 @@ from textual.widgets import Static
 from edgekit.app.screens.dialogs import Dialog
 from edgekit.app.screens.host import Host
 from edgekit.app.screens.threads import in_thread
-from edgekit.app.views import rollback
-from edgekit.app.views.rollback import Health, Recovery, Verdict
 from edgekit.base.clock import span
+from edgekit.field.fleet import recovery
+from edgekit.field.fleet.recovery import Health, Recovery, Verdict
 
 BAR = 40
 
@@ -64,7 +64,7 @@ class HealthWatch(Dialog[str]):
         if self._verdict is None and not self._looking:
             self._looking = True
             watch, now = self._watch, self._app.now()
-            look = partial(rollback.read_health, watch.device, watch.release, now - watch.began, now)
+            look = partial(recovery.read_health, watch.device, watch.release, now - watch.began, now)
             in_thread(self, look, self._have)
         self._draw()
 
@@ -81,7 +81,7 @@ class HealthWatch(Dialog[str]):
         watch, verdict, sign = self._watch, self._verdict, self._app.symbols
         left_s = watch.left_s(self._app.now())
         end = "over" if verdict else f"{left_s:.0f} s left"
-        bar = sign.bar(1.0 - left_s / rollback.WATCH_S, BAR)
+        bar = sign.bar(1.0 - left_s / recovery.WATCH_S, BAR)
         self.query_one("#count", Static).update(
             f"HEALTH WATCH of {watch.release or 'the release before'} on {watch.device.called}\n{bar}  {end}"
         )
@@ -108,6 +108,6 @@ class HealthWatch(Dialog[str]):
     def action_leave(self) -> None:
         """Close it; a watch that was left proves nothing, and says so."""
         watch = self._watch
-        gone = span(rollback.WATCH_S - watch.left_s(self._app.now()))
+        gone = span(recovery.WATCH_S - watch.left_s(self._app.now()))
         left = f"NOT PROVEN: the health watch of {watch.release} was ended after {gone}."
         self.dismiss(self._verdict.words if self._verdict else left)

@@ -19,9 +19,10 @@ from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.incident_changes import Changing
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views.evidence import Plot
-from edgekit.app.views.incident import Shown, is_over
+from edgekit.app.views.incident import is_over
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
 from edgekit.field.fleet.device import Device
+from edgekit.field.fleet.incidents import WholeIncident
 
 
 class IncidentScreen(Changing):
@@ -213,7 +214,7 @@ class IncidentScreen(Changing):
             action, True
         )
 
-    def _draw_one(self, shown: Shown, plot: Plot | None, now: float) -> None:
+    def _draw_one(self, shown: WholeIncident, plot: Plot | None, now: float) -> None:
         short, sign = self.has_class("-short"), self.edgekit.symbols
         timeline = parts.timeline(shown, plot, now)
         texts = {

@@ -11,11 +11,12 @@ from edgekit.app.screens.health_watch import HealthWatch
 from edgekit.app.views import rollback
 from edgekit.app.views.incident import is_over, label
 from edgekit.app.views.incident_reader import Found
-from edgekit.app.views.rollback import Plan, Recovery
+from edgekit.app.views.rollback import Plan
 from edgekit.base.clock import seconds
 from edgekit.base.command import Outcome
 from edgekit.base.errors import EdgekitError
 from edgekit.field.fleet.device import HERE, Device
+from edgekit.field.fleet.recovery import Recovery
 from edgekit.field.incidents.incidents import Incident
 
 SILENCE = "1h"

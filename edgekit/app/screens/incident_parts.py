@@ -14,10 +14,11 @@ from textual.widgets.option_list import Option
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.chart import Series as Line
 from edgekit.app.views.evidence import Plot, figures, rule_words
-from edgekit.app.views.incident import Shown, duration, is_over, label, length, state_words
+from edgekit.app.views.incident import duration, is_over, label, length, state_words
 from edgekit.app.views.incident_reader import Found, Wanted
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import clock, span
+from edgekit.field.fleet.incidents import WholeIncident
 from edgekit.field.incidents.incidents import Incident
 from edgekit.field.incidents.runbook import Step
 
@@ -34,7 +35,7 @@ def shell_command(wanted: Wanted) -> str:
     return wanted.device.command("incident", "list", *(("--all",) if wanted.everything else ())).text
 
 
-def title(wanted: Wanted, shown: Shown | None) -> str:
+def title(wanted: Wanted, shown: WholeIncident | None) -> str:
     """What is shown, and of which device."""
     device = wanted.device.called
     if wanted.number is not None:
@@ -91,7 +92,7 @@ def what(incident: Incident, now: float, *, short: bool) -> Text:
     return Text(f"Opened {clock(incident.opened, now)}: {words}" if aged else words)
 
 
-def facts(shown: Shown, now: float, *, short: bool) -> Text:
+def facts(shown: WholeIncident, now: float, *, short: bool) -> Text:
     """The whole sentence where it was shortened, the rule, when it was told, and what it means."""
     told = Text()
     if short and len(shown.incident.what) > LONG:
@@ -149,7 +150,7 @@ def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
     chart.refresh()
 
 
-def changes(shown: Shown, now: float) -> Text:
+def changes(shown: WholeIncident, now: float) -> Text:
     """The switches of releases in the day before, the newest last, the likely cause said in words."""
     told = Text.assemble(("Release changes in the day before", "bold"))
     for change in shown.changes:
@@ -162,7 +163,7 @@ def changes(shown: Shown, now: float) -> Text:
     return told
 
 
-def timeline(shown: Shown, plot: Plot | None, now: float) -> Text:
+def timeline(shown: WholeIncident, plot: Plot | None, now: float) -> Text:
     """Who did what, when and why, and what was measured, where that does not stand in place of a plot."""
     told = Text.assemble(("Timeline", "bold"))
     for event in shown.timeline:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.app.views.incident import Shown
 from edgekit.base.clock import span
 from edgekit.base.errors import EdgekitError
 from edgekit.base.events import LARGEST
 from edgekit.base.numbers import finite
 from edgekit.base.texts import one_line
+from edgekit.field.fleet.incidents import WholeIncident
 from edgekit.field.incidents.defaults import HEARTBEAT_S
 from edgekit.field.incidents.readings import reading_of
 from edgekit.field.telemetry import reference
@@ -71,7 +71,7 @@ class Plot:
     note: str = ""
 
 
-def plot(shown: Shown, state: Path, now: float) -> Plot:
+def plot(shown: WholeIncident, state: Path, now: float) -> Plot:
     """The plot of an incident of this device. Reads, and never raises for the store's sake."""
     metric, path = plotted(shown), state / FILE
     if metric not in METRICS:
@@ -96,7 +96,7 @@ def plot(shown: Shown, state: Path, now: float) -> Plot:
     )
 
 
-def _points(store: Store, shown: Shown, metric: str, now: float) -> tuple[Points, Points, int]:
+def _points(store: Store, shown: WholeIncident, metric: str, now: float) -> tuple[Points, Points, int]:
     """The points of the incident's release, those of whatever answered before its first, and the seconds of each."""
     incident = shown.incident
     release = None if metric in OF_DEVICE else incident.release
@@ -134,7 +134,7 @@ def unheard(state: Path, now: float) -> str:
     return f"The server {heard}: no alert rules are evaluated while it is stopped. Start it: edgekit serve --state {state}"
 
 
-def plotted(shown: Shown) -> str:
+def plotted(shown: WholeIncident) -> str:
     """The reading that shows best what the rule saw: its metric, or a signal or a count that stands for it."""
     metric = str(shown.rule.get("metric", ""))
     if metric == "confidence_gap":
@@ -147,14 +147,14 @@ def plotted(shown: Shown) -> str:
     return metric
 
 
-def metric_name(shown: Shown) -> str:
+def metric_name(shown: WholeIncident) -> str:
     """What the rule's metric is called."""
     metric = str(shown.rule.get("metric", ""))
     names = {**NAMES, **{key: name for key, (name, _, _) in METRICS.items()}}
     return names.get(metric, one_line(metric) or "The rule's reading")
 
 
-def rule_words(shown: Shown) -> str:
+def rule_words(shown: WholeIncident) -> str:
     """When the rule tells: what is above or below which limit, for how long, over which stretch of time."""
     rule, name = shown.rule, metric_name(shown)
     above, below = finite(rule.get("above")), finite(rule.get("below"))
@@ -167,7 +167,7 @@ def rule_words(shown: Shown) -> str:
     return words + (f" for {span(held)}" if held else "") + (f", over {span(window)}" if window else "")
 
 
-def figures(shown: Shown, note: str) -> Plot:
+def figures(shown: WholeIncident, note: str) -> Plot:
     """What the evidence file holds, in words: the figures before and while it went on, and the alarms."""
     metric = plotted(shown)
     name, unit, _ = METRICS.get(metric, (metric_name(shown), "", 1.0))
@@ -204,7 +204,7 @@ def _value(window: Window | None, metric: str, now: float) -> float | None:
     return reading_of(window).value(metric, now)
 
 
-def _line_of(shown: Shown, metric: str, state: Path) -> tuple[float | None, str]:
+def _line_of(shown: WholeIncident, metric: str, state: Path) -> tuple[float | None, str]:
     """The limit of the rule, or the reference that the build recorded where the limit is in another unit."""
     rule = shown.rule
     if rule.get("metric") == metric:
@@ -223,11 +223,11 @@ def _line_of(shown: Shown, metric: str, state: Path) -> tuple[float | None, str]
     return None, ""
 
 
-def _alarms(shown: Shown) -> list[Mapping[str, Any]]:
+def _alarms(shown: WholeIncident) -> list[Mapping[str, Any]]:
     found = _part(shown, "during").get("alarms")
     return [alarm for alarm in found if isinstance(alarm, dict)] if isinstance(found, list) else []
 
 
-def _part(shown: Shown, name: str) -> Mapping[str, Any]:
+def _part(shown: WholeIncident, name: str) -> Mapping[str, Any]:
     part = shown.evidence.get(name)
     return part if isinstance(part, dict) else {}

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgekit.app.views.evidence import Plot, figures, plot, unheard
-from edgekit.app.views.incident import Shown, read_document, read_list, read_one
 from edgekit.base.errors import EdgekitError
 from edgekit.base.texts import one_line
 from edgekit.field.fleet.connection import NoStatus, UrlConnection
 from edgekit.field.fleet.device import Device
+from edgekit.field.fleet.incidents import WholeIncident, read_document, read_list, read_one
 from edgekit.field.incidents.incidents import Incident
 
 FRESH_S = 10.0  # what stayed as it was is read anew after so long, another device not before
@@ -44,7 +44,7 @@ class Found:
     """
 
     incidents: tuple[Incident, ...] = ()
-    shown: Shown | None = None
+    shown: WholeIncident | None = None
     plot: Plot | None = None
     trouble: str = ""
     hint: str = ""

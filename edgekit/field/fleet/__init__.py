@@ -1,1 +1,1 @@
-"""Several devices: how each is named, asked for its status by URL or SSH, and shown with the others, worst first."""
+"""Several devices, this one and others by URL or SSH: their status worst first, their incidents, their recovery."""

@@ -16,11 +16,11 @@ from tui_support import run, text_of, until
 from edgekit.app.screens.dialogs import Ask
 from edgekit.app.screens.incident_parts import Lines, Steps, caption, timeline
 from edgekit.app.views.evidence import figures
-from edgekit.app.views.incident import read_one
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.command import Command, Outcome
 from edgekit.field.fleet.device import Device
+from edgekit.field.fleet.incidents import read_one
 from edgekit.field.incidents.incidents import Incidents
 
 REASON = "--see [/tmp/x [URGENT] [b]the fan[/b]"

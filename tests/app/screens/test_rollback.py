@@ -16,9 +16,9 @@ from tui_support import run, text_of, until
 
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.app.screens.health_watch import HealthWatch
-from edgekit.app.views import rollback
-from edgekit.app.views.rollback import Recovery
+from edgekit.field.fleet import recovery
 from edgekit.field.fleet.device import Device
+from edgekit.field.fleet.recovery import Recovery
 from edgekit.field.incidents.incidents import Incidents
 from edgekit.field.releases import Releases
 from edgekit.field.telemetry.store import Store
@@ -61,7 +61,7 @@ def test_a_rollback_is_watched_and_ends_with_a_verdict(
     tmp_path: Path, state: Path, hour: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
     _, old, _ = hour
-    monkeypatch.setattr(rollback, "WATCH_S", 5.0)
+    monkeypatch.setattr(recovery, "WATCH_S", 5.0)
     incidents = Incidents(state)
     for incident in incidents.find() if alive else ():
         incidents.close(incident.id, who="watcher", why="it is no longer in use")
@@ -148,12 +148,12 @@ def test_the_end_does_not_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(threading, "excepthook", raised.append)
     before = set(threading.enumerate())
 
-    def read_health(*what: object) -> rollback.Health:
+    def read_health(*what: object) -> recovery.Health:
         looking.set()
         let.wait(10)
-        return rollback.Health("old", 1.0)
+        return recovery.Health("old", 1.0)
 
-    monkeypatch.setattr(rollback, "read_health", read_health)
+    monkeypatch.setattr(recovery, "read_health", read_health)
 
     async def test() -> None:
         shown = opened(tmp_path)
