@@ -22,7 +22,7 @@ def register(parent: typer.Typer) -> None:
 def audit(
     data: Annotated[str, typer.Argument(help="A JSONL file, a folder, or demo.")], json: shell.Json = False
 ) -> None:
-    """Check every row, and show the splits, the labels and the fields that the dataset card lacks."""
+    """Check every row, and show the splits, the labels and the missing fields of the dataset card."""
     from edgekit.data.dataset import SPLITS, load_dataset
 
     dataset = load_dataset(data)
@@ -49,7 +49,9 @@ def audit(
 
 @app.command("demo")
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")] = Path("demo-data"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder; it must not exist.")] = Path(
+        "demo-data"
+    ),
     train: Annotated[int, typer.Option("--train", min=40, help="Training rows.")] = 800,
     validation: Annotated[int, typer.Option("--validation", min=20, help="Validation rows.")] = 150,
     test: Annotated[int, typer.Option("--test", min=20, help="Test rows.")] = 300,

@@ -31,7 +31,7 @@ def capture(
     model: Artifact,
     text: Annotated[Path, typer.Option("--text", help="A text file in UTF-8.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The .npz file to write; it must not exist.")
+        Path, typer.Option("--out", "-o", help="The .npz file to write; it must not exist without --force.")
     ] = Path("reference.npz"),
     context: Annotated[int, typer.Option("--context", min=8, help="Number of tokens in a window.")] = 512,
     windows: Annotated[
@@ -53,7 +53,7 @@ def capture(
 
     The text is cut into windows. As in llama-perplexity, the first half of each window is only context. For each position
     the file holds the 256 most likely tokens, a sample of 256 from the rest, and the probability of the rest. For a
-    vocabulary of 49,152 tokens this takes 1/24 of the space of 16-bit logits.
+    vocabulary of 49,152 tokens the file is 1/24 the size of the 16-bit logits.
     """
     from edgekit.base.artifacts import written_whole
     from edgekit.proof import drift

@@ -43,7 +43,10 @@ def evaluate(
     limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The log of samples to write, JSONL; it must not exist.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="The log of samples to write, JSONL; it must not exist without --force."
+        ),
     ] = Path("samples.jsonl"),
     threads: shell.Threads = 0,
     force: shell.Force = False,

@@ -96,7 +96,7 @@ class ServeOptions:
 def serve(options: ServeOptions) -> None:
     """Serve a model to OpenAI clients. On SIGTERM or ctrl-c, finish the accepted requests and stop.
 
-    Without BUNDLE, serve the release in use, and switch when another release is promoted or rolled back to.
+    Without BUNDLE, serve the release in use, and follow every promotion and rollback.
     """
     from edgekit.field.serving import server as serving
 

@@ -13,7 +13,7 @@ from edgekit.base.errors import ConfigError, UnsupportedError
 from edgekit.commands import shell
 
 Folder = Annotated[Path, typer.Argument(help="A Hugging Face model folder.")]
-NewPath = Annotated[Path, typer.Option("--out", "-o", help="Output path; it must not exist.")]
+NewPath = Annotated[Path, typer.Option("--out", "-o", help="Output path; it must not exist without --force.")]
 
 
 def register(app: typer.Typer) -> None:
