@@ -15,7 +15,7 @@ from edgekit.app.screens.threads import in_thread, tell
 from edgekit.app.views import deploy
 from edgekit.app.views.launch import outcome_of
 from edgekit.app.views.results import Results
-from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.symbols import STYLES, Symbols
 from edgekit.base.command import Command, Outcome
 from edgekit.base.texts import plain
 
@@ -39,14 +39,11 @@ class Deploying(View):
         """Show how the promotion goes; nothing before one began."""
         line = self.query_one("#progress", Static)
         line.display = bool(self.progress)
-        text = Text("\n").join(
-            Text(
-                f"{Symbols.of(state)} {state} {said}",
-                "bold red" if state == "FAILED" else "bold",
-            )
+        steps = [
+            Text(f"{Symbols.of(state)} {state} {said}", STYLES.get(state, "bold"))
             for state, said in self.progress
-        )
-        line.update(text)
+        ]
+        line.update(Text("\n").join(steps))
 
     def action_promote(self) -> None:
         """Ask why, have the name typed, then import and promote."""
@@ -163,7 +160,7 @@ class Deploying(View):
             tell(
                 self,
                 self._serving,
-                f"Starting on {deploy.address_of(port)} (process {pid}); its log is {log}.",
+                f"Starting on http://127.0.0.1:{port} (process {pid}); its log is {log}.",
             )
             return outcome_of(pid, log, gone=lambda: not app.is_running)
 

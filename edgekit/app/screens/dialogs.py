@@ -28,6 +28,12 @@ class Dialog(ModalScreen[Answer], Generic[Answer]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Cancel")]
 
+    def buttons(self, disabled: bool = False) -> ComposeResult:
+        """The two answers."""
+        with Horizontal():
+            yield Button("Cancel", id="no", compact=True)
+            yield Button("Go on", id="yes", variant="primary", compact=True, disabled=disabled)
+
 
 class Confirm(Dialog[bool]):
     """Whether to go on with what `text` says; with `typed` that word must be typed first."""
@@ -47,9 +53,7 @@ class Confirm(Dialog[bool]):
                 yield Static(Text(f"Type {self._typed} to go on:"))
                 yield Input(id="typed")
                 yield Static(id="other")
-            with Horizontal():
-                yield Button("Cancel", id="no", compact=True)
-                yield Button("Go on", id="yes", variant="primary", compact=True, disabled=bool(self._typed))
+            yield from self.buttons(disabled=bool(self._typed))
 
     def action_leave(self) -> None:
         """No."""
@@ -102,9 +106,7 @@ class Ask(Dialog[str | None]):
         with Vertical():
             yield Static(Text(self._text))
             yield Input(self._value, placeholder=self._placeholder, id="answer")
-            with Horizontal():
-                yield Button("Cancel", id="no", compact=True)
-                yield Button("Go on", id="yes", variant="primary", compact=True)
+            yield from self.buttons()
 
     def action_leave(self) -> None:
         """Without an answer."""

@@ -16,9 +16,9 @@ from textual.widgets import Static
 from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
-from edgekit.app.screens.run_parts import LOG_STYLES, Parts
+from edgekit.app.screens.run_parts import Parts
 from edgekit.app.views.run import LogLine, RunReader, RunView, matching
-from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.symbols import STYLES, Symbols
 from edgekit.app.views.wizard import Choice
 from edgekit.base.errors import EdgekitError
 from edgekit.build import runs
@@ -201,7 +201,7 @@ class RunScreen(View):
         if logged != self._logged:
             self._logged, now = logged, self.edgekit.now()
             self._held = matching(self._view.log, self._filter, now)
-            lines = (Text(line.words(now), LOG_STYLES.get(line.word, "")) for line in self._held)
+            lines = (Text(line.words(now), STYLES.get(line.word, "")) for line in self._held)
             self.query_one("#lines", Static).update(Text("\n").join(lines))
 
     def _shell_command(self) -> str:

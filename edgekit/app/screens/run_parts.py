@@ -9,7 +9,7 @@ from rich.text import Text
 
 from edgekit.app.views.run import RunView
 from edgekit.app.views.stages import Stage
-from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.symbols import STYLES, Symbols
 from edgekit.base.clock import clock, span
 
 WIDE = 100
@@ -17,13 +17,6 @@ NAME, WORD = 14, 7  # cells of a stage's name and word
 CELL = 39  # of a stage, so that two stand beside each other in 80 columns
 STAGES_WIDE = 54
 LEAST_LOG = 12  # lines left for log and notices before stages stand in two columns
-STYLES = {
-    "RUNNING": "bold", "DONE": "green", "KEPT": "green", "FAILED": "bold red", "STOPPED": "bold yellow",
-    "PASSED": "bold green", "WAITING": "dim", "NONE": "dim", "UNKNOWN": "bold yellow",
-}  # fmt: skip
-LOG_STYLES = {  # by a log line's word
-    "FAILED": "bold red", "ERROR": "bold red", "WARNING": "yellow", "DONE": "green", "PASSED": "green", "KEPT": "green",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _written(folder: Path) -> float:
     return max(times)
 
 
-def look_at(folder: Path, written: float) -> Found:
+def look_at(folder: Path, written: float = 0.0) -> Found:
     """What a bundle says of itself."""
     verdicts, faults = [], []
     for name in (REPORT, MANIFEST):
@@ -99,6 +99,6 @@ def look_at(folder: Path, written: float) -> Found:
         except CorruptError as error:
             faults.append(error.message)
     if len(set(verdicts)) > 1:
-        faults.append("its report and its manifest give different verdicts")
+        faults.append("The report and the manifest give different verdicts: one of them was changed.")
     verdict = "?" if faults else verdicts[0]
-    return Found(folder, plain(folder.name), verdict, written, "; ".join(faults))
+    return Found(folder, plain(folder.name), verdict, written, " ".join(faults))

@@ -65,11 +65,3 @@ def port_of(typed: str) -> int | None:
     """The port that was typed, 8080 for none; None when it is no port."""
     whole = typed.strip() or "8080"
     return int(whole) if whole.isascii() and whole.isdigit() and 0 < int(whole[:6]) < 65536 else None
-
-
-# Serving
-
-
-def address_of(port: int) -> str:
-    """Where the endpoint answers."""
-    return f"http://127.0.0.1:{port}"

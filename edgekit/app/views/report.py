@@ -9,92 +9,63 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBo
 from edgekit.base.numbers import finite
 from edgekit.base.texts import one_line
 
-
-def _count(value: Any) -> int | None:
-    number = finite(value)
-    return None if number is None or number < 0 else int(number)
-
-
 Text = Annotated[str, AfterValidator(one_line)]
 Name = Annotated[Text, Field(min_length=1)]
 Number = Annotated[float | None, BeforeValidator(finite)]
-Count = Annotated[int | None, BeforeValidator(_count)]
-Interval = tuple[Number, Number]
-MOST_ROWS = Field(max_length=2000)
+Count = Annotated[int | None, Field(ge=0)]
+Numbers = dict[Text, Number]
+Rows: Any = Field(default=[], max_length=2000)
 
 
-class Artifact(BaseModel):
-    """An exported file."""
+def _repeated(numbers: Numbers) -> Numbers | None:
+    return numbers if numbers.get("median") is not None else None
 
+
+def _measured(drift: _Drift) -> _Drift | None:
+    mean = drift.mean_kld_nats
+    return drift if mean is not None and mean >= 0 else None
+
+
+class _Artifact(BaseModel):
     format: Name
     path: Name
     bytes: Number = None
     bits_per_weight: Number = None
 
 
-class Drift(BaseModel):
-    """The drift of a model from another, nats."""
-
+class _Drift(BaseModel):
     mean_kld_nats: Number = None
-    mean_kld_95: Interval | None = None
+    mean_kld_95: tuple[Number, Number] | None = None
     p99_kld_nats: Number = None
     top1_agreement: Number = None
 
 
-def _measured(drift: Drift | None) -> Drift | None:
-    mean = None if drift is None else drift.mean_kld_nats
-    return drift if mean is not None and mean >= 0 else None
+Drift = Annotated[_Drift, AfterValidator(_measured)] | None
+Repeated = Annotated[Numbers, AfterValidator(_repeated)] | None
 
 
-MaybeDrift = Annotated[Drift | None, AfterValidator(_measured)]
-
-
-class Stage(BaseModel):
-    """A stage of the build."""
-
+class _Stage(BaseModel):
     name: Name
-    drift: MaybeDrift = None
-    drift_from_input: MaybeDrift = None
+    drift: Drift = None
+    drift_from_input: Drift = None
 
 
-class Score(BaseModel):
-    """The right answers of a variant."""
-
+class _Score(BaseModel):
     accuracy: Number = None
     n: Count = None
 
 
-class Spread(BaseModel):
-    """Repeated measurements."""
-
-    median: Number = None
-    min: Number = None
-    max: Number = None
-    n: Number = None
-
-
-def _repeated(spread: Spread | None) -> Spread | None:
-    return spread if spread and spread.median is not None else None
-
-
-MaybeSpread = Annotated[Spread | None, AfterValidator(_repeated)]
-
-
-class Speed(BaseModel):
-    """A row of the profile."""
-
+class _Speed(BaseModel):
     artifact: Name
     runtime: Text = ""
     threads: Count = None
     simulated: StrictBool = False
     peak_rss_mib: Number = None
-    ttft_ms: MaybeSpread = None
-    decode_tokens_per_s: MaybeSpread = None
+    ttft_ms: Repeated = None
+    decode_tokens_per_s: Repeated = None
 
 
-class Gate(BaseModel):
-    """A measured value with its limit."""
-
+class _Gate(BaseModel):
     name: Name
     value: Number = None
     limit: Number = None
@@ -109,11 +80,10 @@ class Report(BaseModel):
 
     schema_: Literal["edgekit.report/1"] = Field(alias="schema")
     target: Text = "an unknown target"
-    model: Text = ""
     verdict: Text = "unknown"
-    artifacts: Annotated[list[Artifact], MOST_ROWS] = []
-    stages: Annotated[list[Stage], MOST_ROWS] = []
-    evaluation: dict[Text, Score] = {}
-    profile: Annotated[list[Speed], MOST_ROWS] = []
-    gates: Annotated[list[Gate], MOST_ROWS] = []
-    budget: dict[Text, Number] = {}
+    artifacts: list[_Artifact] = Rows
+    stages: list[_Stage] = Rows
+    evaluation: dict[Text, _Score] = {}
+    profile: list[_Speed] = Rows
+    gates: list[_Gate] = Rows
+    budget: Numbers = {}

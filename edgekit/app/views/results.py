@@ -10,12 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 from rich.text import Text
 
-from edgekit.app.views.bundles import REPORT, read_json
+from edgekit.app.views.bundles import REPORT, look_at, read_json
 from edgekit.app.views.report import Report
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
-from edgekit.device.manifest import MANIFEST
 from edgekit.evaluation.statistics import wilson
 from edgekit.report import summary
 from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
@@ -85,15 +84,9 @@ def load(bundle: Path) -> Results:
             f"{bundle / REPORT} is not a report that can be shown: {said}.", f"edgekit verify {bundle}"
         ) from error
     notes, verdict = [], clean["verdict"]
-    try:
-        manifest = read_json(bundle / MANIFEST, bundle)
-        if (theirs := plain(manifest.get("verdict"))[:20]) != verdict:
-            notes.append(
-                f"The manifest's verdict is {theirs}, the report's is {verdict}: one of them was changed."
-            )
-            verdict = "fail"
-    except CorruptError as error:
-        notes.append(f"{error.message} It cannot be promoted so.")
+    if damage := look_at(bundle).fault:
+        notes.append(f"{damage} It cannot be promoted so.")
+        verdict = "fail"
     if not clean["artifacts"]:
         notes.append("The report names no files.")
     return Results(
@@ -139,13 +132,21 @@ FIGURES = (  # what decides stands first: a narrow terminal shows no more
 )
 
 
-def spread(measured: Any) -> str:
+def spread(measured: Mapping[str, Any] | None) -> str:
     """`93.4 [87.3..108]`: median, least and greatest."""
-    if not measured:
-        return NONE
-    low, high = measured.get("min"), measured.get("max")
-    edges = "" if low is None or high is None else f" [{figure(low)}..{figure(high)}]"
-    return figure(measured["median"]) + edges
+    return ranged(measured["median"], (measured.get("min"), measured.get("max"))) if measured else NONE
+
+
+def interval(drift: Mapping[str, Any]) -> str:
+    """`0.0136 [0.0121..0.015]`: the mean and its 95 % interval."""
+    return ranged(drift["mean_kld_nats"], drift["mean_kld_95"])
+
+
+def ranged(value: float, edges: tuple[float | None, float | None] | None) -> str:
+    """A value with its edges behind it, where both are known."""
+    return figure(value) + (
+        f" [{figure(edges[0])}..{figure(edges[1])}]" if edges and None not in edges else ""
+    )
 
 
 def gate_word(row: Row) -> str:
@@ -223,16 +224,6 @@ def about(row: Row) -> list[Line]:
         name = gate["name"].partition(".")[2]
         lines.append(("fact" if gate["passed"] else "failed", f"{sign} {gate_line(gate, name)}{more}"))
     return lines
-
-
-def interval(drift: Mapping[str, Any]) -> str:
-    """`0.0136 [0.0121..0.015]`: the mean and its 95 % interval."""
-    edges = drift.get("mean_kld_95")
-    said = f" [{figure(edges[0])}..{figure(edges[1])}]" if edges else ""
-    return figure(drift["mean_kld_nats"]) + said
-
-
-# To export it
 
 
 def table(results: Results) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from edgekit.app.views.bundles import read_bounded
 from edgekit.app.views.differences import Difference
@@ -97,18 +98,30 @@ def _haystack(sample: Sample) -> str:
     return "\n".join([*texts, *(answer.text for answer in sample.answers.values())]).casefold()
 
 
+Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else plain(value)[:LONGEST])]
+
+
+class Line(BaseModel):
+    """One line of a log."""
+
+    id: Text
+    label: Text = ""
+    prompt: Text = ""
+    expected: Text = ""
+    answer: Text
+    correct: Annotated[bool, BeforeValidator(lambda value: value is True)]
+
+
 def read(bundle: Path) -> Samples:
     """The samples of a bundle; what is damaged, too large or missing is left out and told in `faults`."""
     folder, faults = bundle / "samples", []
-    logs: dict[str, dict[str, dict[str, Any]]] = {}
+    logs: dict[str, dict[str, Line]] = {}
     try:
         found = [path for path in folder.iterdir() if path.suffix == ".jsonl"]
     except OSError:
         return Samples(faults=(f"{folder} is not there: `edgekit build` writes the samples of a bundle.",))
-    order = {"base": 1, BEFORE: 0}  # the tuned model, the files, the base last
-    names = sorted(
-        found, key=lambda path: (order.get(path.stem, 0) if path.stem != BEFORE else -1, path.stem)
-    )
+    # the tuned model, the files, the base last
+    names = sorted(found, key=lambda path: (path.stem == "base", path.stem != BEFORE, path.stem))
     for path in names[:MOST_VARIANTS]:
         try:
             logs[plain(path.stem)], broken = _read_log(read_bounded(path, bundle))
@@ -123,21 +136,18 @@ def read(bundle: Path) -> Samples:
         return Samples(faults=(*faults, f"There are no samples in {folder}; `edgekit build` writes them."))
     if BEFORE not in logs:
         faults.append(f"{folder / (BEFORE + '.jsonl')} is not there, so nothing can be held against it.")
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Line] = {}
     for log in logs.values():
-        for id_, row in log.items():
-            rows.setdefault(id_, row)
-    start, end = shared([row["prompt"] for row in rows.values()])
+        rows.update({id_: row for id_, row in log.items() if id_ not in rows})
+    start, end = shared([row.prompt for row in rows.values()])
     samples = [
         Sample(
             id=id_,
-            label=row["label"],
-            asked=row["prompt"][start : len(row["prompt"]) - end].strip() or row["prompt"],
-            expected=row["expected"],
+            label=row.label,
+            asked=row.prompt[start : len(row.prompt) - end].strip() or row.prompt,
+            expected=row.expected,
             answers={
-                name: Answer(log[id_]["answer"], log[id_]["correct"])
-                for name, log in logs.items()
-                if id_ in log
+                name: Answer(log[id_].answer, log[id_].correct) for name, log in logs.items() if id_ in log
             },
         )
         for id_, row in rows.items()
@@ -145,22 +155,14 @@ def read(bundle: Path) -> Samples:
     return Samples(tuple(logs), tuple(samples), tuple(faults))
 
 
-def _read_log(whole: str) -> tuple[dict[str, dict[str, Any]], int]:
+def _read_log(whole: str) -> tuple[dict[str, Line], int]:
     """The samples of one log by their ids, and how many lines are none."""
     log, broken = {}, 0
-    for line in whole.split("\n"):
-        if not line.strip():
-            continue
+    for text in filter(str.strip, whole.split("\n")):
         try:
-            row = json.loads(line)
-            log[plain(row["id"])] = {
-                "label": plain(row.get("label") or ""),
-                "prompt": plain(row.get("prompt") or "")[:LONGEST],
-                "expected": plain(row.get("expected") or "")[:LONGEST],
-                "answer": plain(row["answer"])[:LONGEST],
-                "correct": row["correct"] is True,
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            line = Line.model_validate_json(text)
+            log[line.id] = line
+        except ValidationError:
             broken += 1
     return log, broken
 
@@ -187,23 +189,16 @@ Piece = tuple[Literal["same", "gone", "new"], str]
 
 def pieces(before: str, after: str) -> list[Piece]:
     """`after` in pieces: what was in `before` too, what is gone from it, and what is new, by words."""
-    if before == after:
-        return [("same", after)] if after else []
     old, new = _words(before), _words(after)
-    if (
-        len(old) > MOST_WORDS or len(new) > MOST_WORDS
-    ):  # the comparison's time goes with the product of the lengths
-        return [each for each in (("gone", before), ("new", after)) if each[1]]
+    if max(len(old), len(new)) > MOST_WORDS:  # the time of a comparison goes with the product of the lengths
+        old, new = [before], [after]
     found: list[Piece] = []
     for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if tag == "equal":
             found.append(("same", "".join(new[c:d])))
-            continue
-        if b > a:
-            found.append(("gone", "".join(old[a:b])))
-        if d > c:
-            found.append(("new", "".join(new[c:d])))
-    return found
+        else:
+            found += [("gone", "".join(old[a:b])), ("new", "".join(new[c:d]))]
+    return [piece for piece in found if piece[1]]
 
 
 SIGNS = {"same": ("", ""), "gone": ("[-", "-]"), "new": ("{+", "+}")}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
-EIGHTHS = "▁▂▃▄▅▆▇█"
-OF_STATE = {
-    "WAITING": "waiting", "IDLE": "waiting", "RUNNING": "running", "CHECKING": "running",
-    "DONE": "ok", "KEPT": "ok", "OK": "ok", "PASS": "ok", "PASSED": "ok", "HEALTHY": "ok", "RESOLVED": "ok",
-    "FAIL": "failed", "FAILED": "failed", "BAD": "failed", "STOPPED": "stopped", "CANCELLED": "stopped",
-    "WARNING": "warning", "WARN": "warning", "ACKNOWLEDGED": "warning", "OPEN": "critical", "CRITICAL": "critical",
-    "LOST": "lost", "UNKNOWN": "lost",
+STYLES = {  # of a state; its word and its sign tell it too
+    "OK": "green", "DONE": "green", "KEPT": "green", "PASSED": "green", "FAILED": "bold red", "ERROR": "bold red",
+    "STOPPED": "bold yellow", "UNKNOWN": "bold yellow", "WARNING": "yellow", "WAITING": "dim", "CHECKING": "dim",
+    "NONE": "dim",
 }  # fmt: skip
+EIGHTHS = "▁▂▃▄▅▆▇█"
 
 
 class Symbols:
@@ -27,17 +26,21 @@ class Symbols:
     critical = "▲"
     lost = "?"
     here = "▸"
-    up = "↑"
-    down = "↓"
     dot = "●"
     ellipsis = "…"
     line = "─"
+    states: ClassVar[dict[str, str]] = {
+        "WAITING": waiting, "IDLE": waiting, "RUNNING": running, "CHECKING": running,
+        "DONE": ok, "KEPT": ok, "OK": ok, "PASS": ok, "PASSED": ok, "HEALTHY": ok, "RESOLVED": ok,
+        "FAIL": failed, "FAILED": failed, "BAD": failed, "STOPPED": stopped, "CANCELLED": stopped,
+        "WARNING": warning, "WARN": warning, "ACKNOWLEDGED": warning, "OPEN": critical, "CRITICAL": critical,
+        "LOST": lost, "UNKNOWN": lost,
+    }  # fmt: skip
 
     @classmethod
     def of(cls, state: str) -> str:
         """The mark of a state word such as RUNNING or LOST; blank for a word that has none."""
-        name = OF_STATE.get(state.upper())
-        return " " if name is None else str(getattr(cls, name))
+        return cls.states.get(state.upper(), " ")
 
     @staticmethod
     def bar(fraction: float | None, width: int) -> str:

@@ -170,6 +170,13 @@ def shipped(machine: Host) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+def answered(outcome: Outcome | None) -> dict[str, Any] | None:
+    """The document of a command that has succeeded."""
+    if outcome is None or outcome.code != 0 or not isinstance(outcome.document, dict):
+        return None
+    return outcome.document
+
+
 def planned(outcome: Outcome | None) -> dict[str, Any] | None:
     """The plan in what `edgekit plan` printed, also of a build that it refuses."""
     document = outcome.document if outcome else None
@@ -200,9 +207,9 @@ def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, 
         return Finding("FAILED", message="No target is given.", hint=f"Type {DEFAULT_TARGET} for the demo.")
     if shown is None:
         return Finding()
-    if shown.code != 0 or not isinstance(shown.document, dict):
+    if (document := answered(shown)) is None:
         return _failed(shown)
-    values = {key: entry["value"] for key, entry in shown.document.items()}
+    values = {key: entry["value"] for key, entry in document.items()}
     device = {
         key.removeprefix("device."): value for key, value in values.items() if key.startswith("device.")
     }
@@ -239,9 +246,8 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
         return Finding("FAILED", message="No data is given.", hint="Type demo for the built-in set.")
     if audit is None:
         return Finding()
-    if audit.code != 0 or not isinstance(audit.document, dict):
+    if (found := answered(audit)) is None:
         return _failed(audit)
-    found = audit.document
     lines = []
     for split, count in found["rows"].items():
         labels = found["labels"][split]
@@ -260,7 +266,7 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
 
 def limits(choice: Choice, shown: Outcome | None) -> list[Limit]:
     """Every limit of the target's budget, with what was changed on top."""
-    values = shown.document if shown and shown.code == 0 and isinstance(shown.document, dict) else {}
+    values = answered(shown) or {}
     own = dict(choice.limits)
     found = []
     for key, about in Budget.model_fields.items():

@@ -9,11 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.app.views.paths import Place
-from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.symbols import STYLES, Symbols
 from edgekit.app.views.wizard import STEPS, Choice, Finding, minutes, planned
 from edgekit.base.command import Outcome
 
-STYLES = {"OK": "green", "FAILED": "bold red", "WARNING": "yellow", "CHECKING": "dim", "WAITING": "dim"}
 MIB = 1024  # in a GiB
 
 

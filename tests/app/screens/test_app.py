@@ -258,7 +258,7 @@ def test_all_keeps_to_the_signs_that_were_asked_for(tmp_path: Path, ascii: bool)
         shown = app(tmp_path, "monitor", ascii=ascii)
         async with shown.run_test(size=(80, 24), notifications=True) as pilot:
             chart = shown.screen.query_one(Chart)
-            chart.draw([Series("loss", [1, 2, 3], [3.0, float("nan"), 1.0])], title="loss", hlines=[2.0])
+            chart.draw([Series("loss", [1, 2, 3], [3.0, float("nan"), 1.0])], title="loss")
             await until(pilot, lambda: "loss" in text_of(shown))
             assert text_of(shown).isascii() == ascii
             shown.notify("\u2713 a note – 日本")

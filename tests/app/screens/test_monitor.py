@@ -415,7 +415,7 @@ def test_a_chart_of_what_is_no_number_is_drawn(tmp_path: Path, state: Path) -> N
             chart = screen(shown).query(Chart).first()
             bad = [math.inf, -math.inf, math.nan, 1.0]
             for kind in ("line", "scatter"):
-                chart.draw([Series("", bad, [1.0] * 4, kind), Series("", [1.0] * 4, bad, kind)], hlines=bad)  # type: ignore[arg-type]
+                chart.draw([Series("", bad, [1.0] * 4, kind), Series("", [1.0] * 4, bad, kind)])  # type: ignore[arg-type]
                 await pilot.pause()
                 assert str(chart.render())
             chart.draw([Series("", bad[:3], bad[:3])], title="nothing of it")
