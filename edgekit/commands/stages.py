@@ -244,6 +244,7 @@ def export(
     from edgekit.build.request import Order
     from edgekit.models.source import read_config
     from edgekit.proof.source import bring_in
+    from edgekit.report import summary
 
     _need_folder(model, "config.json")
     if adapter:
@@ -279,7 +280,7 @@ def export(
     if failed:
         raise GateError(
             f"The export was written, but it failed {failed[0].name}: {failed[0].detail}",
-            "Use a target with more bits per weight.",
+            summary.advice(asdict(failed[0])),
         )
 
 

@@ -37,6 +37,7 @@ ADVICE = {  # on gates of a budget: of the tuned model and of an exported format
     "top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "greedy_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+    "change_error": "Use an adapter that was tuned on this base, with its own alpha and rank; if it was, use a wider type for the base.",
 }
 VALIDATION_ROWS = (
     "Add validation rows: the value is within the limit, and the sample is too small to show that it holds. "
@@ -150,8 +151,9 @@ def failed_gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def advice(gate: Mapping[str, Any]) -> str:
-    """What to do when a gate failed, whose check is the last part of its name."""
-    check, value, limit = gate["name"].rpartition(".")[2], gate["value"], gate["limit"]
+    """What to do when a gate failed, whose check is the last part of its name; a base with an adapter has the same checks."""
+    check = gate["name"].rpartition(".")[2].removeprefix("adapter_")
+    value, limit = gate["value"], gate["limit"]
     if value is None or limit is None:  # not a number
         return OTHER_ADVICE
     if check in ABOVE:

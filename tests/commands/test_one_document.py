@@ -48,6 +48,8 @@ def test_a_failed_gate_is_in_the_one_document(
     if "gates" in found:
         assert any(not gate["passed"] for gate in found["gates"])
     assert "edgekit: " in done.stderr and "→" in done.stderr
+    if verb == "export":
+        assert "Use a wider type in this format's [[export]] table" in done.stderr
 
 
 def test_a_plan_that_cannot_be_done_is_one_document(shell: Any, tiny_build: Any, tmp_path: Path) -> None:

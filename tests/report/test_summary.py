@@ -61,6 +61,18 @@ def test_a_small_sample_asks_for_rows_and_a_worse_value_for_a_better_file(case: 
     assert ("too small" in summary.advice(asdict(gate))) is (case in SMALL)
 
 
+@pytest.mark.parametrize("check", ["greedy_agreement", "mean_kld_nats", "stop_contract"])
+def test_a_base_with_an_adapter_gets_the_advice_of_the_same_check(check: str) -> None:
+    alone = {"name": f"gguf.{check}", "value": 0.5, "limit": 0.9 if check != "mean_kld_nats" else 0.1}
+    assert summary.advice({**alone, "name": f"gguf.adapter_{check}"}) == summary.advice(alone)
+    assert summary.advice(alone) != summary.OTHER_ADVICE
+
+
+def test_a_wrong_adapter_gets_advice_on_adapters() -> None:
+    gate = {"name": "onnx.adapter_change_error", "value": 1.0, "limit": 0.2}
+    assert "adapter that was tuned on this base" in summary.advice(gate)
+
+
 def test_every_advice_on_a_sample_belongs_to_a_check_with_bounds() -> None:
     assert (
         {*summary.ABOVE, *summary.AT_LEAST}
