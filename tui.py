@@ -9,10 +9,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -29,17 +30,16 @@ from edgekit.app.screens.host import Host
 from edgekit.app.screens.output import outliving
 from edgekit.app.views.settings import Settings
 
-SCREENS = {
-    "build": "edgekit.app.screens.build:BuildScreen",
-    "run": "edgekit.app.screens.run:RunScreen",
-    "results": "edgekit.app.screens.results:ResultsScreen",
-    "monitor": "edgekit.app.screens.monitor:MonitorScreen",
-    "incident": "edgekit.app.screens.incident:IncidentScreen",
-}
 WRITE_S = 600.0
 SETTLED_S = 5.0
 RESIZED_S = 0.2
 OLDEST = 50  # looks at younger objects to one at the oldest
+
+
+def _screen(name: str) -> View:
+    """The screen `name`, imported when it is first shown."""
+    found: View = getattr(import_module(f"edgekit.app.screens.{name}"), f"{name.title()}Screen")()
+    return found
 
 
 class EdgekitApp(Host):
@@ -48,6 +48,7 @@ class EdgekitApp(Host):
     TITLE = "edgekit"
     ENABLE_COMMAND_PALETTE = True
     COMMANDS = App.COMMANDS | {Keys}
+    SCREENS: ClassVar[dict[str, Callable[[], Screen[Any]]]] = {name: partial(_screen, name) for name in NAMES}
 
     CSS = "Toast { padding: 0 1; margin-top: 0; width: 64; max-width: 80%; }"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own form)
@@ -66,7 +67,6 @@ class EdgekitApp(Host):
         self._first, self._what = first, what
         self._path: list[str] = []
         self._thresholds: tuple[int, ...] = ()
-        self._filters_of_ours = [Ascii()] if self.settings.ascii else []
         if "SSH_CONNECTION" in os.environ:
             self.animation_level = "none"
 
@@ -84,7 +84,7 @@ class EdgekitApp(Host):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """In ASCII alone where that is asked for, whatever drew it."""
-        return [*super().get_line_filters(), *self._filters_of_ours]
+        return [*super().get_line_filters(), *([Ascii()] if self.settings.ascii else [])]
 
     def _settled(self) -> None:
         """Look for garbage less often, and not in what was loaded: all of it stops every key for a tenth of a second."""
@@ -109,7 +109,7 @@ class EdgekitApp(Host):
 
     def go(self, name: str, **what: Any) -> None:
         """Show the screen `name`, and its subject; a question that is open there is left without an answer."""
-        screen = self._screen(name)
+        screen = cast("View", self.get_screen(name))
         while len(self.screen_stack) > 2:
             self.pop_screen()
         if len(self.screen_stack) == 1:
@@ -163,9 +163,7 @@ class EdgekitApp(Host):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.now()))
         path = Path(f"edgekit-{self.screen.NAME}-{stamp}.json")
         try:
-            text = json.dumps(
-                document, indent=2, default=str
-            )  # ASCII: whatever stood in a store can be written
+            text = json.dumps(document, indent=2, default=str)  # in ASCII: any text of a store can be written
             with path.open("x", encoding="utf-8") as file:
                 file.write(text + "\n")
         except (OSError, ValueError) as error:
@@ -195,14 +193,6 @@ class EdgekitApp(Host):
             gc.unfreeze()
             gc.set_threshold(*self._thresholds)
 
-    def _screen(self, name: str) -> View:
-        if not self.is_screen_installed(name):
-            module, _, attribute = SCREENS[name].partition(":")
-            self.install_screen(getattr(import_module(module), attribute)(), name)
-        found = self.get_screen(name)
-        assert isinstance(found, View)
-        return found
-
     def _end_write(self) -> None:
         if self._write_until and isinstance(self.screen, View):
             self._draw_mode()
@@ -213,7 +203,3 @@ class EdgekitApp(Host):
         for screen in self.screen_stack:
             if isinstance(screen, View) and screen.is_mounted:
                 screen.draw_mode()
-
-
-if __name__ == "__main__":
-    EdgekitApp().run()

@@ -124,11 +124,6 @@ class MonitorScreen(View):
         """What is shown, as JSON."""
         return self._drawn.fleet.to_dict() if self._drawn.number else None
 
-    def show(self, device: str = "", **what: Any) -> None:
-        """Choose the first row of a device."""
-        self._picked = next((key_of(row) for row in self._drawn.rows if row.device == device), self._picked)
-        self._look()
-
     @property
     def chosen(self) -> ReleaseStatus | None:
         """The row under the cursor."""

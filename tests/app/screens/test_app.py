@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +15,12 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input, Static
 from tui_support import app, run, text_of, until
 
-from edgekit import tui
 from edgekit.app.screens.ascii import in_ascii
-from edgekit.app.screens.base import View
+from edgekit.app.screens.base import NAMES, View
 from edgekit.app.screens.chart import Chart, Series
 from edgekit.app.screens.dialogs import Ask, Confirm
 from edgekit.base.command import Command
+from edgekit.tui import EdgekitApp
 
 pressed: list[str] = []
 
@@ -50,10 +49,8 @@ class Other(Plain):
 
 @pytest.fixture(autouse=True)
 def screens(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in tui.SCREENS:
-        attribute = "Other" if name == "incident" else "Plain"
-        monkeypatch.setitem(tui.SCREENS, name, f"{__name__}:{attribute}")
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    for name in NAMES:
+        monkeypatch.setitem(EdgekitApp.SCREENS, name, Other if name == "incident" else Plain)
 
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 50)])

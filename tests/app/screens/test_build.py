@@ -14,7 +14,6 @@ import pytest
 from textual.widgets import Input, Static
 from tui_support import app, run, text_of, until
 
-from edgekit import tui
 from edgekit.app.screens import start
 from edgekit.app.screens.base import View
 from edgekit.app.screens.build import BuildScreen
@@ -24,6 +23,7 @@ from edgekit.app.views.wizard import STEPS
 from edgekit.base.command import Command, Outcome
 from edgekit.build import runs
 from edgekit.targets.host import Host
+from edgekit.tui import EdgekitApp
 
 SIZES = [(80, 24), (160, 50)]
 LABELS = {split: {"a": 4, "b": 5} for split in ("train", "validation", "test")}
@@ -98,7 +98,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shell]:
     monkeypatch.setattr(Command, "stop", lambda self: found.stopped.append(self.text))
     monkeypatch.setattr(Host, "here", classmethod(lambda cls: cls("x86_64", 2, 8000)))
     monkeypatch.setattr(start, "launch", found.launch)
-    monkeypatch.setitem(tui.SCREENS, "run", f"{__name__}:Watch")
+    monkeypatch.setitem(EdgekitApp.SCREENS, "run", Watch)
     yield found
     found.held.set()
 

@@ -19,7 +19,6 @@ import pytest
 from textual.widgets import Input
 from tui_support import app, run, text_of, until
 
-from edgekit import tui
 from edgekit.app.screens.base import View
 from edgekit.app.screens.chart import Chart
 from edgekit.app.screens.dialogs import Ask, Confirm
@@ -77,8 +76,7 @@ class Others(View):
 
 @pytest.fixture(autouse=True)
 def other_screens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tui.SCREENS, "results", f"{__name__}:Others")
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setitem(EdgekitApp.SCREENS, "results", Others)
 
 
 @pytest.fixture
