@@ -67,13 +67,18 @@ def test_an_app_is_told_of_a_template_without_end(what: str, small_gguf: Path, t
         model.generate("Hello")
 
 
-def test_eval_of_a_file_that_aborts_its_runtime(
-    small_gguf: Path, shell: Any, tmp_path: Path, without_rules: dict[str, str]
+@pytest.mark.parametrize(
+    "command", [["eval", "FILE", "--limit", "1"], ["drift", "capture", "FILE", "--text", "text"]], ids=lambda it: it[0]
+)  # fmt: skip
+def test_other_verbs_on_a_file_that_aborts_its_runtime(
+    command: list[str], small_gguf: Path, shell: Any, tmp_path: Path, without_rules: dict[str, str]
 ) -> None:
     """`eval` and `drift` open a file as `verify` does, in a child process."""
     file = Path(shutil.copyfile(small_gguf, tmp_path / "model.gguf"))
     hostile.GGUF[ABORTS][0](file)
-    done = shell("eval", file, "--limit", 1, "--json", env=without_rules, cwd=tmp_path)
+    (tmp_path / "text").write_text("words " * 99)
+    typed = [file if word == "FILE" else word for word in command]
+    done = shell(*typed, "--json", env=without_rules, cwd=tmp_path)
     one_sentence(done)
     assert "llama.cpp crashed while opening it (SIGABRT" in done.stderr
 
