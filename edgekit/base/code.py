@@ -13,6 +13,7 @@ import importlib.util
 import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -100,8 +101,14 @@ def _reached(modules: Iterable[str]) -> dict[str, Path]:
         if file is None:
             continue
         found[name] = file
-        own = f"{name.partition('.')[0]}."
-        waiting += [imported for imported in _syntax(file)[1] if imported.startswith(own)]
+        own, package = (
+            f"{name.partition('.')[0]}.",
+            name if file.name == "__init__.py" else name.rpartition(".")[0],
+        )
+        for imported in _syntax(file)[1]:
+            with suppress(ImportError):  # more dots than packages
+                if (full := importlib.util.resolve_name(imported, package)).startswith(own):
+                    waiting.append(full)
     return dict(sorted(found.items()))
 
 
@@ -118,7 +125,7 @@ def _members(module: str) -> Iterator[str]:
 
 
 def _syntax(file: Path) -> tuple[str, frozenset[str]]:
-    """The digest of a file's syntax, and the full names of its imports at run time."""
+    """The digest of a file's syntax, and the names of its imports at run time."""
     at = file.stat()
     return _parsed(file, at.st_mtime_ns, at.st_size)
 
@@ -143,16 +150,20 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Names of imported modules and of the names imported from them, which may be modules; not those for type checkers."""
+    """Names of imported modules and of the names imported from them, which may be modules; not those for type checkers.
+
+    Relative names begin with their dots.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for other in child.orelse:
                 yield from _imports(ast.Module([other], []))
         elif isinstance(child, ast.Import):
             yield from (name.name for name in child.names)
-        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
-            yield child.module
-            yield from (f"{child.module}.{name.name}" for name in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            dots, module = "." * child.level, child.module or ""
+            yield from (f"{dots}{module}",) if module else ()
+            yield from (f"{dots}{module}{module and '.'}{name.name}" for name in child.names)
         else:
             if isinstance(child, ast.List):
                 yield from _started(child)

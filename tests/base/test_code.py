@@ -19,6 +19,9 @@ FILES = {
     "second.py": "LIMIT = 1\n",
     "third.py": "value = 2\n",
     "started.py": "print(3)\n",
+    "relative.py": "from .second import LIMIT\nfrom . import third\nfrom .inner import deep\nfrom .... import nothing\n",
+    "inner/__init__.py": "from . import deep\n",
+    "inner/deep.py": "from ..started import anything\n",
     "typed.py": "class Only: pass\n",
     "other.py": "unrelated = 4\n",
 }
@@ -29,6 +32,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "made_up"
     folder.mkdir()
     for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     code.file_of.cache_clear()
@@ -43,6 +47,12 @@ def test_lazy_imports_and_started_processes_are_followed_and_those_for_type_chec
     names = {name.removeprefix("made_up.") for name in code.code_of(["made_up.first"])}
     assert names - {"made_up"} == {"first", "second", "third", "started"}
     assert {"numpy", "jinja2", "python"} == set(code.versions_of(["made_up.first"]))
+
+
+def test_relative_imports_are_followed(package: Path) -> None:
+    names = {name.removeprefix("made_up.") for name in code.code_of(["made_up.relative"])}
+    assert names - {"made_up"} == {"relative", "second", "third", "inner", "inner.deep", "started"}
+    assert set(code.versions_of(["made_up.relative"])) == {"python"}
 
 
 @pytest.mark.parametrize("name", ["first", "second", "third", "started"])
@@ -70,7 +80,8 @@ def test_comments_docstrings_and_layout_do_not_count(package: Path) -> None:
 
 def test_a_package_is_all_its_modules_and_an_unknown_name_is_an_error(package: Path) -> None:
     names = {name.removeprefix("made_up.") for name in code.code_of(["made_up"])}
-    assert names == {"made_up", *(name.removesuffix(".py") for name in FILES)} - {"__init__"}
+    modules = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in FILES}
+    assert names == {"made_up", *modules} - {"__init__"}
     with pytest.raises(ModuleNotFoundError, match="made_up.nothing"):
         code.code_of(["made_up.nothing"])
 
