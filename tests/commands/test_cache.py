@@ -14,7 +14,9 @@ import pytest
 
 from edgekit.base.cache import Cache
 from edgekit.base.cache_contents import clean, entries
+from edgekit.base.cache_users import LOCKS
 from edgekit.base.errors import ConfigError, StageError
+from edgekit.base.locks import locked
 
 DAY = 86400
 HOLD = """
@@ -126,6 +128,31 @@ def test_clean_refuses_while_a_build_is_planned_there(shell: Any, root: Path) ->
     (root / runs.FILE).write_text(json.dumps(_document(of_this_process(root))))
     done = shell("cache", "clean", "--cache-dir", root)
     assert done.returncode == 2 and f"process {os.getpid()}" in done.stderr and len(kept(root)) == 4
+
+
+@pytest.mark.parametrize("verb", ["tune", "verify", "export"])
+def test_a_command_waits_for_a_stage_that_another_process_makes(
+    tiny_build: Any, tmp_path: Path, verb: str
+) -> None:
+    """The lock of the first stage is held here; the command goes on when it is released."""
+    cache = tiny_build.cache_copy(tmp_path)
+    (made,) = (path for path in (cache / "model").iterdir() if not path.suffix)
+    options = {
+        "tune": ["--model", tiny_build.model, "--data", tiny_build.folder / "data", "--out", tmp_path / "out"],
+        "verify": [tiny_build.bundle / "model.gguf", "--reference", tiny_build.model, "--quick"],
+        "export": [tiny_build.model, "--data", tiny_build.folder / "data", "--out", tmp_path / "out"],
+    }  # fmt: skip
+    target = ["--target", tiny_build.folder / "tiny.toml", "--cache-dir", cache, "--threads", "1"]
+    command = [sys.executable, "-m", "edgekit.cli", verb, *map(str, [*options[verb], *target])]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            with locked(cache / LOCKS / f"model.{made.name}"):
+                said = next(line for line in process.stderr if "Waiting for another edgekit process" in line)
+                assert "the stage 'model'" in said and process.poll() is None
+            assert any("model" in line and "Waiting" not in line for line in process.stderr)
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
