@@ -1,0 +1,62 @@
+"""The gates that the build itself decides, next to their limits: a wrong merge, and a tuning that does not help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgekit.base.cache import Cache
+from edgekit.base.events import GateResult, ignore
+from edgekit.build import checks, stages
+from edgekit.evaluation.samples import write_log
+from edgekit.models import tokenizer
+from edgekit.targets.target import Budget
+
+ROWS = 40
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(0.9, True), (1.1, False), (float("nan"), False)])
+def test_a_merge_next_to_its_limit(
+    factor: float, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof of the merge is replaced by the difference that it found."""
+    proof = {"max_abs_logit_difference": factor * stages.MERGE_LOGIT_TOLERANCE, "n_tokens": 9}
+    work = {"merge": lambda base, adapter, out, emit: out.mkdir(), "merge-proof": lambda *_, **__: proof}
+    monkeypatch.setattr(stages.registry, "load", lambda kind, name: work[name])
+    monkeypatch.setattr(tokenizer, "ModelTokenizer", lambda _: SimpleNamespace(render_ids=list))
+    request = SimpleNamespace(data=SimpleNamespace(validation=[]))
+    part = SimpleNamespace(path=tmp_path, digest="d")
+    cache = Cache(tmp_path / "cache", ignore)
+    stages.merge(cache, request, part, part)  # type: ignore[arg-type]
+    (gate,) = (fact for fact in cache.facts if isinstance(fact, GateResult))
+    assert (gate.name, gate.passed) == ("merge.max_abs_logit_difference", passes)
+
+
+def answers(folder: Path, name: str, right: int, rows: int = ROWS) -> Any:
+    """An evaluation whose first `right` rows are answered correctly."""
+    place = folder / name
+    place.mkdir()
+    write_log(place / checks.SAMPLES, [{"id": str(n), "correct": n < right} for n in range(rows)])
+    return SimpleNamespace(path=place, result={"accuracy": right / rows, "shots": 8})
+
+
+@pytest.mark.parametrize(
+    ("base", "few_shot", "tuned", "passes", "words"),
+    [
+        (2, 10, 38, True, "8 examples"),
+        (2, 37, 38, False, "8 examples"),  # it beats only the base that was not told the task
+        (37, 2, 38, False, "prompted like the tuned model"),
+        (10, 10, 10, False, "prompted like the tuned model"),
+        (30, 10, 20, False, "prompted like the tuned model"),
+    ],
+)
+def test_the_tuned_model_must_beat_the_better_base(
+    base: int, few_shot: int, tuned: int, passes: bool, words: str, tmp_path: Path
+) -> None:
+    found = {"base": base, "base_few_shot": few_shot, "tuned": tuned}
+    request = SimpleNamespace(target=SimpleNamespace(budget=Budget()))
+    gate = checks.gain(request, {name: answers(tmp_path, name, right) for name, right in found.items()})  # type: ignore[arg-type]
+    assert gate.passed is passes and words in gate.detail and gate.limit == 0
