@@ -14,6 +14,7 @@ from textual.widgets import Static
 from edgekit.app.screens.dialogs import Dialog
 from edgekit.app.screens.host import Host
 from edgekit.app.screens.threads import in_thread
+from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import span
 from edgekit.field.fleet import recovery
 from edgekit.field.fleet.recovery import Health, Recovery, Verdict
@@ -78,10 +79,10 @@ class HealthWatch(Dialog[str]):
     def _draw(self) -> None:
         if not self.query("#keys"):
             return  # being taken down
-        watch, verdict, sign = self._watch, self._verdict, self._app.symbols
+        watch, verdict = self._watch, self._verdict
         left_s = watch.left_s(self._app.now())
         end = "over" if verdict else f"{left_s:.0f} s left"
-        bar = sign.bar(1.0 - left_s / recovery.WATCH_S, BAR)
+        bar = Symbols.bar(1.0 - left_s / recovery.WATCH_S, BAR)
         self.query_one("#count", Static).update(
             f"HEALTH WATCH of {watch.release or 'the release before'} on {watch.device.called}\n{bar}  {end}"
         )
@@ -91,7 +92,7 @@ class HealthWatch(Dialog[str]):
             so_far = watch.trouble()
             words = f"So far: {so_far.why if so_far else 'no problem found'}"
         else:
-            mark = {"HEALTHY": sign.ok, "NOT PROVEN": sign.lost}.get(verdict.word, sign.failed)
+            mark = {"HEALTHY": Symbols.ok, "NOT PROVEN": Symbols.lost}.get(verdict.word, Symbols.failed)
             words = f"{mark} {verdict.words}"
             line.set_class(verdict.word == "HEALTHY", "well").set_class(verdict.word == "STILL BAD", "bad")
         line.update(Text(words))

@@ -10,7 +10,6 @@ from textual.app import App
 
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views.settings import Settings
-from edgekit.app.views.symbols import Symbols
 from edgekit.base.command import Command, Outcome
 
 READ_ONLY = "Read-only: press w to allow changes."
@@ -22,7 +21,6 @@ class Host(App[None]):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__()
         self.settings = settings or Settings()
-        self.symbols = Symbols()
         self._write_until = 0.0
         self._asked: set[Command] = set()
 

@@ -196,8 +196,7 @@ class IncidentScreen(Changing):
             self._draw_one(shown, found.plot, now)
         elif found is not None and listed:
             lines = self.query_one("#list", parts.Lines)
-            sign = self.edgekit.symbols
-            lines.fill({str(one.id): parts.row(one, now, sign) for one in found.incidents})
+            lines.fill({str(one.id): parts.row(one, now) for one in found.incidents})
             lines.highlighted = lines.highlighted or 0
         self._settle_focus()
         if (mode := (self.number is None, listed, shown is None)) != self._mode:
@@ -215,13 +214,13 @@ class IncidentScreen(Changing):
         )
 
     def _draw_one(self, shown: WholeIncident, plot: Plot | None, now: float) -> None:
-        short, sign = self.has_class("-short"), self.edgekit.symbols
+        short = self.has_class("-short")
         timeline = parts.timeline(shown, plot, now)
         texts = {
-            "state": parts.state(shown.incident, now, sign),
+            "state": parts.state(shown.incident, now),
             "what": parts.what(shown.incident, now, short=short),
             "facts": parts.facts(shown, now, short=short),
-            "caption": parts.caption(plot, now, sign),
+            "caption": parts.caption(plot, now),
             "changes": parts.changes(shown, now),
             "timeline": timeline,
             "beside": timeline,
@@ -234,7 +233,7 @@ class IncidentScreen(Changing):
         chart.display = bool(plot and (plot.xs or plot.earlier))
         if chart.display and plot is not None and self._plot != plot:
             self._plot = plot
-            parts.draw(chart, plot, now, sign)
+            parts.draw(chart, plot, now)
         steps = self.query_one(parts.Steps)
         wide = self.has_class("-wide")
         if steps.fill({str(n): parts.step(n, step, wide=wide) for n, step in enumerate(shown.steps, 1)}):

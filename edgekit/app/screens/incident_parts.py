@@ -64,17 +64,17 @@ def empty(found: Found | None, wanted: Wanted) -> str:
     return f"{none}\n{found.note}".strip()
 
 
-def row(incident: Incident, now: float, sign: Symbols) -> Text:
+def row(incident: Incident, now: float) -> Text:
     """An incident in the list."""
-    words = (_severity(incident, sign), state_words(incident, now), length(incident, now))
+    words = (_severity(incident), state_words(incident, now), length(incident, now))
     first = f"{incident.id}  {'  '.join(words)}\n"
     return Text.assemble(first, (f"{label(incident)}: ", "bold"), incident.what)
 
 
-def state(incident: Incident, now: float, sign: Symbols) -> Text:
+def state(incident: Incident, now: float) -> Text:
     """Mark, severity, state, since when and for how long, and of which release."""
     words = (
-        _severity(incident, sign),
+        _severity(incident),
         state_words(incident, now),
         duration(incident, now),
         f"release {incident.release}" if incident.release else "a model file without a manifest",
@@ -101,7 +101,7 @@ def facts(shown: WholeIncident, now: float, *, short: bool) -> Text:
     return told + Text(shown.meaning)
 
 
-def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
+def caption(plot: Plot | None, now: float) -> Text:
     """What the plot shows and its signs mean; or the figures in words."""
     if plot is None:
         return Text("")
@@ -115,14 +115,14 @@ def caption(plot: Plot | None, now: float, sign: Symbols) -> Text:
     if plot.ys:
         told.append(f"last {plot.ys[-1]:.4g}")
     if plot.line is not None:
-        told.append(f"{sign.line}{sign.line} {plot.line_name} {plot.line:.4g}")
+        told.append(f"{Symbols.line}{Symbols.line} {plot.line_name} {plot.line:.4g}")
     told.append(f"{MARKER} opened {clock(plot.opened, now)}")
     if plot.earlier:
         told.append("o previous release")
     return Text("   ".join(told))
 
 
-def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
+def draw(chart: Chart, plot: Plot, now: float) -> None:
     """Draw the plot: its line, what answered before, the limit, and when it was told."""
     xs, ys = list(plot.xs), list(plot.ys)
     before = [y for _, y in plot.earlier]
@@ -139,7 +139,7 @@ def draw(chart: Chart, plot: Plot, now: float, sign: Symbols) -> None:
     lines.append(Line("", [plot.opened] * steps, told, "scatter", MARKER))
     first, last = min(times), max(max(times), min(times) + plot.step_s)
     if plot.line is not None:  # a series of its own: a line across takes the colour of the theme before
-        lines.append(Line("", [first, last], [plot.line] * 2, "line", sign.line))
+        lines.append(Line("", [first, last], [plot.line] * 2, "line", Symbols.line))
     chart.plt.frame(False)
     chart.draw(lines)
     chart.plt.xlim(first, last)
@@ -225,6 +225,6 @@ class Steps(Lines):
             self.action_select()
 
 
-def _severity(incident: Incident, sign: Symbols) -> str:
-    mark = sign.of("RESOLVED" if is_over(incident) else incident.severity)
+def _severity(incident: Incident) -> str:
+    mark = Symbols.of("RESOLVED" if is_over(incident) else incident.severity)
     return f"{mark} {incident.severity.upper()}"

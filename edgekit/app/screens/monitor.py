@@ -23,6 +23,7 @@ from edgekit.app.screens.monitor_table import FleetTable, state_style
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import fleet_table as view
 from edgekit.app.views.fleet_table import SORTS, Column
+from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import short, span
 from edgekit.field.fleet.device import HERE, Device
 from edgekit.field.fleet.fleet import Fleet, FleetView, key_of
@@ -209,9 +210,9 @@ class MonitorScreen(View):
 
     def _view(self, number: int, columns: tuple[Column, ...], sort: str, words: str) -> Drawn:
         """Prepare what is drawn; only the drawing is left to the app's thread."""
-        found, symbols = self._fleet.view(), self.edgekit.symbols
+        found = self._fleet.view()
         rows = tuple(view.ordered(view.matching(found.rows, words, found.time), sort))
-        cells = tuple(tuple(view.cells(row, columns, symbols, found.time)) for row in rows)
+        cells = tuple(tuple(view.cells(row, columns, found.time)) for row in rows)
         return Drawn(number, found, rows, cells, columns)
 
     def _draw(self, drawn: Drawn) -> None:
@@ -227,17 +228,17 @@ class MonitorScreen(View):
 
     def _draw_head(self, drawn: Drawn) -> None:
         """How many there are in each state, and the worst in a sentence."""
-        fleet, symbols = drawn.fleet, self.edgekit.symbols
+        fleet = drawn.fleet
         whole = Text(no_wrap=True, overflow="ellipsis")
-        for words, state in view.strip(fleet, symbols):
+        for words, state in view.strip(fleet):
             whole.append(words, state_style(self.app, state, bold=True) if state else "")
             whole.append("   ")
         if len(drawn.rows) < len(fleet.rows):
             whole.append(f"{len(drawn.rows)} of {len(fleet.rows)} rows left in by the filter", "italic")
         self.put("strip", whole)
         worst = fleet.worst
-        mark = f"{symbols.of(worst.state)} {worst.state}  " if worst else ""
-        told = _fitted(f"{mark}{fleet.alert}", self.size.width - 2, symbols.ellipsis)
+        mark = f"{Symbols.of(worst.state)} {worst.state}  " if worst else ""
+        told = _fitted(f"{mark}{fleet.alert}", self.size.width - 2)
         self.put("alert", Text(told, style=state_style(self.app, worst.state) if worst else ""))
 
     def _tell(self) -> None:
@@ -268,14 +269,11 @@ class MonitorScreen(View):
         return device.command("monitor", "--once", "--window", short(self._window_s)).text
 
 
-def _fitted(told: str, width: int, ellipsis: str) -> str:
+def _fitted(told: str, width: int) -> str:
     """A sentence in the lines that there are; half a command is of no use, and what is left out is seen to be."""
-    lines = textwrap.wrap(told, width)
-    if len(lines) > ALERT_LINES and ": edgekit " in told:
-        lines = textwrap.wrap(f"{told.partition(': edgekit ')[0]}. Press enter.", width)
-    if len(lines) > ALERT_LINES:
-        rest = textwrap.shorten(" ".join(lines[ALERT_LINES - 1 :]), width, placeholder=f" {ellipsis}")
-        lines = [*lines[: ALERT_LINES - 1], rest]
+    if len(textwrap.wrap(told, width)) > ALERT_LINES and ": edgekit " in told:
+        told = f"{told.partition(': edgekit ')[0]}. Press enter."
+    lines = textwrap.wrap(told, width, max_lines=ALERT_LINES, placeholder=f" {Symbols.ellipsis}")
     return "\n".join(lines)
 
 

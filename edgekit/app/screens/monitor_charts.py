@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from textual.app import ComposeResult
@@ -40,19 +39,19 @@ class RowCharts(Horizontal):
             return
         self._drawn = about
         unit_s, unit = (3600.0, "h") if window_s > 7200 else (60.0, "min")
+        since = window_s / unit_s
         for name, title, factor in CHARTS:
-            values = [math.nan if one is None else one * factor for one in getattr(series, name)]
-            xs = [(series.start + (at + 0.5) * series.step_s - now) / unit_s for at in range(len(values))]
+            known = [
+                ((series.start + (at + 0.5) * series.step_s - now) / unit_s, value * factor)
+                for at, value in enumerate(getattr(series, name))
+                if value is not None
+            ]
+            xs, ys = [x for x, _ in known], [y for _, y in known]
+            # unseen points that stretch the axes: over the window, and from zero, so that 1 % more is no wall
+            corners = Series("", [-since, 0.0], [0.0, max([1.0, *ys]) * 1.1], "scatter", " ")
             chart = self.query_one(f"#chart-{name}", Chart)
-            self._draw(chart, title, xs, values, (window_s / unit_s, unit))
-
-    def _draw(
-        self, chart: Chart, title: str, xs: list[float], values: list[float], window: tuple[float, str]
-    ) -> None:
-        since, unit = window
-        known = [value for value in values if math.isfinite(value)]
-        # unseen points that stretch the axes: over the window, and from zero, so that 1 % more is no wall
-        corners = Series("", [-since, 0.0], [0.0, max([1.0, *known]) * 1.1], "scatter", " ")
-        chart.plt.xticks([-since, -since / 2, 0], [f"-{since:g} {unit}", f"-{since / 2:g}", "now"])
-        points = [Series("", xs, values, "scatter", "hd")] if known else []
-        chart.draw([corners, *points], title=title if known else f"{title}: nothing yet")
+            chart.plt.xticks([-since, -since / 2, 0], [f"-{since:g} {unit}", f"-{since / 2:g}", "now"])
+            chart.draw(
+                [corners, Series("", xs, ys, "scatter", "hd")],
+                title=title if known else f"{title}: nothing yet",
+            )

@@ -77,9 +77,9 @@ def columns(width: int) -> tuple[Column, ...]:
     return tuple(replace(one, width=widths[one.name]) for one in COLUMNS if one.name in widths)
 
 
-def cells(row: ReleaseStatus, shown: Sequence[Column], symbols: Symbols, now: float) -> list[str]:
+def cells(row: ReleaseStatus, shown: Sequence[Column], now: float) -> list[str]:
     """The texts of a row, one for each column, none wider than its column."""
-    return [_fit(_text(row, column, symbols, now), column, symbols) for column in shown]
+    return [_fit(_text(row, column, now), column) for column in shown]
 
 
 def ordered(rows: Sequence[ReleaseStatus], sort: str) -> list[ReleaseStatus]:
@@ -105,16 +105,16 @@ def matching(rows: Sequence[ReleaseStatus], text: str, now: float) -> list[Relea
     return [row for row in rows if holds(row)]
 
 
-def strip(fleet: FleetView, symbols: Symbols) -> list[tuple[str, str]]:
+def strip(fleet: FleetView) -> list[tuple[str, str]]:
     """What stands above the table: words, each with the state it is of."""
     many = len(fleet.devices)
     parts = [(f"{many} device{'' if many == 1 else 's'}", "")]
     for state in STATES[:3]:
         if count := fleet.count(state):
-            parts.append((f"{symbols.of(state)} {count} {state}", state))
+            parts.append((f"{Symbols.of(state)} {count} {state}", state))
     if fleet.rows and len(parts) == 1:
         well = "all well" if fleet.count("OK") else "nothing in use"
-        parts.append((f"{symbols.ok} {well}", "OK"))
+        parts.append((f"{Symbols.ok} {well}", "OK"))
     if fleet.silenced:
         parts.append((f"{fleet.silenced} silenced", ""))
     return parts
@@ -129,7 +129,7 @@ def joined(values: Sequence[float | None], count: int) -> list[float | None]:
     return [max(group) if group else None for group in groups]
 
 
-def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> str:
+def _text(row: ReleaseStatus, column: Column, now: float) -> str:
     match column.name:
         case "device":
             return row.device
@@ -137,15 +137,15 @@ def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> s
             both = bool(row.model and row.release)
             name = f"{row.model}@{row.release}" if both else row.model or row.release
             if both and len(name) > column.width:  # the ends tell apart, the middle does not
-                kept = max(1, column.width - len(row.release[:7]) - 1 - len(symbols.ellipsis))
-                name = f"{row.model[:kept]}{symbols.ellipsis}@{row.release[:7]}"
+                kept = max(1, column.width - len(row.release[:7]) - 1 - len(Symbols.ellipsis))
+                name = f"{row.model[:kept]}{Symbols.ellipsis}@{row.release[:7]}"
             return name or (UNKNOWN if not row.until else "(model file)")
         case "state" if not row.until and row.state == "IDLE":
-            return f"{symbols.lost} ASKING"
+            return f"{Symbols.lost} ASKING"
         case "state":
-            return f"{symbols.of(row.state)} {row.state}"
+            return f"{Symbols.of(row.state)} {row.state}"
         case "spark":
-            return symbols.spark(joined(row.series.ttft_p95_s, column.width), column.width)
+            return Symbols.spark(joined(row.series.ttft_p95_s, column.width), column.width)
         case "since":
             return "" if row.trouble_since is None else clock(row.trouble_since, now)[-5:]
         case "why":
@@ -156,8 +156,8 @@ def _text(row: ReleaseStatus, column: Column, symbols: Symbols, now: float) -> s
     return UNKNOWN if value is None else format(value * column.scale, column.form)
 
 
-def _fit(text: str, column: Column, symbols: Symbols) -> str:
+def _fit(text: str, column: Column) -> str:
     """`text` in the column's width, in cells of a terminal: some letters take two."""
     if cell_len(text) > column.width:
-        text = set_cell_size(text, max(0, column.width - len(symbols.ellipsis))) + symbols.ellipsis
+        text = set_cell_size(text, max(0, column.width - len(Symbols.ellipsis))) + Symbols.ellipsis
     return " " * (column.width - cell_len(text)) + text if column.right else text

@@ -17,7 +17,6 @@ from edgekit.app.screens.dialogs import Ask
 from edgekit.app.screens.incident_parts import Lines, Steps, caption, timeline
 from edgekit.app.views.evidence import figures
 from edgekit.app.views.incident_reader import Found, Reader, Wanted
-from edgekit.app.views.symbols import Symbols
 from edgekit.base.command import Command, Outcome
 from edgekit.field.fleet.device import Device
 from edgekit.field.fleet.incidents import read_one
@@ -318,4 +317,4 @@ def test_what_was_measured_is_told_once(state: Path) -> None:
     words = figures(shown, "not here")
     assert words.figures and "Measured when it was opened" in timeline(shown, None, now).plain
     assert "Measured" not in timeline(shown, words, now).plain
-    assert all(figure in caption(words, now, Symbols()).plain for figure in words.figures)
+    assert all(figure in caption(words, now).plain for figure in words.figures)

@@ -311,12 +311,12 @@ def test_a_sentence_that_does_not_fit_is_seen_to_be_cut() -> None:
         "line-1 #2: slow since 08:25. Next: go back: edgekit releases rollback --state demo/state --why 'x' "
         * 2
     )
-    assert _fitted(command, 40, "…").endswith("Press enter.")
-    long = _fitted("a word and another " * 20, 40, "…")
+    assert _fitted(command, 40).endswith("Press enter.")
+    long = _fitted("a word and another " * 20, 40)
     assert (
         long.endswith(" …") and all(len(line) <= 40 for line in long.splitlines()) and long.count("\n") == 2
     )
-    assert _fitted("all of it", 40, "…") == "all of it"
+    assert _fitted("all of it", 40) == "all of it"
 
 
 def test_markup_of_strangers_is_shown_as_it_is(tmp_path: Path, line: Line) -> None:

@@ -21,7 +21,6 @@ import pytest
 from device_documents import incident, status
 
 from edgekit.app.views import fleet_table as table
-from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import ConfigError
 from edgekit.field.fleet import connection
 from edgekit.field.fleet.connection import UrlConnection
@@ -469,7 +468,7 @@ def test_numbers_that_none_can_show_end_nothing(
     ssh(f"cat {tmp_path}/answer")
     fleet = make(Device("roof", host="roof")).settled()
     seen = fleet.rows[0]
-    texts = table.cells(seen, table.columns(200), Symbols(), fleet.time)
+    texts = table.cells(seen, table.columns(200), fleet.time)
     assert "roof" in texts[0] and "inf" not in " ".join(texts) and "nan" not in " ".join(texts)
     assert seen.state == ("LOST" if "last_seen" in changes else "CRITICAL")
     for number in (seen.ttft_p95_s, seen.tokens_per_s, seen.rss_mib, seen.confidence, seen.trouble_since):
@@ -545,7 +544,7 @@ def test_a_device_whose_records_go_away_stays_and_is_lost(
         and "its records are gone" in glance.alert
         and "Next: check whether" in glance.alert
     )
-    assert "all well" not in str(table.strip(glance, Symbols())) and glance.rows[0].requests == 5
+    assert "all well" not in str(table.strip(glance)) and glance.rows[0].requests == 5
     shutil.rmtree(place, ignore_errors=True)
     (tmp_path / "moved").rename(place)
     until(fleet, lambda seen: seen.count("OK") == 2)
