@@ -23,7 +23,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from edgekit.app.screens.ascii import Ascii
-from edgekit.app.screens.base import NAMES, View
+from edgekit.app.screens.base import NAMES, WIDE, View
 from edgekit.app.screens.commands import Keys
 from edgekit.app.screens.dialogs import Confirm
 from edgekit.app.screens.host import Host
@@ -51,7 +51,7 @@ class EdgekitApp(Host):
     SCREENS: ClassVar[dict[str, Callable[[], Screen[Any]]]] = {name: partial(_screen, name) for name in NAMES}
 
     CSS = "Toast { padding: 0 1; margin-top: 0; width: 64; max-width: 80%; }"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own form)
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 (Textual's own form)
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"go('{name}')", name, id=f"go-{name}", show=False) for n, name in enumerate(NAMES, 1)),
         Binding("question_mark", "command_palette", "Help", id="help", key_display="?", show=False),

@@ -22,6 +22,7 @@ from edgekit.base.errors import EdgekitError
 from edgekit.field.state import state_option
 
 NAMES = ("build", "run", "results", "monitor", "incident")
+WIDE = 100  # columns from which pictures and answers stand beside each other
 SMALLEST = (60, 16)  # columns and rows; below that there is only a sentence
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from textual.containers import Container, Vertical, VerticalScroll
 from textual.events import Resize
 from textual.widgets import ContentSwitcher, DataTable, Static
 
+from edgekit.app.screens.base import WIDE
 from edgekit.app.screens.bundles import Beside, Bundles
 from edgekit.app.screens.deploy import Deploying
 from edgekit.app.screens.samples import SamplesScreen
@@ -24,14 +26,24 @@ from edgekit.app.views.bundles import REPORT, Found
 from edgekit.app.views.results import FIGURES, Results, Row
 from edgekit.app.views.samples import Samples
 from edgekit.app.views.symbols import Symbols
+from edgekit.app.views.wizard import Choice
 from edgekit.base.command import Command
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 
-DEMO = "edgekit build --model smollm2-135m --data demo --target cpu-int4"
-NO_SAMPLES = Samples()
-WIDE = 100  # columns from which the pictures stand beside the table at first
+DEMO = Choice().build.text
 OVERVIEW = {"picture", "diff", "mark", "samples"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was read of a bundle, at the stamp of its report; or the fault that kept it from being read."""
+
+    bundle: Path | None = None
+    stamp: tuple[int, ...] = (0,)
+    fault: str = ""
+    results: Results | None = None
+    samples: Samples = field(default_factory=Samples)
 
 
 class ResultsScreen(Deploying):
@@ -67,7 +79,7 @@ class ResultsScreen(Deploying):
 
     def __init__(self) -> None:
         super().__init__()
-        self.samples = Samples()
+        self._samples = Samples()
         self._bundle: Path | None = None
         self._stamp: tuple[int, ...] = ()
         self._marked: list[str] = []
@@ -92,7 +104,7 @@ class ResultsScreen(Deploying):
         """Look for the newest bundle, and look again when its report changes."""
         self.title_text = "no bundle yet"
         self.set_class(self.app.size.width >= WIDE, "-drawn")
-        self._look = self.every_read(self._read, lambda show: show())
+        self._look = self.every_read(self._read, self._show)
 
     # Reading
 
@@ -102,53 +114,50 @@ class ResultsScreen(Deploying):
             self._bundle, self._stamp, self._marked, self.progress = Path(bundle), (), [], ()
         self._look()
 
-    def _read(self) -> Callable[[], None]:
+    def _read(self) -> Seen | None:
         """In a thread: read the bundle when there is another, or when its report is not the one that is shown."""
         folder, asked, before = self.edgekit.settings.bundles, self._bundle, self._stamp
         bundle = asked or bundles.newest(folder)
         if bundle is None:
-            fault = f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  {DEMO}"
-            return partial(self._show, None, (0,), fault)
+            return Seen(fault=f"There is no bundle in {folder} yet.\n\nBuild one: press 1, or type\n  {DEMO}")
         try:
             found = (bundle / REPORT).stat()
             stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size, found.st_ino)
         except OSError:
             stamp = (1,)
         if stamp == before and bundle == asked:
-            return lambda: None
+            return None
         try:
-            loaded, samples = results.load(bundle), samples_view.read(bundle)
+            return Seen(bundle, stamp, results=results.load(bundle), samples=samples_view.read(bundle))
         except CorruptError as error:
-            said = f"{error.message}\n\nNext: {error.hint}\nAnother bundle: press b"
-            return partial(self._show, bundle, stamp, said)
-        return partial(self._show, bundle, stamp, "", loaded, samples)
+            said = f"{Symbols.warning} {error.message}\n\nNext: {error.hint}\nAnother bundle: press b"
+            return Seen(bundle, stamp, said)
 
-    def _show(
-        self,
-        bundle: Path | None,
-        stamp: tuple[int, ...],
-        fault: str,
-        loaded: Results | None = None,
-        samples: Samples = NO_SAMPLES,
-    ) -> None:
+    def _show(self, seen: Seen | None) -> None:
         """Show what was read of a bundle, or the fault that kept it from being read."""
+        if seen is None:
+            return
+        bundle = seen.bundle
         if self._bundle not in (None, bundle):
             self._look()  # another one was asked for meanwhile
             return
-        self._bundle, self._stamp, self.results, self.samples = bundle, stamp, loaded, samples
+        self._bundle, self._stamp, self.results, self._samples = (
+            bundle,
+            seen.stamp,
+            seen.results,
+            seen.samples,
+        )
         pages = self.query_one("#pages", ContentSwitcher)
-        if loaded is None:
-            self.query_one("#nothing", Static).update(f"{Symbols.warning} {fault}" if bundle else fault)
+        if self.results is None:
+            self.query_one("#nothing", Static).update(seen.fault)
             pages.current = "nothing"
-            self.title_text = (
-                f"{plain(bundle.name)}  {Symbols.failed} UNREADABLE" if bundle else "no bundle yet"
-            )
+            state = f"{plain(bundle.name)}  {Symbols.failed} UNREADABLE" if bundle else "no bundle yet"
+            self.title_text = state
             self.draw_shell_command()
-        else:
-            if pages.current == "nothing":
-                pages.current = "overview"
-                self.query_one("#variants").focus()
-            self._draw()
+        elif pages.current == "nothing":
+            pages.current = "overview"
+            self.query_one("#variants").focus()
+        self._draw()
         self.refresh_bindings()
 
     # Drawing
@@ -218,7 +227,7 @@ class ResultsScreen(Deploying):
             self.shell_command = self.pending.text
         elif self._bundle is None:
             self.shell_command = DEMO
-        elif len(self._marked) == 2 and set(self._marked) <= set(self.samples.variants):
+        elif len(self._marked) == 2 and set(self._marked) <= set(self._samples.variants):
             self.shell_command = samples_view.compare_command(self._bundle, *self._marked).text
         else:
             self.shell_command = Command(("verify", str(self._bundle))).text
@@ -264,14 +273,14 @@ class ResultsScreen(Deploying):
             return
         names = [row.variant.name for row in rows]
         tables = [("figure", differences.differences(*rows))]
-        if set(names) <= set(self.samples.variants):
-            tables.append(("answers", samples_view.differences(self.samples, *names)))
+        if set(names) <= set(self._samples.variants):
+            tables.append(("answers", samples_view.differences(self._samples, *names)))
         self.app.push_screen(Beside((names[0], names[1]), tables))
 
     def action_samples(self) -> None:
         """The answers side by side."""
         if self.results is not None:
-            self.app.push_screen(SamplesScreen(self.title_text, self.samples, self.results.bundle))
+            self.app.push_screen(SamplesScreen(self.title_text, self._samples, self.results.bundle))
 
     def action_page(self) -> None:
         """Where the page is."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from edgekit.app.screens.base import WIDE
 from edgekit.app.views.run import RunView
 from edgekit.app.views.stages import Stage
 from edgekit.app.views.symbols import STYLES, Symbols
 from edgekit.base.clock import clock, span
 
-WIDE = 100
 NAME, WORD = 14, 7  # cells of a stage's name and word
 CELL = 39  # of a stage, so that two stand beside each other in 80 columns
 STAGES_WIDE = 54

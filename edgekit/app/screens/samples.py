@@ -14,14 +14,13 @@ from textual.containers import Vertical, VerticalScroll
 from textual.events import Resize
 from textual.widgets import Static
 
-from edgekit.app.screens.base import View
+from edgekit.app.screens.base import WIDE, View
 from edgekit.app.screens.dialogs import Ask
 from edgekit.app.views import samples as view
 from edgekit.app.views.samples import BEFORE, SIGNS, Sample, Samples
 from edgekit.app.views.symbols import Symbols
 
 STYLES = {"same": "", "gone": "bold red", "new": "bold green"}
-SIDE_BY_SIDE = 100  # columns from which the answers stand beside each other
 
 
 class SamplesScreen(View):
@@ -146,7 +145,7 @@ class SamplesScreen(View):
         grid.add_row(Text("asked", "dim"), Text(sample.asked))
         grid.add_row(Text("expected", "dim"), Text(sample.expected))
         names = list(sample.answers)
-        if self.size.width < SIDE_BY_SIDE:
+        if self.size.width < WIDE:
             for name in names:
                 grid.add_row("", "")
                 grid.add_row(Text(name, "bold"), self._verdict(sample, name))
