@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from rich.text import Text
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -20,7 +20,7 @@ from textual.widgets import ContentSwitcher, Input, Static
 from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Ask, Confirm, Sheet
 from edgekit.app.screens.inputs import Choices, Line, Paths
-from edgekit.app.screens.start import Starter
+from edgekit.app.screens.start import start
 from edgekit.app.screens.threads import in_thread
 from edgekit.app.views import wizard, wizard_page
 from edgekit.app.views.choices import Checks
@@ -79,7 +79,7 @@ class BuildScreen(View):
         self.place: Place | None = None
         self._machine = Host.here()
         self._timer: Timer | None = None
-        self._starter = Starter(self, self.draw)
+        self.starting = False
 
     def compose_view(self) -> ComposeResult:
         """Steps and estimate on the left; one question, its answer and what the checks say on the right."""
@@ -253,7 +253,7 @@ class BuildScreen(View):
                 self._draw_limits()
             page: RenderableType = wizard_page.found_text(found[name])
             if name == "review":
-                end = wizard_page.end_text(found, self.place, self._starter.busy)
+                end = wizard_page.end_text(found, self.place, self.starting)
                 page = wizard_page.review_text(self.choice, self._plan, found[name], end)
             self.query_one("#found", Static).update(page)
         except NoMatches:  # the screen is being taken down
@@ -318,14 +318,12 @@ class BuildScreen(View):
         if self.place is not None and self.place.other:
             self.change(out=self.place.other)
 
-    def action_folder(self) -> None:
+    @work
+    async def action_folder(self) -> None:
         """Ask for the folder to write."""
-
-        def answered(text: str | None) -> None:
-            if text is not None:
-                self.change(out=text)
-
-        self.app.push_screen(Ask("Output folder?", value=str(self.choice.place)), answered)
+        text = await self.app.push_screen_wait(Ask("Output folder?", value=str(self.choice.place)))
+        if text is not None:
+            self.change(out=text)
 
     def action_target(self) -> None:
         """Every value of the target, with the file it comes from."""
@@ -350,9 +348,10 @@ class BuildScreen(View):
         self.notify(f"$ {command.text}", timeout=3, markup=False)
         self.edgekit.ask(command, answered)
 
-    def action_build(self) -> None:
+    @work
+    async def action_build(self) -> None:
         """Start the build (asks first); a build that runs already can be watched instead."""
-        if self._starter.busy:
+        if self.starting:
             return
         if self.edgekit.settings.demo:
             self.notify("This is a recorded build. Start without --demo to build.", severity="warning")
@@ -362,7 +361,11 @@ class BuildScreen(View):
             if steps := ", ".join(step for step in STEPS if found[step].state == state):
                 self.notify(f"The build cannot start yet. {what}: {steps}.", severity="warning")
                 return
-        self._starter.ask(self.choice, self._plan)
+        await start(self, self.choice, self._plan, self._set_starting)
+
+    def _set_starting(self, starting: bool) -> None:
+        self.starting = starting
+        self.draw()
 
     def document(self) -> Any:
         """The choice and what is known of it."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+import asyncio
 
 from rich.text import Text
+from textual import work
 from textual.widgets import Static
 
 from edgekit.app.screens.base import View
@@ -45,7 +44,8 @@ class Deploying(View):
         ]
         line.update(Text("\n").join(steps))
 
-    def action_promote(self) -> None:
+    @work
+    async def action_promote(self) -> None:
         """Ask why, have the name typed, then import and promote."""
         found, state = self.results, self.edgekit.settings.state
         if said := deploy.refusal(found):
@@ -54,29 +54,66 @@ class Deploying(View):
         if not self.edgekit.may_change():
             return
         assert found is not None
-        self.pend(deploy.import_command(found.bundle, state))
-
-        def reasoned(why: str | None) -> None:
-            if why is None:
-                self.pend(None)
-            else:
-                self.app.push_screen(Ask(ROWS, "rows.jsonl, or nothing"), partial(confirm, why))
-
-        def confirm(why: str, data: str | None) -> None:
-            if data is None:
-                self.pend(None)
-                return
-            promote = partial(deploy.promote_command, why=why, data=data, state=state)
-            text = (
-                f"Import {found.name} on this device ({state}) and put it on trial. Its golden answers are asked again "
-                "and it is compared with the version in use, which stays if this one is worse.\n\n"
-                f"$ {deploy.import_command(found.bundle, state).text}\n$ {promote('NAME').text}"
-            )
-            self.app.push_screen(Confirm(text, found.name), partial(self._import, found.bundle, promote))
-
-        self.app.push_screen(
-            Ask("Why is it promoted? The reason goes into the log of releases.", "why"), reasoned
+        importing = deploy.import_command(found.bundle, state)
+        self.pend(importing)
+        why = await self.app.push_screen_wait(
+            Ask("Why is it promoted? The reason goes into the log of releases.", "why")
         )
+        data = None if why is None else await self.app.push_screen_wait(Ask(ROWS, "rows.jsonl, or nothing"))
+        if why is None or data is None:
+            self.pend(None)
+            return
+        text = (
+            f"Import {found.name} on this device ({state}) and put it on trial. Its golden answers are asked again "
+            "and it is compared with the version in use, which stays if this one is worse.\n\n"
+            f"$ {importing.text}\n$ {deploy.promote_command('NAME', why, data, state).text}"
+        )
+        if not await self.app.push_screen_wait(Confirm(text, found.name)):
+            self.pend(None)
+            return
+        self._say(("RUNNING", "import: its files and golden answers are checked"), ("WAITING", "promote"))
+        outcome = await self._act(importing, what=f"{found.bundle.name} is imported")
+        if outcome is None:
+            self.pend(None)
+            self._say()
+            return
+        document = outcome.document if isinstance(outcome.document, dict) else {}
+        name = str(document.get("name") or "")
+        if outcome.code or not name:
+            self._refused("import", outcome)
+        else:
+            imported = ("DONE", f"import: {plain(name)} is on this device")
+            await self._promote(imported, deploy.promote_command(name, why, data, state))
+
+    async def _promote(self, imported: tuple[str, str], command: Command) -> None:
+        """Promote what was imported; where only the proof is missing, ask whether to go on without it."""
+        self.pend(command)
+        self._say(imported, ("RUNNING", "promote: health check, then comparison with the version in use"))
+        outcome = await self._act(command)
+        if outcome is None:
+            self._say(imported, ("STOPPED", "promote: write mode has ended; press w, then P again, or type the line below"))  # fmt: skip
+        elif outcome.code == 0:
+            self.pend(None)
+            self._say(imported, ("DONE", f"promote: {deploy.promoted_words(outcome.document)} S serves it."))
+        else:
+            self._refused("promote", outcome, imported)
+            if self.is_active and (without := deploy.unproven(command, outcome)):
+                text = (
+                    f"{plain(outcome.message)}\n\nYou can promote it without this proof; the log of releases records that. "
+                    f"Better: press P again and name rows with right answers.\n\n$ {without.text}"
+                )
+                if await self.app.push_screen_wait(Confirm(text, "unproven")):
+                    await self._promote(imported, without)
+
+    async def _act(self, command: Command, what: str = "") -> Outcome | None:
+        """Run a command that changes something and wait for its end; None while read-only."""
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def told(outcome: Outcome) -> None:
+            if not ended.done():  # as it is once the app is left
+                ended.set_result(outcome)
+
+        return await ended if self.edgekit.act(command, told, what=what) else None
 
     def pend(self, command: Command | None) -> None:
         """Show `command` as the one that is asked about or runs."""
@@ -87,66 +124,26 @@ class Deploying(View):
         self.progress = steps
         self.draw_progress()
 
-    def _import(self, bundle: Path, promote: Callable[[str], Command], yes: bool | None) -> None:
-        command = deploy.import_command(bundle, self.edgekit.settings.state)
-        if yes and self.edgekit.act(
-            command, partial(self._imported, promote), what=f"{bundle.name} is imported"
-        ):
-            self._say(("RUNNING", "import: its files and golden answers are checked"), ("WAITING", "promote"))
-        else:
-            self.pend(None)
-
-    def _imported(self, promote: Callable[[str], Command], outcome: Outcome) -> None:
-        document = outcome.document if isinstance(outcome.document, dict) else {}
-        name = str(document.get("name") or "")
-        if outcome.code or not name:
-            self._refused("import", outcome)
-        else:
-            self._promote(("DONE", f"import: {plain(name)} is on this device"), promote(name))
-
-    def _promote(self, imported: tuple[str, str], command: Command) -> None:
-        self.pend(command)
-        if self.edgekit.act(command, partial(self._promoted, imported, command)):
-            self._say(imported, ("RUNNING", "promote: health check, then comparison with the version in use"))
-        else:
-            self._say(imported, ("STOPPED", "promote: write mode has ended; press w, then P again, or type the line below"))  # fmt: skip
-
-    def _promoted(self, imported: tuple[str, str], command: Command, outcome: Outcome) -> None:
-        if outcome.code:
-            self._refused("promote", outcome, imported)
-            if self.is_active and (without := deploy.unproven(command, outcome)):
-                text = (
-                    f"{plain(outcome.message)}\n\nYou can promote it without this proof; the log of releases records that. "
-                    f"Better: press P again and name rows with right answers.\n\n$ {without.text}"
-                )
-                again = partial(self._promote, imported, without)
-                self.app.push_screen(Confirm(text, "unproven"), lambda yes: again() if yes else None)
-            return
-        self.pend(None)
-        self._say(imported, ("DONE", f"promote: {deploy.promoted_words(outcome.document)} S serves it."))
-
     def _refused(self, step: str, outcome: Outcome, *before: tuple[str, str]) -> None:
-        said = " ".join(
-            filter(None, [outcome.message or "It gave no answer.", *outcome.faults, outcome.hint])
-        )
+        told = [outcome.message or "It gave no answer.", *outcome.faults, outcome.hint]
         self.pend(None)
-        self._say(*before, ("FAILED", f"{step}: {plain(said)}"))
+        self._say(*before, ("FAILED", f"{step}: {plain(' '.join(filter(None, told)))}"))
 
-    def action_serve(self) -> None:
+    @work
+    async def action_serve(self) -> None:
         """Ask for a port and start a server that outlives the app."""
         if not self.edgekit.may_change():
             return
-
-        def ported(typed: str | None) -> None:
-            port = deploy.port_of(typed or "") if typed is not None else None
-            if typed is not None and port is None:
-                said = f"'{typed}' is no port: give a number from 1 to 65535."
-                self.notify(said, severity="error", markup=False)
-            elif port is not None:
-                self.pend(deploy.serve_command(self.edgekit.settings.state, port))
-                self._serve(port)
-
-        self.app.push_screen(Ask("Port to serve the release in use on (this machine only):", "8080"), ported)
+        question = Ask("Port to serve the release in use on (this machine only):", "8080")
+        typed = await self.app.push_screen_wait(question)
+        if typed is None:
+            return
+        if (port := deploy.port_of(typed)) is None:
+            said = f"'{typed}' is no port: give a number from 1 to 65535."
+            self.notify(said, severity="error", markup=False)
+            return
+        self.pend(deploy.serve_command(self.edgekit.settings.state, port))
+        self._serve(port)
 
     def _serve(self, port: int) -> None:
         app, state = self.app, self.edgekit.settings.state

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical, VerticalScroll
@@ -19,10 +20,10 @@ from edgekit.app.screens.base import WIDE
 from edgekit.app.screens.bundles import Beside, Bundles
 from edgekit.app.screens.deploy import Deploying
 from edgekit.app.screens.samples import SamplesScreen
-from edgekit.app.screens.threads import in_thread
+from edgekit.app.screens.threads import from_thread
 from edgekit.app.views import bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
-from edgekit.app.views.bundles import REPORT, Found
+from edgekit.app.views.bundles import REPORT
 from edgekit.app.views.results import FIGURES, Results, Row
 from edgekit.app.views.samples import Samples
 from edgekit.app.views.symbols import Symbols
@@ -291,27 +292,22 @@ class ResultsScreen(Deploying):
             )
             self.notify(said, title="Report for a browser", timeout=15, markup=False)
 
-    def action_bundles(self) -> None:
+    @work
+    async def action_bundles(self) -> None:
         """Choose another bundle."""
-        in_thread(self, partial(bundles.bundles_in, self.edgekit.settings.bundles), self._choose)
-
-    def _choose(self, found: list[Found]) -> None:
         folder = self.edgekit.settings.bundles
+        found = await from_thread(self, partial(bundles.bundles_in, folder))
         if not found:
             said = f"There is no bundle in {folder} yet; press 1 to build one."
             self.notify(said, severity="warning", markup=False)
             return
-
-        def chosen(answer: tuple[str, Path] | None) -> None:
-            if answer is not None:
-                verb, path = answer
-                if verb == "compare":
-                    self._compare(path)
-                else:
-                    self.show(bundle=path)
-
-        if self.is_active:  # else the person has gone on to something else
-            self.app.push_screen(Bundles(found, folder, self.edgekit.now()), chosen)
+        if not self.is_active:  # the person has gone on to something else
+            return
+        answer = await self.app.push_screen_wait(Bundles(found, folder, self.edgekit.now()))
+        if answer is not None and answer[0] == "compare":
+            self._compare(answer[1])
+        elif answer is not None:
+            self.show(bundle=answer[1])
 
     def _compare(self, path: Path) -> None:
         """The bundle that is shown beside another."""

@@ -7,6 +7,7 @@ import shlex
 from typing import Any, ClassVar
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -110,7 +111,8 @@ class RunScreen(View):
             return self._view.state in ("PASSED", "FAILED")
         return True
 
-    def action_cancel(self) -> None:
+    @work
+    async def action_cancel(self) -> None:
         """Ask, then stop the run as ctrl-c in its shell does."""
         run = self._view.run
         if run is None or self._view.state != "RUNNING" or run.pid == os.getpid():
@@ -124,14 +126,8 @@ class RunScreen(View):
             f"Stop the build of {run.model} for {run.target}? It keeps finished stages, and the same command goes on "
             f"from there.\n\n$ {self.shell_command}"
         )
-
-        def answered(yes: bool | None) -> None:
-            if yes:
-                self._stop(run)
-
-        self.edgekit.push_screen(Confirm(text), answered)
-
-    def _stop(self, run: runs.Run) -> None:
+        if not await self.app.push_screen_wait(Confirm(text)):
+            return
         try:
             runs.interrupt(run)
         except EdgekitError as error:
@@ -154,15 +150,14 @@ class RunScreen(View):
         """Follow the log's end again, after scrolling up."""
         self.query_one("#log").scroll_end(animate=False)
 
-    def action_filter(self) -> None:
+    @work
+    async def action_filter(self) -> None:
         """Ask for a text, and show the lines that hold it; an empty one shows all."""
-
-        def answered(text: str | None) -> None:
-            if text is not None:
-                self._filter = text
-                self._draw()
-
-        self.edgekit.push_screen(Ask("Show log lines that contain:", "all lines", self._filter), answered)
+        question = Ask("Show log lines that contain:", "all lines", self._filter)
+        text = await self.app.push_screen_wait(question)
+        if text is not None:
+            self._filter = text
+            self._draw()
 
     @property
     def _parts(self) -> Parts:

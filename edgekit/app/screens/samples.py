@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -97,16 +98,14 @@ class SamplesScreen(View):
         self._all = not self._all
         self._choose(self._shown[self._index].id if self._shown else "")
 
-    def action_filter(self) -> None:
+    @work
+    async def action_filter(self) -> None:
         """Ask for words."""
-
-        def answered(words: str | None) -> None:
-            if words is not None:
-                self._filter = words
-                self._choose()
-
         text = "Show samples with these words (of the prompt, an answer, the id, or: changed, better, worse); none shows all:"  # fmt: skip
-        self.app.push_screen(Ask(text, "words", self._filter), answered)
+        words = await self.app.push_screen_wait(Ask(text, "words", self._filter))
+        if words is not None:
+            self._filter = words
+            self._choose()
 
     def on_resize(self, event: Resize) -> None:
         """Beside or below each other, as there is room."""

@@ -7,7 +7,7 @@ from functools import partial
 
 from edgekit.app.screens.base import View
 from edgekit.app.screens.dialogs import Confirm, Sheet
-from edgekit.app.screens.threads import in_thread
+from edgekit.app.screens.threads import from_thread
 from edgekit.app.views import wizard
 from edgekit.app.views.launch import launch
 from edgekit.app.views.wizard import Choice
@@ -17,45 +17,33 @@ from edgekit.build import runs
 NOT_STARTED = "The build did not start"
 
 
-class Starter:
-    """Starts one build at a time for `screen`; `changed` is called when `busy` changes."""
+async def start(screen: View, choice: Choice, plan: Outcome | None, busy: Callable[[bool], object]) -> None:
+    """Ask whether to build `choice`, or to watch the build that runs in its cache already, and do that.
 
-    def __init__(self, screen: View, changed: Callable[[], None]) -> None:
-        self._screen, self._changed = screen, changed
-        self.busy = False
-
-    def ask(self, choice: Choice, plan: Outcome | None) -> None:
-        """Ask whether to build `choice`, or to watch the build that runs in its cache already."""
-        app, run = self._screen.edgekit, runs.read(choice.cache_dir)
-        if run is not None and run.state == "RUNNING":
-            text = f"A build of {run.model} for {run.target} runs here already. Watch it?"
-            app.push_screen(Confirm(text), lambda yes: app.go("run") if yes else None)
-            return
-        found = wizard.planned(plan)
-        takes = f"takes about {wizard.minutes(found)} min" if found else "takes a while"
-        fetch = f"{choice.model} is fetched from the hub first.\n" if choice.fetched else ""
-        text = f"Build it? It {takes}, and continues after you close the app.\n{fetch}\n$ {choice.build.text}"
-        app.push_screen(Confirm(text), partial(self._answered, choice))
-
-    def _answered(self, choice: Choice, yes: bool | None) -> None:
-        if not yes:
-            return
-        self.busy = True
-        self._changed()
-        app = self._screen.app
-        start = partial(launch, choice.build, choice.cache_dir, gone=lambda: not app.is_running)
-        in_thread(self._screen, start, self._started)
-
-    def _started(self, why: str) -> None:
-        self.busy = False
-        self._changed()
-        app = self._screen.edgekit
-        here = self._screen.is_active  # else a question is open, or another screen
-        if why and here:
-            app.push_screen(Sheet(NOT_STARTED, why))
-        elif why:
-            app.notify(why, title=NOT_STARTED, severity="error", timeout=20, markup=False)
-        elif here:
+    `busy` is told when the start begins and ends.
+    """
+    app, run = screen.edgekit, runs.read(choice.cache_dir)
+    if run is not None and run.state == "RUNNING":
+        text = f"A build of {run.model} for {run.target} runs here already. Watch it?"
+        if await app.push_screen_wait(Confirm(text)):
             app.go("run")
-        else:
-            app.notify("The build is running: press 2 to watch it.")
+        return
+    found = wizard.planned(plan)
+    takes = f"takes about {wizard.minutes(found)} min" if found else "takes a while"
+    fetch = f"{choice.model} is fetched from the hub first.\n" if choice.fetched else ""
+    text = f"Build it? It {takes}, and continues after you close the app.\n{fetch}\n$ {choice.build.text}"
+    if not await app.push_screen_wait(Confirm(text)):
+        return
+    busy(True)
+    begin = partial(launch, choice.build, choice.cache_dir, gone=lambda: not app.is_running)
+    why = await from_thread(screen, begin)
+    busy(False)
+    here = screen.is_active  # else a question is open, or another screen
+    if why and here:
+        app.push_screen(Sheet(NOT_STARTED, why))
+    elif why:
+        app.notify(why, title=NOT_STARTED, severity="error", timeout=20, markup=False)
+    elif here:
+        app.go("run")
+    else:
+        app.notify("The build is running: press 2 to watch it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
@@ -28,6 +29,13 @@ def in_thread(pump: MessagePump, work: Callable[[], Found], done: Callable[[Foun
 
     # The app's own workers are joined when it ends, however long they wait.
     threading.Thread(target=run, name="edgekit work", daemon=True).start()
+
+
+async def from_thread(pump: MessagePump, work: Callable[[], Found]) -> Found:
+    """Do `work` in a thread of its own and wait for what it found."""
+    ended: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+    in_thread(pump, work, lambda found: None if ended.done() else ended.set_result(found))
+    return await ended
 
 
 def tell(pump: MessagePump, callback: Callable[..., object], *values: Any) -> None:

@@ -356,7 +356,7 @@ def test_leaving_the_app_waits_for_no_build_to_start(
 
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await build_it(pilot, screen)
-        await until(pilot, lambda: screen._starter.busy)
+        await until(pilot, lambda: screen.starting)
         ends.append(time.monotonic())
 
     wizard(tmp_path, (80, 24), test)
