@@ -89,7 +89,9 @@ def check_gguf(adapter: Path, layers: Shapes, base: str | None, merged: str | No
     if not isinstance(found.get("general.architecture"), str):
         raise _corrupt(adapter, "it does not name an architecture")
     if "adapter.alora.invocation_tokens" in found:
-        raise UnsupportedError(f"{adapter} is an activated LoRA (aLoRA), which is not supported.")
+        raise UnsupportedError(
+            f"{adapter} is an activated LoRA (aLoRA), which is not supported.", "Use a plain LoRA adapter."
+        )
     _check_alpha(adapter, found.get(ALPHA), layout.data_start)
     for tensor in layout.tensors.values():
         if GGML_TYPES[tensor.type].name not in GGUF_TYPES:

@@ -23,7 +23,10 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise `ConfigError` for a token id outside the vocabulary: a runtime would abort the process or read past it."""
     unknown = next((id_ for id_ in ids if not 0 <= id_ < vocab_size), None)
     if unknown is not None:
-        raise ConfigError(f"Token id {unknown} is outside the vocabulary of {vocab_size}.")
+        raise ConfigError(
+            f"Token id {unknown} is outside the vocabulary of {vocab_size}.",
+            "Encode the text with this model.",
+        )
 
 
 def nfc(text: str, wanted: bool) -> str:

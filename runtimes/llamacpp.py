@@ -167,7 +167,9 @@ class _Context:
             handles = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
             status = lib.llama_set_adapters_lora(self.pointer, handles, 1, (ctypes.c_float * 1)(1.0))
         if status != 0:
-            raise StageError(f"llama.cpp could not set the adapter (status {status}).")
+            raise StageError(
+                f"llama.cpp could not set the adapter (status {status}).", "Export the adapter again."
+            )
 
     def clear(self) -> None:
         """Forget every sequence."""
@@ -193,7 +195,10 @@ class _Context:
         status = lib.llama_decode(self.pointer, self._batch)
         if status != 0:
             reason = _errors[-1] if _errors else "no reason given"
-            raise StageError(f"llama.cpp could not compute {n} tokens (status {status}): {reason}")
+            raise StageError(
+                f"llama.cpp could not compute {n} tokens (status {status}): {reason}",
+                "Free some memory, or open the model with a smaller context.",
+            )
 
     def prefill(self, ids: Sequence[int], sequence: int = 0) -> None:
         """Compute a prompt; logits are kept for its last token only."""
@@ -273,7 +278,9 @@ class LlamaCpp:
         pointer = ids.ctypes.data_as(lib.llama_token_p)
         count = lib.llama_tokenize(self._model.vocab, data, len(data), pointer, len(ids), False, True)
         if count < 0:
-            raise StageError(f"llama.cpp could not tokenize a text of {len(data)} bytes.")
+            raise StageError(
+                f"llama.cpp could not tokenize a text of {len(data)} bytes.", "Use a shorter text."
+            )
         return [int(id_) for id_ in ids[:count]]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -427,7 +434,9 @@ class BareLlamaCpp:
             formatter = llama_chat_format.Jinja2ChatFormatter(template.source, eos_token=eos, bos_token=bos)
             return str(formatter(messages=[dict(message) for message in messages]).prompt)
         except REFUSALS as error:
-            raise ConfigError(f"llama-cpp-python refuses the conversation: {error}") from error
+            raise ConfigError(
+                f"llama-cpp-python refuses the conversation: {error}", "Check the roles and their order."
+            ) from error
 
 
 @contextmanager

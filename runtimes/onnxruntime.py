@@ -324,4 +324,6 @@ class BareOnnx:
             return str(self._tokenizer.apply_chat_template(given, add_generation_prompt=True))
         except (RuntimeError, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
-            raise ConfigError(f"onnxruntime-genai refuses the conversation: {reason}") from error
+            raise ConfigError(
+                f"onnxruntime-genai refuses the conversation: {reason}", "Check the roles and their order."
+            ) from error

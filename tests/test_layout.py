@@ -191,6 +191,34 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
     return found
 
 
+ERRORS = {"ConfigError", "CorruptError", "GateError", "MissingPartError", "StageError", "UnsupportedError"}
+# The endpoint sends the message alone; who reads a status document adds the hint.
+WITHOUT_HINT = ("edgekit/field/serving/", "edgekit/field/status.py")
+
+
+def errors_without_hint(folder: Path) -> list[str]:
+    """Where an error is made of its message alone, without what to do next."""
+    found = []
+    for path, tree in sources(folder):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ERRORS:
+                given = [*node.args, *node.keywords]
+                if len(given) < 2 and not any(isinstance(each, ast.Starred) for each in given):
+                    found.append(f"{path}:{node.lineno}")
+    return [place for place in found if not place.startswith(WITHOUT_HINT)]
+
+
+def test_every_error_says_what_to_do_next() -> None:
+    assert errors_without_hint(ROOT / "edgekit") == []
+
+
+def test_a_planted_error_without_a_hint_is_found(tmp_path: Path) -> None:
+    text = "raise ConfigError('It failed.')\nraise errors.StageError('It failed.', 'Try again.')\nraise CorruptError(*parts)"
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "door.py").write_text(text)
+    assert errors_without_hint(tmp_path / "house") == ["house/door.py:1"]
+
+
 def shapes(path: Path) -> list[tuple[int, str]]:
     """The lines of code of a module with their numbers, each name as N and each text as S.
 

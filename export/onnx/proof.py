@@ -80,7 +80,9 @@ def _file_name(genai: Mapping[str, Any], path: Path) -> str:
             f"{path / 'genai_config.json'} names no model file.", "Download it again."
         ) from error
     if Path(name).name != name:
-        raise CorruptError(f"{path / 'genai_config.json'} names a file outside its folder: {name}.")
+        raise CorruptError(
+            f"{path / 'genai_config.json'} names a file outside its folder: {name}.", "Export it again."
+        )
     return name
 
 

@@ -183,7 +183,8 @@ def _adapter_config(adapter: Path) -> Any:
     raw = read_json(adapter / "adapter_config.json")
     if raw.get("peft_type") != "LORA":
         raise UnsupportedError(
-            f"{adapter} is a {raw.get('peft_type')} adapter; only LORA adapters can be merged."
+            f"{adapter} is a {raw.get('peft_type')} adapter; only LORA adapters can be merged.",
+            "Tune a LoRA adapter.",
         )
     if unknown := sorted(key for key, value in raw.items() if value and key not in UNDERSTOOD):
         raise UnsupportedError(

@@ -50,7 +50,9 @@ def prune(
     weights = Weights(model)
     config = model_config(model)
     if hasattr(config, "text_config"):
-        raise UnsupportedError(f"{model} is a multimodal model; only text decoders can be pruned.")
+        raise UnsupportedError(
+            f"{model} is a multimodal model; only text decoders can be pruned.", "Set prune.drop_layers = 0."
+        )
     if stated := [key for key in LAYER_INDEXED if getattr(config, key, None)]:
         raise UnsupportedError(
             f"{model} refers to layers by index in {', '.join(stated)}, which edgekit cannot renumber.",
@@ -99,7 +101,10 @@ def block_influence(
         model, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     if absent := sorted(loading["missing_keys"]):
-        raise CorruptError(f"{model} lacks {len(absent)} tensors of its architecture, such as '{absent[0]}'.")
+        raise CorruptError(
+            f"{model} lacks {len(absent)} tensors of its architecture, such as '{absent[0]}'.",
+            "Download the model again.",
+        )
     network.eval()
     count = network.config.num_hidden_layers
     name, blocks = next(

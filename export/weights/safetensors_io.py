@@ -22,6 +22,7 @@ from edgekit.models.source import PROVENANCE
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+AGAIN = "Download the model again, or save it again as safetensors."
 # All files of a model folder except its weights and its config.json.
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
@@ -52,7 +53,9 @@ class Weights(Mapping[str, torch.Tensor]):
             handle = _open(file)
             for name in handle.offset_keys():
                 if name in self._files:
-                    raise CorruptError(f"{file} holds the tensor '{name}', which another shard holds too.")
+                    raise CorruptError(
+                        f"{file} holds the tensor '{name}', which another shard holds too.", AGAIN
+                    )
                 piece = handle.get_slice(name)
                 if (stored := piece.get_dtype()) not in DTYPES:
                     raise UnsupportedError(
@@ -98,13 +101,13 @@ def _weight_files(folder: Path) -> list[Path]:
     if not isinstance(places, dict) or not all(
         isinstance(p, str) and Path(p).name == p for p in places.values()
     ):
-        raise CorruptError(f"{folder / INDEX} has no weight_map from tensor names to file names.")
+        raise CorruptError(f"{folder / INDEX} has no weight_map from tensor names to file names.", AGAIN)
     files = [folder / place for place in sorted(set(places.values()))]
     for file in files:
         promised = {name for name, place in places.items() if place == file.name}
         if absent := sorted(promised - set(_open(file).keys())):
             raise CorruptError(
-                f"{file} lacks {len(absent)} tensors that {INDEX} lists, such as '{absent[0]}'."
+                f"{file} lacks {len(absent)} tensors that {INDEX} lists, such as '{absent[0]}'.", AGAIN
             )
     return files
 
@@ -118,9 +121,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} does not exist.", f"Check that {path.parent} is the right folder."
         ) from error
     except ValueError as error:
-        raise CorruptError(f"{path} is not valid JSON: {error}") from error
+        raise CorruptError(f"{path} is not valid JSON: {error}", AGAIN) from error
     if not isinstance(value, dict):
-        raise CorruptError(f"{path} does not hold a JSON object.")
+        raise CorruptError(f"{path} does not hold a JSON object.", AGAIN)
     return value
 
 
