@@ -329,14 +329,16 @@ class BuildScreen(View):
         """Every value of the target, with the file it comes from."""
         self._show(self.choice.resolved)
 
-    def action_plan(self) -> None:
+    @work
+    async def action_plan(self) -> None:
         """What the build would do and need; a hub's model is fetched for it, after a question."""
-        command = replace(self.choice.plan, plain=True)
-        if not self.choice.fetched:
-            self._show(command)
-            return
-        text = f"The plan needs the model itself: {self.choice.model} is fetched from the hub for it. Go on?"
-        self.app.push_screen(Confirm(text), lambda yes: self._show(command) if yes else None)
+        if self.choice.fetched:
+            text = (
+                f"The plan needs the model itself: {self.choice.model} is fetched from the hub for it. Go on?"
+            )
+            if not await self.app.push_screen_wait(Confirm(text)):
+                return
+        self._show(replace(self.choice.plan, plain=True))
 
     def _show(self, command: Command) -> None:
         """Show what a command prints, on a page."""

@@ -154,6 +154,14 @@ def test_a_manifest_that_disagrees_is_told_and_not_promoted(tmp_path: Path) -> N
     assert bundles.bundles_in(tmp_path)[0].verdict == "?"
 
 
+def test_a_damaged_manifest_is_told_and_not_promoted(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b")
+    (bundle / "manifest.json").write_text("{")
+    found = results.load(bundle)
+    assert not found.passed and "manifest.json is damaged" in found.notes[0]
+    assert "cannot be promoted" in deploy.refusal(found)
+
+
 def test_bundles_are_listed_newest_first_and_damaged_ones_are_told(tmp_path: Path) -> None:
     write_bundle(tmp_path / "old", when=1_000)
     write_bundle(tmp_path / "new", passed=False, when=2_000)
