@@ -66,11 +66,11 @@ def check(
     try:
         manifest = read_manifest(bundle)
         formats = [format] if format else list(manifest["formats"])
-        budget = _budget(manifest).get("peak_rss_mib")
-    except (CorruptError, KeyError, TypeError, AttributeError) as error:
+        budget = float(_budget(manifest).get("peak_rss_mib") or 0)
+    except (CorruptError, KeyError, TypeError, ValueError, AttributeError) as error:
         return Health(False, "digest", f"its manifest cannot be used: {error}")
     if memory_mib is None:
-        memory_mib = RUNAWAY * float(budget) if budget else memory_limit_mib(bundle)
+        memory_mib = RUNAWAY * budget if budget else memory_limit_mib(bundle)
     found = Health(False, "crash", "its manifest lists no format")
     gates: tuple[GateResult, ...] = ()
     start = time.perf_counter()

@@ -134,6 +134,12 @@ def test_a_wrong_digest_is_found(bundle: Path) -> None:
     assert check(bundle).kind == "digest"
 
 
+def test_a_budget_that_is_no_number_is_a_verdict(bundle: Path) -> None:
+    text = {"target": {"budget": {"peak_rss_mib": "little"}}}
+    found = check(seal(bundle, lambda manifest: manifest.update(recipe=text)), speed=False)
+    assert not found.passed and "its manifest cannot be used" in found.reason and "little" in found.reason
+
+
 def test_a_check_that_does_not_end_is_a_verdict(bundle: Path) -> None:
     found = check(bundle, limit_s=0.05)
     assert not found.passed and found.kind == "timeout"
