@@ -27,7 +27,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a bundle. Raises `CorruptError` when it is missing or of an unknown schema."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(
             f"{folder} is not an edgekit bundle: {MANIFEST} cannot be read.", "Check the path."
         ) from error

@@ -155,7 +155,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a Hugging Face folder, checked."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(
             f"{folder / 'config.json'} cannot be read: {error}", "Fetch the model again."
         ) from error

@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} does not exist.", f"Check that {path.parent} is the right folder."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not valid JSON: {error}", AGAIN) from error
     if not isinstance(value, dict):
         raise CorruptError(f"{path} does not hold a JSON object.", AGAIN)

@@ -68,6 +68,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a format that is not listed": (edited(lambda m: m["formats"]["gguf"].update(path="other.gguf")), "lists no file"),
     "a format without a path": (edited(lambda m: m["formats"]["gguf"].pop("path")), "lists no file"),
     "a format that is the bundle": (edited(lambda m: m["formats"]["gguf"].update(path=".")), "lists no file"),
+    "a manifest that is nested without end": (
+        lambda b: (b / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read",
+    ),
     "formats as a list": (edited(lambda m: m.update(formats=[])), "does not name its formats"),
     "no files": (edited(lambda m: m.update(files=[])), "lists no files"),
     "a file outside": (edited(lambda m: m["files"][0].update(path="/etc/hostname")), "not a file of the bundle"),

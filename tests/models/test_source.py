@@ -31,6 +31,14 @@ def test_what_is_given_tells_its_kind(tiny_llama: Path, tmp_path: Path) -> None:
             model.resolve(wrong)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
+def test_a_config_that_cannot_be_read_is_corrupt(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CorruptError, match=r"config\.json") as refused:
+        model.read_config(tmp_path)
+    assert "\n" not in refused.value.message and refused.value.hint
+
+
 def test_the_parameter_count_is_the_models(tiny_llama: Path) -> None:
     with safe_open(tiny_llama / "model.safetensors", "np") as file:
         actual = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118 - not a dict

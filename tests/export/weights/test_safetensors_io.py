@@ -136,9 +136,10 @@ def test_configs_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-thing"}')
     with pytest.raises(UnsupportedError, match="no-such-thing"):
         model_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CorruptError, match=r"config\.json"):
-        model_config(tmp_path)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CorruptError, match=r"config\.json"):
+            model_config(tmp_path)
 
 
 def test_companions_are_copied_and_weights_are_not(tmp_path: Path) -> None:
