@@ -17,7 +17,7 @@ from edgekit.app.screens.threads import in_thread
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.clock import span
 from edgekit.field.fleet import recovery
-from edgekit.field.fleet.recovery import Health, Recovery, Verdict
+from edgekit.field.fleet.recovery import DeviceHealth, Recovery, Verdict
 
 BAR = 40
 
@@ -69,7 +69,7 @@ class HealthWatch(Dialog[str]):
             in_thread(self, look, self._have)
         self._draw()
 
-    def _have(self, seen: Health) -> None:
+    def _have(self, seen: DeviceHealth) -> None:
         self._looking = False
         if self._verdict is None:
             self._watch = self._watch.taking(seen)

@@ -39,7 +39,7 @@ ENTERS_USE = frozenset({"promote", "good", "rollback", "verdict"})
 
 
 @dataclass(frozen=True)
-class Change(Switch):
+class ReleaseChange(Switch):
     """What was done to one release, one thing after the other; `mark` says how likely it is the cause, or is empty."""
 
     mark: str = ""
@@ -47,12 +47,15 @@ class Change(Switch):
 
 @dataclass(frozen=True)
 class WholeIncident:
-    """One incident whole; `document` is what `edgekit incident show --json` prints of it, with null for numbers that JSON
-    does not know, `warning` what is wrong with the records themselves."""
+    """One incident with all that is known of it.
+
+    `document` is what `edgekit incident show --json` prints of it, with null for numbers that JSON does not know.
+    `warning` says what is wrong with the records themselves.
+    """
 
     incident: Incident
     rule: Mapping[str, Any]
-    changes: tuple[Change, ...]
+    changes: tuple[ReleaseChange, ...]
     meaning: str
     steps: tuple[Step, ...]
     timeline: tuple[Switch, ...]
@@ -155,7 +158,7 @@ def incident_of(values: Mapping[str, Any]) -> Incident:
     )
 
 
-def changes(switches: Sequence[Mapping[str, Any]], incident: Incident) -> tuple[Change, ...]:
+def changes(switches: Sequence[Mapping[str, Any]], incident: Incident) -> tuple[ReleaseChange, ...]:
     """Switches of one release in a row put together, oldest first; the last before it began is marked as a cause.
 
     A rule that never suggests going back is one that another release would not help: nothing is marked for it.
@@ -171,7 +174,7 @@ def changes(switches: Sequence[Mapping[str, Any]], incident: Incident) -> tuple[
     causes = [one for one, done in rows if one.time <= incident.since and ENTERS_USE & set(done)]
     cause = causes[-1] if causes and incident.action != "never" else None
     return tuple(
-        Change(
+        ReleaseChange(
             one.time,
             one.who,
             _done(done),

@@ -14,7 +14,7 @@ ERRORS_MOST = 0.05  # of the requests; the limit of the rule that a device has b
 
 
 @dataclass(frozen=True)
-class Health:
+class DeviceHealth:
     """What one look saw: the release that answers, how long ago the server was heard of, and what was counted.
 
     `incidents` are those under way on what answers, by number; `trouble` says why the look failed.
@@ -50,10 +50,10 @@ class Recovery:
     device: Device
     release: str
     began: float
-    first: Health | None = None
-    last: Health | None = None
+    first: DeviceHealth | None = None
+    last: DeviceHealth | None = None
 
-    def taking(self, look: Health) -> Recovery:
+    def taking(self, look: DeviceHealth) -> Recovery:
         """The watch with one more look."""
         first = self.first or (None if look.trouble else look)
         return replace(self, first=first, last=look)
@@ -97,7 +97,7 @@ class Recovery:
         last, device = self.last, self.device
         serve = device.command("serve").text
         if last is None:
-            return f"{device.called} has not answered yet", "Health again in a moment."
+            return f"{device.called} has not answered yet", "Check again in a moment."
         if last.trouble:
             return last.trouble, "Check whether the device can be reached."
         if last.silent_s is None:
@@ -129,16 +129,16 @@ class Recovery:
         return Verdict("HEALTHY", why)
 
 
-def read_health(device: Device, release: str, elapsed_s: float, now: float) -> Health:
-    """Health once, at what happened in the last `elapsed_s`. Never raises."""
+def read_health(device: Device, release: str, elapsed_s: float, now: float) -> DeviceHealth:
+    """The health of the device now, with the counts of the last `elapsed_s`. Never raises."""
     try:
         status = connect(device).ask(now, float(max(1, round(elapsed_s))))
     except NoStatus as error:
-        return Health(trouble=f"{error.why}. {error.hint}".strip())
+        return DeviceHealth(trouble=f"{error.why}. {error.hint}".strip())
     used = next((row for row in status.releases if row.in_use), None)
     mine = next((row for row in status.releases if row.release == release), None)
     heard = used.last_seen if used else None
-    return Health(
+    return DeviceHealth(
         in_use=used.release if used else "",
         silent_s=None if heard is None else max(0.0, status.time - heard),
         requests=mine.requests if mine else 0,

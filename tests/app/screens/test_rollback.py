@@ -148,10 +148,10 @@ def test_the_end_does_not_wait_for_a_look(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(threading, "excepthook", raised.append)
     before = set(threading.enumerate())
 
-    def read_health(*what: object) -> recovery.Health:
+    def read_health(*what: object) -> recovery.DeviceHealth:
         looking.set()
         let.wait(10)
-        return recovery.Health("old", 1.0)
+        return recovery.DeviceHealth("old", 1.0)
 
     monkeypatch.setattr(recovery, "read_health", read_health)
 

@@ -14,7 +14,7 @@ from field_state import answers, versions
 
 from edgekit.base.command import Command, Outcome
 from edgekit.field.fleet.device import Device
-from edgekit.field.fleet.recovery import WATCH_S, Health, Recovery, read_health
+from edgekit.field.fleet.recovery import WATCH_S, DeviceHealth, Recovery, read_health
 from edgekit.field.telemetry.store import Store
 
 
@@ -22,7 +22,7 @@ def here(state: Path) -> Device:
     return Device("here", state=state)
 
 
-WELL = Health("old", 2.0, 30, 0, 0.4)
+WELL = DeviceHealth("old", 2.0, 30, 0, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ WELL = Health("old", 2.0, 30, 0, 0.4)
         (replace(WELL, silent_s=31.0), "STILL BAD", "no server is running"),
         (replace(WELL, silent_s=None), "STILL BAD", "never heard from"),
         (replace(WELL, incidents=((13, "It is slow."),)), "STILL BAD", "incident 13"),
-        (Health(trouble="No route to host."), "STILL BAD", "No route"),
+        (DeviceHealth(trouble="No route to host."), "STILL BAD", "No route"),
     ],
 )
-def test_the_verdict_of_a_minute(last: Health, word: str, why: str) -> None:
-    watch = Recovery(here(Path("/state")), "old", 1000.0).taking(Health("old", 1.0, 10, 0)).taking(last)
+def test_the_verdict_of_a_minute(last: DeviceHealth, word: str, why: str) -> None:
+    watch = Recovery(here(Path("/state")), "old", 1000.0).taking(DeviceHealth("old", 1.0, 10, 0)).taking(last)
     assert watch.verdict(1000.0 + WATCH_S - 1) is None and watch.left_s(1030.0) == WATCH_S - 30
     verdict = watch.verdict(1000.0 + WATCH_S)
     assert verdict is not None and verdict.word == word and why in verdict.why
