@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from edgekit.base.errors import CorruptError
 from edgekit.models.chat import ChatTemplate
@@ -20,6 +22,7 @@ from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
+SHARED = 256  # tokens of a common beginning from which on it is computed once
 
 
 def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Path | None = None) -> Runtime:
@@ -122,22 +125,45 @@ class TorchModel:
 
     @torch.inference_mode()
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
-        """Greedy answers to many prompts, padded on the left and computed together."""
+        """Greedy answers to many prompts, padded behind their common beginning and computed together.
+
+        A long common beginning, such as the examples of a few-shot prompt, is computed once.
+        """
         for prompt in prompts:
             self._check(prompt, max_tokens)
         stops = sorted(self.stop_ids)
+        shared = _common(prompts) if self._sees_all() else 0
+        begun = self._begin(prompts[0][:shared]) if shared else None
         answers: list[list[int]] = []
         for start in range(0, len(prompts), BATCH):
             part = prompts[start : start + BATCH]
             longest = max(map(len, part))
-            padded = torch.tensor([[stops[0]] * (longest - len(ids)) + list(ids) for ids in part])
-            mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in part])
+            gaps = [longest - len(ids) for ids in part]
+            padded = [
+                [*ids[:shared], *[stops[0]] * gap, *ids[shared:]] for ids, gap in zip(part, gaps, strict=True)
+            ]
+            mask = [[1] * shared + [0] * gap + [1] * (longest - shared - gap) for gap in gaps]
+            cache = copy.deepcopy(begun)
+            if cache is not None:
+                cache.batch_repeat_interleave(len(part))
             found = self._model.generate(
-                input_ids=padded, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False,
-                eos_token_id=stops, pad_token_id=stops[0], temperature=None, top_p=None, top_k=None,
+                input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask), max_new_tokens=max_tokens,
+                past_key_values=cache, do_sample=False, eos_token_id=stops, pad_token_id=stops[0],
+                temperature=None, top_p=None, top_k=None,
             )  # fmt: skip
             answers += [_until_stop(row, self.stop_ids) for row in found[:, longest:].tolist()]
         return answers
+
+    def _sees_all(self) -> bool:
+        """Whether every layer attends to all tokens: a sliding window would count the padding between as tokens."""
+        layers = DynamicCache(config=self._model.config).layers
+        return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+    def _begin(self, ids: Sequence[int]) -> DynamicCache:
+        """The keys and values of a common beginning."""
+        with torch.inference_mode():
+            cache: DynamicCache = self._model(torch.tensor([list(ids)]), use_cache=True).past_key_values
+        return cache
 
     def _check(self, prompt: Sequence[int], max_tokens: int = 0) -> None:
         check_fits(len(prompt), max_tokens, self._context)
@@ -154,6 +180,19 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     chances, order = torch.softmax(logits.float() / sampling.temperature, -1).sort(descending=True)
     chances[chances.cumsum(-1) - chances >= sampling.top_p] = 0.0
     return int(order[torch.multinomial(chances, 1, generator=generator)])
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """The length of the beginning that all prompts share; 0 where it is too short to be worth a cache of its own.
+
+    The last token of each prompt is never part of it, because an answer starts from its logits.
+    """
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    most = min(map(len, prompts)) - 1
+    length = next((n for n in range(most) if first[n] != last[n]), most)
+    return length if length >= SHARED else 0
 
 
 def _until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:

@@ -11,7 +11,7 @@ from edgekit.data import demo
 # its proofs hold then depends on the files, and not on how a processor rounds while it tunes.
 INTENTS = ("close_job", "check_stock", "navigate", "find_manual", "send_help")
 SPLITS = {"train": 400, "validation": 60, "test": 80}
-SHORT = ("tune.epochs=1", "quantize.calibration_rows=32", "profile.repeats=3")
+SHORT = ("tune.epochs=2", "quantize.calibration_rows=32", "profile.repeats=3")
 
 
 def write_rows(folder: Path) -> None:

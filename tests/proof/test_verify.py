@@ -119,7 +119,7 @@ def test_a_damaged_file_is_corrupt_before_anything_runs(
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ConfigError, match="neither"):
+    with pytest.raises(ConfigError, match="is not a .gguf file"):
         subject_of(tmp_path / "notes.txt")
     with pytest.raises(ConfigError, match="no file"):
         subject_of(tmp_path / "absent.gguf")

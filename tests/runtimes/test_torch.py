@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from edgekit import registry
 from edgekit.base.errors import ConfigError, EdgekitError
 from edgekit.models.sampling import Sampling
+from edgekit.runtimes import torch as torch_runtime
 from edgekit.runtimes.torch import open_model
 
 PROMPTS = [[5, 900, 31], [7], [44, 45, 46, 47, 48, 49, 50, 51], [1000, 2000]]
@@ -69,6 +70,24 @@ def test_text_and_template_are_the_tokenizers_own(model: Any) -> None:
 def test_a_batch_gives_what_one_by_one_gives(model: Any) -> None:
     assert model.generate_batch(PROMPTS, 6) == [list(model.generate(ids, 6)) for ids in PROMPTS]
     assert model.generate_batch([], 6) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_a_common_beginning_is_computed_once_and_changes_no_answer(
+    family: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    opened: Any = open_model(tiny.make(tmp_path / family, family), threads=1)
+    prompts = [[*range(100, 130), *prompt] for prompt in PROMPTS]
+    alone = [list(opened.generate(ids, 6)) for ids in prompts]
+    begun = []
+    begin = opened._begin
+    monkeypatch.setattr(opened, "_begin", lambda ids: begun.append(list(ids)) or begin(ids))
+    monkeypatch.setattr(torch_runtime, "SHARED", 8)
+    assert opened.generate_batch(prompts, 6) == alone
+    assert opened.generate_batch([prompts[0], prompts[0]], 6) == alone[:1] * 2
+    # The layers of gemma3 with a sliding window would count the padding, so it computes the beginning with each prompt.
+    assert begun == ([] if family == "gemma3" else [list(range(100, 130)), prompts[0][:-1]])
+    opened.close()
 
 
 def copy_with(folder: Path, tmp_path: Path, file: str, **values: Any) -> Path:
