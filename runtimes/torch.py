@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,8 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    first, last = min(map(list, prompts)), max(map(list, prompts))
-    most = min(map(len, prompts)) - 1
-    length = next((n for n in range(most) if first[n] != last[n]), most)
+    begun = commonprefix([list(ids) for ids in prompts])
+    length = min(len(begun), min(map(len, prompts)) - 1)
     return length if length >= SHARED else 0
 
 

@@ -27,7 +27,7 @@ from filelock import FileLock
 from edgekit.base.artifacts import digest_of, list_files, remove, sha256_file, tree_digest, write_json
 from edgekit.base.cache_users import LOCKS, join
 from edgekit.base.code import code_of, own_code, versions_of
-from edgekit.base.errors import StageError
+from edgekit.base.errors import StageError, reason
 from edgekit.base.events import Alert, Emit, Event, GateResult, Measured, StageFinished, StageStarted
 from edgekit.base.locks import locked
 from edgekit.base.memory import PeakRss
@@ -171,7 +171,7 @@ def _disk_errors(name: str) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise StageError(
-            f"The stage '{name}' could not write its output: {error.strerror or error}.",
+            f"The stage '{name}' could not write its output: {reason(error)}.",
             "Free some disk space and run the same command again; finished stages are kept.",
         ) from error
 

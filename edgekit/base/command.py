@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgekit.base.errors import reason
+
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o",
        "ServerAliveCountMax=3")  # fmt: skip
 HOST_S = 120.0  # for a command on another machine, where none is given
@@ -69,7 +71,7 @@ class Command:
                 start_new_session=True,  # a ctrl-c in the app is not one for its command
             )
         except OSError as error:
-            return Outcome(self, 127, None, f"{self.text} could not be started: {error.strerror or error}.")
+            return Outcome(self, 127, None, f"{self.text} could not be started: {reason(error)}.")
         self._process.append(process)
         try:
             out, err = _read(process, limit_s)

@@ -25,7 +25,7 @@ import psutil
 
 from edgekit.base.artifacts import remove, write_json
 from edgekit.base.clock import clock
-from edgekit.base.errors import ConfigError, EdgekitError, StageError
+from edgekit.base.errors import ConfigError, EdgekitError, StageError, reason
 from edgekit.base.events import Event, StageFinished
 from edgekit.base.locks import locked
 from edgekit.base.numbers import moment
@@ -278,7 +278,7 @@ def _begin(request: Request, stages: Sequence[str]) -> Run:
             return run
     except OSError as error:
         raise ConfigError(
-            f"Nothing can be written in {request.cache_dir}: {error.strerror or error}. Nothing was started.",
+            f"Nothing can be written in {request.cache_dir}: {reason(error)}. Nothing was started.",
             "Give another --cache-dir.",
         ) from error
 

@@ -15,11 +15,10 @@ from typing import Any
 from edgekit.base.errors import CorruptError
 from edgekit.containers import finite
 from edgekit.containers.reader import shown
-from edgekit.containers.safetensors import StoredTensor, read_safetensors
+from edgekit.containers.safetensors import INDEX, StoredTensor, read_safetensors
 from edgekit.models import tokenizer_files
 from edgekit.models.tokenizer_files import HINT, read_object
 
-INDEX = "model.safetensors.index.json"
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings)\.weight$")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FLOATS = {"F64": finite.F64, "F32": finite.F32, "F16": finite.F16, "BF16": finite.BF16}

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from edgekit import registry
-from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.errors import ConfigError, CorruptError, reason
 from edgekit.base.events import Emit, GateResult, Progress, ignore
 from edgekit.data.rows import Message
 from edgekit.device.isolated import open_isolated
@@ -63,7 +63,7 @@ def read_golden(folder: Path) -> dict[str, Golden]:
     try:
         file = TypeAdapter(_File).validate_json((folder / FILE).read_bytes(), strict=True)
     except OSError as error:
-        fault = error.strerror or "no such file"
+        fault = reason(error)
     except ValidationError as error:
         first = error.errors()[0]
         fault = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"

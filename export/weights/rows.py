@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.base.errors import CorruptError
-from edgekit.export.weights.safetensors_io import INDEX, SINGLE, Weights, read_json
+from edgekit.containers.safetensors import INDEX
+from edgekit.export.weights.safetensors_io import SINGLE, Weights, read_json
 
 # What safetensors calls the types that numpy has; BF16 is the upper half of a float.
 NUMPY = {

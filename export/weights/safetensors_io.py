@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from edgekit.base.artifacts import write_json
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.containers.safetensors import INDEX
 from edgekit.models.source import PROVENANCE
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 AGAIN = "Download the model again, or save it again as safetensors."
 # All files of a model folder except its weights and its config.json.
 COMPANIONS = (

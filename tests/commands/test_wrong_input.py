@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.build.request import Order
 from edgekit.cli import main
-from edgekit.models.folder_check import INDEX
+from edgekit.containers.safetensors import INDEX
 
 WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("plan --set tune.epoch=3", 2, ("--set tune.epoch=3: unknown key; did you mean 'epochs'?",)),

@@ -16,6 +16,7 @@ from edgekit.app.views.launch import outcome_of
 from edgekit.app.views.results import Results
 from edgekit.app.views.symbols import STYLES, Symbols
 from edgekit.base.command import Command, Outcome
+from edgekit.base.errors import reason
 from edgekit.base.texts import plain
 
 ROWS = "JSONL rows with right answers to compare it on? Without a file its golden answers are used, often too few."
@@ -153,7 +154,7 @@ class Deploying(View):
             try:
                 pid = command.start(log)
             except OSError as error:
-                return f"{command.text} could not be started: {error.strerror or error}."
+                return f"{command.text} could not be started: {reason(error)}."
             tell(
                 self,
                 self._serving,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import CorruptError
+from edgekit.base.errors import CorruptError, reason
 from edgekit.base.texts import plain
 from edgekit.device.manifest import MANIFEST
 
@@ -45,7 +45,7 @@ def read_bounded(path: Path, verify: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise CorruptError(f"{path} cannot be read: {error.strerror or error}.", hint) from error
+        raise CorruptError(f"{path} cannot be read: {reason(error)}.", hint) from error
     return data[:MOST_BYTES].decode("utf-8", "replace")
 
 

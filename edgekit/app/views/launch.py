@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from edgekit.base.command import Command
+from edgekit.base.errors import reason
 from edgekit.base.texts import plain
 from edgekit.build import runs
 
@@ -31,7 +32,7 @@ def launch(command: Command, cache_dir: Path, gone: Callable[[], bool] = lambda:
     try:
         pid = command.start(log)
     except OSError as error:
-        return f"The build could not be started: {error.strerror or error}. Check that {cache_dir} can be written."
+        return f"The build could not be started: {reason(error)}. Check that {cache_dir} can be written."
 
     def settled() -> str | None:
         run = runs.read(cache_dir)

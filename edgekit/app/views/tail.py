@@ -6,6 +6,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.base.errors import reason
+
 MIB = 1 << 20
 FIRST_BYTES = 4 * MIB  # that one look reads at most; older lines are skipped
 LONGEST_LINE = 256 << 10
@@ -55,7 +57,7 @@ class Tail:
             gone, self._file, self._place, self._rest = self._file is not None, None, 0, b""
             return NewLines(anew=gone)
         except OSError as error:
-            return NewLines(trouble=f"{self.path} cannot be read: {error.strerror or error}.")
+            return NewLines(trouble=f"{self.path} cannot be read: {reason(error)}.")
         self._place += skipped + len(read)
         if skipped:  # the line under way has lost its beginning
             self._rest, read = b"", read.partition(b"\n")[2]

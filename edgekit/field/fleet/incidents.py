@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from edgekit.base.clock import span
-from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.base.errors import ConfigError, CorruptError, StageError, reason
 from edgekit.base.numbers import moment, number
 from edgekit.base.texts import one_line, plain
 from edgekit.field.fleet.device import Device
@@ -225,7 +225,7 @@ def _audited(state: Path) -> str:
     except FileNotFoundError:
         return "The audit log is missing: changes can no longer be proven. Look for a copy kept elsewhere."
     except OSError as error:
-        return f"The audit log cannot be read: {error.strerror or error}. Check the rights of {log.path}."
+        return f"The audit log cannot be read: {reason(error)}. Check the rights of {log.path}."
     if not faults:
         return ""
     first, more = faults[0], f", and {len(faults) - 1} more" if len(faults) > 1 else ""

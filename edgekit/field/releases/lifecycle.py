@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, GateError, StageError
+from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, GateError, StageError, reason
 from edgekit.device.manifest import release_name
 from edgekit.field.incidents.audit import Audit, operator
 from edgekit.field.releases import disk
@@ -417,7 +417,7 @@ class Releases:
                 yield
         except OSError as error:
             raise StageError(
-                f"{self.root} cannot be written: {error.strerror or error}; the version in use is unchanged.",
+                f"{self.root} cannot be written: {reason(error)}; the version in use is unchanged.",
                 "Free some disk space, or check the folder's permissions, then run it again.",
             ) from error
 

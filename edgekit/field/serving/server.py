@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 from edgekit.field.serving.connections import ConnectionLimits, protocol
 from edgekit.field.serving.engine import Engine
 
@@ -64,9 +64,7 @@ def listen_unix(path: Path) -> socket.socket:
         bound.close()
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(
-            f"{path} cannot be used: {error.strerror or error}.", "Choose another --uds."
-        ) from error
+        raise ConfigError(f"{path} cannot be used: {reason(error)}.", "Choose another --uds.") from error
     return bound
 
 

@@ -20,9 +20,10 @@ from edgekit.base.artifacts import sha256_tree
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import Event, Progress
 from edgekit.build.stages import MERGE_LOGIT_TOLERANCE
+from edgekit.containers.safetensors import INDEX
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.merge_check import merge_proof
-from edgekit.export.weights.safetensors_io import INDEX, Weights
+from edgekit.export.weights.safetensors_io import Weights
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEQUENCES = [[1, 5, 9, 33, 70, 2], list(range(3, 60, 3)), [4]]
