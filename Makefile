@@ -40,6 +40,7 @@ screenshots: install
 	$(BIN)/python tools/screenshots.py
 
 test: check
+	$(BIN)/python tools/fetch_tokenizers.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install

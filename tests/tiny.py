@@ -77,15 +77,20 @@ def make(folder: Path, family: str = "llama", seed: int = 0, tokens: Any = None,
     config = getattr(transformers, name)(vocab_size=len(tokens), **{**SHAPE, **extra, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).float()
-    with torch.no_grad():  # larger weights than the default: answers must differ clearly between models
+    widen(model)
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return folder
+
+
+def widen(model: torch.nn.Module) -> None:
+    """Make the weights larger than a new model's, so that answers differ clearly between models."""
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(3.0)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    tokens.save_pretrained(folder)
-    return folder
 
 
 def make_small(folder: Path, family: str = "llama", **changes: Any) -> Path:
