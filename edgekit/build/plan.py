@@ -6,6 +6,7 @@ Each figure is an estimate; the verdict names every reason why the build is not 
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -79,15 +80,24 @@ class Plan:
         """The plan as JSON values."""
         return asdict(self)
 
-    def check(self) -> None:
-        """Raise the error for a missing part, an export that is not possible, or too little disk or memory."""
+    def possible(self) -> str:
+        """The formats that can be made, as `--formats` takes them; empty when there are none or all can be made."""
+        names = [export.format for export in self.exports if not export.refusal]
+        return ",".join(names) if len(names) < len(self.exports) else ""
+
+    def check(self, arguments: Sequence[str] = ()) -> None:
+        """Raise the error for a missing part, an export that is not possible, or too little disk or memory.
+
+        `arguments` are the options of this build; the error proposes the same build without the refused formats.
+        """
         if self.missing_parts:
             raise missing_parts_error(self.missing_parts)
         refused = [f"{export.format}: {export.refusal}" for export in self.exports if export.refusal]
         if refused:
             raise UnsupportedError(
                 f"{self.model} cannot be built for {self.target}; nothing was started. {' '.join(refused)}",
-                "Choose another model, or a target without that format (`edgekit targets list`).",
+                less_command("build", arguments, self.possible())
+                or "Choose another model, or another target (`edgekit targets list`).",
             )
         if self.problems:
             raise ConfigError(
@@ -95,6 +105,22 @@ class Plan:
                 "Free some memory or disk, choose a smaller model, or put --cache-dir and --out on a larger disk.",
                 self.problems,
             )
+
+
+def less_command(verb: str, arguments: Sequence[str], possible: str) -> str:
+    """The sentence that proposes `edgekit VERB` in the `possible` formats; empty when there are none."""
+    if not possible:
+        return ""
+    command = shlex.join(["edgekit", verb, *without_option(arguments, "--formats"), "--formats", possible])
+    return f"The other formats can be made: {command}"
+
+
+def without_option(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments without `option` and its value."""
+    if option not in arguments:
+        return list(arguments)
+    at = list(arguments).index(option)
+    return [*arguments[:at], *arguments[at + 2 :]]
 
 
 def missing_parts(exports: Sequence[Export]) -> list[str]:

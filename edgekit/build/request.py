@@ -25,13 +25,16 @@ class Request:
     cache_dir: Path
     threads: int
     force: bool = False
+    arguments: tuple[str, ...] = ()
+    """The options of `build` that give this request, for the commands that an error proposes."""
 
 
 @dataclass(frozen=True)
 class Order:
     """The names that a person gives on the command line or in the app; `request` turns them into a `Request`.
 
-    `changes` are `KEY=VALUE` pairs that change one value of the target each. `threads` is 0 for every core.
+    `changes` are `KEY=VALUE` pairs that change one value of the target each. `formats` names the formats to build,
+    separated by commas; empty for every format of the target. `threads` is 0 for every core.
     """
 
     target: str = DEFAULT_TARGET
@@ -39,6 +42,7 @@ class Order:
     data: str = DEFAULT_DATA
     out: Path | None = None
     changes: list[str] = field(default_factory=list)
+    formats: str = ""
     llama_cpp: Path | None = None
     cache_dir: Path = DEFAULT_CACHE
     threads: int = 0
@@ -52,6 +56,7 @@ class Order:
         for change in self.changes:
             words += ["--set", change]
         given = {
+            "--formats": self.formats,
             "--out": self.out,
             "--llama-cpp": self.llama_cpp,
             "--cache-dir": self.cache_dir if self.cache_dir != DEFAULT_CACHE else None,
@@ -70,9 +75,11 @@ class Order:
                 for export in chosen.export
             ]
             chosen = chosen.model_copy(update={"export": exports})
+        chosen = chosen.only(self.formats)
         source = resolve(self.model, offline=self.offline)
         dataset = load_dataset(self.data)
         out = self.out or Path("bundles") / f"{source.name}-{chosen.name}"
+        threads = self.threads or hardware.cores()
         return Request(
-            source, dataset, chosen, out, self.cache_dir, self.threads or hardware.cores(), self.force
+            source, dataset, chosen, out, self.cache_dir, threads, self.force, tuple(self.arguments)
         )

@@ -30,6 +30,7 @@ def build(
     data: shell.Data = shell.DEFAULT_DATA,
     out: shell.Out = None,
     set_: shell.Set = None,
+    formats: shell.Formats = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the build would do and need, without starting it.")
     ] = False,
@@ -44,13 +45,27 @@ def build(
 ) -> None:
     """Build a bundle from a model and rows: tune, merge, quantize, export, prove and profile."""
     if dry_run:
-        plan(target, model, data, out, set_, llama_cpp, cache_dir, threads, offline, json, quiet, verbose)
+        plan(
+            target,
+            model,
+            data,
+            out,
+            set_,
+            formats,
+            llama_cpp,
+            cache_dir,
+            threads,
+            offline,
+            json,
+            quiet,
+            verbose,
+        )
         return
     from edgekit.build import pipeline
     from edgekit.build.request import Order
 
     request = Order(
-        target, model, data, out, set_ or [], llama_cpp, cache_dir, threads, force, offline
+        target, model, data, out, set_ or [], formats, llama_cpp, cache_dir, threads, force, offline
     ).request()
 
     with shell.working() as emit:
@@ -79,6 +94,7 @@ def plan(
     data: shell.Data = shell.DEFAULT_DATA,
     out: shell.Out = None,
     set_: shell.Set = None,
+    formats: shell.Formats = "",
     llama_cpp: LlamaCpp = None,
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
     threads: shell.Threads = 0,
@@ -91,7 +107,9 @@ def plan(
     from edgekit.build.plan import plan as make_plan
     from edgekit.build.request import Order
 
-    order = Order(target, model, data, out, set_ or [], llama_cpp, cache_dir, threads, offline=offline)
+    order = Order(
+        target, model, data, out, set_ or [], formats, llama_cpp, cache_dir, threads, offline=offline
+    )
     request = order.request()
     with shell.working():
         result = make_plan(
@@ -105,6 +123,6 @@ def plan(
         from edgekit.build.plan_table import plan_table
 
         Console().print(plan_table(result))
-    result.check()
+    result.check(order.arguments)
     if not json:
         shell.say(f"Next: {shlex.join(['edgekit', 'build', *order.arguments])}")

@@ -87,6 +87,14 @@ Set = Annotated[
         help="Change one value of the target, such as tune.epochs=2. Can be repeated.",
     ),
 ]
+Formats = Annotated[
+    str,
+    typer.Option(
+        "--formats",
+        metavar="NAMES",
+        help="Build only these of the target's formats, such as gguf or gguf,onnx. Default: all.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.")]
 CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Folder of the stage cache.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +52,9 @@ def tune(
     from edgekit.build.request import Order
     from edgekit.proof.source import bring_in
 
-    request = Order(target, model, data, out, set_ or [], None, cache_dir, threads, force, offline).request()
+    request = Order(
+        target, model, data, out, set_ or [], "", None, cache_dir, threads, force, offline
+    ).request()
     if parts := missing_parts([]):
         raise missing_parts_error(parts)
     with shell.working() as emit:
@@ -224,6 +226,7 @@ def export(
     target: shell.TargetName = shell.DEFAULT_TARGET,
     data: shell.Data = shell.DEFAULT_DATA,
     set_: shell.Set = None,
+    formats: shell.Formats = "",
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
     threads: shell.Threads = 0,
     force: shell.Force = False,
@@ -241,6 +244,7 @@ def export(
     from edgekit.base.errors import GateError
     from edgekit.build import adapters, checks, stages
     from edgekit.build.bundle import copy
+    from edgekit.build.plan import less_command, without_option
     from edgekit.build.request import Order
     from edgekit.models.source import read_config
     from edgekit.proof.source import bring_in
@@ -249,16 +253,22 @@ def export(
     _need_folder(model, "config.json")
     if adapter:
         _need_folder(adapter, "adapter_config.json")
-    request = Order(
-        target, str(model), data, out, set_ or [], None, cache_dir, threads, force, offline=True
-    ).request()
-    config = read_config(model)
-    for options in request.target.export:
-        if refusal := registry.load("exporters", options.format).refusal(config, options):
-            raise UnsupportedError(
-                f"{options.format}: {refusal} Nothing was started.",
-                "`edgekit targets list` shows other targets.",
-            )
+    order = Order(target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force)
+    request = replace(order, offline=True).request()
+    config, given = read_config(model), request.target.export
+    refused = {
+        options.format: why
+        for options in given
+        if (why := registry.load("exporters", options.format).refusal(config, options))
+    }
+    if refused:
+        possible = ",".join(options.format for options in given if options.format not in refused)
+        typed = [str(model), *without_option(order.arguments, "--model")]
+        typed += ["--adapter", str(adapter)] if adapter else []
+        raise UnsupportedError(
+            f"{' '.join(f'{name}: {why}' for name, why in refused.items())} Nothing was started.",
+            less_command("export", typed, possible) or "`edgekit targets list` shows other targets.",
+        )
     with shell.working() as emit, written_whole(out, force=force) as staging:
         cache = Cache(cache_dir, emit)
         source = bring_in(cache, request.source)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, Tag, model_validator
 from pydantic.types import Discriminator
 
+from edgekit.base.errors import ConfigError
 from edgekit.targets.host import Host
 from edgekit.targets.rules import Rule
 from edgekit.targets.table import Table
@@ -221,6 +222,21 @@ class Target(Table):
     budget: Budget = Budget()
     rule: list[Rule] = []
     """Alert rules for deployed models; by default those of `edgekit.field.incidents.defaults`."""
+
+    def only(self, formats: str) -> Target:
+        """The target with the export formats in `formats` alone, separated by commas; unchanged if there are none.
+
+        Raises `ConfigError` for a format that the target does not have.
+        """
+        wanted = [name.strip() for name in formats.split(",") if name.strip()]
+        have = [export.format for export in self.export]
+        if unknown := [name for name in wanted if name not in have]:
+            raise ConfigError(
+                f"The target {self.name} has no format '{unknown[0]}'. Nothing was started.",
+                f"Use --formats with one or several of: {', '.join(have)}.",
+            )
+        kept = [export for export in self.export if export.format in wanted]
+        return self.model_copy(update={"export": kept}) if kept else self
 
     @model_validator(mode="after")
     def _formats_differ(self) -> Target:

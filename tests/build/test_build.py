@@ -102,6 +102,24 @@ def test_another_target_value_redoes_only_what_depends_on_it(tiny_build, shell, 
     assert redone == {"quantize.gguf", "verify.gguf", "eval.gguf", "profile.gguf"}
 
 
+def test_fewer_formats_are_built_with_the_stages_and_gates_of_these_alone(
+    tiny_build, shell, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    arguments = [*tiny_build.command(out, tiny_build.folder / "cache"), "--formats", "gguf"]
+    done = shell(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [artifact["format"] for artifact in report["artifacts"]] == ["gguf"]
+    assert not [stage["name"] for stage in report["stages"] if "onnx" in stage["name"]]
+    gates = {gate["name"] for gate in report["gates"]}
+    whole = {gate["name"] for gate in report_of(tiny_build.bundle)["gates"]}
+    assert gates == {name for name in whole if not name.startswith("onnx.")}
+    assert all(stage["cached"] for stage in report["stages"])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert list(manifest["formats"]) == ["gguf"] and not (out / "onnx").exists()
+
+
 def test_a_bundle_of_something_else_is_not_overwritten(tiny_build, shell) -> None:
     before = sha256_file(tiny_build.bundle / "manifest.json")
     done = shell(*tiny_build.arguments, "--set", "tune.seed=8")

@@ -6,11 +6,14 @@ import json
 import shlex
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
+from edgekit import registry
 from edgekit.build.request import Order
 from edgekit.cli import main
 from edgekit.containers.safetensors import INDEX
@@ -19,6 +22,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("plan --set tune.epoch=3", 2, ("--set tune.epoch=3: unknown key; did you mean 'epochs'?",)),
     ("plan --set tune.epochs=-3", 2, ("--set tune.epochs=-3: input should be greater than 0",)),
     ("plan --set export.9.type=Q4_0", 2, ("--set export.9.type=Q4_0: the target's list has 2 entries",)),
+    ("plan --formats gguf,tflite", 2, ("cpu-int4 has no format 'tflite'", "one or several of: gguf, onnx")),
     ("plan --model ./nofolder", 2, ("There is no folder or file ./nofolder.",)),
     ("plan --model no/where --offline", 2, ("There is no folder no/where", "--offline")),
     ("targets validate words.txt", 2, ("a target file's name ends in .toml",)),
@@ -89,14 +93,41 @@ def test_a_plan_ends_with_the_build_that_was_planned() -> None:
         "rows.jsonl",
         Path("out"),
         ["tune.epochs=1"],
+        "gguf",
         cache_dir=Path("c"),
         threads=2,
         offline=True,
     )
     assert shlex.join(order.arguments) == (
-        "--target t.toml --model m/n --data rows.jsonl --set tune.epochs=1 --out out --cache-dir c --threads 2 --offline"
+        "--target t.toml --model m/n --data rows.jsonl --set tune.epochs=1 --formats gguf --out out --cache-dir c --threads 2 --offline"
     )
     assert shlex.join(Order().arguments) == "--target cpu-int4 --model smollm2-135m --data demo"
+
+
+@pytest.mark.parametrize("verb", ["plan", "build", "export"])
+def test_a_format_that_cannot_be_made_is_left_out_by_the_command_that_is_proposed(
+    verb: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """The proposed command is typed as it stands: it must be accepted, with the other options kept."""
+    model = tiny.make_small(tmp_path / "model")
+    real = registry.load("exporters", "onnx")
+    monkeypatch.setattr(
+        "edgekit.export.onnx.export.exporter", replace(real, refusal=lambda *_: "It is too odd.")
+    )
+    monkeypatch.chdir(tmp_path)
+    typed = [verb, str(model)] if verb == "export" else [verb, "--model", str(model)]
+    with pytest.raises(SystemExit) as ended:
+        main([*typed, "--set", "tune.epochs=1"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "onnx: It is too odd." in said
+    line = next(line for line in said.splitlines() if "--formats" in line)
+    proposed = shlex.split(line.partition("can be made: ")[2])
+    assert proposed[-2:] == ["--formats", "gguf"] and "tune.epochs=1" in proposed
+    assert proposed[1] == ("export" if verb == "export" else "build") and str(model) in proposed
+    if verb != "export":
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", *proposed[2:]])
+        assert ended.value.code == 0 and "--formats gguf" in capsys.readouterr().out
 
 
 def test_a_folder_without_all_of_its_weights_is_refused(tmp_path: Path, capsys: Any) -> None:

@@ -33,7 +33,16 @@ from edgekit.targets.target import Budget
 
 TYPING = "typing: press esc first to use ? and q"
 LIMIT_COLUMNS = ("limit", "value", "", "what it says")
-LETTERS = ("build", "other", "folder", "edit", "plan", "target", "again")  # actions of single letters
+LETTERS = (
+    "build",
+    "other",
+    "folder",
+    "formats",
+    "edit",
+    "plan",
+    "target",
+    "again",
+)  # actions of single letters
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
 
@@ -68,6 +77,9 @@ class BuildScreen(View):
             "p", "plan", "Plan", id="build-plan", tooltip="Show what the build would do and need (dry run)"
         ),
         Binding("e", "target", "Target", id="build-target", tooltip="Show every value of the target"),
+        Binding(
+            "l", "formats", "Leave out", id="build-formats", tooltip="Leave out formats that cannot be made"
+        ),
         Binding("r", "again", "Recheck", id="build-again", tooltip="Run all checks again"),
     ]
 
@@ -144,7 +156,10 @@ class BuildScreen(View):
 
     def change(self, **values: Any) -> None:
         """Take what was chosen or typed; it is checked after a moment of quiet."""
-        before, self.choice = self.choice, replace(self.choice, **values)
+        before, after = self.choice, replace(self.choice, **values)
+        if (before.model, before.target) != (after.model, after.target):
+            after = replace(after, formats=())  # another model or target may be made in other formats
+        self.choice = after
         if self.choice == before:
             return
         self.place = None
@@ -283,6 +298,8 @@ class BuildScreen(View):
             return name == "review"
         if action == "other":
             return name == "review" and bool(self.place and self.place.other)
+        if action == "formats":
+            return name in ("target", "review") and bool(self._formats())
         return name != "review" if action == "edit" else True
 
     def action_next(self) -> None:
@@ -324,6 +341,14 @@ class BuildScreen(View):
         text = await self.app.push_screen_wait(Ask("Output folder?", value=str(self.choice.place)))
         if text is not None:
             self.change(out=text)
+
+    def _formats(self) -> tuple[str, ...]:
+        """What the key `l` is about: the formats chosen, or those that can be made where others cannot."""
+        return self.choice.formats or wizard.possible_formats(self._plan)
+
+    def action_formats(self) -> None:
+        """Build only the formats that can be made; again, build every format of the target."""
+        self.change(formats=() if self.choice.formats else self._formats())
 
     def action_target(self) -> None:
         """Every value of the target, with the file it comes from."""

@@ -43,7 +43,8 @@ def look_at_place(choice: Choice) -> Place:
     names = (at_home(choice.target), at_home(choice.model), at_home(choice.data))
     sets = [f"budget.{key}={value}" for key, value in choice.limits]
     try:
-        check_free(Order(*names, out, sets, cache_dir=choice.cache_dir).request())
+        formats = ",".join(choice.formats)
+        check_free(Order(*names, out, sets, formats, cache_dir=choice.cache_dir).request())
     except EdgekitError as error:
         return Place(Finding("FAILED", (), error.message, error.hint), _free_name(out))
     return Place(

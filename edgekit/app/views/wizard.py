@@ -62,11 +62,15 @@ ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per wei
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen so far; the defaults build the demo. `limits` are the budget's limits that were changed."""
+    """What was chosen so far; the defaults build the demo.
+
+    `formats` are the formats to build, if not every one of the target; `limits` are the budget's limits that were changed.
+    """
 
     model: str = DEFAULT_MODEL
     target: str = DEFAULT_TARGET
     data: str = DEFAULT_DATA
+    formats: tuple[str, ...] = ()
     limits: tuple[tuple[str, str], ...] = ()
     out: str = ""
     cache_dir: Path = DEFAULT_CACHE
@@ -91,6 +95,8 @@ class Choice:
             "--data",
             at_home(self.data),
         ]
+        if self.formats:
+            found += ["--formats", ",".join(self.formats)]
         for key, value in self.limits:
             found += ["--set", f"budget.{key}={value}"]
         if self.out or self.bundles != BUNDLES:
@@ -223,12 +229,19 @@ def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, 
         f"peak memory of an answer: {f'at most {limit:,.0f} MiB' if limit else 'not limited'}",
         f"runs here: {f'no: {apart}, and this is {machine.arch} with {machine.cores} cores' if apart else 'yes'}",
     ]  # fmt: skip
+    if choice.formats:
+        lines.append(f"formats: only {' and '.join(choice.formats)}; press l to build all again")
     if refused := [f"{export['format']}: {export['refusal']}" for export in exports if export["refusal"]]:
+        possible = " and ".join(possible_formats(plan))
         return Finding(
             "FAILED",
             tuple(lines),
-            "This model cannot be built for this target.",
-            "Choose a target without that format, or another model.",
+            "This model cannot be built in every format of this target."
+            if possible
+            else "This model cannot be built for this target.",
+            f"Press l to build only {possible}, or choose another target or model."
+            if possible
+            else "Choose another target, or another model.",
             tuple(refused),
         )
     if apart:
@@ -321,6 +334,13 @@ def review_finding(
         assert plan is not None
         return Finding("FAILED", (), plan.message, plan.hint, tuple(found["problems"]))
     return place
+
+
+def possible_formats(plan: Outcome | None) -> tuple[str, ...]:
+    """The formats that the plan can make, if it refuses others."""
+    exports = (planned(plan) or {}).get("exports", [])
+    names = tuple(export["format"] for export in exports if not export["refusal"])
+    return names if len(names) < len(exports) else ()
 
 
 def minutes(plan: Mapping[str, Any]) -> int:

@@ -240,6 +240,29 @@ def test_targets_show_what_they_make_and_whether_they_run_here(shell: Shell, tmp
     wizard(tmp_path, (80, 24), test)
 
 
+def test_l_leaves_out_the_format_that_cannot_be_made(shell: Shell, tmp_path: Path) -> None:
+    whole = shell.document(Command(("plan",)))
+    refused = {"format": "onnx", "type": "int4", "estimated_mib": 9.0, "refusal": "It is too odd."}
+    both = {**whole, "exports": [*whole["exports"], refused]}
+
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        screen.action_open(STEPS.index("target"))
+        await until(pilot, lambda: screen.findings()["target"].state == "FAILED")
+        assert screen.findings()["target"].faults == ("onnx: It is too odd.",)
+        await pilot.press("l")
+        assert "--formats gguf" in screen.shell_command
+        await until(pilot, lambda: screen.findings()["target"].state != "FAILED")
+        await pilot.press("l")
+        assert "--formats" not in screen.shell_command and screen.offers("formats")
+        await pilot.press("l")
+        screen.change(model="another")  # which may be made in all formats
+        assert "--formats" not in screen.shell_command
+
+    shell.outcomes["--formats gguf"] = Outcome(Command(("plan",)), 0, whole)
+    shell.outcomes["edgekit plan"] = Outcome(Command(("plan",)), 2, both)
+    wizard(tmp_path, (80, 24), test)
+
+
 def test_a_limit_becomes_a_set_option_and_a_wrong_one_is_told(shell: Shell, tmp_path: Path) -> None:
     async def test(pilot: Any, screen: BuildScreen) -> None:
         screen.action_open(3)

@@ -85,6 +85,19 @@ def test_a_hub_id_is_told_from_a_path(
     assert not Choice("org/name").fetched
 
 
+def test_a_format_that_cannot_be_made_can_be_left_out() -> None:
+    refused = [PLAN["exports"][0], {**PLAN["exports"][1], "refusal": "It is too odd."}]  # type: ignore[index]
+    found = wizard.target_finding(Choice(), answer(SHOWN), plan(exports=refused), HERE)
+    assert found.state == "FAILED" and found.faults == ("onnx: It is too odd.",)
+    assert "Press l to build only gguf" in found.hint
+    assert wizard.possible_formats(plan(exports=refused)) == ("gguf",)
+    assert wizard.possible_formats(plan()) == wizard.possible_formats(plan(exports=refused[1:])) == ()
+    less = Choice(formats=("gguf",))
+    assert less.build.text.endswith("--data demo --formats gguf")
+    found = wizard.target_finding(less, answer(SHOWN), plan(exports=refused[:1]), HERE)
+    assert found.state == "OK" and any("only gguf" in line for line in found.lines)
+
+
 def test_a_model_is_found_fetched_or_missing() -> None:
     found = wizard.model_finding(Choice(), plan())
     assert found.state == "OK" and "135 million weights" in found.lines[0]
