@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
@@ -20,10 +21,10 @@ TEXT = [
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+def _split(*patterns: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -36,6 +37,7 @@ PRE_TOKENIZERS = {
     "llama-bpe": _split(gguf_vocab.LLAMA3),
     "smaug-bpe": _split(gguf_vocab.LLAMA3),
     "qwen2": _split(gguf_vocab.QWEN2),
+    "deepseek-v3": _split(*gguf_vocab.DEEPSEEK3),
 }
 
 
@@ -80,6 +82,19 @@ def save(tokenizer: Tokenizer, folder: Path, **settings: Any) -> Path:
     """Write the tokenizer, with `settings` such as `bos_token`, to the new `folder`."""
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(folder)
     return folder
+
+
+def write_gguf(vocabulary: gguf_vocab.Vocabulary, file: Path) -> None:
+    """A file with a tokenizer and no tensors."""
+    writer = gguf.GGUFWriter(file, "llama")
+    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length", "head_count"):
+        getattr(writer, f"add_{key}")(8)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(vocabulary.tokens.texts))
+    vocabulary.write(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
 
 
 def for_transformers() -> PreTrainedTokenizerFast:

@@ -4,6 +4,19 @@ llama.cpp has three kinds that fit: `gpt2` (byte-level BPE, whose splitting rule
 byte fallback, without a leading space) and `llama` (the same with a leading space, merging by scores). The rules are read
 from the tokenizer that transformers builds, because the model was tuned with it and it does not always follow
 `tokenizer.json`. A rule without an exact counterpart is refused by name, never guessed.
+
+The file holds what llama.cpp's own converter writes (`get_vocab_base` in `conversion/base.py`), except for this:
+
+- The converter makes an added token a control token when its text looks like one (`<|fim_prefix|>`, `<unused0>`),
+  although the tokenizer does not. llama.cpp does not show control tokens and transformers shows these, so they stay
+  user-defined here. (llama.cpp still makes some of them control tokens when it opens the file.)
+- For Gemma's vocabulary the converter writes the kind `gpt2` with the splitting rule `granite-embed-multi-311m` and the
+  byte tokens as normal ones, or, from `tokenizer.model`, the kind `llama` with scores. llama.cpp splits text in the same
+  way for the rule `gemma4`; its scores give other merges for some texts than the list of merges in `tokenizer.json`.
+- The converter names one token that ends an answer. Here all of them are named, as EOS, EOT and EOM, because llama.cpp
+  adds only those that it knows by their text.
+- In a byte-level vocabulary the converter writes `▁` in user-defined tokens as a space. There it is a character like any
+  other, and it stays.
 """
 
 from __future__ import annotations
@@ -25,6 +38,11 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+DEEPSEEK3_LAST = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", DEEPSEEK3_LAST)
 # llama.cpp's name for a list of splitting patterns, applied in order, and for whether whole words skip the merges.
 PRE_TOKENIZERS = {
     ((GPT2_PATTERN,), False): "gpt-2",
@@ -32,6 +50,7 @@ PRE_TOKENIZERS = {
     ((LLAMA3,), True): "llama-bpe",
     ((LLAMA3,), False): "smaug-bpe",
     ((QWEN2,), False): "qwen2",
+    (DEEPSEEK3, False): "deepseek-v3",
 }
 SPACE = "\u2581"
 UNICODE_FORM = "edgekit.unicode_form"
@@ -118,16 +137,17 @@ def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
             f"The tokenizer has {max(texts) + 1} tokens and the model's embedding has only {rows} rows.",
             "Use the tokenizer that belongs to this model.",
         )
-    filled = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
-    if len(set(filled)) != rows:  # llama.cpp aborts the process on such a file
-        raise _unsupported("two of its tokens have the same text")
     model, pre = _kind(rules, merges, vocab)
     scores = _scores(vocab, merges, {texts[i] for i in added}, rows) if model == "llama" else []
+    types = [_type(texts.get(i), added.get(i), model) for i in range(rows)]
+    filled = [_text(i, texts.get(i), types[i], model) for i in range(rows)]
+    if len(set(filled)) != rows:  # llama.cpp aborts the process on such a file
+        raise _unsupported("two of its tokens have the same text")
     return Tokens(
         model=model,
         pre=pre,
         texts=filled,
-        types=[_type(texts.get(i), added.get(i), model) for i in range(rows)],
+        types=types,
         merges=[] if scores else [" ".join(merge) for merge in merges],
         scores=scores,
         unicode_form="NFC" if {"type": "NFC"} in _steps(rules.get("normalizer"), "normalizers") else "",
@@ -150,7 +170,7 @@ def _load(folder: Path) -> Any:
 def _unsupported(why: str) -> UnsupportedError:
     return UnsupportedError(
         f"llama.cpp cannot reproduce this tokenizer: {why}. No GGUF file was written.",
-        "Choose a model with one of the tokenizers of SmolLM, Llama, Mistral, Qwen, GPT-2 or Gemma 3.",
+        "Choose a model with one of the tokenizers of SmolLM, Llama, Mistral, Qwen, DeepSeek, GPT-2 or Gemma 3.",
     )
 
 
@@ -202,7 +222,7 @@ def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
         elif step["type"] == "Digits" and step["individual_digits"]:
             patterns.append(DIGIT)
         elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-            patterns.append(step["pattern"].get("Regex", ""))
+            patterns.append(step["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n"))
         else:
             raise _unsupported(f"its pre-tokenizer {json.dumps(step)} has no counterpart")
     if not steps or steps[-1]["type"] != "ByteLevel":
@@ -287,6 +307,14 @@ def _scores(
     return scores
 
 
+def _text(token: int, text: str | None, kind: gguf.TokenType, model: str) -> str:
+    """The text of a token in the file. llama.cpp finds user-defined tokens in the text as it was given, and shows them
+    as they are, so the spaces in them are spaces and not `▁`."""
+    if text is None:
+        return f"[PAD{token}]"
+    return text.replace(SPACE, " ") if kind == gguf.TokenType.USER_DEFINED and model != "gpt2" else text
+
+
 def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf.TokenType:
     if text is None:
         return gguf.TokenType.UNUSED
@@ -294,7 +322,7 @@ def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf
         for option in ("lstrip", "rstrip", "single_word"):
             if added.get(option):
                 raise _unsupported(f"its added token {text} uses {option}")
-        if SPACE in text and added.get("normalized"):
+        if model != "gpt2" and SPACE in text and added.get("normalized"):
             raise _unsupported(f"its added token {text} is matched after normalization")
         return gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
     is_byte = model != "gpt2" and len(text) == 6 and text.startswith("<0x") and text.endswith(">")

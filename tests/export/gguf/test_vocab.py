@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, processors
 
 from edgekit.base.errors import CorruptError, UnsupportedError
-from edgekit.export.gguf.vocab import UNICODE_FORM, Vocabulary, read_tokens, read_vocabulary
+from edgekit.export.gguf.vocab import UNICODE_FORM, read_tokens, read_vocabulary
 
 BYTE_LEVEL = list(vocabularies.PRE_TOKENIZERS)
 SPECIAL = vocabularies.SPECIAL
@@ -32,21 +32,8 @@ PIECES = [
 texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).map("".join)
 
 
-def write(vocabulary: Vocabulary, file: Path) -> None:
-    """A file with a tokenizer and no tensors."""
-    writer = gguf.GGUFWriter(file, "llama")
-    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length", "head_count"):
-        getattr(writer, f"add_{key}")(8)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(vocabulary.tokens.texts))
-    vocabulary.write(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-
-
 def opened(folder: Path, rows: int) -> llama_cpp.Llama:
-    write(read_vocabulary(folder, rows), folder / "vocab.gguf")
+    vocabularies.write_gguf(read_vocabulary(folder, rows), folder / "vocab.gguf")
     return llama_cpp.Llama(str(folder / "vocab.gguf"), vocab_only=True, verbose=False)
 
 
@@ -87,7 +74,7 @@ def test_another_splitting_rule_is_seen(
     tokenizer = pairs[kind][0]
     folder = vocabularies.save(tokenizer, tmp_path / kind)
     found = read_vocabulary(folder, tokenizer.get_vocab_size())
-    write(replace(found, tokens=replace(found.tokens, pre=other)), tmp_path / "wrong.gguf")
+    vocabularies.write_gguf(replace(found, tokens=replace(found.tokens, pre=other)), tmp_path / "wrong.gguf")
     wrong = llama_cpp.Llama(str(tmp_path / "wrong.gguf"), vocab_only=True, verbose=False)
     samples = [a + b + c for a in PIECES for b in PIECES for c in ("1234", "  x\n")]
     assert any(ids(wrong, text) != tokenizer.encode(text, add_special_tokens=False).ids for text in samples)
