@@ -45,6 +45,14 @@ class FakeRuntime:
         return replace(self, **changes)
 
     @property
+    def template(self) -> ChatTemplate:
+        return self.chat_template
+
+    @property
+    def begin_ids(self) -> list[int]:
+        return [256]
+
+    @property
     def vocab_size(self) -> int:
         return self.table.shape[1]
 

@@ -144,7 +144,13 @@ def _file(
         cache = Cache(cache_dir, fan_out(emit, keep))
         gates = verify_file(path, source, rows, budget, cache, quick=quick, threads=threads)
     found = [_plain(gate) for gate in gates]
-    return {"path": str(path), "reference": source.given, "gates": found, "warnings": warnings}
+    return {
+        "path": str(path),
+        "reference": source.given,
+        "chat_checked": any(gate.name.endswith(".template_branches") for gate in gates),
+        "gates": found,
+        "warnings": warnings,
+    }
 
 
 def _plain(gate: Any) -> dict[str, Any]:

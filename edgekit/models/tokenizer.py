@@ -11,7 +11,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Row
 from edgekit.models.chat import ChatTemplate
-from edgekit.models.tokenizer_files import size_of_vocabulary, without_rows
+from edgekit.models.tokenizer_files import DEFAULT, size_of_vocabulary, without_rows
 
 # How GPT-2 splits a text into words before merging (Radford et al. 2019); byte-level pre-tokenizers of other models too.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -52,15 +52,32 @@ class ModelTokenizer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The folder's chat template; of several the one named `default`. None if there is none, as in a base model."""
+        source = self.tokenizer.chat_template
+        if isinstance(source, dict):
+            source = source.get(DEFAULT)
+        if not isinstance(source, str):
+            return None
+        return ChatTemplate(source, self.tokenizer.bos_token or "", self.tokenizer.eos_token or "")
+
+    @property
     def chat_template(self) -> ChatTemplate:
         """The folder's chat template; raises `ConfigError` when it has none."""
-        source = self.tokenizer.chat_template
-        if not isinstance(source, str):
+        if self.template is None:
             raise ConfigError(
-                f"The tokenizer in {self.folder} has no single chat template.",
+                f"The tokenizer in {self.folder} has no chat template.",
                 "Use an instruction-tuned model, or add chat_template.jinja to its folder.",
             )
-        return ChatTemplate(source, self.tokenizer.bos_token or "", self.tokenizer.eos_token or "")
+        return self.template
+
+    @cached_property
+    def begin_ids(self) -> list[int]:
+        """The ids that the tokenizer adds before a text by itself, such as BOS."""
+        whole: list[int] = self.tokenizer("a").input_ids
+        plain = self.encode("a")
+        starts = range(len(whole) - len(plain) + 1)
+        return next((whole[:at] for at in starts if whole[at : at + len(plain)] == plain), [])
 
     @cached_property
     def added_tokens(self) -> list[str]:

@@ -22,6 +22,7 @@ from edgekit.models.chat import ChatTemplate
 
 HINT = "Get the folder again from its source; its files belong to different models or are damaged."
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+DEFAULT = "default"  # the template that is used where a tokenizer has several, as in transformers
 UNUSED_LIMIT = 1000  # added tokens without an embedding; good files have a few
 DIGITS = 20  # maximum length of a token id that is a key
 CONVERSATIONS: tuple[tuple[list[Message], bool], ...] = (
@@ -54,15 +55,23 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def chat_template(folder: Path) -> ChatTemplate | None:
-    """The folder's chat template; None if it has none or several."""
+    """The folder's chat template; of several the one named `default`. None if it has none."""
     config, file = read_object(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
     try:
-        source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+        source = file.read_text(encoding="utf-8") if file.is_file() else _default(config.get("chat_template"))
     except (OSError, ValueError) as error:
         raise CorruptError(f"{file} cannot be read: {str(error)[:120]}.", HINT) from error
     if not isinstance(source, str):
         return None
     return ChatTemplate(source, *(_text(config.get(name)) for name in ("bos_token", "eos_token")))
+
+
+def _default(given: Any) -> Any:
+    """Of a list of named templates, as in tokenizer_config.json, the default one."""
+    if not isinstance(given, list):
+        return given
+    named = (each for each in given if isinstance(each, dict))
+    return next((each.get("template") for each in named if each.get("name") == DEFAULT), None)
 
 
 def printed(template: ChatTemplate | None) -> str:

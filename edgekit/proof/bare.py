@@ -25,6 +25,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
 from edgekit.data.rows import Message
+from edgekit.models.chat import ChatTemplate
 from edgekit.proof.gates import ReferenceFacts, conversations
 from edgekit.registry import BareText, HasBare, Runtime
 
@@ -149,12 +150,12 @@ def compare(runtime: Runtime, facts: ReferenceFacts) -> BareResult | None:
     bare = runtime.bare() if isinstance(runtime, HasBare) else None
     if bare is None:
         return None
-    fixtures = [(messages, False) for messages in conversations()]
+    fixtures = [(messages, False) for messages in conversations()] if facts.template else []
     asked = [*((messages, True) for messages in facts.conversations), *fixtures]
     differences = [
         *_encoded(bare, runtime, facts),
         *_decoded(bare, runtime, facts),
-        *_rendered(bare, facts, asked),
+        *(_rendered(bare, facts.template, asked) if facts.template else ()),
     ]
     ordinary = len(facts.ordinary) + len(facts.conversations)
     return BareResult(len(facts.texts), len(asked), ordinary, differences)
@@ -238,15 +239,15 @@ def _is_noncharacter(character: str) -> bool:
 
 
 def _rendered(
-    bare: BareText, facts: ReferenceFacts, asked: Sequence[tuple[Sequence[Message], bool]]
+    bare: BareText, template: ChatTemplate, asked: Sequence[tuple[Sequence[Message], bool]]
 ) -> Iterator[Difference]:
     for messages, ordinary in asked:
-        expected, got = _both(bare, facts, messages)
+        expected, got = _both(bare, template, messages)
         if expected != got:
             without = [{**message, "content": _prepared(message["content"], ["nul"])} for message in messages]
             cured = (
                 without != [dict(message) for message in messages]
-                and len({*_both(bare, facts, without)}) == 1
+                and len({*_both(bare, template, without)}) == 1
             )
             at = next((n for n, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), 0)
             start = max(at - 20, 0)
@@ -255,9 +256,9 @@ def _rendered(
             yield Difference("render", text, causes, ordinary, expected[start:], got[start:])
 
 
-def _both(bare: BareText, facts: ReferenceFacts, messages: Sequence[Message]) -> tuple[str, str]:
+def _both(bare: BareText, template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, str]:
     """The prompt of the reference and the bare one; if both refuse the conversation, they agree."""
-    expected = _prompt(partial(facts.template.render, add_generation_prompt=True), messages)
+    expected = _prompt(partial(template.render, add_generation_prompt=True), messages)
     got = _prompt(bare.render, messages)
     return expected, expected if expected.startswith(REFUSED) and got.startswith(REFUSED) else got
 

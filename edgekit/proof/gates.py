@@ -53,8 +53,8 @@ class ReferenceTokenizer(Protocol):
         """Text of `ids`, without special tokens."""
 
     @property
-    def chat_template(self) -> ChatTemplate:
-        """The reference's chat template."""
+    def template(self) -> ChatTemplate | None:
+        """The reference's chat template; None if it has none, as a base model."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -75,13 +75,13 @@ class ReferenceFacts:
 
     `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is the reference's text of these ids, and `token_texts` holds
     the texts of added tokens, for messages. `ordinary` holds the texts, and `conversations` the conversations, that a
-    person might write.
+    person might write. Without a `template` there are no conversations.
     """
 
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     decoded: tuple[str, ...]
-    template: ChatTemplate
+    template: ChatTemplate | None
     stop_ids: frozenset[int]
     token_texts: Mapping[int, str]
     conversations: tuple[Sequence[Message], ...] = ()
@@ -98,8 +98,9 @@ class ReferenceFacts:
 
         Ordinary text is `rows_text`, the conversations `rows`, and the prompts and passages of `proof.texts`.
         """
-        conversations = [*rows, *general.conversations()]
-        prompts = [_rendered(reference.chat_template, messages, True) for messages in conversations]
+        template = reference.template
+        conversations = [*rows, *general.conversations()] if template else []
+        prompts = [_rendered(template, messages, True) for messages in conversations] if template else []
         ordinary = list(dict.fromkeys([*rows_text, *prompts, *general.TEXTS]))
         written = [*special_strings(reference.added_tokens), *battery(ordinary)]
         drawn = [reference.decode(ids) for ids in random_sequences(reference.vocab_size)]
@@ -110,7 +111,7 @@ class ReferenceFacts:
             texts=tuple(texts),
             ids=tuple(map(tuple, ids)),
             decoded=tuple(reference.decode(found) for found in ids),
-            template=reference.chat_template,
+            template=template,
             stop_ids=reference.stop_ids,
             token_texts={
                 f[0]: text for text, f in zip(texts, ids, strict=True) if text in added and len(f) == 1
@@ -125,10 +126,24 @@ def identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -
     return [
         tokenizer_identity(runtime, facts, prefix, stage),
         detokenization(runtime, facts, prefix, stage),
-        template_identity(runtime, facts, prefix, stage),
-        template_branches(runtime, facts, prefix, stage),
+        *chat(runtime, facts, prefix, stage),
         stop_ids(runtime, facts, prefix, stage),
     ]
+
+
+def chat(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> list[GateResult]:
+    """The gates on the file's chat template; none when neither the model nor the file has one."""
+    if facts.template is not None:
+        return [
+            template_identity(runtime, facts.template, prefix, stage),
+            template_branches(runtime, facts.template, prefix, stage),
+        ]
+    try:
+        runtime.chat_template  # noqa: B018 - raises when there is none
+    except ConfigError:
+        return []
+    detail = "the file has a chat template, and the model has none"
+    return [GateResult(f"{prefix}.template_identity", 0.0, 1.0, False, detail, stage)]
 
 
 def tokenizer_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
@@ -152,8 +167,8 @@ def detokenization(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: 
     return _identical(f"{prefix}.detokenization", len(facts.texts), differences, "texts", stage)
 
 
-def template_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the fixture conversations that the file's own template renders byte for byte as the reference's.
+def template_identity(runtime: Runtime, own: ChatTemplate, prefix: str, stage: str) -> GateResult:
+    """Share of the fixture conversations that the file's own template renders byte for byte as the model's, `own`.
 
     If both refuse a conversation with the same message, they agree.
     """
@@ -165,7 +180,7 @@ def template_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stag
     cases = [(messages, prompt) for messages in conversations() for prompt in (False, True)]
     differences = []
     for messages, prompt in cases:
-        expected, got = _rendered(facts.template, messages, prompt), _rendered(template, messages, prompt)
+        expected, got = _rendered(own, messages, prompt), _rendered(template, messages, prompt)
         if expected != got:
             conversation = _short(json.dumps(messages, ensure_ascii=False))
             at = _first_difference(expected, got)
@@ -174,8 +189,8 @@ def template_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stag
     return _identical(name, len(cases), differences, "renderings", stage)
 
 
-def template_branches(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the template's branches on the text of messages that the model's own template has too.
+def template_branches(runtime: Runtime, own: ChatTemplate, prefix: str, stage: str) -> GateResult:
+    """Share of the template's branches on the text of messages that the model's template `own` has too.
 
     A test for markup in earlier answers (`</think>`) is allowed if the model's template has it. A test for plain words
     is always refused, because it may be a hidden trigger, which rendering test conversations does not find.
@@ -183,10 +198,10 @@ def template_branches(runtime: Runtime, facts: ReferenceFacts, prefix: str, stag
     name = f"{prefix}.template_branches"
     try:
         found = template_scan.branches(runtime.chat_template.source)
-        own = {branch.expression for branch in template_scan.branches(facts.template.source)}
+        known = {branch.expression for branch in template_scan.branches(own.source)}
     except ConfigError as error:
         return GateResult(name, 0.0, 1.0, False, error.message, stage)
-    refused = [branch for branch in found if branch.on_plain_words or branch.expression not in own]
+    refused = [branch for branch in found if branch.on_plain_words or branch.expression not in known]
     differences = [
         f"the template tests {_short(branch.expression)} (line {branch.line})" for branch in refused
     ]

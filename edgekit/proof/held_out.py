@@ -1,7 +1,8 @@
 """Held-out text: the reference's answers, and the positions of the model's own tokens.
 
 Two kinds of text are compared: prompts with the reference's own greedy answers, and plain text, which shows what a file
-quantized for a narrow use lost elsewhere. `build` and `verify` capture both in the same way, with `capture_own`.
+quantized for a narrow use lost elsewhere. `build` and `verify` capture both in the same way, with `capture_own`. A model
+without a chat template cannot be asked: its answers are its own continuations of plain text (`capture_continued`).
 
     <|im_start|>user⏎Is it on?<|im_end|>⏎<|im_start|>assistant ⏎Yes.
     └──────────────── prompt ──────────────────────────────────┘└──┴─ positions of the answer: at the last one the
@@ -27,13 +28,15 @@ from edgekit.base.events import Emit, Progress, ignore
 from edgekit.data.rows import Message
 from edgekit.models.chat import ChatTemplate
 from edgekit.proof.drift import Reference, Scored, capture
+from edgekit.proof.texts import TEXTS
 from edgekit.registry import Runtime
 
 STORE, PLACES = "reference.npz", "places.npz"
-CONVERSATION, TEXT = 0, 1
+CONVERSATION, TEXT, CONTINUATION = 0, 1, 2
 TEXT_TOKENS = 256
 STAGE = "reference"
 AT_ONCE = 24  # answers computed together
+CONTINUED_TOKENS = 48  # of plain text before each continuation
 
 
 class Tokenizer(Protocol):
@@ -45,6 +48,17 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> ChatTemplate:
         """The reference's chat template."""
+
+
+class TextTokenizer(Protocol):
+    """The text path of a reference without a chat template."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+
+    @property
+    def begin_ids(self) -> list[int]:
+        """The ids that the tokenizer adds before a text by itself, such as BOS."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,33 @@ def answered(
         tokenizer.encode(tokenizer.chat_template.render(prompt, add_generation_prompt=True))
         for prompt in prompts
     ]
+    return _generated(runtime, ids, max_tokens, CONVERSATION, emit)
+
+
+def continued(
+    runtime: Runtime,
+    tokenizer: TextTokenizer,
+    texts: Sequence[str],
+    count: int,
+    max_tokens: int,
+    emit: Emit = ignore,
+) -> list[Passage]:
+    """The reference's own greedy continuations of `count` pieces of the `texts`, spread over all of them."""
+    begin = tokenizer.begin_ids
+    encoded = [tokenizer.encode(text)[:TEXT_TOKENS] for text in texts]
+    pieces = []
+    for number in range(count):
+        ids, turn = encoded[number % len(encoded)], number // len(encoded)
+        last = max(len(ids) - CONTINUED_TOKENS, 0)
+        start = last * turn // max((count - 1) // len(encoded), 1)
+        pieces.append([*begin, *ids[start : start + CONTINUED_TOKENS]])
+    return _generated(runtime, pieces, max_tokens, CONTINUATION, emit)
+
+
+def _generated(
+    runtime: Runtime, ids: Sequence[list[int]], max_tokens: int, kind: int, emit: Emit
+) -> list[Passage]:
+    """Each prompt of token ids with the reference's greedy answer."""
     by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     passages: dict[int, Passage] = {}
     for start in range(0, len(ids), AT_ONCE):
@@ -133,15 +174,17 @@ def answered(
         for index, answer in zip(
             chunk, runtime.generate_batch([ids[i] for i in chunk], max_tokens), strict=True
         ):
-            passages[index] = Passage([*ids[index], *answer], len(ids[index]) - 1)
+            passages[index] = Passage([*ids[index], *answer], len(ids[index]) - 1, kind)
         emit(Progress(STAGE, len(passages), len(ids), "answers"))
     return [passages[index] for index in range(len(ids))]
 
 
-def plain_text(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Passage]:
-    """The first 256 tokens of each text."""
+def plain_text(
+    tokenizer: TextTokenizer | Tokenizer, texts: Iterable[str], begin: Sequence[int] = ()
+) -> list[Passage]:
+    """The first 256 tokens of each text, after the ids `begin`."""
     encoded = (tokenizer.encode(text)[:TEXT_TOKENS] for text in texts)
-    return [Passage(ids, len(ids), TEXT) for ids in encoded if ids]
+    return [Passage([*begin, *ids], len(begin) + len(ids), TEXT) for ids in encoded if ids]
 
 
 def capture_own(
@@ -157,18 +200,37 @@ def capture_own(
     return capture_passages(runtime, [*passages, *plain_text(tokenizer, texts)], emit)
 
 
+def capture_continued(
+    runtime: Runtime,
+    tokenizer: TextTokenizer,
+    count: int,
+    texts: Iterable[str],
+    max_tokens: int,
+    emit: Emit = ignore,
+) -> HeldOut:
+    """The reference's distributions on its own continuations of plain text, and on the plain `texts`.
+
+    Each text begins as the tokenizer begins it, with BOS where it adds one: some base models compute nothing of use
+    without it.
+    """
+    passages = continued(runtime, tokenizer, TEXTS, count, max_tokens, emit)
+    return capture_passages(runtime, [*passages, *plain_text(tokenizer, texts, tokenizer.begin_ids)], emit)
+
+
 def capture_passages(
     runtime: Runtime, passages: Sequence[Passage], emit: Emit = ignore, *, stage: str = STAGE
 ) -> HeldOut:
     """The reference's next-token distributions on the passages.
 
-    The common beginning of all conversations is boilerplate of the template and counts once, not once for each row.
+    The common beginning of all conversations is boilerplate of the template and counts once, not once for each row. Of
+    continuations of plain text only the positions of the answer count.
     """
     shared = _shared_prefix([passage.ids for passage in passages if passage.kind == CONVERSATION])
     first, seen = [], False
     for passage in passages:
         spoken = passage.kind == CONVERSATION
-        first.append(shared if spoken and seen else 0)
+        before = passage.answer if passage.kind == CONTINUATION else 0
+        first.append(shared if spoken and seen else before)
         seen = seen or spoken
     reference = capture(runtime, [passage.ids for passage in passages], first, emit, stage=stage)
     return HeldOut(

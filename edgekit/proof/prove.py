@@ -105,15 +105,19 @@ def behaviour(
     stop_ids: frozenset[int], held_out: HeldOut, scored: Scored, budget: Budget, prefix: str, *,
     text_stage: str, drift_stage: str,
 ) -> list[GateResult]:  # fmt: skip
-    """Ends of answers and next-token distributions; only of plain text when `held_out` has no conversation."""
+    """Ends of answers and next-token distributions; without conversations those of plain text and its continuations."""
     answers, conversations, text = (
         kind(scored) for kind in (held_out.answers, held_out.conversations, held_out.text)
     )
-    if not conversations.any():
-        return [gates.text_drift(scored.among(text), budget, prefix, drift_stage)]
-    return [
+    answered = [
         gates.stop_contract(scored, answers, stop_ids, budget, prefix, text_stage),
         gates.greedy_agreement(scored, answers, stop_ids, budget, prefix, drift_stage),
+    ]
+    if not conversations.any():
+        read = gates.text_drift(scored.among(text), budget, prefix, drift_stage)
+        return [*answered, read] if answers.any() else [read]
+    return [
+        *answered,
         *gates.drift(
             scored.among(conversations),
             scored.among(conversations & answers),

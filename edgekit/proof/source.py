@@ -65,8 +65,9 @@ def tell_unused_tokens(folder: Path, emit: Emit) -> None:
 
 def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) -> GateResult:
     """The gate on the mean divergence of the folder's next-token distributions from the file's."""
+    template = facts.template
     prompts = [
-        facts.template.render([{"role": "user", "content": text}], add_generation_prompt=True)
+        template.render([{"role": "user", "content": text}], add_generation_prompt=True) if template else text
         for text in PROMPTS[:CONVERSATIONS]
     ]
     sequences = [reference.encode(text)[:TEXT_TOKENS] for text in (*TEXTS, *prompts)]

@@ -10,7 +10,7 @@ from edgekit import registry
 from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache
 from edgekit.base.errors import ConfigError
-from edgekit.base.events import Emit, GateResult
+from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
@@ -21,7 +21,7 @@ from edgekit.models.folder_check import check_folder
 from edgekit.models.onnx_folder import check_onnx_folder
 from edgekit.proof import texts
 from edgekit.proof.gates import ReferenceFacts
-from edgekit.proof.held_out import HeldOut, capture_own
+from edgekit.proof.held_out import HeldOut, capture_continued, capture_own
 from edgekit.proof.prove import Expected, Subject, prove
 from edgekit.proof.source import bring_in, tell_unused_tokens
 from edgekit.targets.target import Budget
@@ -32,6 +32,13 @@ QUICK_PROMPTS, QUICK_MAX_TOKENS = (
     28,
     24,
 )  # fewer than 25 answers cannot show a stop agreement of 0.95: proof/gates.py
+
+
+NO_CHAT = (
+    "The model has no chat template, so the checks of the template and of conversations are left out. Token ids, weights, "
+    "next-token distributions on plain text and the model's own continuations of it are checked."
+)
+NO_CHAT_HINT = "For a model that answers messages, give the instruction-tuned one as --reference."
 
 
 def subject_of(path: Path) -> Subject:
@@ -90,10 +97,17 @@ def verify_file(
     read = texts.TEXTS[:1] if quick else texts.TEXTS
     tokenizer = ModelTokenizer(folder.path)
 
+    if tokenizer.template is None:
+        cache.emit(Alert("warning", NO_CHAT, NO_CHAT_HINT))
+        prompts = []
+
     def capture(out: Path, work: Path) -> None:
         runtime = registry.load("runtimes", "torch")(folder.path, threads=threads)
         try:
-            own = capture_own(runtime, tokenizer, prompts, read, max_tokens, cache.emit)
+            if tokenizer.template is None:
+                own = capture_continued(runtime, tokenizer, count, read, max_tokens, cache.emit)
+            else:
+                own = capture_own(runtime, tokenizer, prompts, read, max_tokens, cache.emit)
         finally:
             runtime.close()
         out.mkdir()
@@ -103,6 +117,7 @@ def verify_file(
         "model": folder.digest,
         "passages": digest_of([[dict(message) for message in prompt] for prompt in prompts]),
         "texts": read,
+        **({} if tokenizer.template else {"continued": count}),
         "max_tokens": max_tokens,
         "threads": threads,
     }

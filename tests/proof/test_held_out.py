@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from fake_runtime import FakeRuntime
+from fake_runtime import FakeRuntime, bigram
 
 from edgekit.models.chat import Message
-from edgekit.proof import gates
+from edgekit.proof import gates, held_out
 from edgekit.proof.drift import score
-from edgekit.proof.held_out import HeldOut, capture_own
+from edgekit.proof.held_out import HeldOut, capture_continued, capture_own
 from edgekit.targets.target import Budget
 
 STOP = 258
@@ -65,6 +65,22 @@ def test_greedy_agreement_follows_what_the_reference_says_itself() -> None:
     assert not gate.passed and abs(gate.value - 3 / 5) < 1e-9
     same = score(MODEL, own.reference)
     assert gates.greedy_agreement(same, own.answers(same), MODEL.stop_ids, Budget(), "gguf", "s").value == 1.0
+
+
+def test_a_model_that_cannot_be_asked_continues_plain_text() -> None:
+    """Only the continuation counts, and each text begins as the tokenizer begins it."""
+    model, other = FakeRuntime(), FakeRuntime(bigram(seed=1))  # no two tokens are equally likely
+    own = capture_continued(model, model, 5, ["ABC"], max_tokens=16)
+    *continued, text = own.passages
+    assert len(continued) == 5 and len({tuple(passage.ids) for passage in continued}) == 5
+    assert text.ids == [256, *b"ABC"] and text.kind == held_out.TEXT
+    for passage in continued:
+        assert passage.ids[0] == 256 and passage.answer == held_out.CONTINUED_TOKENS
+    scored, found = score(model, own.reference), score(other, own.reference)
+    counted = own.answers(scored)
+    assert (counted == ~own.text(scored)).all() and not own.conversations(scored).any()
+    assert gates.greedy_agreement(scored, counted, MODEL.stop_ids, Budget(), "gguf", "s").value == 1.0
+    assert gates.greedy_agreement(found, counted, MODEL.stop_ids, Budget(), "gguf", "s").value < 1.0
 
 
 def test_plain_text_is_no_answer_and_a_store_is_read_back(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 import tiny
+import vocabularies
 
 from edgekit.base.artifacts import sha256_file
 from edgekit.base.cache import Cache
@@ -106,6 +107,35 @@ def test_an_architecture_without_such_a_proof_is_told_and_unread_weights_fail(
     monkeypatch.setattr("edgekit.export.gguf.proof.prove", unread)
     (gate,) = prove.weights(subject, small, ignore, "verify").gates
     assert gate.name == "gguf.weights" and not gate.passed and "form of their own" in gate.detail
+
+
+def test_a_base_model_is_proven_without_the_checks_of_conversations(
+    file: Path, shell, tmp_path: Path
+) -> None:
+    """It has no chat template: what remains is checked, and that something is left out is said."""
+    base = tiny.make(tmp_path / "base", tokens=vocabularies.for_transformers())
+    exporter.write(base, tmp_path / "base.gguf", ignore)
+    told: list[Event] = []
+    cache = Cache(tmp_path / "cache", told.append)
+    found = check(tmp_path / "base.gguf", base, cache)
+    assert not failed(found) and "gguf.text_mean_kld_nats" in found
+    assert not {"gguf.template_identity", "gguf.template_branches", "gguf.mean_kld_nats"} & found.keys()
+    assert found["gguf.greedy_agreement"].n == found["gguf.stop_contract"].n == 28
+    assert [e for e in told if isinstance(e, Alert) and "no chat template" in e.message]
+
+    other = tiny.make(tmp_path / "other", seed=1, tokens=vocabularies.for_transformers())
+    assert {"gguf.weights", "gguf.text_mean_kld_nats", "gguf.greedy_agreement"} <= failed(
+        check(tmp_path / "base.gguf", other, cache)
+    )
+    with_template = check(file, base, cache)  # the same weights
+    assert "gguf.template_identity" in failed(with_template)
+    assert "the model has none" in with_template["gguf.template_identity"].detail
+
+    options = ["--reference", base, "--cache-dir", cache.root, "--quick", "--threads", "1", "--json"]
+    done = shell("verify", tmp_path / "base.gguf", *options, "--set", "budget.greedy_agreement=0.2")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0 and document["chat_checked"] is False
+    assert any("no chat template" in warning for warning in document["warnings"])
 
 
 def test_a_damaged_file_is_corrupt_before_anything_runs(
