@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from edgekit.export.onnx.gptq import Report, Rounding, write_checkpoint
+from edgekit.export.onnx.corrections import corrected
+from edgekit.export.onnx.gptq import Report, Rounding, round_network
 
 
 def main() -> None:
@@ -31,15 +33,11 @@ def main() -> None:
 def write(task: dict[str, Any], report: Report) -> None:
     """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, using the folder `task["work"]`."""
     model, out, work = (Path(task[name]) for name in ("model", "out", "work"))
-    source = model
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     if task["bits"] < 32:
-        source = work / "checkpoint"
         rounding = Rounding(task["bits"], task["block_size"], task["int8_modules"])
-        write_checkpoint(model, source, rounding, task["calibration"], report)
-        for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-            if (model / name).is_file():
-                shutil.copyfile(model / name, source / name)
-    build(source, out, work / "cache", weights(task))
+        round_network(network, rounding, task["calibration"], report)
+    build(model, out, work / "cache", weights(task), network)
 
 
 def weights(task: dict[str, Any]) -> dict[str, Any]:
@@ -60,15 +58,20 @@ def weights(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build(source: Path, out: Path, cache: Path, weights: dict[str, Any]) -> None:
-    """Run the model builder on the folder `source`; activations are fp32, which every processor supports."""
+def build(model: Path, out: Path, cache: Path, weights: dict[str, Any], network: Any = None) -> None:
+    """Run the model builder on `network`, loaded from the folder `model`, with edgekit's corrections.
+
+    Without a network the builder reads the folder itself, without corrections. Activations are fp32, which every processor
+    supports.
+    """
     from onnxruntime_genai.models import builder
 
     options = builder.parse_extra_options(
-        "", str(source), str(out), None, "cpu", str(cache), ["hf_token=false"],
+        "", str(model), str(out), None, "cpu", str(cache), ["hf_token=false"],
         target_options={"quant_config": {"io_dtype": "fp32", "weights": weights}},
     )  # fmt: skip
-    builder.create_model("", str(source), str(out), None, "cpu", str(cache), **options)
+    with nullcontext() if network is None else corrected(builder, network):
+        builder.create_model("", str(model), str(out), None, "cpu", str(cache), **options)
 
 
 if __name__ == "__main__":

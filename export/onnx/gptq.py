@@ -1,23 +1,19 @@
 """GPTQ: rounds weights one column after another and corrects each column's error in the columns that follow.
 
-Frantar et al. 2022, <https://arxiv.org/abs/2210.17323>. The result is a checkpoint in Olive's format
-(<https://microsoft.github.io/Olive>), which onnxruntime-genai's model builder copies unchanged: `qweight`
-`(rows, columns * bits / 8)`, `scales` `(rows, blocks)` and `qzeros` `(rows, ceil(blocks * bits / 8))`.
+Frantar et al. 2022, <https://arxiv.org/abs/2210.17323>. A rounded layer takes the place of the network's own, and
+onnxruntime-genai's model builder copies its integers unchanged into the graph.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from edgekit.export.weights.safetensors_io import write_weights
+from edgekit.export.onnx.layout import stacked
 
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian, as in the authors' code
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
@@ -57,14 +53,14 @@ class Rounded:
         zeros, scales = (part.repeat_interleave(block, 1) for part in (self.zeros, self.scales))
         return (self.codes.float() - zeros) * scales
 
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of Olive's format for the layer called `name`."""
-        packed = {
-            "qweight": _pack(self.codes, self.bits),
-            "scales": self.scales,
-            "qzeros": _pack(self.zeros, self.bits),
-        }
-        return {f"{name}.{part}": tensor for part, tensor in packed.items()}
+    def packed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, scales and zero points as the operator `MatMulNBits` takes them.
+
+        Codes are bytes `(rows, blocks, bytes of a block)`, the others flat; a row of zero points ends with its byte.
+        """
+        rows, blocks = self.scales.shape
+        codes = _pack(self.codes, self.bits).reshape(rows, blocks, -1)
+        return codes, self.scales.flatten(), _pack(self.zeros, self.bits).flatten()
 
 
 def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -142,51 +138,82 @@ def _codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: 
     return (weight / scale + zero).round().clamp(0, 2**bits - 1)
 
 
+class RoundedLinear(torch.nn.Module):
+    """A rounded layer with the attributes that the model builder reads; it cannot be called."""
+
+    g_idx = None
+    """The builder's order of columns: as they are."""
+
+    def __init__(self, rounded: Rounded, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = rounded.codes.shape
+        self.bits, self.group_size = rounded.bits, self.in_features // rounded.scales.shape[1]
+        self.qweight, self.scales, self.qzeros = rounded.packed()
+        self.bias = bias
+
+
+class PackedLinear(torch.nn.Module):
+    """A layer that stacks several; each of its `parts` is rounded by itself, with its own bits."""
+
+    def __init__(self, parts: dict[str, torch.nn.Module]) -> None:
+        super().__init__()
+        self.parts = parts
+
+
 @torch.inference_mode()
-def write_checkpoint(
-    model: Path, out: Path, rounding: Rounding, calibration: Sequence[Sequence[int]], report: Report
+def round_network(
+    network: Any, rounding: Rounding, calibration: Sequence[Sequence[int]], report: Report
 ) -> None:
-    """Round the linear layers of the folder `model`'s decoder and write them to the folder `out` as a checkpoint.
+    """Replace the linear layers of the decoder of `network`, a transformers model, by rounded ones.
 
     The inputs of a layer are computed by the already rounded layers before it. The embedding and the head are left to the
     model builder. `report(done, total, unit)` reports progress.
     """
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     layers = network.get_decoder().layers
     names = {module: name for name, module in network.named_modules()}
-    state = network.state_dict()
-    if network.config.tie_word_embeddings:
-        del state["lm_head.weight"]
     inputs, arguments = _first_inputs(network, layers, calibration)
-    overrides: dict[str, dict[str, int]] = {}
     for number, layer in enumerate(layers):
-        linear = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
-        by_gptq = [module for module in linear if inputs and rounding.bits_of(names[module]) < 8]
+        linear = {names[module]: module for module in layer.modules() if isinstance(module, torch.nn.Linear)}
+        by_gptq = [
+            module
+            for name, module in linear.items()
+            if inputs and _needs_hessian(name, module, network, rounding)
+        ]
         hessians = _hessians(layer, by_gptq, inputs, arguments[number])
-        for module in linear:
-            name = names[module]
-            bits, block = rounding.bits_of(name), _block_size(module.in_features, rounding.block_size)
-            if module in hessians:
-                rounded = round_gptq(module.weight, hessians[module], bits, block)
-            else:
-                rounded = round_nearest(module.weight, bits, block)
-            module.weight.copy_(rounded.weight())
-            del state[f"{name}.weight"]
-            state |= rounded.tensors(name)
-            overrides[name] = {"bits": bits, "group_size": block}
+        replacements = {
+            name: _rounded_linear(name, module, hessians.get(module), network, rounding)
+            for name, module in linear.items()
+        }
         inputs = [
             _run(layer, hidden, kwargs) for hidden, kwargs in zip(inputs, arguments[number], strict=True)
         ]
+        for name, module in replacements.items():
+            network.set_submodule(name, module)
         report(number + 1, len(layers), "layers")
-    out.mkdir(parents=True)
-    write_weights(
-        out, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}, state.__getitem__
-    )
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {
-        "quant_method": "olive", "bits": rounding.bits, "group_size": rounding.block_size, "overrides": overrides,
-    }  # fmt: skip
-    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _needs_hessian(name: str, module: torch.nn.Linear, network: Any, rounding: Rounding) -> bool:
+    return any(rounding.bits_of(part) < 8 for part, _ in stacked(name, module.out_features, network.config))
+
+
+def _rounded_linear(
+    name: str, module: torch.nn.Linear, hessian: torch.Tensor | None, network: Any, rounding: Rounding
+) -> torch.nn.Module:
+    """The rounded form of the layer `module`, whose own weight becomes what the integers represent."""
+    block = _block_size(module.in_features, rounding.block_size)
+    parts: dict[str, torch.nn.Module] = {}
+    start = 0
+    for part, rows in stacked(name, module.out_features, network.config):
+        weight, bits = module.weight[start : start + rows], rounding.bits_of(part)
+        if hessian is not None and bits < 8:
+            rounded = round_gptq(weight, hessian, bits, block)
+        else:
+            rounded = round_nearest(weight, bits, block)
+        weight.copy_(rounded.weight())
+        bias = None if module.bias is None else module.bias[start : start + rows].clone()
+        parts[part.rpartition(".")[2]] = RoundedLinear(rounded, bias)
+        start += rows
+    return next(iter(parts.values())) if len(parts) == 1 else PackedLinear(parts)
 
 
 def _block_size(columns: int, wanted: int) -> int:

@@ -278,16 +278,17 @@ def test_packed_tensors_say_what_the_rounded_weight_is(
 ) -> None:
     weight = torch.randn(rows, 16 * blocks, generator=torch.Generator().manual_seed(seed)) + shift
     rounded = round_nearest(weight, bits, 16)
-    packed = {name: tensor.numpy() for name, tensor in rounded.tensors("x").items()}
+    qweight, scales, qzeros = (tensor.numpy() for tensor in rounded.packed())
 
     def unpacked(values: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
         halves = values if bits == 8 else np.stack([values & 15, values >> 4], -1).reshape(rows, -1)
         return halves[:, :columns]
 
-    codes, zeros = unpacked(packed["x.qweight"], 16 * blocks), unpacked(packed["x.qzeros"], blocks)
+    codes = unpacked(qweight.reshape(rows, -1), 16 * blocks)
+    zeros = unpacked(qzeros.reshape(rows, -1), blocks)
     steps = codes.astype(np.float32).reshape(rows, blocks, 16) - zeros[:, :, None]
     assert np.array_equal(
-        (steps * packed["x.scales"][:, :, None]).reshape(rows, -1), rounded.weight().numpy()
+        (steps * scales.reshape(rows, blocks, 1)).reshape(rows, -1), rounded.weight().numpy()
     )
     widest = torch.cat([weight.abs(), weight - weight.amin(), weight.amax() - weight]).max()
     assert (rounded.weight() - weight).abs().max() <= 0.3 * widest
