@@ -18,7 +18,7 @@ from edgekit import registry
 from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
 from edgekit.base.parts import install_line
-from edgekit.data.dataset import Dataset
+from edgekit.data.splits import Dataset
 from edgekit.models import hub
 from edgekit.models import source as model
 from edgekit.targets.target import Export, GgufExport, OnnxExport, Target

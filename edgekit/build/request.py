@@ -9,7 +9,8 @@ from typing import Any
 from edgekit import registry
 from edgekit.base import hardware
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
-from edgekit.data.dataset import Dataset, load_dataset
+from edgekit.data.dataset import load_dataset
+from edgekit.data.splits import Dataset
 from edgekit.models.source import Source, resolve
 from edgekit.targets.target import Target
 

@@ -23,7 +23,8 @@ def audit(
     data: Annotated[str, typer.Argument(help="A JSONL file, a folder, or demo.")], json: shell.Json = False
 ) -> None:
     """Check every row, and show the splits, the labels and the missing fields of the dataset card."""
-    from edgekit.data.dataset import SPLITS, load_dataset
+    from edgekit.data.dataset import load_dataset
+    from edgekit.data.splits import SPLITS
 
     dataset = load_dataset(data)
     rows = {split: getattr(dataset, split) for split in SPLITS}

@@ -56,7 +56,8 @@ def evaluate(
 ) -> None:
     """Measure the exact-match accuracy of greedy answers on the rows of a split, and log every sample."""
     from edgekit.base.artifacts import written_whole
-    from edgekit.data.dataset import SPLITS, load_dataset
+    from edgekit.data.dataset import load_dataset
+    from edgekit.data.splits import SPLITS
     from edgekit.evaluation import accuracy as evaluation
 
     if split not in SPLITS:

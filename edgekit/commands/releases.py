@@ -131,7 +131,7 @@ def promote(options: PromoteOptions) -> None:
     not; the error then says how many rows are needed (about 133 if no answer changes). --unproven overrides only the
     second refusal. A version with the same model files and the same answers needs no more questions.
     """
-    from edgekit.data.rows import read_rows
+    from edgekit.data.reading import read_rows
     from edgekit.field.releases.compare import Comparison, compare
     from edgekit.field.releases.lifecycle import Allowance
 

@@ -1,59 +1,168 @@
-"""A dataset: three splits and a card, read from a folder of JSONL files, one JSONL file, or `demo`."""
+"""Reads the dataset that `--data` names: files of rows, a folder saved by `datasets`, a hub data set, or `demo`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.artifacts import digest_of
 from edgekit.base.errors import ConfigError
-from edgekit.data.rows import Row, content_of, read_rows, split_by_id
+from edgekit.base.events import Alert, Emit, ignore
+from edgekit.data import columns as naming
+from edgekit.data import hub
+from edgekit.data.files import Files, in_folder
+from edgekit.data.kinds import SUFFIXES
+from edgekit.data.leaks import find_leaks, summary, without
+from edgekit.data.reading import MAX_FAULTS_SHOWN, Reader
+from edgekit.data.rows import Row
+from edgekit.data.splits import SPLITS, Dataset, split_by_id
 
 DEMO = "demo"
-CARD_KEYS = ("owner", "source", "licence", "collected", "pii")
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Rows for tuning, for early stopping and proofs, and for evaluation; no prompt is in more than one split."""
+class DataOptions:
+    """How the rows that `--data` names are read: the options that every verb with `--data` has beside it.
 
-    name: str
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
-    card: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str:
-        """Digest of all rows of all splits."""
-        return digest_of({split: content_of(getattr(self, split)) for split in SPLITS})
-
-    @property
-    def missing_card_keys(self) -> list[str]:
-        """Keys that the dataset card lacks."""
-        return [key for key in CARD_KEYS if not self.card.get(key)]
-
-
-def load_dataset(source: str) -> Dataset:
-    """The dataset that `--data` names.
-
-    A folder holds `train.jsonl`, `validation.jsonl` and `test.jsonl`; one file is split 80/10/10 by id. The card is
-    `card.json` in the folder, or `<file>.card.json`. Raises `ConfigError` with every fault found.
+    `columns` names the columns (`prompt=text,completion=category`), `revision` is that of a hub data set, `drop_leaks`
+    leaves out rows whose prompts are also in a later split, and `offline` forbids downloads.
     """
+
+    columns: str = ""
+    revision: str = ""
+    drop_leaks: bool = False
+    offline: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as they are typed; defaults and `--offline`, which is the verb's own, are left out."""
+        given = {"--columns": self.columns, "--data-revision": self.revision}
+        words = [word for name, value in given.items() if value for word in (name, value)]
+        return words + ["--drop-leaks"] * self.drop_leaks
+
+
+def load_dataset(source: str, options: DataOptions | None = None, emit: Emit = ignore) -> Dataset:
+    """The dataset that `--data` names: a file or a folder of rows, a folder saved by `datasets`, a hub data set, or `demo`.
+
+    A single file is split 80/10/10 by id, and a split that a folder lacks is taken from its training rows in the same way.
+    The card is `card.json` in the folder, or `<file>.card.json`. `emit` receives what a person should know of it. Raises
+    `ConfigError` with every fault found, and `MissingPartError` where a package is missing.
+    """
+    options = options or DataOptions()
     if source == DEMO and not Path(source).exists():
         return _demo()
-    path = Path(source)
+    files, name, commit = _found(source, options, emit)
+    parts, form = _read(files, source, options)
+    leaks = find_leaks(parts)
+    if leaks and not options.drop_leaks:
+        raise ConfigError(
+            f"{len(leaks)} prompts in {source} appear in more than one split, so test results would be contaminated.",
+            "Keep each prompt in one split, or add --drop-leaks, which leaves these rows out.",
+            [leak.text for leak in leaks[:MAX_FAULTS_SHOWN]],
+        )
+    parts = without(parts, leaks)
+    _check_sizes(source, parts)
+    card = {**files.card, **_read_card(files)}
+    found = Dataset(
+        name, parts["train"], parts["validation"], parts["test"], card, form, tuple(leaks), commit
+    )
+    for note in notes(found):
+        emit(Alert("info", note))
+    return found
+
+
+def load_questions(source: str, options: DataOptions | None = None, emit: Emit = ignore) -> list[Row]:
+    """Rows that no tuning has seen: all rows of one file, and the test rows of any other data set."""
+    options = options or DataOptions()
+    if not Path(source).expanduser().is_file():
+        return load_dataset(source, options, emit).test
+    files, _, _ = _found(source, options, emit)
+    reader = Reader(naming.named(options.columns))
+    for path in files.parts["train"]:
+        reader.add(path)
+    return reader.finish(source)
+
+
+def notes(data: Dataset) -> list[str]:
+    """What a person should know of how the rows were read: one sentence for each."""
+    rows = ", ".join(f"{count:,} {split}" for split, count in data.rows.items())
+    splits = data.form.get("splits")
+    found = [f"data: {data.form['data']}"] if "data" in data.form else []
+    found.append(f"rows: {rows}" + (f"; {splits}" if splits else ""))
+    found += [f"{name}: {data.form[name]}" for name in ("copies", "files") if name in data.form]
+    return found + ([f"{len(data.left_out):,} rows {summary(data.left_out)}"] if data.left_out else [])
+
+
+def _found(source: str, options: DataOptions, emit: Emit) -> tuple[Files, str, str]:
+    """The files of a data set, its name, and the commit of a hub data set."""
+    path = Path(source).expanduser()
+    named = None if path.exists() else hub.parse(source, options.revision)
+    if named is not None:
+        files, commit = hub.fetch(named, offline=options.offline, emit=emit)
+        return files, named.repository.partition("/")[2], commit
+    if options.revision:
+        raise ConfigError(
+            f"--data-revision {options.revision} needs a hub data set, and {source} is not one.",
+            "Leave it out.",
+        )
     if path.is_dir():
-        parts = _read_folder(path)
-        card_path = path / "card.json"
-    else:
-        parts = split_by_id(read_rows(path))
-        card_path = path.with_name(path.name + ".card.json")
-    _check(source, parts)
-    return Dataset(path.stem, parts["train"], parts["validation"], parts["test"], _read_card(card_path))
+        return in_folder(path), path.stem, ""
+    stem = path.name.removesuffix(".gz")
+    stem = next((stem.removesuffix(suffix) for suffix in SUFFIXES if stem.endswith(suffix)), path.stem)
+    return Files({"train": (path,)}, path.parent, path.with_name(path.name + ".card.json")), stem, ""
+
+
+def _read(files: Files, source: str, options: DataOptions) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """The rows of each split, and in words how they were read. Raises `ConfigError` with the faults of all files."""
+    columns = naming.named(options.columns)
+    parts: dict[str, list[Row]] = {}
+    readers: list[Reader] = []
+    errors: list[ConfigError] = []
+    for split, paths in files.parts.items():
+        try:
+            readers.append(Reader(columns))
+            for path in paths:
+                readers[-1].add(path, files.name_of(path))
+            parts[split] = readers[-1].finish(source)
+        except ConfigError as error:
+            errors.append(error)
+        found = readers[-1].columns
+        columns = columns or (
+            found if found and found.guessed else None
+        )  # a guess holds for the other splits as well
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError(
+            f"Several files in {source} cannot be used; nothing was started.",
+            errors[0].hint,
+            [fault for error in errors for fault in error.faults or [error.message]],
+        )
+    lacking = [split for split in SPLITS if split not in parts]
+    if lacking:
+        share = {split: 0.1 if split in lacking else 0.0 for split in SPLITS[1:]}
+        parts |= split_by_id(parts["train"], **share) | {
+            split: parts[split] for split in SPLITS[1:] if split in parts
+        }
+    form = {"data": readers[0].text}
+    if lacking:
+        form["splits"] = f"{' and '.join(lacking)} by id from train"
+    if copies := sum(reader.copies for reader in readers):
+        form["copies"] = f"{copies:,} exact copies of other rows are left out"
+    if files.note:
+        form["files"] = files.note
+    return {split: parts[split] for split in SPLITS}, form
+
+
+def _check_sizes(source: str, parts: Mapping[str, Sequence[Row]]) -> None:
+    empty = [split for split in SPLITS if not parts[split]]
+    if empty:
+        raise ConfigError(
+            f"{source} has too few rows: the split leaves none for {' and '.join(empty)}.",
+            "Add rows (about 50 or more), or give a folder with a train, a validation and a test file.",
+        )
 
 
 def _demo() -> Dataset:
@@ -69,55 +178,9 @@ def _demo() -> Dataset:
     return Dataset(DEMO, parts["train"], parts["validation"], parts["test"], demo.card())
 
 
-def _read_folder(folder: Path) -> dict[str, list[Row]]:
-    missing = [f"{split}.jsonl" for split in SPLITS if not (folder / f"{split}.jsonl").is_file()]
-    if missing:
-        raise ConfigError(
-            f"The data folder {folder} has no {', '.join(missing)}.",
-            "Add the missing files, or give one JSONL file, which edgekit splits by id.",
-        )
-    parts: dict[str, list[Row]] = {}
-    faults: list[str] = []
-    errors: list[ConfigError] = []
-    for split in SPLITS:
-        try:
-            parts[split] = read_rows(folder / f"{split}.jsonl")
-        except ConfigError as error:
-            errors.append(error)
-            faults += error.faults or [error.message]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise ConfigError(
-            f"Several files in {folder} cannot be used; nothing was started.", errors[0].hint, faults
-        )
-    return parts
-
-
-def _check(source: str, parts: dict[str, list[Row]]) -> None:
-    empty = [split for split in SPLITS if not parts[split]]
-    if empty:
-        raise ConfigError(
-            f"{source} has too few rows: the split leaves none for {' and '.join(empty)}.",
-            "Add rows (about 50 or more), or give a folder with train.jsonl, validation.jsonl and test.jsonl.",
-        )
-    seen: dict[tuple[Any, ...], str] = {}
-    faults = []
-    for split in SPLITS:
-        for row in parts[split]:
-            text = tuple((message["role"], message["content"]) for message in row.messages[:-1])
-            if (other := seen.setdefault(text, split)) != split:
-                faults.append(f"{split}.jsonl:{row.line}: the same prompt is in {other}")
-    if faults:
-        raise ConfigError(
-            f"{len(faults)} prompts in {source} appear in more than one split, so test results would be contaminated.",
-            "Keep each prompt in one split.",
-            faults[:20],
-        )
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_card(files: Files) -> dict[str, Any]:
+    path = files.card_file
+    if path is None or not path.is_file():
         return {}
     try:
         card = json.loads(path.read_text(encoding="utf-8"))

@@ -1,38 +1,45 @@
-"""Instruction rows: read from JSONL in three formats, checked together, and split by id.
-
-Formats: `messages` (a list of role and content), `prompt`/`completion`, and Alpaca's `instruction`/`input`/`output`;
-each with an optional `id` and an optional `label` from a closed set of answers.
-"""
+"""Instruction rows: a record of a data file as a conversation that ends with its answer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import ConfigError, reason
+from edgekit.data.columns import Columns
 
 Message = Mapping[str, str]
 SHAPES = "'messages', 'prompt' and 'completion', or 'instruction' and 'output'"
-MAX_FAULTS_SHOWN = 20
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
+"""Role names of messages and of ShareGPT's conversations."""
+
+
+class Fault(Exception):
+    """What is wrong with one row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation whose last message is the answer to learn."""
+    """One conversation whose last message is the answer to learn; `line` counts rows where a file has no lines."""
 
     id: str
     messages: tuple[Message, ...]
     label: str | None = None
     line: int = 0
+    file: str = ""
 
     @property
     def answer(self) -> str:
         """The text of the last message."""
         return self.messages[-1]["content"]
+
+    @property
+    def place(self) -> str:
+        """The file and line that it comes from."""
+        return f"{self.file}:{self.line}"
 
 
 def content_of(rows: Sequence[Row]) -> list[list[Any]]:
@@ -40,128 +47,98 @@ def content_of(rows: Sequence[Row]) -> list[list[Any]]:
     return [[row.id, [dict(message) for message in row.messages], row.label] for row in rows]
 
 
-class _Fault(Exception):
-    """What is wrong with one row."""
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSONL file; exact duplicates count once.
-
-    Raises `ConfigError` with every bad row and its line number, and for a file that is missing or has no rows.
-    """
-    if path.exists() and not path.is_file():  # a device or a pipe may be endless
-        raise ConfigError(
-            f"{path} is not a file.",
-            "Give a JSONL file, or a folder with train.jsonl, validation.jsonl and test.jsonl.",
-        )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # JSON strings may contain other line separators
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no data file {path}.", "Check the path; `demo` is the built-in data set."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as UTF-8 text: {reason(error)}.", "Save it as JSONL in UTF-8."
-        ) from error
-    rows: dict[str, Row] = {}
-    faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _parse(line, number)
-            earlier = rows.get(row.id)
-            if earlier and earlier.messages != row.messages:
-                raise _Fault(
-                    f"the id '{row.id}' is already used on line {earlier.line} for a different conversation"
-                )
-            rows.setdefault(row.id, row)
-        except _Fault as fault:
-            faults.append(f"{path.name}:{number}: {fault}")
-    if faults:
-        shown = faults[:MAX_FAULTS_SHOWN]
-        rest = [f"... and {len(faults) - len(shown)} more"] if len(faults) > len(shown) else []
-        raise ConfigError(
-            f"{len(faults)} of {sum(map(bool, map(str.strip, lines)))} rows in {path} cannot be used; nothing was started.",
-            "Fix or remove these lines and run the same command again.",
-            faults=shown + rest,
-        )
-    if not rows:
-        raise ConfigError(f"{path} holds no rows.", f"Write one JSON object on each line, with {SHAPES}.")
-    return list(rows.values())
-
-
-def _parse(line: str, number: int) -> Row:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _Fault(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
-    if not isinstance(value, dict):
-        raise _Fault("not a JSON object")
-    messages = _messages(value)
-    label = value.get("label")
-    if label is not None and not isinstance(label, str):
-        raise _Fault("'label' must be a string")
-    given = value.get("id")
-    if given is not None and not isinstance(given, str | int):
-        raise _Fault("'id' must be a string or an integer")
-    content = json.dumps([dict(message) for message in messages], sort_keys=True)
-    identity = str(given) if given is not None else hashlib.sha256(content.encode()).hexdigest()[:16]
-    return Row(id=identity, messages=messages, label=label, line=number)
-
-
-def _messages(value: Mapping[str, Any]) -> tuple[Message, ...]:
-    if "messages" in value:
-        messages = _checked_messages(value["messages"])
-    elif "prompt" in value:
-        messages = [_message("user", value, "prompt"), _message("assistant", value, "completion")]
-    elif "instruction" in value:
-        user = _message("user", value, "instruction")
-        extra = value.get("input") or ""
-        if not isinstance(extra, str):
-            raise _Fault("'input' must be a string")
-        if extra.strip():
-            user = {"role": "user", "content": f"{user['content']}\n\n{extra}"}
-        messages = [user, _message("assistant", value, "output")]
+def row_of(values: Mapping[str, Any], columns: Columns, classes: Mapping[str, tuple[str, ...]]) -> Row:
+    """A record as a row. `classes` are the names of integer labels by column. Raises `Fault` for what is not a row."""
+    found = {part: _value(values, column, classes) for part, column in columns.of.items()}
+    label = _text(found.get("label"), columns.of.get("label", ""))
+    label = label.strip() or None if label else None
+    if "messages" in found:
+        messages = _conversation(found["messages"], columns.of["messages"])
     else:
-        raise _Fault(f"no conversation: a row needs {SHAPES}")
-    return tuple(messages)
+        prompt = _needed("no prompt", found["prompt"], columns.of["prompt"])
+        extra = _text(found.get("input"), columns.of.get("input", "")) or ""
+        if extra.strip():
+            prompt = f"{prompt}\n\n{extra}"
+        answer = _needed("no answer", found["completion"], columns.of["completion"])
+        if columns.of["completion"] == columns.of.get("label"):
+            answer = answer.strip()
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    system = _text(found.get("system"), columns.of.get("system", "")) or ""
+    if system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return Row(_identity(found.get("id"), messages), tuple(messages), label)
 
 
-def _message(role: str, value: Mapping[str, Any], key: str) -> dict[str, str]:
-    text = value.get(key)
-    if not isinstance(text, str) or not text.strip():
-        what = "no answer" if role == "assistant" else "no prompt"
-        raise _Fault(f"{what}: '{key}' is missing or empty")
-    return {"role": role, "content": text}
+def _identity(given: Any, messages: Sequence[Message]) -> str:
+    """The row's own id, else a digest of its messages."""
+    if given is not None and not isinstance(given, str | int):
+        raise Fault("'id' must be a string or an integer")
+    if given is None or given == "":
+        content = json.dumps([dict(message) for message in messages], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return str(given)
 
 
-def _checked_messages(value: Any) -> list[dict[str, str]]:
+def _value(values: Mapping[str, Any], column: str, classes: Mapping[str, tuple[str, ...]]) -> Any:
+    """The value of a column; `a.b.0` is a value within the column `a`. An integer label becomes its name."""
+    value: Any = values.get(column)
+    if value is None and column not in values and "." in column:
+        value = values
+        for key in column.split("."):
+            if isinstance(value, list):
+                value = value[int(key)] if key.isdecimal() and int(key) < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, Mapping) else None
+    names = classes.get(column)
+    if names is None or not isinstance(value, int):
+        return value
+    if not 0 <= value < len(names):
+        raise Fault(f"'{column}' is {value}, which has no name: the names are those of 0 to {len(names) - 1}")
+    return names[value]
+
+
+def _text(value: Any, column: str) -> str | None:
+    """A text as it is, and a number or a date in its usual form; None for an empty value."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list | dict | bytes):
+        raise Fault(
+            f"'{column}' must be text, not {'bytes' if isinstance(value, bytes) else 'a list or an object'}"
+        )
+    if isinstance(value, float) and math.isnan(value):  # an empty value of pandas
+        return None
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _needed(what: str, value: Any, column: str) -> str:
+    text = _text(value, column)
+    if text is None or not text.strip():
+        raise Fault(f"{what}: '{column}' is missing or empty")
+    return text
+
+
+def _conversation(value: Any, column: str) -> list[Message]:
+    if isinstance(value, str):  # in a cell of a table
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise Fault(f"'{column}' is not a list of messages in JSON") from error
     if not isinstance(value, list) or not value:
-        raise _Fault("'messages' must be a list of messages")
-    messages = []
-    for index, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise _Fault(f"message {index + 1} has no string under 'content'")
-        if message.get("role") not in ("system", "user", "assistant"):
-            raise _Fault(
-                f"message {index + 1} has the role {message.get('role')!r}; use system, user or assistant"
-            )
-        messages.append({"role": str(message["role"]), "content": message["content"]})
+        raise Fault(f"'{column}' must be a list of messages")
+    messages: list[Message] = []
+    for index, message in enumerate(value, start=1):
+        role, content = (
+            (message.get(key, message.get(other)) for key, other in (("role", "from"), ("content", "value")))
+            if isinstance(message, dict)
+            else (None, None)
+        )
+        if not isinstance(content, str):
+            raise Fault(f"message {index} has no string under 'content'")
+        if not isinstance(role, str) or role not in ROLES:
+            raise Fault(f"message {index} has the role {role!r}; use system, user or assistant")
+        messages.append({"role": ROLES[role], "content": content})
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise _Fault("no answer: the last message must have the role assistant and must not be empty")
+        raise Fault("no answer: the last message must have the role assistant and must not be empty")
     if len(messages) < 2:
-        raise _Fault("no prompt before the answer")
+        raise Fault("no prompt before the answer")
     return messages
-
-
-def split_by_id(rows: Sequence[Row], validation: float = 0.1, test: float = 0.1) -> dict[str, list[Row]]:
-    """Rows in `train`, `validation` and `test` by the hash of their id: adding rows never moves a row to another split."""
-    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    for row in rows:
-        place = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") / 2**64
-        parts["test" if place < test else "validation" if place < test + validation else "train"].append(row)
-    return parts

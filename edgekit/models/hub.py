@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
-from edgekit.base.parts import missing_part
+from edgekit.base.hub import client, failed
 
 WEIGHTS = ("*.safetensors",)
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*")
@@ -31,7 +31,7 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Sna
     `revision` is a branch, a tag or a commit; None is the default branch. Raises `ConfigError` with the hub's reason
     when that fails, and `MissingPartError` without huggingface_hub.
     """
-    hub = _hub()
+    hub = client()
     commit = str(_info(repository, revision).sha)
     try:
         folder = hub.snapshot_download(repository, revision=commit, allow_patterns=list(patterns))
@@ -42,7 +42,7 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Sna
 
 def missing_bytes(repository: str, revision: str | None) -> int:
     """Bytes of the model's weights that are not in the hub cache yet, by the sizes that the hub lists."""
-    hub, info = _hub(), _info(repository, revision)
+    hub, info = client(), _info(repository, revision)
 
     def is_here(file: str) -> bool:
         return isinstance(hub.try_to_load_from_cache(repository, file, revision=info.sha), str)
@@ -53,27 +53,16 @@ def missing_bytes(repository: str, revision: str | None) -> int:
 
 def cache_folder() -> Path:
     """The folder of downloads."""
-    return Path(_hub().constants.HF_HUB_CACHE)
+    return Path(client().constants.HF_HUB_CACHE)
 
 
 def _info(repository: str, revision: str | None) -> Any:
-    hub = _hub()
+    hub = client()
     try:
         return hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
     except Exception as error:
         raise _failed(repository, revision, error) from error
 
 
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-    except ModuleNotFoundError as error:
-        raise missing_part(error) from error
-    return huggingface_hub
-
-
 def _failed(repository: str, revision: str | None, error: Exception) -> ConfigError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    name = f"{repository}@{revision}" if revision else repository
-    return ConfigError(f"'{name}' could not be downloaded from the hub: {reason}", HINT)
+    return failed(f"{repository}@{revision}" if revision else repository, error, HINT)

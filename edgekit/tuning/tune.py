@@ -17,7 +17,7 @@ from edgekit.base.errors import ConfigError, MissingPartError, StageError
 from edgekit.base.events import Alert, Emit, ignore
 from edgekit.base.hardware import cpu_has_bf16
 from edgekit.base.parts import missing_part
-from edgekit.data.dataset import Dataset
+from edgekit.data.splits import Dataset
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows

@@ -22,8 +22,9 @@ from edgekit.base.cache import Cache, StageOutput
 from edgekit.build import checks, stages
 from edgekit.build.pipeline import stage_names
 from edgekit.build.request import Request
-from edgekit.data.dataset import Dataset, load_dataset
+from edgekit.data.dataset import load_dataset
 from edgekit.data.rows import Row
+from edgekit.data.splits import Dataset
 from edgekit.models.source import resolve
 from edgekit.proof.drift import Drift
 from edgekit.proof.source import bring_in

@@ -1,4 +1,4 @@
-"""Rows: three shapes in, every fault with its line, and splits that never move."""
+"""Rows of JSONL: three shapes in, every fault with its line, and splits that never move."""
 
 import json
 import os
@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.base.errors import ConfigError
-from edgekit.data.dataset import load_dataset
-from edgekit.data.rows import Row, read_rows, split_by_id
+from edgekit.data.reading import read_rows
+from edgekit.data.rows import Row
+from edgekit.data.splits import split_by_id
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
 
@@ -97,20 +98,7 @@ def test_a_row_keeps_its_split_when_others_are_added() -> None:
     assert 30 <= len(all_["test"]) <= 70
 
 
-def test_a_question_in_two_splits_is_refused(tmp_path: Path) -> None:
-    for split in ("train", "validation", "test"):
-        write(tmp_path / f"{split}.jsonl", {"prompt": "q" if split != "test" else "other", "completion": "r"})
-    with pytest.raises(ConfigError, match="more than one split"):
-        load_dataset(str(tmp_path))
-
-
 def test_a_pipe_is_refused_because_it_may_have_no_end(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(ConfigError, match="not a file"):
         read_rows(tmp_path / "rows.jsonl")
-
-
-def test_a_folder_names_each_missing_split(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", {"prompt": "q", "completion": "r"})
-    with pytest.raises(ConfigError, match=r"validation\.jsonl, test\.jsonl"):
-        load_dataset(str(tmp_path))

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from edgekit.base.artifacts import list_files
 from edgekit.base.errors import ConfigError, StageError
 from edgekit.base.events import Alert, Event, Measured, Progress, ignore
-from edgekit.data.dataset import Dataset
 from edgekit.data.rows import Row
+from edgekit.data.splits import Dataset
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning import checkpoint

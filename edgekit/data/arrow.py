@@ -1,0 +1,87 @@
+"""Parquet files, Arrow files, and the folders that `datasets` saves, read in batches by pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.errors import ConfigError, reason
+from edgekit.base.parts import missing_part
+from edgekit.data.kinds import Kind
+from edgekit.data.tables import Record, Table
+
+BATCH = 1024  # rows that are Python objects at the same time
+METADATA = b"huggingface"  # key of the metadata in which `datasets` describes the columns
+
+
+def open_columns(path: Path, kind: Kind) -> Table:
+    """The records of a Parquet or Arrow file; their numbers count rows from 1."""
+    pyarrow = _pyarrow()
+    try:
+        if kind.name == "parquet":
+            from pyarrow import parquet
+
+            file = parquet.ParquetFile(path)
+            schema, batches = file.schema_arrow, file.iter_batches(batch_size=BATCH)
+        elif kind.name == "arrow":
+            reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+            schema = reader.schema
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+            schema = batches.schema
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, kind, error) from error
+    return Table(
+        kind, _rows(path, kind, batches), tuple(schema.names), classes_in(_features(schema.metadata))
+    )
+
+
+def classes_in(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The names of integer labels by column, in the features that `datasets` notes beside the data."""
+    return {
+        column: tuple(map(str, feature["names"]))
+        for column, feature in features.items()
+        if isinstance(feature, dict)
+        and feature.get("_type") == "ClassLabel"
+        and isinstance(feature.get("names"), list)
+    }
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    try:
+        found = json.loads((metadata or {}).get(METADATA, b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _rows(path: Path, kind: Kind, batches: Iterator[Any]) -> Iterator[Record]:
+    pyarrow = _pyarrow()
+    number = 0
+    try:
+        for batch in batches:
+            for start in range(0, batch.num_rows, BATCH):
+                for values in batch.slice(start, BATCH).to_pylist():
+                    number += 1
+                    yield number, values
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, kind, error) from error
+
+
+def _damaged(path: Path, kind: Kind, error: Exception) -> ConfigError:
+    why = (reason(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return ConfigError(
+        f"{path} is a damaged {kind.text} file: {why}. Nothing was started.", "Write or fetch it again."
+    )
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ModuleNotFoundError as error:
+        raise missing_part(error) from error
+    return pyarrow
