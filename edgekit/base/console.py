@@ -50,7 +50,8 @@ class Narrator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._live:
+            self._bars.stop()
 
     def __call__(self, event: events.Event) -> None:
         """Print one event."""
@@ -71,7 +72,8 @@ class Narrator:
                     f"  ✗ {event.name}: {event.value:.4g}, limit {event.limit:.4g}. {event.detail}", "red"
                 )
             case events.Alert(level=level, message=message, hint=hint):
-                self._say(f"  ! {message} {hint}".rstrip(), "yellow" if level == "warning" else None)
+                mark = "·" if level == "info" else "!"
+                self._say(f"  {mark} {message} {hint}".rstrip(), "yellow" if level == "warning" else None)
             case _:
                 pass
 

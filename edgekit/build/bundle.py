@@ -127,7 +127,7 @@ def _manifest(
         "verdict": report["verdict"],
         "edgekit": edgekit.__version__,
         "base_model": json.loads((tokenizer.folder / model.PROVENANCE).read_text("utf-8")),
-        "data": {"name": request.data.name, "sha256": request.data.digest, "card": request.data.card},
+        "data": request.data.provenance,
         "recipe": {"digest": recipe_digest(request), "target": request.target.model_dump(by_alias=True)},
         "versions": versions(PACKAGES),
         "formats": {

@@ -75,6 +75,8 @@ class Plan:
     """Weights that must be downloaded; included in `disk_needed_mib`."""
     missing_parts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    """How the rows were read."""
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -160,7 +162,8 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         architecture=str((config.get("architectures") or [config.get("model_type")])[0]),
         parameters=parameters,
         target=target.name,
-        rows={"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        rows=data.rows,
+        data=data.notes,
         exports=exports,
         disk_needed_mib=round(on_disk * 1.1 + download_mib),
         disk_free_mib=min(map(hardware.free_disk_mib, places)),

@@ -8,8 +8,9 @@ from typing import Any
 
 from edgekit import registry
 from edgekit.base import hardware
+from edgekit.base.events import Emit, ignore
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
-from edgekit.data.dataset import load_dataset
+from edgekit.data.dataset import DataOptions, load_dataset
 from edgekit.data.splits import Dataset
 from edgekit.models.source import Source, resolve
 from edgekit.targets.target import Target
@@ -35,7 +36,8 @@ class Order:
     """The names that a person gives on the command line or in the app; `request` turns them into a `Request`.
 
     `changes` are `KEY=VALUE` pairs that change one value of the target each. `formats` names the formats to build,
-    separated by commas; empty for every format of the target. `threads` is 0 for every core.
+    separated by commas; empty for every format of the target. `threads` is 0 for every core. `reading` is how the rows of
+    `data` are read.
     """
 
     target: str = DEFAULT_TARGET
@@ -49,11 +51,12 @@ class Order:
     threads: int = 0
     force: bool = False
     offline: bool = False
+    reading: DataOptions = field(default_factory=DataOptions)
 
     @property
     def arguments(self) -> list[str]:
         """The options of `build` and `plan` that give this order; defaults after the first three are left out."""
-        words = ["--target", self.target, "--model", self.model, "--data", self.data]
+        words = ["--model", self.model, "--target", self.target, "--data", self.data, *self.reading.arguments]
         for change in self.changes:
             words += ["--set", change]
         given = {
@@ -67,8 +70,8 @@ class Order:
             words += [name, str(value)] if value else []
         return words + ["--force"] * self.force + ["--offline"] * self.offline
 
-    def request(self) -> Request:
-        """The typed request; raises `ConfigError` for invalid names."""
+    def request(self, emit: Emit = ignore) -> Request:
+        """The typed request; `emit` receives what a person should know of the rows. Raises `ConfigError` for invalid names."""
         chosen: Target = registry.load("profiles", "targets").load(self.target, self.changes)
         if self.llama_cpp is not None:
             exports: list[Any] = [
@@ -78,7 +81,7 @@ class Order:
             chosen = chosen.model_copy(update={"export": exports})
         chosen = chosen.only(self.formats)
         source = resolve(self.model, offline=self.offline)
-        dataset = load_dataset(self.data)
+        dataset = load_dataset(self.data, self.reading, emit)
         out = self.out or Path("bundles") / f"{source.name}-{chosen.name}"
         threads = self.threads or hardware.cores()
         return Request(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.base.errors import GateError
 from edgekit.commands import shell
+
+if TYPE_CHECKING:
+    from edgekit.build.request import Order
 
 
 def register(app: typer.Typer) -> None:
@@ -24,53 +28,70 @@ LlamaCpp = Annotated[
 ]
 
 
-def build(
-    target: shell.TargetName = shell.DEFAULT_TARGET,
-    model: shell.Model = shell.DEFAULT_MODEL,
-    data: shell.Data = shell.DEFAULT_DATA,
-    out: shell.Out = None,
-    set_: shell.Set = None,
-    formats: shell.Formats = "",
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of `edgekit plan`."""
+
+    target: shell.TargetName = shell.DEFAULT_TARGET
+    model: shell.Model = shell.DEFAULT_MODEL
+    data: shell.Data = shell.DEFAULT_DATA
+    columns: shell.Columns = ""
+    data_revision: shell.DataRevision = ""
+    drop_leaks: shell.DropLeaks = False
+    out: shell.Out = None
+    set_: shell.Set = None
+    formats: shell.Formats = ""
+    llama_cpp: LlamaCpp = None
+    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE
+    threads: shell.Threads = 0
+    offline: shell.Offline = False
+    json: shell.Json = False
+    quiet: shell.Quiet = False
+    verbose: shell.Verbose = False
+
+    @property
+    def order(self) -> Order:
+        """The build that these options ask for."""
+        from edgekit.build.request import Order
+        from edgekit.data.dataset import DataOptions
+
+        return Order(
+            self.target,
+            self.model,
+            self.data,
+            self.out,
+            self.set_ or [],
+            self.formats,
+            self.llama_cpp,
+            self.cache_dir,
+            self.threads,
+            offline=self.offline,
+            reading=DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline),
+        )
+
+
+@dataclass(frozen=True)
+class BuildOptions(PlanOptions):
+    """The options of `edgekit build`."""
+
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the build would do and need, without starting it.")
-    ] = False,
-    llama_cpp: LlamaCpp = None,
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
-    threads: shell.Threads = 0,
-    force: shell.Force = False,
-    offline: shell.Offline = False,
-    json: shell.Json = False,
-    quiet: shell.Quiet = False,
-    verbose: shell.Verbose = False,
-) -> None:
+    ] = False
+    force: shell.Force = False
+
+
+@shell.takes(BuildOptions)
+def build(options: BuildOptions) -> None:
     """Build a bundle from a model and rows: tune, merge, quantize, export, prove and profile."""
-    if dry_run:
-        plan(
-            target,
-            model,
-            data,
-            out,
-            set_,
-            formats,
-            llama_cpp,
-            cache_dir,
-            threads,
-            offline,
-            json,
-            quiet,
-            verbose,
-        )
+    if options.dry_run:
+        show_plan(options)
         return
     from edgekit.build import pipeline
-    from edgekit.build.request import Order
 
-    request = Order(
-        target, model, data, out, set_ or [], formats, llama_cpp, cache_dir, threads, force, offline
-    ).request()
-
+    request = shell.requested(replace(options.order, force=options.force))
     with shell.working() as emit:
         report = pipeline.build(request, emit)
-    if json:
+    if options.json:
         shell.print_json(report)
     else:
         from rich.console import Console
@@ -88,34 +109,23 @@ def build(
         )
 
 
-def plan(
-    target: shell.TargetName = shell.DEFAULT_TARGET,
-    model: shell.Model = shell.DEFAULT_MODEL,
-    data: shell.Data = shell.DEFAULT_DATA,
-    out: shell.Out = None,
-    set_: shell.Set = None,
-    formats: shell.Formats = "",
-    llama_cpp: LlamaCpp = None,
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
-    threads: shell.Threads = 0,
-    offline: shell.Offline = False,
-    json: shell.Json = False,
-    quiet: shell.Quiet = False,
-    verbose: shell.Verbose = False,
-) -> None:
+@shell.takes(PlanOptions)
+def plan(options: PlanOptions) -> None:
     """Show what a build would do and need, without starting it (the same as `build --dry-run`)."""
-    from edgekit.build.plan import plan as make_plan
-    from edgekit.build.request import Order
+    show_plan(options)
 
-    order = Order(
-        target, model, data, out, set_ or [], formats, llama_cpp, cache_dir, threads, offline=offline
-    )
-    request = order.request()
+
+def show_plan(options: PlanOptions) -> None:
+    """Print the plan of a build. Raises the error for a build that is not possible."""
+    from edgekit.build.plan import plan as make_plan
+
+    order = options.order
+    request = shell.requested(order)
     with shell.working():
         result = make_plan(
-            request.source, request.target, request.data, cache_dir=cache_dir, out=request.out.parent
+            request.source, request.target, request.data, cache_dir=order.cache_dir, out=request.out.parent
         )
-    if json:
+    if options.json:
         shell.print_json(result.as_dict())
     else:
         from rich.console import Console
@@ -124,5 +134,5 @@ def plan(
 
         Console().print(plan_table(result))
     result.check(order.arguments)
-    if not json:
+    if not options.json:
         shell.say(f"Next: {shlex.join(['edgekit', 'build', *order.arguments])}")

@@ -20,22 +20,36 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("audit")
 def audit(
-    data: Annotated[str, typer.Argument(help="A JSONL file, a folder, or demo.")], json: shell.Json = False
+    data: Annotated[str, typer.Argument(help=f"{shell.ROWS}, or demo.")],
+    columns: shell.Columns = "",
+    data_revision: shell.DataRevision = "",
+    drop_leaks: shell.DropLeaks = False,
+    offline: shell.Offline = False,
+    json: shell.Json = False,
+    quiet: shell.Quiet = False,
+    verbose: shell.Verbose = False,
 ) -> None:
-    """Check every row, and show the splits, the labels and the missing fields of the dataset card."""
-    from edgekit.data.dataset import load_dataset
+    """Check every row, and show the columns, splits and labels, and the missing fields of the dataset card.
+
+    With --drop-leaks, --json lists every row that is left out.
+    """
+    from edgekit.data.dataset import DataOptions
     from edgekit.data.splits import SPLITS
 
-    dataset = load_dataset(data)
+    dataset = shell.dataset(data, DataOptions(columns, data_revision, drop_leaks, offline))
     rows = {split: getattr(dataset, split) for split in SPLITS}
     labels = {split: Counter(row.label for row in part if row.label) for split, part in rows.items()}
     result = {
         "name": dataset.name,
         "sha256": dataset.digest,
         "rows": {split: len(part) for split, part in rows.items()},
+        "notes": dataset.notes,
+        "example": {"prompt": dataset.train[0].messages[-2]["content"], "answer": dataset.train[0].answer},
+        "left_out": [leak.as_dict() for leak in dataset.left_out],
         "labels": {split: dict(sorted(counts.items())) for split, counts in labels.items()},
         "card": dataset.card,
         "missing_in_card": dataset.missing_card_keys,
+        "commit": dataset.commit,
     }
     if json:
         shell.print_json(result)

@@ -39,6 +39,9 @@ def subject_at(artifact: Path) -> Subject:
 def evaluate(
     artifact: Artifact,
     data: shell.Data = shell.DEFAULT_DATA,
+    columns: shell.Columns = "",
+    data_revision: shell.DataRevision = "",
+    drop_leaks: shell.DropLeaks = False,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
     limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64,
@@ -56,13 +59,13 @@ def evaluate(
 ) -> None:
     """Measure the exact-match accuracy of greedy answers on the rows of a split, and log every sample."""
     from edgekit.base.artifacts import written_whole
-    from edgekit.data.dataset import load_dataset
+    from edgekit.data.dataset import DataOptions
     from edgekit.data.splits import SPLITS
     from edgekit.evaluation import accuracy as evaluation
 
     if split not in SPLITS:
         raise ConfigError(f"There is no split '{split}'.", f"Use one of: {', '.join(SPLITS)}.")
-    rows = getattr(load_dataset(data), split)
+    rows = getattr(shell.dataset(data, DataOptions(columns, data_revision, drop_leaks)), split)
     rows = rows[:limit] if limit else rows
     with shell.working() as emit, written_whole(out, force=force) as log:
         runtime = subject_at(artifact).open_for(shell.cores(threads), CONTEXT)

@@ -14,6 +14,7 @@ import typer
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
+    from edgekit.data.rows import Row
     from edgekit.field.releases import Release, Releases
     from edgekit.field.releases.health import Health
 
@@ -99,9 +100,16 @@ class PromoteOptions:
     why: Why = ""
     who: shell.Who = None
     data: Annotated[
-        Path | None,
-        typer.Option("--data", "-d", help="JSONL rows with right answers, to compare the two versions on."),
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Rows with right answers, to compare the two versions on: all rows of a file, or the test rows of a data set.",
+        ),
     ] = None
+    columns: shell.Columns = ""
+    data_revision: shell.DataRevision = ""
+    drop_leaks: shell.DropLeaks = False
     format: Format = None
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="Promote a version older than the one in use.")
@@ -131,12 +139,16 @@ def promote(options: PromoteOptions) -> None:
     not; the error then says how many rows are needed (about 133 if no answer changes). --unproven overrides only the
     second refusal. A version with the same model files and the same answers needs no more questions.
     """
-    from edgekit.data.reading import read_rows
+    from edgekit.data.dataset import DataOptions, load_questions
     from edgekit.field.releases.compare import Comparison, compare
     from edgekit.field.releases.lifecycle import Allowance
 
     releases = _releases(options.state)
-    rows = read_rows(options.data) if options.data else []
+    rows: list[Row] = []
+    if options.data:
+        reading = DataOptions(options.columns, options.data_revision, options.drop_leaks)
+        with shell.working() as emit:
+            rows = load_questions(options.data, reading, emit)
     name = releases.get(options.release).name
     if not options.yes and not options.json and sys.stdin.isatty() and sys.stderr.isatty():
         typer.confirm(f"Put {name} on trial in place of the version in use?", abort=True, err=True)

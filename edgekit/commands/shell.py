@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -19,6 +19,11 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.texts import plain
 from edgekit.build import defaults
 from edgekit.field import state as field_state
+
+if TYPE_CHECKING:
+    from edgekit.build.request import Order, Request
+    from edgekit.data.dataset import DataOptions
+    from edgekit.data.splits import Dataset
 
 
 @dataclass
@@ -63,6 +68,8 @@ def present(state: Path) -> Path:
     return state
 
 
+ROWS = "A file of rows (CSV, TSV, JSONL, JSON, Parquet, Arrow), a folder of such files, or a hub data set"
+
 Json = Annotated[
     bool, typer.Option("--json", callback=_set("json"), help="Print one JSON document on stdout.")
 ]
@@ -76,7 +83,21 @@ Model = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option("--data", "-d", help="A JSONL file, a folder with train/validation/test.jsonl, or demo."),
+    typer.Option("--data", "-d", help=f"{ROWS}, or demo."),
+]
+Columns = Annotated[
+    str,
+    typer.Option(
+        "--columns",
+        metavar="PART=COLUMN,...",
+        help="The columns of the rows, such as prompt=text,completion=label. Default: guessed by their names.",
+    ),
+]
+DataRevision = Annotated[
+    str, typer.Option("--data-revision", metavar="NAME", help="Branch, tag or commit of a hub data set.")
+]
+DropLeaks = Annotated[
+    bool, typer.Option("--drop-leaks", help="Leave out rows whose prompt is also in a later split.")
 ]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="A target's name, or a TOML file.")]
 Set = Annotated[
@@ -170,6 +191,20 @@ def working() -> Iterator[Any]:
             narrate(event)
 
         yield emit
+
+
+def dataset(data: str, options: DataOptions) -> Dataset:
+    """The rows that `--data` names; what a person should know of them goes to stderr."""
+    from edgekit.data.dataset import load_dataset
+
+    with working() as emit:
+        return load_dataset(data, options, emit)
+
+
+def requested(order: Order) -> Request:
+    """The typed request of a build, with the same words of its rows on stderr."""
+    with working() as emit:
+        return order.request(emit)
 
 
 def print_json(value: Any) -> None:

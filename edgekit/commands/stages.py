@@ -30,6 +30,9 @@ def tune(
     target: shell.TargetName = shell.DEFAULT_TARGET,
     model: shell.Model = shell.DEFAULT_MODEL,
     data: shell.Data = shell.DEFAULT_DATA,
+    columns: shell.Columns = "",
+    data_revision: shell.DataRevision = "",
+    drop_leaks: shell.DropLeaks = False,
     set_: shell.Set = None,
     show_mask: Annotated[
         int,
@@ -50,11 +53,12 @@ def tune(
     from edgekit.build import stages
     from edgekit.build.plan import missing_parts, missing_parts_error
     from edgekit.build.request import Order
+    from edgekit.data.dataset import DataOptions
     from edgekit.proof.source import bring_in
 
-    request = Order(
-        target, model, data, out, set_ or [], "", None, cache_dir, threads, force, offline
-    ).request()
+    reading = DataOptions(columns, data_revision, drop_leaks, offline)
+    order = Order(target, model, data, out, set_ or [], "", None, cache_dir, threads, force, offline, reading)
+    request = shell.requested(order)
     if parts := missing_parts([]):
         raise missing_parts_error(parts)
     with shell.working() as emit:
@@ -115,6 +119,9 @@ def prune(
     drop_layers: Annotated[int, typer.Option("--drop-layers", min=1, help="Number of layers to remove.")],
     out: NewPath = Path("pruned"),
     data: shell.Data = shell.DEFAULT_DATA,
+    columns: shell.Columns = "",
+    data_revision: shell.DataRevision = "",
+    drop_leaks: shell.DropLeaks = False,
     force: shell.Force = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
@@ -122,12 +129,12 @@ def prune(
 ) -> None:
     """Remove a model's least influential decoder layers."""
     from edgekit import registry
-    from edgekit.data.dataset import load_dataset
+    from edgekit.data.dataset import DataOptions
     from edgekit.models.tokenizer import ModelTokenizer
     from edgekit.targets.target import Prune
 
     _need_folder(model, "config.json")
-    rows = load_dataset(data).train[:64]
+    rows = shell.dataset(data, DataOptions(columns, data_revision, drop_leaks)).train[:64]
     with shell.working() as emit, written_whole(out, force=force) as staging:
         calibration = ModelTokenizer(model).render_ids(rows)
         options = Prune(drop_layers=drop_layers)
@@ -225,6 +232,9 @@ def export(
     ] = None,
     target: shell.TargetName = shell.DEFAULT_TARGET,
     data: shell.Data = shell.DEFAULT_DATA,
+    columns: shell.Columns = "",
+    data_revision: shell.DataRevision = "",
+    drop_leaks: shell.DropLeaks = False,
     set_: shell.Set = None,
     formats: shell.Formats = "",
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
@@ -246,6 +256,7 @@ def export(
     from edgekit.build.bundle import copy
     from edgekit.build.plan import less_command, without_option
     from edgekit.build.request import Order
+    from edgekit.data.dataset import DataOptions
     from edgekit.models.source import read_config
     from edgekit.proof.source import bring_in
     from edgekit.report import summary
@@ -253,8 +264,11 @@ def export(
     _need_folder(model, "config.json")
     if adapter:
         _need_folder(adapter, "adapter_config.json")
-    order = Order(target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force)
-    request = replace(order, offline=True).request()
+    order = Order(
+        target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force,
+        reading=DataOptions(columns, data_revision, drop_leaks),
+    )  # fmt: skip
+    request = shell.requested(replace(order, offline=True))
     config, given = read_config(model), request.target.export
     refused = {
         options.format: why

@@ -47,6 +47,9 @@ def verify(
             help="Rows of the model's task; their prompts are asked in addition to general ones.",
         ),
     ] = None,
+    columns: shell.Columns = "",
+    data_revision: shell.DataRevision = "",
+    drop_leaks: shell.DropLeaks = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +86,7 @@ def verify(
         )
     else:
         from edgekit import registry
-        from edgekit.data.dataset import load_dataset
+        from edgekit.data.dataset import DataOptions
         from edgekit.models.source import resolve
         from edgekit.proof.verify import subject_of
 
@@ -91,7 +94,8 @@ def verify(
         source = resolve(reference, offline=offline)
         values = [*([] if target else GENERAL), *(set_ or [])]
         budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, values).budget
-        rows = load_dataset(data).validation if data else []
+        reading = DataOptions(columns, data_revision, drop_leaks, offline)
+        rows = shell.dataset(data, reading).validation if data else []
         result = _file(path, source, rows, budget, cache_dir, quick=quick, threads=shell.cores(threads))
     if json:
         shell.print_json(result)

@@ -14,7 +14,7 @@ from edgekit.data import columns as naming
 from edgekit.data import hub
 from edgekit.data.files import Files, in_folder
 from edgekit.data.kinds import SUFFIXES
-from edgekit.data.leaks import find_leaks, summary, without
+from edgekit.data.leaks import find_leaks, without
 from edgekit.data.reading import MAX_FAULTS_SHOWN, Reader
 from edgekit.data.rows import Row
 from edgekit.data.splits import SPLITS, Dataset, split_by_id
@@ -68,7 +68,7 @@ def load_dataset(source: str, options: DataOptions | None = None, emit: Emit = i
     found = Dataset(
         name, parts["train"], parts["validation"], parts["test"], card, form, tuple(leaks), commit
     )
-    for note in notes(found):
+    for note in found.notes:
         emit(Alert("info", note))
     return found
 
@@ -83,16 +83,6 @@ def load_questions(source: str, options: DataOptions | None = None, emit: Emit =
     for path in files.parts["train"]:
         reader.add(path)
     return reader.finish(source)
-
-
-def notes(data: Dataset) -> list[str]:
-    """What a person should know of how the rows were read: one sentence for each."""
-    rows = ", ".join(f"{count:,} {split}" for split, count in data.rows.items())
-    splits = data.form.get("splits")
-    found = [f"data: {data.form['data']}"] if "data" in data.form else []
-    found.append(f"rows: {rows}" + (f"; {splits}" if splits else ""))
-    found += [f"{name}: {data.form[name]}" for name in ("copies", "files") if name in data.form]
-    return found + ([f"{len(data.left_out):,} rows {summary(data.left_out)}"] if data.left_out else [])
 
 
 def _found(source: str, options: DataOptions, emit: Emit) -> tuple[Files, str, str]:

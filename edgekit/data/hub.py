@@ -20,7 +20,7 @@ from edgekit.data.files import Files, by_split, located
 from edgekit.data.kinds import SUFFIXES
 
 CARD = "README.md"
-HINT = "Check the name, its revision and the network. A file or folder on this machine has to exist."
+HINT = "There is no such file or folder on this machine either. Check the name, its revision and the network."
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./* -]+?))?/?(?:@([\w./-]+))?")
 _LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.base.artifacts import digest_of
-from edgekit.data.leaks import Leak
+from edgekit.data.leaks import Leak, summary
 from edgekit.data.rows import Row, content_of
 
 SPLITS = ("train", "validation", "test")
@@ -46,6 +46,16 @@ class Dataset:
     def rows(self) -> dict[str, int]:
         """The number of rows in each split."""
         return {split: len(getattr(self, split)) for split in SPLITS}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how the rows were read: one sentence for each."""
+        form = self.form
+        rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
+        found = [f"data: {form['data']}"] if "data" in form else []
+        found.append(f"rows: {rows}" + (f"; {form['splits']}" if "splits" in form else ""))
+        found += [f"{name}: {form[name]}" for name in ("copies", "files") if name in form]
+        return found + ([f"{len(self.left_out):,} rows {summary(self.left_out)}"] if self.left_out else [])
 
     @property
     def provenance(self) -> dict[str, Any]:

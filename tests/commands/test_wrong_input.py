@@ -99,9 +99,9 @@ def test_a_plan_ends_with_the_build_that_was_planned() -> None:
         offline=True,
     )
     assert shlex.join(order.arguments) == (
-        "--target t.toml --model m/n --data rows.jsonl --set tune.epochs=1 --formats gguf --out out --cache-dir c --threads 2 --offline"
+        "--model m/n --target t.toml --data rows.jsonl --set tune.epochs=1 --formats gguf --out out --cache-dir c --threads 2 --offline"
     )
-    assert shlex.join(Order().arguments) == "--target cpu-int4 --model smollm2-135m --data demo"
+    assert shlex.join(Order().arguments) == "--model smollm2-135m --target cpu-int4 --data demo"
 
 
 @pytest.mark.parametrize("verb", ["plan", "build", "export"])

@@ -12,7 +12,7 @@ from pyarrow import ipc, parquet
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert
-from edgekit.data.dataset import DataOptions, load_dataset, load_questions, notes
+from edgekit.data.dataset import DataOptions, load_dataset, load_questions
 
 FEATURES = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
 
@@ -146,7 +146,7 @@ def test_saved_data_sets_keep_their_splits_and_the_names_of_their_labels(tmp_pat
     )
     found = load_dataset(str(tmp_path / "dict"))
     assert found.rows == {"train": 50, "validation": 50, "test": 50}
-    assert "files: not used: oos" in notes(found)
+    assert "files: not used: oos" in found.notes
 
 
 def test_a_saved_data_set_names_no_file_outside_itself(tmp_path: Path) -> None:
@@ -210,13 +210,13 @@ def test_what_was_read_is_said(tmp_path: Path) -> None:
     write_csv(tmp_path / "rows.csv", [*rows(100), *rows(2)])
     said: list[Any] = []
     found = load_dataset(str(tmp_path / "rows.csv"), None, said.append)
-    assert found.name == "rows" and [event.message for event in said] == notes(found)
+    assert found.name == "rows" and [event.message for event in said] == found.notes
     assert (
-        notes(found)[0]
+        found.notes[0]
         == "data: CSV, prompt=text,completion=label,label=label (guessed; --columns changes it)"
     )
     sizes = ", ".join(f"{count} {split}" for split, count in found.rows.items())
-    assert notes(found)[1:] == [
+    assert found.notes[1:] == [
         f"rows: {sizes}; validation and test by id from train",
         "copies: 2 exact copies of other rows are left out",
     ]
