@@ -20,6 +20,7 @@ from edgekit.data.files import Files, by_split, located
 from edgekit.data.kinds import SUFFIXES
 
 CARD = "README.md"
+NOT_CACHED = "is not whole in the hub's cache"
 HINT = "There is no such file or folder on this machine either. Check the name, its revision and the network."
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./* -]+?))?/?(?:@([\w./-]+))?")
@@ -81,6 +82,8 @@ def fetch(name: HubName, *, offline: bool, emit: Emit) -> tuple[Files, str]:
             )
         )
     except Exception as error:
+        if not commit:
+            raise _not_cached(label) from error
         raise failed(label, error, f"{HINT} Run the same command again to continue a download.") from error
     if commit and folder.name != commit:
         raise ConfigError(f"{label} changed while it was downloaded.", "Run the same command again.")
@@ -103,14 +106,18 @@ def _listed(hub: Any, name: HubName, label: str, offline: bool, emit: Emit) -> t
     except Exception as caught:
         if error is not None:
             raise failed(label, error, HINT) from error
-        raise ConfigError(
-            f"There is no file or folder {label}, so it is taken as a hub data set, and it is not in the hub's cache. "
-            "--offline forbids its download.",
-            "Omit --offline once, or give a file or a folder.",
-        ) from caught
+        raise _not_cached(label) from caught
     if error is not None:
         emit(Alert("warning", f"The hub cannot be reached, so {label} is read from its cache."))
     return {file.path: int(file.size or 0) for file in files}, ""
+
+
+def _not_cached(label: str) -> ConfigError:
+    return ConfigError(
+        f"There is no file or folder {label}, so it is taken as a hub data set, and it {NOT_CACHED}. It was not "
+        "downloaded.",
+        "Run the command once with the network and without --offline, or give a file or a folder.",
+    )
 
 
 def _is_here(hub: Any, repository: str, file: str, commit: str) -> bool:

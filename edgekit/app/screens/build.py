@@ -42,6 +42,8 @@ LETTERS = (
     "plan",
     "target",
     "again",
+    "leaks",
+    "download",
 )  # actions of single letters
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
@@ -80,6 +82,10 @@ class BuildScreen(View):
         Binding(
             "l", "formats", "Leave out", id="build-formats", tooltip="Leave out formats that cannot be made"
         ),
+        Binding("x", "leaks", "Leaks", id="build-leaks", tooltip="Leave out rows that stand in two splits"),
+        Binding(
+            "d", "download", "Download", id="build-download", tooltip="Download the hub data set (asks first)"
+        ),
         Binding("r", "again", "Recheck", id="build-again", tooltip="Run all checks again"),
     ]
 
@@ -113,6 +119,7 @@ class BuildScreen(View):
                         yield self._line("target")
                     with Vertical(id="on-data"):
                         yield self._line("data")
+                        yield Line(id="columns", compact=True, placeholder="columns: guessed by their names")
                     with Vertical(id="on-budget"):
                         yield Choices(cursor_type="row", id="limits")
                         yield Static(id="words")
@@ -171,7 +178,7 @@ class BuildScreen(View):
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         name, value = event.input.id, event.value
-        if name in ("model", "target", "data"):
+        if name in ("model", "target", "data", "columns"):
             self.change(**{name: value})
         elif name == "limit" and event.input.has_focus:
             self._set_limit(value.strip())
@@ -239,10 +246,14 @@ class BuildScreen(View):
     def _plan(self) -> Outcome | None:
         return self.checks.answer(self.choice.plan)
 
+    @property
+    def _audit(self) -> Outcome | None:
+        return self.checks.answer(self.choice.audit)
+
     def findings(self) -> dict[str, Finding]:
         """What is known of each step."""
         choice, plan = self.choice, self._plan
-        shown, audit = self.checks.answer(choice.shown), self.checks.answer(choice.audit)
+        shown, audit = self.checks.answer(choice.shown), self._audit
         target = wizard.target_finding(choice, shown, plan, self._machine)
         data = wizard.data_finding(choice, audit)
         budget = wizard.budget_finding(choice, shown, plan)
@@ -300,6 +311,10 @@ class BuildScreen(View):
             return name == "review" and bool(self.place and self.place.other)
         if action == "formats":
             return name in ("target", "review") and bool(self._formats())
+        if action == "leaks":
+            return name == "data" and (self.choice.drop_leaks or wizard.leaks(self._audit))
+        if action == "download":
+            return name == "data" and wizard.must_be_downloaded(self.choice, self._audit)
         return name != "review" if action == "edit" else True
 
     def action_next(self) -> None:
@@ -311,6 +326,8 @@ class BuildScreen(View):
         """Out of a line below a list, else the step before, else out of the line, else the screen before."""
         if isinstance(self.focused, Input) and self.focused.id in ("target", "limit"):
             self.query_one("#targets" if self.focused.id == "target" else "#limits").focus()
+        elif isinstance(self.focused, Input) and self.focused.id == "columns":
+            self.query_one("#data").focus()
         elif self.step > 0:
             self.action_open(self.step - 1)
         elif isinstance(self.focused, Input):
@@ -349,6 +366,22 @@ class BuildScreen(View):
     def action_formats(self) -> None:
         """Build only the formats that can be made; again, build every format of the target."""
         self.change(formats=() if self.choice.formats else self._formats())
+
+    def action_leaks(self) -> None:
+        """Leave out the rows whose prompts are also in a later split; again, refuse them."""
+        self.change(drop_leaks=not self.choice.drop_leaks)
+
+    @work
+    async def action_download(self) -> None:
+        """Download a hub data set into the hub's cache (asks first), then check it."""
+        if await self.app.push_screen_wait(Confirm(f"Download {self.choice.data} from the hub?")):
+            self.notify(f"$ {self.choice.download.text}", timeout=3, markup=False)
+            self.edgekit.ask(self.choice.download, self._downloaded)
+
+    def _downloaded(self, outcome: Outcome) -> None:
+        if outcome.code != 0:
+            self.notify(outcome.message, severity="warning", markup=False)
+        self.action_again()
 
     def action_target(self) -> None:
         """Every value of the target, with the file it comes from."""

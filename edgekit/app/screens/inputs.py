@@ -32,7 +32,7 @@ class Choices(DataTable[str | Text]):
 class Paths(Suggester):
     """Known names, then files with a suffix and folders."""
 
-    def __init__(self, names: tuple[str, ...], suffix: str) -> None:
+    def __init__(self, names: tuple[str, ...], suffix: str | tuple[str, ...]) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
         self._names, self._suffix = names, suffix
 

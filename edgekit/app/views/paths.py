@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.app.views.wizard import Choice, Finding, at_home
@@ -38,13 +38,9 @@ def look_at_place(choice: Choice) -> Place:
     except (OSError, ValueError) as error:
         return Place(Finding("FAILED", (), f"{out} cannot be read: {error}.", "Choose another folder."))
     from edgekit.build.bundle import check_free
-    from edgekit.build.request import Order
 
-    names = (at_home(choice.target), at_home(choice.model), at_home(choice.data))
-    sets = [f"budget.{key}={value}" for key, value in choice.limits]
     try:
-        formats = ",".join(choice.formats)
-        check_free(Order(*names, out, sets, formats, cache_dir=choice.cache_dir).request())
+        check_free(replace(choice.order, out=out).request())
     except EdgekitError as error:
         return Place(Finding("FAILED", (), error.message, error.hint), _free_name(out))
     return Place(
@@ -57,7 +53,7 @@ def _free_name(out: Path) -> str:
     return next((str(path) for path in names if not path.exists()), "")
 
 
-def suggest(text: str, names: Sequence[str], suffix: str) -> str | None:
+def suggest(text: str, names: Sequence[str], suffix: str | tuple[str, ...]) -> str | None:
     """How `text` may go on: one of `names`, a folder, or a file that ends with `suffix`."""
     if not text:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,12 @@ from pydantic import ValidationError
 
 from edgekit import registry
 from edgekit.base.command import Command, Outcome
+from edgekit.base.texts import one_line
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
+from edgekit.build.request import Order
+from edgekit.data import hub as hub_data
+from edgekit.data.dataset import DataOptions
+from edgekit.data.kinds import SUFFIXES
 from edgekit.models.source import BUILT_IN, HUB_ID, Source
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget, Device
@@ -27,7 +32,7 @@ class Question:
     text: str
     help: str
     names: tuple[str, ...] = ()
-    suffix: str = ""
+    suffix: str | tuple[str, ...] = ""
 
 
 QUESTIONS = {
@@ -44,9 +49,10 @@ QUESTIONS = {
     ),
     "data": Question(
         "Which data is it tuned on?",
-        "A JSONL file, a folder with train, validation and test.jsonl, or demo: a set to try edgekit with.",
+        "A CSV, TSV, JSONL, JSON, Parquet or Arrow file, a folder of them, a hub data set (org/name), or demo. "
+        "Below it the columns (press tab), such as prompt=text,completion=label; empty to guess them.",
         ("demo",),
-        ".jsonl",
+        SUFFIXES,
     ),
     "budget": Question(
         "Which limits must the file meet?",
@@ -64,12 +70,15 @@ ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per wei
 class Choice:
     """What was chosen so far; the defaults build the demo.
 
-    `formats` are the formats to build, if not every one of the target; `limits` are the budget's limits that were changed.
+    `columns` and `drop_leaks` say how the data is read. `formats` are the formats to build, if not every one of the target;
+    `limits` are the budget's limits that were changed.
     """
 
     model: str = DEFAULT_MODEL
     target: str = DEFAULT_TARGET
     data: str = DEFAULT_DATA
+    columns: str = ""
+    drop_leaks: bool = False
     formats: tuple[str, ...] = ()
     limits: tuple[tuple[str, str], ...] = ()
     out: str = ""
@@ -85,40 +94,38 @@ class Choice:
         return self.bundles / f"{Source(self.model, 'hub', None).name}-{target}"
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        """What `build` and `plan` are told."""
-        found = [
-            "--model",
-            at_home(self.model),
-            "--target",
+    def order(self) -> Order:
+        """What is built, as the command line takes it."""
+        return Order(
             at_home(self.target),
-            "--data",
+            at_home(self.model),
             at_home(self.data),
-        ]
-        if self.formats:
-            found += ["--formats", ",".join(self.formats)]
-        for key, value in self.limits:
-            found += ["--set", f"budget.{key}={value}"]
-        if self.out or self.bundles != BUNDLES:
-            found += ["--out", str(self.place)]
-        if self.cache_dir != DEFAULT_CACHE:
-            found += ["--cache-dir", str(self.cache_dir)]
-        return tuple(found)
+            self.place if self.out or self.bundles != BUNDLES else None,
+            [f"budget.{key}={value}" for key, value in self.limits],
+            ",".join(self.formats),
+            cache_dir=self.cache_dir,
+            reading=DataOptions(self.columns.strip(), drop_leaks=self.drop_leaks, offline=self.on_hub),
+        )
 
     @property
     def build(self) -> Command:
         """The whole build."""
-        return Command(("build", *self.arguments))
+        return Command(("build", *self.order.arguments))
 
     @property
     def plan(self) -> Command:
-        """What it would do and need."""
-        return Command(("plan", *self.arguments))
+        """What it would do and need; a hub data set is read from the hub's cache."""
+        return Command(("plan", *self.order.arguments, *["--offline"] * self.on_hub))
 
     @property
     def audit(self) -> Command:
-        """A look at every row."""
-        return Command(("data", "audit", at_home(self.data)))
+        """A look at every row; a hub data set is read from the hub's cache."""
+        return Command((*self.download.arguments, *["--offline"] * self.on_hub))
+
+    @property
+    def download(self) -> Command:
+        """The same with a download of what is missing in the hub's cache."""
+        return Command(("data", "audit", at_home(self.data), *self.order.reading.arguments))
 
     @property
     def shown(self) -> Command:
@@ -129,6 +136,12 @@ class Choice:
     def resolved(self) -> Command:
         """Every value of the target with the file it comes from, for people."""
         return Command((*self.shown.arguments, "--resolved"), plain=True)
+
+    @cached_property
+    def on_hub(self) -> bool:
+        """Whether the data is a hub data set. Looked at once, as `fetched`."""
+        data = at_home(self.data)
+        return not os.path.lexists(data) and hub_data.parse(data) is not None
 
     @cached_property
     def fetched(self) -> bool:
@@ -260,8 +273,23 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
     if audit is None:
         return Finding()
     if (found := answered(audit)) is None:
-        return _failed(audit)
-    lines = []
+        if must_be_downloaded(choice, audit):
+            message = f"{at_home(choice.data)} is a hub data set that is not on this machine yet."
+            return Finding(
+                "FAILED", message=message, hint="Press tab twice and d to download it, or give a file."
+            )
+        failed = _failed(audit)
+        if not leaks(audit):
+            return failed
+        return replace(
+            failed, hint="Keep each prompt in one split, or press tab twice and x to leave these rows out."
+        )
+    lines = [note for note in found.get("notes", []) if not note.startswith("rows:")]
+    if lines and (example := found.get("example")):
+        lines += [
+            f"first row: {one_line(example['prompt'])[:60]}",
+            f"its answer: {one_line(example['answer'])[:60]}",
+        ]
     for split, count in found["rows"].items():
         labels = found["labels"][split]
         more = f", {len(labels)} labels, {min(labels.values())}+ rows each" if labels else ", no labels"
@@ -275,6 +303,16 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
         f"The dataset card does not say: {lacks}.",
         "Write these to card.json in the data's folder (FILE.card.json for one file). The build goes on without.",
     )
+
+
+def leaks(audit: Outcome | None) -> bool:
+    """Whether the rows are refused because prompts stand in two splits."""
+    return audit is not None and audit.code != 0 and "--drop-leaks" in audit.hint
+
+
+def must_be_downloaded(choice: Choice, audit: Outcome | None) -> bool:
+    """Whether the data is a hub data set that is not on this machine yet."""
+    return choice.on_hub and audit is not None and hub_data.NOT_CACHED in audit.message
 
 
 def limits(choice: Choice, shown: Outcome | None) -> list[Limit]:

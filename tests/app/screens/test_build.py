@@ -263,6 +263,50 @@ def test_l_leaves_out_the_format_that_cannot_be_made(shell: Shell, tmp_path: Pat
     wizard(tmp_path, (80, 24), test)
 
 
+def test_the_columns_are_asked_for_and_leaks_are_left_out(shell: Shell, tmp_path: Path) -> None:
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        screen.action_open(STEPS.index("data"))
+        screen.query_one("#data", Input).value = "rows.csv"
+        await until(pilot, lambda: screen.findings()["data"].state == "FAILED")
+        await pilot.press("tab")
+        assert screen.focused is screen.query_one("#columns") and not screen.offers("leaks")
+        await pilot.press(*"prompt=a,completion=x")
+        assert "--columns prompt=a,completion=x" in screen.shell_command
+        await pilot.press("escape")
+        assert screen.focused is screen.query_one("#data")
+        await until(pilot, lambda: "x to leave" in screen.findings()["data"].hint)
+        await pilot.press("tab", "tab", "x")
+        assert "--columns prompt=a,completion=x --drop-leaks" in screen.shell_command
+        await until(pilot, lambda: screen.findings()["data"].state == "OK")
+        await pilot.press("x")
+        assert "--drop-leaks" not in screen.shell_command
+
+    shell.outcomes["--drop-leaks"] = Outcome(Command(("data",)), 0, shell.document(Command(("data",))))
+    refused = Outcome(
+        Command(("data",)), 2, None, message="2 prompts in two splits.", hint="Or add --drop-leaks."
+    )
+    shell.outcomes["data audit rows.csv"] = refused
+    wizard(tmp_path, (80, 24), test)
+
+
+def test_a_hub_data_set_is_downloaded_when_asked(shell: Shell, tmp_path: Path) -> None:
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        screen.action_open(STEPS.index("data"))
+        screen.query_one("#data", Input).value = "org/rows"
+        await until(pilot, lambda: "d to download" in screen.findings()["data"].hint)
+        assert not any(text == "edgekit data audit org/rows" for text in shell.asked)
+        await pilot.press("tab", "tab", "d")
+        await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
+        del shell.outcomes["--offline"]
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.findings()["data"].state == "OK")
+        assert "edgekit data audit org/rows" in shell.asked
+
+    missing = Outcome(Command(("data",)), 2, None, message="It is not whole in the hub's cache.")
+    shell.outcomes["--offline"] = missing
+    wizard(tmp_path, (80, 24), test)
+
+
 def test_a_limit_becomes_a_set_option_and_a_wrong_one_is_told(shell: Shell, tmp_path: Path) -> None:
     async def test(pilot: Any, screen: BuildScreen) -> None:
         screen.action_open(3)

@@ -98,6 +98,56 @@ def test_a_format_that_cannot_be_made_can_be_left_out() -> None:
     assert found.state == "OK" and any("only gguf" in line for line in found.lines)
 
 
+def test_how_the_data_is_read_is_part_of_the_command() -> None:
+    choice = Choice(data="rows.csv", columns=" prompt=a b,completion=c ", drop_leaks=True)
+    assert choice.build.arguments[5:] == (
+        "--data",
+        "rows.csv",
+        "--columns",
+        "prompt=a b,completion=c",
+        "--drop-leaks",
+    )
+    assert choice.audit.arguments == ("data", "audit", *choice.build.arguments[6:])
+
+
+def test_a_hub_data_set_is_read_from_the_cache_until_it_is_downloaded(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    choice = Choice(data="org/rows@v1")
+    assert choice.on_hub and choice.audit.arguments[-1] == choice.plan.arguments[-1] == "--offline"
+    assert "--offline" not in (*choice.build.arguments, *choice.download.arguments)
+    missing = answer(None, 2, message="org/rows@v1 is not whole in the hub's cache.", hint="Run it once.")
+    found = wizard.data_finding(choice, missing)
+    assert (
+        found.state == "FAILED"
+        and "d to download" in found.hint
+        and wizard.must_be_downloaded(choice, missing)
+    )
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "rows").touch()
+    assert (
+        not Choice(data="org/rows").on_hub and not Choice(data="org/rows.csv").on_hub and not Choice().on_hub
+    )
+
+
+def test_the_guess_and_the_first_row_are_shown_and_leaks_have_a_key() -> None:
+    audit = {
+        "rows": {"train": 9}, "labels": {"train": {}}, "missing_in_card": [],
+        "notes": ["data: CSV, prompt=a,completion=b (guessed; --columns changes it)", "rows: 9 train"],
+        "example": {"prompt": "two\nlines", "answer": "yes"},
+    }  # fmt: skip
+    lines = wizard.data_finding(Choice(data="rows.csv"), answer(audit)).lines
+    assert (
+        lines[:3] == (audit["notes"][0], "first row: two lines", "its answer: yes") and "9 rows" in lines[3]
+    )
+    leaking = answer(
+        None, 2, message="3 prompts in two splits.", hint="Or add --drop-leaks.", faults=("a:1",)
+    )
+    found = wizard.data_finding(Choice(data="rows.csv"), leaking)
+    assert found.state == "FAILED" and found.faults == ("a:1",) and "x to leave these rows out" in found.hint
+
+
 def test_a_model_is_found_fetched_or_missing() -> None:
     found = wizard.model_finding(Choice(), plan())
     assert found.state == "OK" and "135 million weights" in found.lines[0]
