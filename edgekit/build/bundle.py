@@ -46,6 +46,7 @@ def recipe_digest(request: Request) -> str:
             "model": model.digest(request.source) if request.source.path else request.source.given,
             "data": request.data.digest,
             "target": request.target.model_dump(),
+            **({"chat_template": given} if (given := request.source.chat_template) else {}),
         }
     )
 

@@ -61,7 +61,9 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         request.source, request.target, request.data, cache_dir=request.cache_dir, out=request.out.parent
     )
     planned.check(request.arguments)
-    request = replace(request, source=model.fetch(request.source))  # after the check of the free disk space
+    request = replace(
+        request, source=model.fetch(request.source, emit)
+    )  # after the check of the free disk space
     bundle.check_free(request)
     record.begin()
     record.expect(planned.minutes_expected * 60)

@@ -19,7 +19,7 @@ from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
 from edgekit.base.parts import install_line
 from edgekit.data.splits import Dataset
-from edgekit.models import hub
+from edgekit.models import given_template, hub
 from edgekit.models import source as model
 from edgekit.targets.target import Export, GgufExport, OnnxExport, Target
 
@@ -73,6 +73,8 @@ class Plan:
     minutes_expected: float
     download_mib: int = 0
     """Weights that must be downloaded; included in `disk_needed_mib`."""
+    chat_template: bool = True
+    """Whether the model has a chat template, its own or a given one."""
     missing_parts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
@@ -101,12 +103,23 @@ class Plan:
                 less_command("build", arguments, self.possible())
                 or "Choose another model, or another target (`edgekit targets list`).",
             )
+        if not self.chat_template:
+            raise no_template_error(self.model, "build", arguments)
         if self.problems:
             raise ConfigError(
                 f"Not enough memory or disk to build {self.model} for {self.target}; nothing was started.",
                 "Free some memory or disk, choose a smaller model, or put --cache-dir and --out on a larger disk.",
                 self.problems,
             )
+
+
+def no_template_error(name: str, verb: str, arguments: Sequence[str]) -> UnsupportedError:
+    """The error for a model without a chat template; it proposes `edgekit VERB` with one."""
+    command = shlex.join(["edgekit", verb, *arguments, "--chat-template", given_template.CHATML])
+    return UnsupportedError(
+        f"{name} has no chat template, as is usual for a base model. Nothing was started.",
+        f"Give it one: {command} (or your own: --chat-template FILE).",
+    )
 
 
 def less_command(verb: str, arguments: Sequence[str], possible: str) -> str:
@@ -147,11 +160,13 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     if parts := missing_parts(target.export):
         raise missing_parts_error(parts)
     config = model.describe(source)
-    parameters = model.parameter_count(config)
+    is_remote = source.kind == "hub" and source.path is None
+    counted = hub.weight_count(source.repository, source.revision) if is_remote else None
+    parameters = counted or model.parameter_count(config)
     exports = [_plan_export(export, config, parameters) for export in target.export]
     float_mib = 4 * parameters / MIB
     places, download_mib = [cache_dir, out], 0.0
-    if source.kind == "hub" and source.path is None:
+    if is_remote:
         download_mib = hub.missing_bytes(source.repository, source.revision) / MIB
         places.append(hub.cache_folder())
     on_disk = float_mib * (3 if source.kind == "gguf" else 2)  # the base read out, merged, pruned
@@ -173,6 +188,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         ),  # the genai builder holds the model about three times
         memory_available_mib=hardware.available_memory_mib(),
         minutes_expected=_minutes(parameters, target, data),
+        chat_template=model.has_template(source),
     )
     if result.disk_needed_mib > result.disk_free_mib:
         result.problems.append(

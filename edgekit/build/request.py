@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from edgekit.base.events import Emit, ignore
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.data.dataset import DataOptions, load_dataset
 from edgekit.data.splits import Dataset
+from edgekit.models import given_template
 from edgekit.models.source import Source, resolve
 from edgekit.targets.target import Target
 
@@ -37,7 +38,7 @@ class Order:
 
     `changes` are `KEY=VALUE` pairs that change one value of the target each. `formats` names the formats to build,
     separated by commas; empty for every format of the target. `threads` is 0 for every core. `reading` is how the rows of
-    `data` are read.
+    `data` are read. `chat_template` is a file, or `chatml`.
     """
 
     target: str = DEFAULT_TARGET
@@ -52,6 +53,8 @@ class Order:
     force: bool = False
     offline: bool = False
     reading: DataOptions = field(default_factory=DataOptions)
+    chat_template: str = ""
+    revision: str = ""
 
     @property
     def arguments(self) -> list[str]:
@@ -61,6 +64,8 @@ class Order:
             words += ["--set", change]
         given = {
             "--formats": self.formats,
+            "--chat-template": self.chat_template,
+            "--revision": self.revision,
             "--out": self.out,
             "--llama-cpp": self.llama_cpp,
             "--cache-dir": self.cache_dir if self.cache_dir != DEFAULT_CACHE else None,
@@ -80,7 +85,9 @@ class Order:
             ]
             chosen = chosen.model_copy(update={"export": exports})
         chosen = chosen.only(self.formats)
-        source = resolve(self.model, offline=self.offline)
+        source = resolve(self.model, self.revision, offline=self.offline)
+        if self.chat_template:
+            source = replace(source, chat_template=given_template.read_given(self.chat_template))
         dataset = load_dataset(self.data, self.reading, emit)
         out = self.out or Path("bundles") / f"{source.name}-{chosen.name}"
         threads = self.threads or hardware.cores()

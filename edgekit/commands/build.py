@@ -34,6 +34,7 @@ class PlanOptions:
 
     target: shell.TargetName = shell.DEFAULT_TARGET
     model: shell.Model = shell.DEFAULT_MODEL
+    revision: shell.Revision = ""
     data: shell.Data = shell.DEFAULT_DATA
     columns: shell.Columns = ""
     data_revision: shell.DataRevision = ""
@@ -41,6 +42,7 @@ class PlanOptions:
     out: shell.Out = None
     set_: shell.Set = None
     formats: shell.Formats = ""
+    chat_template: shell.ChatTemplate = ""
     llama_cpp: LlamaCpp = None
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE
     threads: shell.Threads = 0
@@ -67,6 +69,8 @@ class PlanOptions:
             self.threads,
             offline=self.offline,
             reading=DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline),
+            chat_template=self.chat_template,
+            revision=self.revision,
         )
 
 

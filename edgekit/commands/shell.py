@@ -81,6 +81,10 @@ Offline = Annotated[bool, typer.Option("--offline", callback=_set("offline"), he
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A Hugging Face folder, hub id, .gguf file, or smollm2-135m.")
 ]
+Revision = Annotated[
+    str,
+    typer.Option("--revision", help="Branch, tag or commit of a hub model; the same as org/name@REVISION."),
+]
 Data = Annotated[
     str,
     typer.Option("--data", "-d", help=f"{ROWS}, or demo."),
@@ -114,6 +118,14 @@ Formats = Annotated[
         "--formats",
         metavar="NAMES",
         help="Build only these of the target's formats, such as gguf or gguf,onnx. Default: all.",
+    ),
+]
+ChatTemplate = Annotated[
+    str,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        help="A Jinja chat template for a model without one, or chatml. It replaces the model's own.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.")]

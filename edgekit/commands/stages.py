@@ -29,11 +29,13 @@ def tune(
     out: NewPath = Path("adapter"),
     target: shell.TargetName = shell.DEFAULT_TARGET,
     model: shell.Model = shell.DEFAULT_MODEL,
+    revision: shell.Revision = "",
     data: shell.Data = shell.DEFAULT_DATA,
     columns: shell.Columns = "",
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,
     set_: shell.Set = None,
+    chat_template: shell.ChatTemplate = "",
     show_mask: Annotated[
         int,
         typer.Option(
@@ -51,16 +53,21 @@ def tune(
     """Tune a LoRA adapter on the answers of the training rows."""
     from edgekit.base.cache import Cache
     from edgekit.build import stages
-    from edgekit.build.plan import missing_parts, missing_parts_error
+    from edgekit.build.plan import missing_parts, missing_parts_error, no_template_error
     from edgekit.build.request import Order
     from edgekit.data.dataset import DataOptions
+    from edgekit.models.source import has_template
     from edgekit.proof.source import bring_in
 
     reading = DataOptions(columns, data_revision, drop_leaks, offline)
-    order = Order(target, model, data, out, set_ or [], "", None, cache_dir, threads, force, offline, reading)
+    order = Order(
+        target, model, data, out, set_ or [], "", None, cache_dir, threads, force, offline, reading, chat_template, revision
+    )  # fmt: skip
     request = shell.requested(order)
     if parts := missing_parts([]):
         raise missing_parts_error(parts)
+    if not has_template(request.source):
+        raise no_template_error(request.source.name, "tune", order.arguments)
     with shell.working() as emit:
         cache = Cache(cache_dir, emit)
         base = bring_in(cache, request.source)
@@ -237,6 +244,7 @@ def export(
     drop_leaks: shell.DropLeaks = False,
     set_: shell.Set = None,
     formats: shell.Formats = "",
+    chat_template: shell.ChatTemplate = "",
     cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
     threads: shell.Threads = 0,
     force: shell.Force = False,
@@ -254,10 +262,10 @@ def export(
     from edgekit.base.errors import GateError
     from edgekit.build import adapters, checks, stages
     from edgekit.build.bundle import copy
-    from edgekit.build.plan import less_command, without_option
+    from edgekit.build.plan import less_command, no_template_error, without_option
     from edgekit.build.request import Order
     from edgekit.data.dataset import DataOptions
-    from edgekit.models.source import read_config
+    from edgekit.models.source import has_template, read_config
     from edgekit.proof.source import bring_in
     from edgekit.report import summary
 
@@ -266,7 +274,7 @@ def export(
         _need_folder(adapter, "adapter_config.json")
     order = Order(
         target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force,
-        reading=DataOptions(columns, data_revision, drop_leaks),
+        reading=DataOptions(columns, data_revision, drop_leaks), chat_template=chat_template,
     )  # fmt: skip
     request = shell.requested(replace(order, offline=True))
     config, given = read_config(model), request.target.export
@@ -275,14 +283,16 @@ def export(
         for options in given
         if (why := registry.load("exporters", options.format).refusal(config, options))
     }
+    typed = [str(model), *without_option(order.arguments, "--model")]
+    typed += ["--adapter", str(adapter)] if adapter else []
     if refused:
         possible = ",".join(options.format for options in given if options.format not in refused)
-        typed = [str(model), *without_option(order.arguments, "--model")]
-        typed += ["--adapter", str(adapter)] if adapter else []
         raise UnsupportedError(
             f"{' '.join(f'{name}: {why}' for name, why in refused.items())} Nothing was started.",
             less_command("export", typed, possible) or "`edgekit targets list` shows other targets.",
         )
+    if not has_template(request.source):
+        raise no_template_error(str(model), "export", typed)
     with shell.working() as emit, written_whole(out, force=force) as staging:
         cache = Cache(cache_dir, emit)
         source = bring_in(cache, request.source)

@@ -39,6 +39,7 @@ def verify(
             "--reference", "-r", help="The model it claims to be: a folder, hub id, .gguf, or smollm2-135m."
         ),
     ] = None,
+    revision: shell.Revision = "",
     data: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +92,7 @@ def verify(
         from edgekit.proof.verify import subject_of
 
         subject_of(path)
-        source = resolve(reference, offline=offline)
+        source = resolve(reference, revision, offline=offline)
         values = [*([] if target else GENERAL), *(set_ or [])]
         budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, values).budget
         reading = DataOptions(columns, data_revision, drop_leaks, offline)

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
-from edgekit.models import gguf_source, hub
+from edgekit.base.events import Emit, ignore
+from edgekit.containers.gguf import read_gguf
+from edgekit.models import gguf_source, hub, tokenizer_files
 from edgekit.models.folder_check import check_folder
 
 PROVENANCE = "edgekit.json"
@@ -60,6 +62,8 @@ class Source:
     path: Path | None
     licence: str = ""
     commit: str = ""
+    chat_template: str = ""
+    """The text of a chat template that replaces the model's own, or `chatml`; see `edgekit.models.given_template`."""
 
     @property
     def repository(self) -> str:
@@ -79,11 +83,32 @@ class Source:
         return re.sub(r"[^a-z0-9.-]+", "-", base.lower()).strip("-")
 
 
-def resolve(model: str, *, offline: bool = False) -> Source:
-    """Find the model that `--model` names; nothing is loaded or downloaded. A hub id may end in `@revision`.
+def resolve(model: str, revision: str = "", *, offline: bool = False) -> Source:
+    """Find the model that `--model` names; nothing is loaded or downloaded. With `offline`, a hub model must be in its cache.
 
-    Raises `ConfigError` for a missing path, and for a hub id with `offline`.
+    The branch, tag or commit of a hub id is `revision`, or stands behind it: `org/name@revision`. Raises `ConfigError` for
+    a missing path, for a revision of something else than a hub id, when both say different revisions, and when the cache
+    lacks a part of the model.
     """
+    source = _resolve(model)
+    if revision and source.kind != "hub":
+        raise ConfigError(
+            f"--revision {revision} needs a hub id, and {model} is on this machine. Nothing was started.",
+            "Omit --revision.",
+        )
+    if revision and source.revision not in (None, revision):
+        raise ConfigError(
+            f"{model} and --revision {revision} name two revisions. Nothing was started.", "Give one of them."
+        )
+    if revision:
+        source = replace(source, given=f"{source.repository}@{revision}")
+    if offline and source.kind == "hub":
+        found = hub.cached(source.repository, source.revision, (*hub.WEIGHTS, *hub.SETTINGS))
+        return replace(source, path=found.folder, commit=found.commit)
+    return source
+
+
+def _resolve(model: str) -> Source:
     if built_in := BUILT_IN.get(model):
         return Source(model, "gguf", _built_in_file(built_in), built_in.licence)
     path = Path(model).expanduser()
@@ -104,11 +129,6 @@ def resolve(model: str, *, offline: bool = False) -> Source:
             f"There is no model '{model}'.",
             f"Give a folder, a .gguf file, a hub id such as org/name or org/name@revision, or a built-in name: {', '.join(BUILT_IN)}.",
         )
-    if offline:
-        raise ConfigError(
-            f"There is no folder {model}, so it is taken as a hub id, and --offline forbids its download.",
-            "Download it first and give its folder, or omit --offline.",
-        )
     return Source(model, "hub", None)
 
 
@@ -126,15 +146,15 @@ def _built_in_file(built_in: BuiltIn) -> Path:
     raise CorruptError(f"The package {built_in.package} does not contain {built_in.file}.", built_in.install)
 
 
-def fetch(source: Source) -> Source:
+def fetch(source: Source, emit: Emit = ignore) -> Source:
     """Download a hub model with its weights into the hub cache; other sources are returned unchanged."""
-    return _fetch(source, (*hub.WEIGHTS, *hub.SETTINGS))
+    return _fetch(source, (*hub.WEIGHTS, *hub.SETTINGS), emit)
 
 
-def _fetch(source: Source, patterns: tuple[str, ...]) -> Source:
+def _fetch(source: Source, patterns: tuple[str, ...], emit: Emit = ignore) -> Source:
     if source.kind != "hub" or source.path is not None:
         return source
-    found = hub.fetch(source.repository, source.revision, patterns)
+    found = hub.fetch(source.repository, source.revision, patterns, emit)
     return replace(source, path=found.folder, commit=found.commit)
 
 
@@ -167,6 +187,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Use a model whose architecture is part of transformers.",
         )
     return config
+
+
+def has_template(source: Source) -> bool:
+    """Whether the model has a chat template, its own or a given one; no weights are loaded or downloaded."""
+    if source.chat_template:
+        return True
+    if source.kind == "gguf":
+        assert source.path is not None
+        return "tokenizer.chat_template" in read_gguf(source.path).metadata
+    path = _fetch(source, hub.SETTINGS).path
+    assert path is not None
+    return tokenizer_files.chat_template(path) is not None
 
 
 def parameter_count(config: Mapping[str, Any]) -> int:
@@ -207,6 +239,10 @@ def bring_in(source: Source, out: Path) -> None:
         gguf_source.convert(source.path, out)
     else:
         _link_folder(source.path, out)
+    if source.chat_template:
+        from edgekit.models import given_template
+
+        given_template.give(out, source.chat_template)
     provenance = {
         "base_model": source.name,
         "license": source.licence or _licence(source.path),

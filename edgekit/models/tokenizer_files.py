@@ -74,6 +74,17 @@ def _default(given: Any) -> Any:
     return next((each.get("template") for each in named if each.get("name") == DEFAULT), None)
 
 
+def template_names(folder: Path) -> list[str]:
+    """The names of the folder's chat templates, the default one first; empty if it has none."""
+    given = read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(given, list):
+        names = [str(each.get("name")) for each in given if isinstance(each, dict)]
+    else:
+        names = [DEFAULT] if given is not None or (folder / "chat_template.jinja").is_file() else []
+    more = sorted(file.stem for file in (folder / "additional_chat_templates").glob("*.jinja"))
+    return sorted(dict.fromkeys([*names, *more]), key=lambda name: name != DEFAULT)
+
+
 def printed(template: ChatTemplate | None) -> str:
     """The concatenated output of a chat template for plain conversations.
 

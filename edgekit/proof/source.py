@@ -13,7 +13,7 @@ from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.device.isolated import open_isolated
 from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean
-from edgekit.models import gguf_source, tokenizer_files
+from edgekit.models import gguf_source, given_template, tokenizer_files
 from edgekit.models.source import Source, digest, fetch
 from edgekit.models.source import bring_in as write_folder
 from edgekit.models.tokenizer import ModelTokenizer
@@ -31,7 +31,7 @@ KLD_LIMIT_NATS = (
 
 def bring_in(cache: Cache, source: Source) -> StageOutput:
     """The source model as a Hugging Face folder that was proven to be the same model."""
-    source = fetch(source)
+    source = fetch(source, cache.emit)
 
     def run(out: Path, work: Path) -> None:
         write_folder(source, out)
@@ -44,13 +44,33 @@ def bring_in(cache: Cache, source: Source) -> StageOutput:
         "name": source.name,
         "licence": source.licence,
         "commit": source.commit,
+        **({"chat_template": source.chat_template} if source.chat_template else {}),
     }
     modules = ["edgekit.models.source"]
+    if source.chat_template:
+        modules.append("edgekit.models.given_template")
     if source.kind == "gguf":
         modules += [__name__, *(registry.module_of("runtimes", name) for name in ("llama.cpp", "torch"))]
     folder = cache.stage("model", inputs, run, modules)
     tell_unused_tokens(folder.path, cache.emit)
+    _tell_templates(source, folder.path, cache.emit)
     return folder
+
+
+def _tell_templates(source: Source, folder: Path, emit: Emit) -> None:
+    """Which of several chat templates is used, and what a given one made of the vocabulary."""
+    if source.chat_template == given_template.CHATML:
+        emit(Alert("info", given_template.told(ModelTokenizer(folder))))
+    elif not source.chat_template and source.path is not None and source.path.is_dir():
+        names = tokenizer_files.template_names(source.path)
+        if len(names) > 1:
+            emit(
+                Alert(
+                    "warning",
+                    f"The model has {len(names)} chat templates: {', '.join(names)}. edgekit uses {tokenizer_files.DEFAULT}.",
+                    "Give another as a file: --chat-template FILE.",
+                )
+            )
 
 
 def tell_unused_tokens(folder: Path, emit: Emit) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
+import vocabularies
 
 from edgekit import registry
 from edgekit.build.request import Order
@@ -128,6 +129,28 @@ def test_a_format_that_cannot_be_made_is_left_out_by_the_command_that_is_propose
         with pytest.raises(SystemExit) as ended:
             main(["plan", *proposed[2:]])
         assert ended.value.code == 0 and "--formats gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["plan", "build", "tune", "export"])
+def test_a_model_without_a_template_is_refused_once_with_what_to_type(
+    verb: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    model = tiny.make(tmp_path / "model", tokens=vocabularies.for_transformers())
+    monkeypatch.chdir(tmp_path)
+    typed = [verb, str(model)] if verb == "export" else [verb, "--model", str(model)]
+    with pytest.raises(SystemExit) as ended:
+        main([*typed, "--cache-dir", "cache"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("has no chat template") == 1
+    assert not (tmp_path / "cache" / "model").exists()
+    line = next(line for line in said.splitlines() if "--chat-template" in line)
+    proposed = shlex.split(line.partition("Give it one: ")[2].partition(" (or")[0])
+    assert proposed[1] == ("build" if verb == "plan" else verb) and str(model) in proposed
+    assert proposed[-2:] == ["--chat-template", "chatml"]
+    if verb == "plan":
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", *proposed[2:]])
+        assert ended.value.code == 0 and "--chat-template chatml" in capsys.readouterr().out
 
 
 def test_a_folder_without_all_of_its_weights_is_refused(tmp_path: Path, capsys: Any) -> None:

@@ -28,6 +28,7 @@ from edgekit.app.views.paths import Place, look_at_place
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import QUESTIONS, STEPS, TARGET_COLUMNS, Choice, Finding
 from edgekit.base.command import Command, Outcome
+from edgekit.models.given_template import CHATML
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget
 
@@ -38,6 +39,7 @@ LETTERS = (
     "other",
     "folder",
     "formats",
+    "template",
     "edit",
     "plan",
     "target",
@@ -86,6 +88,7 @@ class BuildScreen(View):
         Binding(
             "d", "download", "Download", id="build-download", tooltip="Download the hub data set (asks first)"
         ),
+        Binding("t", "template", "ChatML", id="build-template", tooltip="Give a base model a chat template"),
         Binding("r", "again", "Recheck", id="build-again", tooltip="Run all checks again"),
     ]
 
@@ -166,6 +169,8 @@ class BuildScreen(View):
         before, after = self.choice, replace(self.choice, **values)
         if (before.model, before.target) != (after.model, after.target):
             after = replace(after, formats=())  # another model or target may be made in other formats
+        if before.model != after.model:
+            after = replace(after, chat_template="")
         self.choice = after
         if self.choice == before:
             return
@@ -315,6 +320,8 @@ class BuildScreen(View):
             return name == "data" and (self.choice.drop_leaks or wizard.leaks(self._audit))
         if action == "download":
             return name == "data" and wizard.must_be_downloaded(self.choice, self._audit)
+        if action == "template":
+            return name == "model" and bool(self.choice.chat_template or self._lacks_template())
         return name != "review" if action == "edit" else True
 
     def action_next(self) -> None:
@@ -382,6 +389,13 @@ class BuildScreen(View):
         if outcome.code != 0:
             self.notify(outcome.message, severity="warning", markup=False)
         self.action_again()
+
+    def _lacks_template(self) -> bool:
+        return not (wizard.planned(self._plan) or {}).get("chat_template", True)
+
+    def action_template(self) -> None:
+        """Give a base model the built-in chat template; again, take it away."""
+        self.change(chat_template="" if self.choice.chat_template else CHATML)
 
     def action_target(self) -> None:
         """Every value of the target, with the file it comes from."""

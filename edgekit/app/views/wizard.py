@@ -20,6 +20,7 @@ from edgekit.build.request import Order
 from edgekit.data import hub as hub_data
 from edgekit.data.dataset import DataOptions
 from edgekit.data.kinds import SUFFIXES
+from edgekit.models.given_template import CHATML
 from edgekit.models.source import BUILT_IN, HUB_ID, Source
 from edgekit.targets.host import Host
 from edgekit.targets.target import Budget, Device
@@ -80,6 +81,7 @@ class Choice:
     columns: str = ""
     drop_leaks: bool = False
     formats: tuple[str, ...] = ()
+    chat_template: str = ""
     limits: tuple[tuple[str, str], ...] = ()
     out: str = ""
     cache_dir: Path = DEFAULT_CACHE
@@ -105,6 +107,7 @@ class Choice:
             ",".join(self.formats),
             cache_dir=self.cache_dir,
             reading=DataOptions(self.columns.strip(), drop_leaks=self.drop_leaks, offline=self.on_hub),
+            chat_template=self.chat_template,
         )
 
     @property
@@ -217,7 +220,20 @@ def model_finding(choice: Choice, plan: Outcome | None, others: Iterable[Finding
     found = planned(plan)
     if found is None:
         return _failed(plan)
-    return Finding("OK", (f"{found['architecture']}, {found['parameters'] / 1e6:.0f} million weights",))
+    size = f"{found['architecture']}, {found['parameters'] / 1e6:.0f} million weights"
+    if not found.get("chat_template", True):
+        return Finding(
+            "FAILED",
+            (size,),
+            "The model has no chat template, as is usual for a base model.",
+            f"Press esc and then t to give it {CHATML}, or choose the instruction-tuned model.",
+        )
+    more = (
+        (f"chat template: {choice.chat_template}; press esc and t to go without",)
+        if choice.chat_template
+        else ()
+    )
+    return Finding("OK", (size, *more))
 
 
 def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Host) -> Finding:

@@ -148,6 +148,16 @@ def test_the_guess_and_the_first_row_are_shown_and_leaks_have_a_key() -> None:
     assert found.state == "FAILED" and found.faults == ("a:1",) and "x to leave these rows out" in found.hint
 
 
+def test_a_base_model_is_offered_a_chat_template() -> None:
+    found = wizard.model_finding(Choice("base"), plan(chat_template=False))
+    assert (
+        found.state == "FAILED" and "no chat template" in found.message and "press esc" in found.hint.lower()
+    )
+    given = Choice("base", chat_template="chatml")
+    assert given.build.text.endswith("--chat-template chatml")
+    assert wizard.model_finding(given, plan(chat_template=True)).state == "OK"
+
+
 def test_a_model_is_found_fetched_or_missing() -> None:
     found = wizard.model_finding(Choice(), plan())
     assert found.state == "OK" and "135 million weights" in found.lines[0]
@@ -426,6 +436,7 @@ def test_the_real_commands_answer_as_read_here(tmp_path: Path) -> None:
         "num_hidden_layers": 1,
     }
     (odd / "config.json").write_text(json.dumps(config))
+    (odd / "chat_template.jinja").write_text("{{ messages[0].content }}")
     outcome = replace(choice, model=str(odd)).plan.run()
     assert outcome.code == 2 and wizard.model_finding(choice, outcome).state == "OK"
     found = wizard.target_finding(choice, choice.shown.run(), outcome, HERE)
