@@ -20,6 +20,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Emit, Progress, StageFinished, StageStarted, ignore
 from edgekit.base.hub import client, failed
+from edgekit.base.locks import locked
 from edgekit.containers.safetensors import INDEX
 
 WEIGHTS = ("*.safetensors",)
@@ -176,14 +177,21 @@ class _Download:
 
     def _large(self, file: Any) -> None:
         """Download a large file to its place in the cache, beginning with what an earlier attempt has left."""
-        from huggingface_hub.file_download import http_get, repo_folder_name
+        from huggingface_hub.file_download import repo_folder_name
 
-        hub, digest = client(), str(file.lfs.sha256)
+        digest = str(file.lfs.sha256)
         blobs = cache_folder() / repo_folder_name(repo_id=self.repository, repo_type="model") / "blobs"
         blob, part = blobs / digest, blobs / f"{digest}.edgekit-part"
-        if blob.exists():
-            return
-        blobs.mkdir(parents=True, exist_ok=True)
+        with locked(part.with_suffix(".lock")):  # a second process waits, and then finds the file there
+            if not blob.exists():
+                self._continue(part, file)
+                part.replace(blob)
+
+    def _continue(self, part: Path, file: Any) -> None:
+        """Download what `part` still lacks of a file. Raises `CorruptError`, and removes it, when it is another file."""
+        from huggingface_hub.file_download import http_get
+
+        hub = client()
         if part.exists() and part.stat().st_size > file.size:
             part.unlink()
         with _Counted(part, self, file.rfilename) as out:
@@ -198,13 +206,12 @@ class _Download:
                 displayed_filename=file.rfilename,
             )
         with part.open("rb") as written:
-            if hashlib.file_digest(written, "sha256").hexdigest() != digest:
+            if hashlib.file_digest(written, "sha256").hexdigest() != file.lfs.sha256:
                 part.unlink()
                 raise CorruptError(
                     f"{file.rfilename} of {self.repository} was damaged during its download; it was removed.",
                     "Run the same command again.",
                 )
-        part.replace(blob)
 
     def count(self, size: int, name: str) -> None:
         """Note that `size` bytes of the file `name` have arrived."""
