@@ -136,6 +136,7 @@ class OnnxRuntime:
         self._vocab_size: int = config["vocab_size"]
         stops: int | list[int] = config["eos_token_id"]
         self._stop_ids = frozenset([stops] if isinstance(stops, int) else stops)
+        self._window = _window(config)
         self._origin = origin
         self._adapters = og.Adapters(model)
         self._loaded: set[str] = set()
@@ -209,13 +210,13 @@ class OnnxRuntime:
 
         Shorter prompts are padded on the right, which onnxruntime-genai leaves out again. A token computed beside
         others is rounded differently in its last bits, so an answer can differ from `generate`'s where two tokens
-        are almost equally likely.
+        are almost equally likely. Caches that are limited to a window take one prompt at a time.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         while waiting:
             longest = len(prompts[waiting[-1]]) + max_tokens
-            size = min(BATCH, max(1, BATCH_CELLS // longest))
+            size = 1 if self._window else min(BATCH, max(1, BATCH_CELLS // longest))
             group, waiting = waiting[-size:], waiting[:-size]
             found = self._answers([prompts[index] for index in group], max_tokens)
             for index, answer in zip(group, found, strict=True):
@@ -252,7 +253,7 @@ class OnnxRuntime:
         params = og.GeneratorParams(self._model)
         params.set_search_options(
             batch_size=len(prompts),
-            max_length=longest + max_tokens,
+            max_length=max(longest + max_tokens, self._window),
             do_sample=not greedy,
             temperature=1.0 if greedy else sampling.temperature,
             top_p=sampling.top_p,
@@ -297,6 +298,16 @@ class OnnxRuntime:
         vars(self).pop("_adapters", None)
         vars(self).pop("_model", None)
         vars(self).pop("_tokenizer", None)
+
+
+def _window(config: Mapping[str, Any]) -> int:
+    """The window to which the folder limits the caches of some layers, in tokens; 0 for whole caches.
+
+    Such a cache must be at least as long as the window, and version 0.18 fills it wrongly with prompts of several lengths.
+    """
+    table = config["decoder"].get("sliding_window")
+    size = table.get("window_size") if isinstance(table, dict) else None
+    return min(size, int(config["context_length"])) if isinstance(size, int) and size > 0 else 0
 
 
 class BareOnnx:

@@ -49,6 +49,46 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 32, **GEMMA_WINDOWS}),
 }
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0 + 0.1 * n for n in range(24)],
+    "long_factor": [2.0 + 0.5 * n for n in range(24)],
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+SCALES = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 3.0,
+}
+DENSE = {"num_local_experts": 0, "shared_intermediate_size": 96, "layer_types": ["attention"] * 3}
+# Families that are built as ONNX alone; windows are shorter, and original contexts too, than the texts of the tests.
+ONNX_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral-window": ("MistralConfig", {"head_dim": 32, "sliding_window": 8}),
+    "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}),
+    "llama-yarn": ("LlamaConfig", {"rope_parameters": YARN}),
+    "llama-linear": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "llama-biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "gemma": ("GemmaConfig", {"head_dim": 32}),
+    "gemma2": ("Gemma2Config", {"head_dim": 32, "hidden_size": 96, "query_pre_attn_scalar": 24, "sliding_window": 8}),
+    "granite": ("GraniteConfig", SCALES),
+    "granite4": ("GraniteMoeHybridConfig", {**DENSE, **SCALES, "position_embedding_type": "nope"}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2}),
+    "olmo": ("OlmoConfig", {}),
+    "phi": ("PhiConfig", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3Config", {"original_max_position_embeddings": 512, "sliding_window": 8}),
+    "phi4-mini": (
+        "Phi3Config",
+        {"hidden_size": 256, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE, "tie_word_embeddings": True},
+    ),
+    "ernie": ("Ernie4_5Config", {"head_dim": 32}),
+    "nemotron": ("NemotronConfig", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"]}),
+}  # fmt: skip
+
 
 def sample_gguf() -> Path:
     """The sample model's file inside the installed package, which is never imported."""
@@ -73,7 +113,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerBase:
 def make(folder: Path, family: str = "llama", seed: int = 0, tokens: Any = None, **changes: Any) -> Path:
     """Write a seeded model of `family` to `folder`, with the sample's tokenizer; `changes` go into its config."""
     tokens = tokens or tokenizer()
-    name, extra = FAMILIES[family]
+    name, extra = (FAMILIES | ONNX_FAMILIES)[family]
     config = getattr(transformers, name)(vocab_size=len(tokens), **{**SHAPE, **extra, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).float()

@@ -50,7 +50,7 @@ NAMES = {
     "outputs": {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
 }
 PATTERN = re.compile(r"[^%]*%d[^%]*")
-OTHER_STATE = re.compile(r"(?:past|present)_(?!key_values).*\d")
+OTHER_STATE = re.compile(r"(?:past|present)[._](?!key_values)(?!\d+\.(?:key|value)$).*\d")
 LOOKUP = ("Gather", "GatherBlockQuantized")
 SAME_VALUES = ("Reshape", "Transpose")  # operators that change no value
 

@@ -8,69 +8,22 @@ every architecture alike. What is still wrong is found by `proof.py` and by the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-LARGE, SMALL = (
-    1e3,
-    1e-3,
-)  # inputs of a norm: epsilon vanishes beside the first, and weighs as much as the second
-
-
-class Norm(NamedTuple):
-    """What a normalisation layer computes; what it does not state is measured by calling it."""
-
-    centred: bool
-    """Whether the mean is subtracted first (LayerNorm), or not (RMSNorm)."""
-    epsilon: float
-    offset: float
-    """The constant that is added to the stored weight."""
-
-
-def measure(norm: torch.nn.Module, width: int) -> Norm:
-    """Measure the normalisation layer `norm` of `width` columns, whose own weights may be on the meta device."""
-    probe = copy.deepcopy(norm).to_empty(device="cpu").float()
-    for name, parameter in probe.named_parameters():
-        torch.nn.init.constant_(parameter, 0.0 if name == "bias" else 1.0)
-    weighted = any(name == "weight" for name, _ in probe.named_parameters())
-    signs = torch.tensor([1.0, -1.0]).repeat(width // 2).unsqueeze(0)
-    with torch.no_grad():
-        gain = float(probe(LARGE * signs)[0, 0])
-        damped = float(probe(SMALL * signs)[0, 0]) / gain
-        centred = float(probe(LARGE * torch.ones(1, width))[0, 0].abs()) < 0.5 * gain
-    stated = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    epsilon = SMALL**2 * (damped**-2 - 1) if stated is None else float(stated)
-    return Norm(centred, epsilon, round(gain) - 1.0 if weighted else 0.0)
-
-
-def rope_tables(rotary: torch.nn.Module, kind: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines `(length, columns / 2)` of transformers' module `rotary` for layers of the type `kind`."""
-    prefix = f"{kind}_" if hasattr(rotary, f"{kind}_inv_freq") else ""
-    frequencies = getattr(rotary, f"{prefix}inv_freq").float()
-    factor = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
-    angles = torch.arange(length).float()[:, None] * frequencies
-    return angles.cos() * factor, angles.sin() * factor
-
-
-def turns(network: Any, attention: torch.nn.Module) -> bool:
-    """Whether the queries and keys of a layer's `attention` are turned by rope."""
-    rotary = getattr(network.get_decoder(), "rotary_emb", None)
-    return rotary is not None and bool(getattr(attention, "use_rope", True))
-
-
-def window(network: Any, layer: int) -> int | None:
-    """How many tokens the attention of a layer sees, its own included; None for all."""
-    attention: Any = getattr(network.get_decoder().layers[layer], "self_attn", None)
-    if hasattr(attention, "sliding_window"):
-        own: int | None = attention.sliding_window
-        return own
-    uniform = getattr(network.config, "layer_types", None) is None
-    return getattr(network.config, "sliding_window", None) if uniform else None
+from edgekit.export.onnx.network import (
+    embedding_scale,
+    has_types,
+    layer_type,
+    measure,
+    rope_frequencies,
+    turns,
+    window,
+)
 
 
 class Corrections:
@@ -89,6 +42,7 @@ class Corrections:
         if "sliding_attention" in rope:
             config.rope_local_base_freq = (rope["sliding_attention"] or rope["full_attention"])["rope_theta"]
         elif rope.get("rope_type") == "longrope":
+            rope.setdefault("type", "longrope")  # the builder reads this older name of it
             super().make_rope_init(config)  # type: ignore[misc]
             if "multi_cache" not in self.rope_attrs:
                 raise NotImplementedError(
@@ -106,13 +60,14 @@ class Corrections:
         """The names of the tables for the current layer, which are added to the graph when they are first needed."""
         if "multi_cache" in self.rope_attrs:
             return super().make_rotary_embedding_caches(**names)  # type: ignore[misc]
-        rotary = self.network.get_decoder().rotary_emb
-        kind = "sliding_attention" if (self.window_size or -1) > 0 else "full_attention"
-        suffix = f"_{kind.partition('_')[0]}" if hasattr(rotary, f"{kind}_inv_freq") else ""
+        kind = layer_type(self.network, self.layer_id)
+        suffix = f"_{kind.partition('_')[0]}" if has_types(self.network.get_decoder().rotary_emb) else ""
         named = f"cos_cache{suffix}", f"sin_cache{suffix}"
         if named[0] not in self.graph.initializers:
-            for name, table in zip(named, rope_tables(rotary, kind, self.context_length), strict=True):
-                self.make_initializer(table, name, to=self.io_dtype)
+            frequencies, factor = rope_frequencies(self.network, kind)
+            angles = torch.arange(self.context_length).float()[:, None] * frequencies
+            self.make_initializer(angles.cos() * factor, named[0], to=self.io_dtype)
+            self.make_initializer(angles.sin() * factor, named[1], to=self.io_dtype)
         return named
 
     def is_local(self, layer_id: int) -> bool:
@@ -143,9 +98,7 @@ class Corrections:
 
     def make_embedding(self: Any, embedding: torch.Tensor) -> None:
         """Scale the embedding by the network's own factor."""
-        own = getattr(self.network.get_input_embeddings(), "scalar_embed_scale", None)
-        if own is not None:
-            self.embed_attrs["scale"] = own
+        self.embed_attrs["scale"] = embedding_scale(self.network)
         super().make_embedding(embedding)  # type: ignore[misc]
 
     def make_attention_unpacked_regular(

@@ -7,13 +7,15 @@ quantized checkpoint. Both run in a child process, so that their output, memory 
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,7 @@ PACKAGES = (
 )  # fmt: skip
 MODULES = ("edgekit.export.onnx.export", "edgekit.export.onnx.build")
 BITS = {"int4": 4, "int8": 8, "fp32": 32}
-# Architectures that the builder can read from a quantized checkpoint; the tests compare each with torch.
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention", "conv"}
 
 
 def refusal(config: dict[str, Any], options: OnnxExport) -> str:
@@ -41,32 +42,60 @@ def refusal(config: dict[str, Any], options: OnnxExport) -> str:
 
     Raises `MissingPartError` when onnxruntime-genai is not installed.
     """
+    return next(_refusals(config, options), "")
+
+
+def _refusals(config: Mapping[str, Any], options: OnnxExport) -> Iterator[str]:
     architecture = next(iter(config.get("architectures") or []), "an unnamed architecture")
-    if architecture not in _buildable():
-        return f"onnxruntime-genai's model builder cannot build {architecture}."
-    if architecture not in ARCHITECTURES:
-        return f"{architecture} is not among the architectures proven in ONNX: {', '.join(ARCHITECTURES)}."
+    if architecture not in buildable():
+        yield f"onnxruntime-genai's model builder cannot build {architecture}."
+    if not architecture.endswith("ForCausalLM"):
+        yield f"{architecture} is not a model of text alone, and edgekit exports only those to ONNX."
     if "quantization_config" in config:
-        return "The model's weights are already quantized; export from its float weights."
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    if window and window < config.get("max_position_embeddings", window):
-        return f"The model builder does not support this model's attention window of {window} tokens."
+        yield "The model's weights are already quantized; export from its float weights."
+    if any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+        yield "edgekit cannot round the weights of a mixture of experts for ONNX."
+    if other := sorted(set(config.get("layer_types") or ()) - KNOWN_LAYERS):
+        yield f"The model builder cannot build layers of the type {other[0]} for a processor."
+    if config.get("clip_qkv"):
+        yield "The model builder leaves out the limits of queries, keys and values (clip_qkv)."
+    if fault := _rope_fault(config):
+        yield fault
     if options.precision != "fp32":
         for name in ("hidden_size", "intermediate_size"):
             if config.get(name, 0) % 16:
-                return (
-                    f"Rounding in blocks needs a {name} divisible by 16, and this model's is {config[name]}."
-                )
+                yield f"Rounding in blocks needs a {name} divisible by 16, and this model's is {config[name]}."
+
+
+def _rope_fault(config: Mapping[str, Any]) -> str:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "dynamic" and not rope.get("alpha"):
+        return (
+            "A rope scaling of type 'dynamic' changes with the length of the text, which ONNX cannot express."
+        )
+    if config.get("hidden_size") and config.get("num_attention_heads"):
+        share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+        head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        if int(head * share) % 16:
+            return f"onnxruntime turns a multiple of 16 columns of each head, and this model {int(head * share)} (rope)."
     return ""
 
 
-def _buildable() -> set[str]:
-    """The architectures that the installed builder dispatches on, read from its source without importing it."""
+@functools.cache
+def buildable() -> frozenset[str]:
+    """The architectures that the installed builder dispatches on, read from its syntax tree without importing it."""
     spec = importlib.util.find_spec("onnxruntime_genai")
     if spec is None or spec.origin is None:
         raise missing_part(ModuleNotFoundError(name="onnxruntime_genai"))
     source = (Path(spec.origin).parent / "models" / "builder.py").read_text(encoding="utf-8")
-    return set(re.findall(r'config\.architectures\[0\] == "(\w+)"', source))
+    return frozenset(
+        side.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare) and "architectures" in ast.unparse(node.left)
+        for side in ast.walk(node)
+        if isinstance(side, ast.Constant) and isinstance(side.value, str)
+    )
 
 
 def steps(options: OnnxExport) -> list[ExportStep]:

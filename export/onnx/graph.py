@@ -76,6 +76,35 @@ class Graph:
                 f"{self.folder} does not hold the data of {name}: {error}.", "Download it again."
             ) from error
 
+    def scalar(self, value: str) -> float | None:
+        """The float or whole number that `value` is; None when it is computed or an array."""
+        maker = self.makers.get(value)
+        if maker is not None and maker.op == "Constant" and "value" in maker.attributes:
+            found = np.asarray(onnx.numpy_helper.to_array(maker.attributes["value"]))
+        elif value in self.initializers and not self.initializers[value].external_data:
+            found = np.asarray(onnx.numpy_helper.to_array(self.initializers[value]))
+        else:
+            return None
+        return float(found) if found.ndim == 0 else None
+
+    def branch_tables(self, switch: Node, branch: str) -> list[NDArray[Any]]:
+        """The constants that a branch of the node `switch` (an `If`) returns."""
+        subgraph = switch.attributes[branch]
+        constants = {
+            node.output[0]: _attributes(node).get("value")
+            for node in subgraph.node
+            if node.op_type == "Constant"
+        }
+        try:
+            return [
+                np.asarray(onnx.numpy_helper.to_array(constants[output.name], str(self.folder)))
+                for output in subgraph.output
+            ]
+        except (KeyError, TypeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+            raise CorruptError(
+                f"{switch.name} in {self.folder} lacks its tables: {error}.", "Download it again."
+            ) from error
+
 
 def read_graph(file: Path) -> Graph:
     """The graph in `file`; its weights stay on disk. Raises `CorruptError` when it is not an ONNX model."""
@@ -121,11 +150,12 @@ def stored(graph: Graph, node: Node, name: str) -> Stored:
 
 
 def vector(graph: Graph, source: str, name: str) -> Stored:
-    """A norm's weight or a bias `(columns,)`."""
+    """A norm's weight or a bias `(columns,)`, or the filters of a convolution as `(rows, columns)`."""
     kind, grid = FLOATS.get(graph.initializers[source].data_type, ("fp32", F32))
     array = graph.array(source)
-    row = array.reshape(1, -1)
-    return Stored(name, kind, array.shape, grid, lambda start, stop: row[start:stop].astype(np.float32))
+    rows = array.reshape(1 if array.ndim == 1 else len(array), -1)
+    shape = array.shape if array.ndim == 1 else rows.shape
+    return Stored(name, kind, shape, grid, lambda start, stop: rows[start:stop].astype(np.float32))
 
 
 def _turns(graph: Graph, value: str) -> int:

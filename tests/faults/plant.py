@@ -6,6 +6,7 @@ Functions named `plant_onnx_...` take an onnxruntime-genai folder, the others a 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -385,3 +386,104 @@ def plant_onnx_doubled_alpha(folder: Path) -> None:
     update = chance.standard_normal((len(q), 4)) @ chance.standard_normal((4, q.shape[1]))
     q += 0.05 * np.linalg.norm(q) / np.linalg.norm(update) * update
     data.flush()  # type: ignore[attr-defined]
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy of an ONNX folder that may be changed."""
+    return Path(shutil.copytree(folder, to))
+
+
+def _onnx_nodes(folder: Path, change: Callable[[Any], object]) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    change({node.name: node for node in model.graph.node})
+    onnx.save(model, folder / "model.onnx")
+
+
+def _attribute(node: Any, name: str) -> Any:
+    return next(attribute for attribute in node.attribute if attribute.name == name)
+
+
+def plant_onnx_whole_attention(folder: Path) -> None:
+    """Layer 0, whose attention has a window, sees all tokens."""
+    _onnx_nodes(
+        folder,
+        lambda nodes: setattr(
+            _attribute(nodes["/model/layers.0/attn/GroupQueryAttention"], "local_window_size"), "i", -1
+        ),
+    )
+
+
+def plant_onnx_no_attention_cap(folder: Path) -> None:
+    """Layer 0's attention without its soft cap."""
+    _onnx_nodes(
+        folder,
+        lambda nodes: setattr(
+            _attribute(nodes["/model/layers.0/attn/GroupQueryAttention"], "softcap"), "f", 0.0
+        ),
+    )
+
+
+def plant_onnx_no_cap(folder: Path) -> None:
+    """Logits without their soft cap."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in [node for node in model.graph.node if node.name.startswith("/lm_head/softcap/")]:
+        model.graph.node.remove(node)
+    next(node for node in model.graph.node if node.name.startswith("/lm_head/MatMul")).output[0] = "logits"
+    onnx.save(model, folder / "model.onnx")
+
+
+def _set_factor(folder: Path, name: str, factor: float) -> None:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.name == name)
+    kind = np.int64 if isinstance(factor, int) else np.float32
+    value = onnx.numpy_helper.from_array(np.array(factor, kind))
+    constant = onnx.helper.make_node("Constant", [], ["/planted"], "/planted/Constant", value=value)
+    model.graph.node.insert(0, constant)
+    node.input[1] = "/planted"
+    onnx.save(model, folder / "model.onnx")
+
+
+def plant_onnx_embedding_scale(folder: Path) -> None:
+    """Embeddings scaled by 4 instead of the root of the hidden size."""
+    _set_factor(folder, "/model/embed_tokens/Mul", 4.0)
+
+
+def plant_onnx_residual_scale(folder: Path) -> None:
+    """Layer 1's attention added with twice its factor."""
+    _set_factor(folder, "/model/layers.1/residual_mul/Mul_1", 0.6)
+
+
+def plant_onnx_activation(folder: Path) -> None:
+    """Layer 1's MLP with another activation."""
+
+    def change(nodes: Any) -> None:
+        node = nodes["/model/layers.1/mlp/act_fn/FastGelu"]
+        node.op_type = "Relu"
+        del node.attribute[:]
+
+    _onnx_nodes(folder, change)
+
+
+def plant_onnx_turned_layer(folder: Path) -> None:
+    """Layer 1, which has no rope, turned with the tables of layer 0."""
+
+    def change(nodes: Any) -> None:
+        node, other = (nodes[f"/model/layers.{n}/attn/GroupQueryAttention"] for n in (1, 0))
+        _attribute(node, "do_rotary").i = 1
+        node.input[7], node.input[8] = other.input[7], other.input[8]
+
+    _onnx_nodes(folder, change)
+
+
+def plant_onnx_late_switch(folder: Path) -> None:
+    """The tables for long texts used only from twice the original context on."""
+    _set_factor(folder, "/model/rope_caches_subgraph/Greater", 128)
+
+
+def plant_onnx_head(folder: Path, other: Path) -> None:
+    """The head of another model of the same shape; needs a rounded head."""
+    _, _, names = onnx_weight(folder, "/lm_head/")
+    for name in names:
+        data = onnx_data(folder, name)
+        data[:] = onnx_data(other, name)
+        data.flush()  # type: ignore[attr-defined]

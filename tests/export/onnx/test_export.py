@@ -145,14 +145,6 @@ def test_equal_input_gives_equal_bytes_and_names_no_place(
     assert [path.name for path in again.parent.iterdir()] == ["onnx"]
 
 
-@pytest.mark.parametrize("family", ["llama-untied", "llama3", "mistral", "qwen2", "qwen3"])
-def test_families(family: str, tmp_path: Path) -> None:
-    model = tiny.make(tmp_path / "model", family)
-    config = json.loads((model / "config.json").read_text())
-    assert exporting.refusal(config, options()) == ""
-    assert drift(model, write(model, tmp_path / "int8", 8)) < 2e-4
-
-
 @pytest.mark.parametrize("stop", [2, [2, 5], [0]])
 def test_stop_ids_are_the_models_own(fp32: Path, tmp_path: Path, stop: int | list[int]) -> None:
     shutil.copytree(fp32, tmp_path / "onnx")
@@ -196,27 +188,71 @@ def test_another_tokenizer_is_copied_byte_for_byte(tiny_llama: Path, fp32: Path,
     assert (tmp_path / "onnx/tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
-def test_refusals() -> None:
-    llama = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 160}
-    assert exporting.refusal(llama, options()) == ""
-    assert "cannot build" in exporting.refusal({"architectures": ["MambaForCausalLM"]}, options())
-    assert "not among" in exporting.refusal(llama | {"architectures": ["Gemma3ForCausalLM"]}, options())
-    windowed = llama | {
-        "architectures": ["MistralForCausalLM"],
-        "sliding_window": 64,
-        "max_position_embeddings": 128,
-    }
-    assert "window of 64" in exporting.refusal(windowed, options())
-    assert exporting.refusal(windowed | {"use_sliding_window": False}, options()) == ""
-    assert exporting.refusal(windowed | {"sliding_window": 128}, options()) == ""
-    assert "unnamed" in exporting.refusal({}, options())
-    assert "float weights" in exporting.refusal(llama | {"quantization_config": {}}, options())
-    assert "hidden_size divisible by 16" in exporting.refusal(llama | {"hidden_size": 100}, options())
-    assert exporting.refusal(llama | {"hidden_size": 100}, options(precision="fp32")) == ""
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "cannot build MambaForCausalLM"),
+        ({"architectures": []}, "cannot build an unnamed architecture"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, "not a model of text alone"),
+        ({"quantization_config": {}}, "float weights"),
+        ({"hidden_size": 104, "head_dim": 16}, "hidden_size divisible by 16"),
+        ({"architectures": ["GptOssForCausalLM"], "num_local_experts": 32}, "mixture of experts"),
+        ({"layer_types": ["mamba", "attention"]}, "layers of the type mamba"),
+        ({"architectures": ["OlmoForCausalLM"], "clip_qkv": 8.0}, "clip_qkv"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "changes with the length of the text"),
+        ({"partial_rotary_factor": 0.5}, "a multiple of 16 columns of each head, and this model 8"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(changes: dict[str, Any], words: str) -> None:
+    assert words in exporting.refusal(LLAMA | changes, options())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 512, "head_dim": 256},
+        {"architectures": ["MistralForCausalLM"], "sliding_window": 64, "max_position_embeddings": 128},
+        {
+            "architectures": ["GraniteMoeHybridForCausalLM"],
+            "num_local_experts": 0,
+            "layer_types": ["attention"],
+        },
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    ],
+)
+def test_what_can_be_built_is_not_refused(changes: dict[str, Any]) -> None:
+    assert exporting.refusal(LLAMA | changes, options()) == ""
+
+
+def test_blocks_matter_to_rounded_weights_alone() -> None:
+    assert exporting.refusal(LLAMA | {"hidden_size": 104, "head_dim": 16}, options(precision="fp32")) == ""
+
+
+def test_the_architectures_are_those_of_the_installed_builder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "onnxruntime_genai"
+    (package / "models").mkdir(parents=True)
+    (package / "models/builder.py").write_text(
+        'if config.architectures[0] in ("A", "B"):\n    pass\nelif config.architectures[0] == "C" and config.x == "D":\n    pass\n'
+    )
+    found = type("Spec", (), {"origin": str(package / "__init__.py")})
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: found)
+    assert exporting.buildable.__wrapped__() == {"A", "B", "C"}
 
 
 def test_without_onnxruntime_genai_the_missing_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    exporting.buildable.cache_clear()
     with pytest.raises(MissingPartError, match="onnxruntime_genai"):
         exporting.refusal({"architectures": ["LlamaForCausalLM"]}, options())
 
