@@ -63,6 +63,7 @@ def _rows(path: Path, kind: Kind, batches: Iterator[Any]) -> Iterator[Record]:
     number = 0
     try:
         for batch in batches:
+            batch.validate(full=True)  # offsets beyond a buffer would end the process
             for start in range(0, batch.num_rows, BATCH):
                 for values in batch.slice(start, BATCH).to_pylist():
                     number += 1

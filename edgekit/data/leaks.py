@@ -9,6 +9,7 @@ from typing import Any
 from edgekit.data.rows import Row
 
 SHOWN = 5
+Prompt = str | tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Leak:
 
 def find_leaks(parts: Mapping[str, Sequence[Row]]) -> list[Leak]:
     """The rows of earlier splits whose prompts are in a later one; the order of `parts` is that of the splits."""
-    last: dict[tuple[tuple[str, str], ...], str] = {}
+    last: dict[Prompt, str] = {}
     for split, rows in parts.items():
         for row in rows:
             last[_prompt(row)] = split
@@ -68,5 +69,8 @@ def summary(leaks: Sequence[Leak]) -> str:
     return f"left out, because a later split has the same prompt: {counts} ({shown}{', ...' if len(leaks) > SHOWN else ''})"
 
 
-def _prompt(row: Row) -> tuple[tuple[str, str], ...]:
+def _prompt(row: Row) -> Prompt:
+    """What makes two prompts the same; the text itself where it is all, so that millions of rows need no copies."""
+    if len(row.messages) == 2 and row.messages[0]["role"] == "user":
+        return row.messages[0]["content"]
     return tuple((message["role"], message["content"]) for message in row.messages[:-1])

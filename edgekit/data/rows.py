@@ -21,7 +21,7 @@ class Fault(Exception):
     """What is wrong with one row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One conversation whose last message is the answer to learn; `line` counts rows where a file has no lines."""
 
@@ -123,6 +123,8 @@ def _conversation(value: Any, column: str) -> list[Message]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise Fault(f"'{column}' is not a list of messages in JSON") from error
+    if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
+        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
     if not isinstance(value, list) or not value:
         raise Fault(f"'{column}' must be a list of messages")
     messages: list[Message] = []

@@ -30,6 +30,21 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("targets validate missing.toml", 2, ("missing.toml cannot be read: No such file",)),
     ("data audit missing.jsonl", 2, ("There is no data file missing.jsonl",)),
     ("data audit broken.jsonl", 2, ("broken.jsonl:1: not JSON: Unterminated string starting at column 12",)),
+    (
+        "data audit table.csv",
+        2,
+        ("is CSV with the columns a, b", "--columns prompt=COLUMN,completion=COLUMN"),
+    ),
+    (
+        "plan --data table.csv --columns prompt=a,completion=c",
+        2,
+        ("has no column 'c'. Its columns are a, b",),
+    ),
+    ("plan --data table.csv --columns promt=a", 2, ("did you mean 'prompt'?",)),
+    ("data audit words.txt", 2, ("is plain text, not rows; it begins with 'Only words.'",)),
+    ("data audit no/rows --offline", 2, ("taken as a hub data set", "not whole in the hub's cache")),
+    ("plan --data table.csv --data-revision v1", 2, ("needs a hub data set",)),
+    ("plan --columns prompt=a,completion=b", 2, ("The demo data has its own columns",)),
     ("drift score words.txt --reference missing.npz", 2, ("There is no file missing.npz",)),
     ("drift score words.txt --reference words.txt", 5, ("was not written by `edgekit drift capture`",)),
     ("drift capture words.txt --text missing.txt", 2, ("missing.txt cannot be read: No such file",)),
@@ -63,6 +78,7 @@ def test_the_fault_is_named(
     small_gguf: Path,
 ) -> None:
     (tmp_path / "words.txt").write_text("Only words.")
+    (tmp_path / "table.csv").write_text("a,b\nq,r\n")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
     (tmp_path / "cut.gguf").write_bytes(small_gguf.read_bytes()[:-5000])
     monkeypatch.chdir(tmp_path)
@@ -85,6 +101,29 @@ def test_an_empty_device_is_no_fault(tmp_path: Path, capsys: Any, monkeypatch: A
         with pytest.raises(SystemExit) as ended:
             main(typed.split())
         assert ended.value.code == 0 and words in capsys.readouterr().out
+
+
+def test_how_rows_are_read_is_in_the_plan_and_in_the_command(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"question {n},{n % 3},x" for n in range(90)] + ["question 1,7,x"]
+    (tmp_path / "rows.csv").write_text("\n".join(["q,a,more", *lines]))
+    typed = ["plan", "--data", "rows.csv", "--columns", "prompt=q,completion=a,id=more", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(typed)
+    assert ended.value.code == 2 and "the id 'x' is already used in rows.csv:2" in capsys.readouterr().out
+    typed[4] = "prompt=q,completion=a"
+    with pytest.raises(SystemExit) as ended:
+        main([*typed, "--drop-leaks"])
+    said = capsys.readouterr()
+    plan = json.loads(said.out)
+    assert ended.value.code == 0 and plan["data"][0] == "data: CSV, prompt=q,completion=a"
+    assert sum(plan["rows"].values()) in (90, 91) and "data: CSV, prompt=q" in said.err
+    with pytest.raises(SystemExit):
+        main(["data", "audit", *typed[2:], "--drop-leaks"])
+    audit = json.loads(capsys.readouterr().out)
+    assert audit["rows"] == plan["rows"] and len(audit["left_out"]) == 91 - sum(plan["rows"].values())
 
 
 def test_a_plan_ends_with_the_build_that_was_planned() -> None:

@@ -331,6 +331,36 @@ def test_parquet_without_pyarrow_names_the_part(tmp_path: Path, monkeypatch: pyt
     assert "pyarrow" in caught.value.message and "pip install 'edgekit[" in caught.value.hint
 
 
+def test_a_damaged_arrow_file_never_ends_the_process(tmp_path: Path) -> None:
+    """Planted: bytes of offsets and lengths are changed, on which pyarrow crashes unless each batch is validated."""
+    as_stream(
+        tmp_path / "rows.arrow", [{"prompt": f"question {n}", "completion": "a" * n} for n in range(1, 40)]
+    )
+    whole = (tmp_path / "rows.arrow").read_bytes()
+    code = "import sys; from pathlib import Path; from edgekit.base.errors import ConfigError\n"
+    code += "from edgekit.data.reading import read_rows\n"
+    code += "file, step = Path(sys.argv[1]), 13\nwhole = file.read_bytes()\n"
+    code += "for at in range(8, len(whole), step):\n"
+    code += "    file.write_bytes(whole[:at] + b'\\xff' * 4 + whole[at + 4:])\n"
+    code += "    try:\n        read_rows(file)\n    except ConfigError as error:\n        assert error.hint\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "rows.arrow")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and len(whole) > 5000, (done.returncode, done.stderr[-500:])
+
+
+def test_messages_as_older_data_sets_store_them(tmp_path: Path) -> None:
+    """A list of structures, which datasets keeps as a structure of lists."""
+    as_parquet(
+        tmp_path / "rows.parquet", [{"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}]
+    )
+    (row,) = read_rows(tmp_path / "rows.parquet")
+    assert row.messages == ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+
+
 def test_text_files_are_read_without_pyarrow(tmp_path: Path) -> None:
     as_csv(tmp_path / "rows.csv", [{"prompt": "q", "completion": "a"}])
     code = f"import sys; from pathlib import Path; from edgekit.data.reading import read_rows; read_rows(Path({str(tmp_path / 'rows.csv')!r}));"
