@@ -53,7 +53,9 @@ def load_dataset(source: str, options: DataOptions | None = None, emit: Emit = i
     options = options or DataOptions()
     if source == DEMO and not Path(source).exists():
         if options.columns or options.revision:
-            raise ConfigError("The demo data has its own columns.", "Leave out --columns and --data-revision.")
+            raise ConfigError(
+                "The demo data has its own columns.", "Leave out --columns and --data-revision."
+            )
         return _demo()
     files, name, commit = _found(source, options, emit)
     parts, form = _read(files, source, options)

@@ -296,7 +296,7 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
             )
         failed = _failed(audit)
         if not leaks(audit):
-            return failed
+            return replace(failed, hint=failed.hint.replace("--columns ", "press tab and type "))
         return replace(
             failed, hint="Keep each prompt in one split, or press tab twice and x to leave these rows out."
         )

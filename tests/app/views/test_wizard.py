@@ -141,6 +141,9 @@ def test_the_guess_and_the_first_row_are_shown_and_leaks_have_a_key() -> None:
     assert (
         lines[:3] == (audit["notes"][0], "first row: two lines", "its answer: yes") and "9 rows" in lines[3]
     )
+    unclear = answer(None, 2, message="Not plain.", hint="Name them: --columns prompt=a,completion=b")
+    found = wizard.data_finding(Choice(data="rows.csv"), unclear)
+    assert found.state == "FAILED" and found.hint == "Name them: press tab and type prompt=a,completion=b"
     leaking = answer(
         None, 2, message="3 prompts in two splits.", hint="Or add --drop-leaks.", faults=("a:1",)
     )
