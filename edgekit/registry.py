@@ -50,6 +50,9 @@ BUILT_IN = {
         "adapter-pair": "edgekit.export.adapters.proof:Pair",
         "adapter-proof": "edgekit.export.adapters.proof:adapter_proof",
     },
+    "setups": {
+        "converter": "edgekit.export.gguf.converter:set_up",
+    },
     "proofs": {
         "gguf": "edgekit.export.gguf.proof:prove",
         "onnx": "edgekit.export.onnx.proof:prove",
@@ -194,12 +197,14 @@ class Exporter:
 
     `refusal(model_folder_or_config, options)` returns why a model cannot be exported, or an empty text; it reads only
     `config.json`. `steps(options)` lists the steps in order. `options` is the pydantic class or the dict of one
-    `[[export]]` table of a target.
+    `[[export]]` table of a target. A file of a model that cannot be exported may still be compared with it: `incomparable`
+    says why not, like `refusal`, which applies when it is None.
     """
 
     runtime: str
     refusal: Callable[[dict[str, Any], Any], str]
     steps: Callable[[Any], list[ExportStep]]
+    incomparable: Callable[[dict[str, Any], Any], str] | None = None
 
 
 def names(kind: str) -> list[str]:

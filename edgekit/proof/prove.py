@@ -55,7 +55,8 @@ def weights(subject: Subject, model: Path, emit: Emit, stage: str) -> Any:
     options = OPTIONS.get(subject.format)
     if options is None:
         return None
-    if why := registry.load("exporters", subject.format).refusal(read_config(model), options):
+    exporter: registry.Exporter = registry.load("exporters", subject.format)
+    if why := (exporter.incomparable or exporter.refusal)(read_config(model), options):
         emit(
             Alert("warning", f"Structure and weights are not compared: {why}", "The other checks still run.")
         )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROPE_FREQS = "rope_freqs.weight"
+ALREADY_QUANTIZED = "The weights are already quantized; GGUF is written from float weights."
 YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}  # llama.cpp reads no others for these architectures
 
 
@@ -90,7 +91,7 @@ def faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} is not an architecture that edgekit can write as GGUF ({', '.join(FAMILIES)})."
         return
     if config.get("quantization_config"):
-        yield "The weights are already quantized; GGUF is written from float weights."
+        yield ALREADY_QUANTIZED
         return
     try:
         model = typed(config)

@@ -6,7 +6,6 @@ weights each column's rounding error by it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,32 +15,38 @@ from numpy.typing import NDArray
 
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.gguf.families import FAMILIES, architecture, name_map
+from edgekit.models.source import read_config
 
 if TYPE_CHECKING:
+    import gguf
     import torch
 
 STAGE = "quantize.gguf"
 
 
 def importance(
-    model: Path, sequences: Sequence[Sequence[int]], emit: Emit = ignore
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    emit: Emit = ignore,
+    *,
+    names: gguf.TensorNameMap | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Mean squared input `(columns,)` of each linear layer of the decoder, by GGUF tensor name.
 
-    `sequences` are token ids. The head is left out, as `llama-imatrix` does unless told otherwise.
+    `sequences` are token ids, `names` maps the names of layers to those in the file, by default as edgekit writes the
+    architecture; a layer without a name is left out. The head is left out, as `llama-imatrix` does unless told otherwise.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    names = name_map(network.config, FAMILIES[architecture(config)])
+    names = names or name_map(network.config, FAMILIES[architecture(read_config(model))])
     sums: dict[str, torch.Tensor] = {}
     decoder = network.get_decoder()
     inside = {id(module) for module in decoder.modules()}
     for path, module in network.named_modules():
-        if isinstance(module, torch.nn.Linear) and id(module) in inside:
-            name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
+        name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
+        if name and isinstance(module, torch.nn.Linear) and id(module) in inside:
             module.register_forward_pre_hook(_collector(sums, name))
     with torch.inference_mode():
         for done, ids in enumerate(sequences, start=1):

@@ -15,11 +15,9 @@ from typing import Any
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
-from edgekit.base.errors import CorruptError, UnsupportedError
-from edgekit.base.events import Emit, GateResult, ignore
-from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.base.errors import UnsupportedError
+from edgekit.base.events import Emit, ignore
 from edgekit.containers.gguf import GgufLayout, TensorInfo, read_gguf
 from edgekit.export.gguf.families import (
     FAMILIES,
@@ -34,29 +32,16 @@ from edgekit.export.gguf.families import (
     typed,
     write_parameters,
 )
-from edgekit.export.gguf.vocab import read_vocabulary
+from edgekit.export.gguf.name_proof import prove_by_name
+from edgekit.export.gguf.stored import GRIDS, Bytes, stored_tensor, type_of
+from edgekit.export.gguf.vocab_proof import check_vocabulary, listed, prove_vocabulary
 from edgekit.export.gguf.write import EMBEDDING, HEAD, read_tensors
 from edgekit.export.weights.safetensors_io import Weights
-from edgekit.export.weights.weight_compare import BF16, EXACT, F16, F32, Array, Grid, Reference, Stored
+from edgekit.export.weights.weight_compare import Array, Reference
 from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
 from edgekit.models.source import read_config
 
-Bytes = NDArray[np.uint8]
 OUTPUT, TOKENS = "output.weight", "token_embd.weight"
-UNUSED = int(gguf.TokenType.UNUSED)
-# Block, steps and superblock of each type, from `ggml-quants.c`. The IQ types below 4 bits store entries of a codebook;
-# their steps are those of an even grid with the same error on random weights.
-GRIDS = {
-    "F32": F32, "F16": F16, "BF16": BF16,
-    "Q4_0": Grid(32, 8, "peak"), "Q5_0": Grid(32, 16, "peak"), "Q8_0": Grid(32, 127, "peak"),
-    "Q4_1": Grid(32, 15, "range"), "Q5_1": Grid(32, 31, "range"),
-    "Q2_K": Grid(16, 3, "range", 256, 15), "Q3_K": Grid(16, 4, "peak", 256, 32), "Q4_K": Grid(32, 15, "range", 256, 63),
-    "Q5_K": Grid(32, 31, "range", 256, 63), "Q6_K": Grid(16, 32, "peak", 256, 127),
-    "IQ4_NL": Grid(32, 8, "peak"), "IQ4_XS": Grid(32, 8, "peak", 256, 32), "MXFP4": Grid(32, 4, "peak"),
-    "IQ3_S": Grid(32, 4.5, "peak"), "IQ3_XXS": Grid(32, 3.4, "peak"), "IQ2_S": Grid(32, 2.4, "peak"),
-    "IQ2_XS": Grid(32, 2.2, "peak"), "IQ2_XXS": Grid(32, 1.9, "peak"), "IQ1_M": Grid(32, 1.5, "peak"),
-    "IQ1_S": Grid(32, 1.4, "peak"), "TQ1_0": Grid(256, 1, "peak"), "TQ2_0": Grid(256, 1, "peak"),
-}  # fmt: skip
 LABELS = {
     "block_count": "layer count", "context_length": "context length", "embedding_length": "hidden size",
     "feed_forward_length": "MLP size", "attention.head_count": "number of heads",
@@ -80,10 +65,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> StaticProof:
     """Compare the GGUF file `path`, from any source, with the Hugging Face folder `model`.
 
-    Gates `gguf.structure`, `gguf.vocabulary` and `gguf.weights`: the shares of facts, entries and tensors that agree.
+    Gates `gguf.structure`, `gguf.vocabulary` and `gguf.weights`: the shares of facts, entries and tensors that agree. The
+    tensors of an architecture that edgekit does not write itself are paired by name (`prove_by_name`).
     Raises `CorruptError` when either cannot be read, and `UnsupportedError` for a model that has no exact form in GGUF.
     """
     raw = read_config(model)
+    if architecture(raw) not in FAMILIES:
+        return prove_by_name(path, model, emit, stage=stage)
     if fault := next(faults(raw), ""):
         raise UnsupportedError(
             f"{fault} A GGUF file therefore cannot be proven to be this model.",
@@ -92,13 +80,17 @@ def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> Static
     config, family = typed(raw), FAMILIES[architecture(raw)]
     layout, data = read_gguf(path), np.memmap(path, np.uint8, "r")
     references = read_references(model, config, family)
-    stored = [_stored(info, data) for info in layout.tensors.values() if _type(info) in GRIDS]
+    stored = [stored_tensor(info, data) for info in layout.tensors.values() if type_of(info) in GRIDS]
     facts = Facts()
     _check_parameters(facts, read_fields(layout), config, family)
-    _check_vocabulary(facts, layout, config, model)
+    check_vocabulary(facts, layout, config.vocab_size, model)
     _check_tensors(facts, layout, data, references, config.tie_word_embeddings)
     weights, tensors = prove_weights(stored, references, "gguf.weights", emit, stage=stage)
-    gates = [facts.gate("gguf.structure", stage), *_prove_vocabulary(layout, config, model, stage), weights]
+    gates = [
+        facts.gate("gguf.structure", stage),
+        *prove_vocabulary(layout, config.vocab_size, model, stage),
+        weights,
+    ]
     return StaticProof(gates, tensors)
 
 
@@ -110,13 +102,7 @@ def read_fields(layout: GgufLayout) -> dict[str, Any]:
         for key, value in layout.metadata.items()
         if not key.startswith("tokenizer.")
     }
-    return short | {"tokens": len(_listed(layout, "tokens"))}
-
-
-def _listed(layout: GgufLayout, name: str) -> list[Any]:
-    """A list of the file's tokenizer; empty when the file has none of that name."""
-    found = layout.metadata.get(f"tokenizer.ggml.{name}")
-    return found.tolist() if isinstance(found, np.ndarray) else found if isinstance(found, list) else []
+    return short | {"tokens": len(listed(layout, "tokens"))}
 
 
 def expected_fields(config: Any, family: Family) -> dict[str, Any]:
@@ -199,55 +185,12 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list) else str(value)
 
 
-def _check_vocabulary(facts: Facts, layout: GgufLayout, config: Any, model: Path) -> None:
-    """Check that the file has one token for each row of the embedding, and that tokens unknown to the tokenizer are unused."""
-    types, count = _listed(layout, "token_type"), len(_listed(layout, "tokens"))
-    facts.add(count == config.vocab_size, f"the file has {count} tokens, the model {config.vocab_size}")
-    file = model / "tokenizer.json"
-    if not types or not file.is_file():
-        return
-    try:
-        rules = json.loads(file.read_text(encoding="utf-8"))
-        ids = [*dict(rules["model"]["vocab"]).values(), *(token["id"] for token in rules["added_tokens"])]
-        known = 1 + max(map(int, ids))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(
-            f"{file} is not a tokenizer that GGUF can hold.", "Download the model again."
-        ) from error
-    padding = types[known:]
-    wrong = [known + i for i, kind in enumerate(padding) if kind != UNUSED]
-    facts.add(
-        not wrong, f"token {wrong[0] if wrong else 0} is padding in the model and a real token in the file"
-    )
-
-
-def _prove_vocabulary(layout: GgufLayout, config: Any, model: Path, stage: str) -> list[GateResult]:
-    """Compare tokens and merge rules one by one, because a rule out of order may not show in any test text.
-
-    No gate for a tokenizer that edgekit cannot write; the ids that it gives to texts are compared in any case.
-    """
-    try:
-        own = read_vocabulary(model, config.vocab_size).tokens
-    except UnsupportedError:
-        return []
-    tokens = {i: text for i, text in enumerate(own.texts) if own.types[i] != UNUSED}
-    facts = Facts()
-    for name, wanted in (("token", tokens), ("merge", dict(enumerate(own.merges)))):
-        found = _listed(layout, f"{name}s")
-        if name == "merge" and own.scores and not found:
-            continue  # this kind merges by scores
-        for i, text in wanted.items():
-            given = found[i] if i < len(found) else None
-            facts.add(given == text, f"{name} {i} is {given!r}, the model's is {text!r}")
-    return [facts.gate("gguf.vocabulary", stage)]
-
-
 def _check_tensors(
     facts: Facts, layout: GgufLayout, data: Bytes, references: Mapping[str, Reference], tied: bool
 ) -> None:
     shapes = {name: info.shape[::-1] for name, info in layout.tensors.items()}
     for name, info in layout.tensors.items():
-        facts.add(_type(info) in GRIDS, f"{name} has the type {_type(info)}, which edgekit cannot read")
+        facts.add(type_of(info) in GRIDS, f"{name} has the type {type_of(info)}, which edgekit cannot read")
     for name, reference in references.items():
         if name not in shapes:
             if name == OUTPUT and not tied:
@@ -262,7 +205,7 @@ def _check_tensors(
         facts.add(found == wanted, f"{name} has the shape {found}, the model's is {wanted}")
     for name in shapes.keys() - references.keys():
         if name == ROPE_FREQS:
-            values = _stored(layout.tensors[name], data).all()
+            values = stored_tensor(layout.tensors[name], data).all()
             facts.add(
                 bool((values == 1).all()),
                 f"{name} divides the rope frequencies, and the model's are not divided",
@@ -298,14 +241,14 @@ def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
     names = name_map(config, family)
 
     def load(name: str, info: TensorInfo) -> Array:
-        values = _stored(info, data).all()
+        values = stored_tensor(info, data).all()
         return from_gguf(name, values.reshape(info.shape[::-1]), config, family)
 
     places = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in Weights(model)}
     return {
         name: partial(load, name, layout.tensors[place])
         for name, place in places.items()
-        if place in layout.tensors and _type(layout.tensors[place]) in GRIDS
+        if place in layout.tensors and type_of(layout.tensors[place]) in GRIDS
     }
 
 
@@ -337,21 +280,3 @@ def _variants(name: str, config: Any, family: Family, rows: Array) -> Iterator[t
             f"has the {family.norm_shift:g} that llama.cpp expects added twice",
             rows + np.float32(family.norm_shift),
         )
-
-
-def _type(info: TensorInfo) -> str:
-    return GGML_TYPES[info.type].name
-
-
-def _stored(info: TensorInfo, data: Bytes) -> Stored:
-    shape, kind = info.shape[::-1], _type(info)
-    rows = math.prod(shape[:-1])
-    own = data[info.offset : info.offset + info.nbytes].reshape(rows, -1)
-
-    def read(start: int, stop: int) -> Array:
-        found: Array = gguf.quants.dequantize(own[start:stop], gguf.GGMLQuantizationType[kind])
-        return found.reshape(stop - start, -1)
-
-    # Rope's divisors come from a formula, which other converters evaluate in another precision.
-    grid = Grid(1, 1e5, "float", factors=EXACT) if info.name == ROPE_FREQS else GRIDS[kind]
-    return Stored(info.name, kind, shape, grid, read)

@@ -30,7 +30,16 @@ from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.gguf.families import head_size, typed
 from edgekit.export.gguf.quantize import choose_types, file_type, uses_importance
-from edgekit.export.gguf.write import MIB, STAGE, Model, Tensor, is_float_file, metadata, read_model
+from edgekit.export.gguf.write import (
+    MIB,
+    STAGE,
+    Model,
+    Tensor,
+    check_streamable,
+    is_float_file,
+    metadata,
+    read_model,
+)
 from edgekit.export.weights.merge import ADAPTER_WEIGHTS
 from edgekit.export.weights.safetensors_io import Weights
 from edgekit.targets.target import GgufExport
@@ -103,6 +112,7 @@ def peak_memory(
     It grows with the vocabulary and the width of a row, not with the number of layers. An adapter adds its own size and
     what merging the largest tensor takes, because a merged tensor is held whole.
     """
+    check_streamable(config)
     model = typed(config)
     widest: int = max(model.hidden_size, model.intermediate_size)
     piece = max(PIECE, head_size(model) * widest)

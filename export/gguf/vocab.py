@@ -22,7 +22,7 @@ The file holds what llama.cpp's own converter writes (`get_vocab_base` in `conve
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ PRE_TOKENIZERS = {
 }
 SPACE = "\u2581"
 UNICODE_FORM = "edgekit.unicode_form"
+NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}  # of the special tokens of Phi-3 (llama-vocab.cpp)
+UNWRITTEN = "No GGUF file was written."
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 
@@ -69,6 +71,8 @@ class Tokens:
     scores: list[float]
     unicode_form: str
     """`NFC` when text must be normalised to NFC first, which llama.cpp does not do; else empty."""
+    strips: bool
+    """Whether special tokens take the spaces after them, which llama.cpp does for models with Phi-3 in their name."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,22 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         template = [{"name": name, "template": text} for name, text in template.items()]
     return Vocabulary(
         tokens=tokens,
-        special_ids=_special_ids(loaded, folder, tokens.texts),
+        special_ids=_special_ids(loaded, folder, rows),
         add_bos=loaded.bos_token in framing,
         add_eos=loaded.eos_token in framing,
         chat_template=template,
     )
+
+
+def write_endings(writer: gguf.GGUFWriter, folder: Path) -> None:
+    """Add what llama.cpp's converter does not write of the tokenizer in the Hugging Face `folder`, whichever kind it is:
+    all tokens that end an answer, and the Unicode form. Raises as `read_vocabulary` does."""
+    loaded = _load(folder)
+    for kind, token in _special_ids(loaded, folder, len(loaded)).items():
+        if kind in ("eos", "eot", "eom"):
+            getattr(writer, f"add_{kind}_token_id")(token)
+    if form := _unicode_form(json.loads(loaded.backend_tokenizer.to_str())):
+        writer.add_string(UNICODE_FORM, form)
 
 
 def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
@@ -150,8 +165,27 @@ def read_tokens(rules: Mapping[str, Any], rows: int) -> Tokens:
         types=types,
         merges=[] if scores else [" ".join(merge) for merge in merges],
         scores=scores,
-        unicode_form="NFC" if {"type": "NFC"} in _steps(rules.get("normalizer"), "normalizers") else "",
+        unicode_form=_unicode_form(rules),
+        strips=_strips(added.values(), texts, types),
     )
+
+
+def _strips(
+    added: Iterable[Mapping[str, Any]], texts: Mapping[int, str], types: Sequence[gguf.TokenType]
+) -> bool:
+    """Whether the tokens that take the spaces after them are those of which llama.cpp knows it; raises if others do."""
+    taking = {str(token["content"]) for token in added if token.get("rstrip")}
+    if not taking:
+        return False
+    special = {
+        text for i, text in texts.items() if types[i] in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED)
+    }
+    other = taking ^ ((special | {"</s>"}) - NOT_STRIPPING)
+    if other or "</s>" not in texts.values():
+        raise _unsupported(
+            f"the spaces after its added token {min(other or taking)} (rstrip) have no counterpart"
+        )
+    return True
 
 
 def _load(folder: Path) -> Any:
@@ -169,8 +203,9 @@ def _load(folder: Path) -> Any:
 
 def _unsupported(why: str) -> UnsupportedError:
     return UnsupportedError(
-        f"llama.cpp cannot reproduce this tokenizer: {why}. No GGUF file was written.",
-        "Choose a model with one of the tokenizers of SmolLM, Llama, Mistral, Qwen, DeepSeek, GPT-2 or Gemma 3.",
+        f"edgekit cannot write this tokenizer as GGUF: {why}. {UNWRITTEN}",
+        "llama.cpp's converter may be able to: edgekit setup converter. Or choose a model with one of the tokenizers of "
+        "SmolLM, Llama, Mistral, Qwen, DeepSeek, GPT-2 or Gemma 3.",
     )
 
 
@@ -194,6 +229,10 @@ def _steps(part: Mapping[str, Any] | None, children: str) -> list[Mapping[str, A
     if part["type"] == "Sequence":
         return [step for child in part[children] for step in _steps(child, children)]
     return [part]
+
+
+def _unicode_form(rules: Mapping[str, Any]) -> str:
+    return "NFC" if {"type": "NFC"} in _steps(rules.get("normalizer"), "normalizers") else ""
 
 
 def _kind(
@@ -319,7 +358,7 @@ def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf
     if text is None:
         return gguf.TokenType.UNUSED
     if added:
-        for option in ("lstrip", "rstrip", "single_word"):
+        for option in ("lstrip", "single_word"):
             if added.get(option):
                 raise _unsupported(f"its added token {text} uses {option}")
         if model != "gpt2" and SPACE in text and added.get("normalized"):
@@ -329,7 +368,7 @@ def _type(text: str | None, added: Mapping[str, Any] | None, model: str) -> gguf
     return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
 
 
-def _special_ids(loaded: Any, folder: Path, texts: Sequence[str]) -> dict[str, int]:
+def _special_ids(loaded: Any, folder: Path, rows: int) -> dict[str, int]:
     """Ids of the special tokens, from the tokenizer or else from the model's config.
 
     A file can name three tokens that end an answer (EOS, EOT and EOM); all of the model's must be among them.
@@ -339,7 +378,7 @@ def _special_ids(loaded: Any, folder: Path, texts: Sequence[str]) -> dict[str, i
     for kind in SPECIAL:
         own = getattr(loaded, f"{kind}_token_id")
         token = config.get(f"{kind}_token_id") if own is None else own
-        if isinstance(token, int) and 0 <= token < len(texts):
+        if isinstance(token, int) and 0 <= token < rows:
             ids[kind] = token
     named = [part.get("eos_token_id") for part in (generation, config)]
     given: int | list[int] = next((stop for stop in named if stop is not None), [])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -18,10 +15,14 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.base.artifacts import digest_of, sha256_file
-from edgekit.base.errors import CorruptError, StageError, UnsupportedError
+from edgekit.base.artifacts import sha256_file
+from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import Alert, Emit, Progress
+from edgekit.containers.gguf import read_gguf
+from edgekit.export.gguf import converter
+from edgekit.export.gguf.convert import PHI3, convert
 from edgekit.export.gguf.families import (
+    ALREADY_QUANTIZED,
     FAMILIES,
     ROPE_FREQS,
     Family,
@@ -35,19 +36,18 @@ from edgekit.export.gguf.families import (
     write_parameters,
 )
 from edgekit.export.gguf.quantize import quantize, tensor_type, uses_importance
-from edgekit.export.gguf.vocab import Vocabulary, read_vocabulary
+from edgekit.export.gguf.stored import file_name_map
+from edgekit.export.gguf.vocab import UNWRITTEN, Vocabulary, read_vocabulary
 from edgekit.models.source import MERGED, PROVENANCE, read_config
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import GgufExport
 
 STAGE = "export.gguf"
 # What the results depend on, for the cache: distributions, and the modules that do the work with all they import.
-PACKAGES = ("gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers")
-MODULES = ("edgekit.export.gguf.write",)
+PACKAGES = ("gguf", "numpy", "safetensors", "sentencepiece", "tokenizers", "torch", "transformers")
+MODULES = ("edgekit.export.gguf.write", "edgekit.export.gguf.convert_process")
 QUANTIZE_PACKAGES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
 QUANTIZE_MODULES = ("edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix")
-CONVERTER = "convert_hf_to_gguf.py"
-CONVERTER_PARTS = ("conversion", "gguf-py")  # folders of the checkout that the converter imports from
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DERIVED = ".rotary_emb.inv_freq"  # old checkpoints hold it; it can be derived from the config
 MIB = 2**20
@@ -58,16 +58,15 @@ def refusal(config: dict[str, Any], options: GgufExport) -> str:
 
     Whether llama.cpp can reproduce the tokenizer depends on the tokenizer's files: `write` checks them before any tensor.
     """
-    if architecture(config) not in FAMILIES:
-        if not options.llama_cpp:
-            return f"{next(faults(config))} A llama.cpp checkout may be able to: name its folder with --llama-cpp."
-        found = (options.llama_cpp / CONVERTER).is_file()
-        return "" if found else f"{options.llama_cpp} is not a llama.cpp checkout: it has no {CONVERTER}."
-    if fault := next(faults(config), ""):
+    if architecture(config) in FAMILIES:
+        fault = next(faults(config), "")
+    else:
+        fault = _refusal_by_converter(config, options)
+    if fault:
         return fault
     if options.token_embedding_type:
         block = gguf.GGML_QUANT_SIZES[tensor_type(options.token_embedding_type)][0]
-        if config["hidden_size"] % block:
+        if config.get("hidden_size", 0) % block:
             return (
                 f"token_embedding_type {options.token_embedding_type} needs rows of a multiple of {block} weights, "
                 f"and this model's have {config['hidden_size']}."
@@ -75,23 +74,48 @@ def refusal(config: dict[str, Any], options: GgufExport) -> str:
     return ""
 
 
+def _refusal_by_converter(config: dict[str, Any], options: GgufExport) -> str:
+    name, folder = architecture(config), options.llama_cpp or converter.kept()
+    if folder is None:
+        return (
+            f"{next(faults(config))} llama.cpp's own converter may be able to, and it is not here. "
+            f"Type: {converter.SETUP}."
+        )
+    if not (folder / converter.SCRIPT).is_file():
+        return f"{folder} is not a llama.cpp checkout: it has no {converter.SCRIPT}."
+    known = converter.architectures(folder)
+    if known and name not in known:
+        return f"Neither edgekit nor llama.cpp's converter can write {name} as GGUF."
+    return ALREADY_QUANTIZED if config.get("quantization_config") else ""
+
+
 def steps(options: GgufExport) -> list[ExportStep]:
     """A float file, then the quantized one; for F32 the float file is the result."""
 
     def write_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
-        if options.llama_cpp and architecture(read_config(source)) not in FAMILIES:
-            convert(options.llama_cpp, source, out)
-        else:
-            write(source, out, emit)
+        folder = options.llama_cpp or converter.kept()
+        if folder is None or architecture(read_config(source)) in FAMILIES:
+            try:
+                write(source, out, emit)
+                return
+            except UnsupportedError as error:  # of the tokenizer; all else was checked by `refusal`
+                if folder is None:
+                    raise
+                emit(
+                    Alert(
+                        "warning", error.message.replace(UNWRITTEN, "llama.cpp's converter writes the file.")
+                    )
+                )
+        convert(folder, source, out, _origin_writer(source))
 
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
-        weights = _importance(context, emit) if uses_importance(options.type) else None
+        weights = _importance(source, context, emit) if uses_importance(options.type) else None
         quantize(source, out, options, imatrix=weights, threads=context.threads, emit=emit)
 
     single = is_float_file(options)
-    converter = {"converter": converter_digest(options.llama_cpp)} if options.llama_cpp else {}
+    given = {"converter": converter.digest(options.llama_cpp)} if options.llama_cpp else {}
     floats = ExportStep(
-        STAGE, converter, "model.gguf" if single else "model.f32.gguf", write_floats, PACKAGES, MODULES
+        STAGE, given, "model.gguf" if single else "model.f32.gguf", write_floats, PACKAGES, MODULES
     )
     if single:
         return [floats]
@@ -109,23 +133,35 @@ def is_float_file(options: GgufExport) -> bool:
     return options.type == "F32" and not options.token_embedding_type and not options.tensor_types
 
 
-exporter = Exporter(runtime="llama.cpp", refusal=refusal, steps=steps)
+def incomparable(config: dict[str, Any], options: GgufExport) -> str:
+    """Why files of this model cannot be compared with it without running them, or an empty text."""
+    return refusal(config, options) if architecture(config) in FAMILIES else ""
 
 
-def _importance(context: ExportContext, emit: Emit) -> dict[str, NDArray[np.float32]] | None:
+exporter = Exporter("llama.cpp", refusal, steps, incomparable)
+
+
+def _importance(floats: Path, context: ExportContext, emit: Emit) -> dict[str, NDArray[np.float32]] | None:
+    """The importance matrix for the float file `floats`, where there are rows to compute it on."""
     if not context.calibration:
-        return None
-    if (name := architecture(read_config(context.model))) not in FAMILIES:
-        emit(
-            Alert(
-                "warning",
-                f"{name} is quantized without an importance matrix, because edgekit does not know its tensor names in GGUF.",
-            )
-        )
         return None
     from edgekit.export.gguf.imatrix import importance
 
-    return importance(context.model, context.calibration, emit)
+    layout = read_gguf(floats)
+    if (names := file_name_map(layout)) is None:
+        emit(
+            Alert(
+                "warning",
+                f"{floats.name} is quantized without an importance matrix, because the names of its tensors are unknown.",
+            )
+        )
+        return None
+    found = importance(context.model, context.calibration, emit, names=names)
+    return {
+        name: values
+        for name, values in found.items()
+        if name in layout.tensors and layout.tensors[name].shape[0] == values.size
+    }
 
 
 @dataclass(frozen=True)
@@ -169,14 +205,10 @@ def read_model(source: Path, adapter: Path | None = None) -> Model:
     missing weights, and as `merge.plan_edits` does for an adapter.
     """
     raw = read_config(source)
-    if fault := next(faults(raw), ""):
-        raise UnsupportedError(
-            f"{fault} No GGUF file was written.", "Choose another model or another export format."
-        )
+    check_streamable(raw)
     config, family = typed(raw), FAMILIES[architecture(raw)]
     vocabulary = read_vocabulary(source, config.vocab_size)
-    file = source / PROVENANCE
-    origin = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    origin = _read_origin(source)
     if origin and adapter:
         from edgekit.export.weights.merge import ADAPTER_WEIGHTS
 
@@ -186,10 +218,22 @@ def read_model(source: Path, adapter: Path | None = None) -> Model:
     )
 
 
+def check_streamable(config: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedError` for a model that edgekit's own writer cannot write."""
+    if fault := next(faults(config), ""):
+        other = architecture(config) not in FAMILIES and converter.kept() is not None
+        raise UnsupportedError(
+            f"{fault} {UNWRITTEN}",
+            "`edgekit export` writes it with llama.cpp's converter, which needs disk for a float file."
+            if other
+            else "Choose another model or another export format.",
+        )
+
+
 def metadata(model: Model, out: Path) -> gguf.GGUFWriter:
     """A writer for the new file `out` with all metadata of a float file, and no tensors yet."""
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[model.family.arch])
-    _write_origin(writer, model.origin, model.raw)
+    _write_origin(writer, model.origin, model.raw, model.vocabulary.tokens.strips)
     write_parameters(writer, model.config)
     model.vocabulary.write(writer)
     return writer
@@ -273,20 +317,35 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
     return sorted(tensors, key=_place)
 
 
+def _read_origin(source: Path) -> dict[str, Any]:
+    file = source / PROVENANCE
+    origin: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return origin
+
+
+def _origin_writer(source: Path) -> gguf.GGUFWriter:
+    """A writer that holds the provenance of the folder and no file."""
+    writer = gguf.GGUFWriter(None, "")
+    _write_origin(writer, _read_origin(source), read_config(source))
+    return writer
+
+
 def _place(tensor: Tensor) -> list[str | int]:
     """A sort key that puts layer 2 before layer 10."""
     return [int(part) if part.isdigit() else part for part in tensor.name.split(".")]
 
 
-def _write_origin(writer: gguf.GGUFWriter, origin: dict[str, Any], config: dict[str, Any]) -> None:
+def _write_origin(
+    writer: gguf.GGUFWriter, origin: dict[str, Any], config: dict[str, Any], strips: bool = False
+) -> None:
     """Write the file's type, name, licence and provenance."""
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     name = Path(origin.get("base_model") or config.get("_name_or_path") or "").name
-    if name and not re.search(
-        "phi-?3", name, re.IGNORECASE
-    ):  # llama.cpp splits text in another way for such names
+    if strips != bool(PHI3.search(name)):
+        name = "Phi-3" if strips else ""
+    if name:
         writer.add_name(name)
     if origin.get("license"):
         writer.add_license(origin["license"])
@@ -296,40 +355,4 @@ def _write_origin(writer: gguf.GGUFWriter, origin: dict[str, Any], config: dict[
     for key, value in sorted(origin.items()):
         writer.add_string(
             f"edgekit.{key}", value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        )
-
-
-def converter_digest(checkout: Path) -> str:
-    """The digest of the Python files that the converter of a llama.cpp checkout consists of."""
-    files = [file for part in CONVERTER_PARTS for file in sorted((checkout / part).rglob("*.py"))]
-    return digest_of(
-        {
-            file.relative_to(checkout).as_posix(): sha256_file(file)
-            for file in [checkout / CONVERTER, *files]
-            if file.is_file()
-        }
-    )
-
-
-def convert(checkout: Path, source: Path, out: Path) -> None:
-    """Write `source` as a float GGUF file with the converter of a llama.cpp checkout.
-
-    Raises `StageError` with the converter's last line when it fails.
-    """
-    command = [
-        sys.executable,
-        str(checkout / CONVERTER),
-        str(source),
-        "--outfile",
-        str(out),
-        "--outtype",
-        "f32",
-    ]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
-    if result.returncode or not out.is_file():
-        out.unlink(missing_ok=True)
-        lines = result.stderr.strip().splitlines() or ["no message"]
-        raise StageError(
-            f"llama.cpp's converter failed: {lines[-1]}. No GGUF file was written.",
-            f"Run it by hand to see the whole output: python {checkout / CONVERTER} {source}",
         )

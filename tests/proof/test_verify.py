@@ -91,13 +91,16 @@ def test_another_model_is_named_by_its_weights_and_its_numbers(
     assert "tensors with the largest error: " in found["gguf.mean_kld_nats"].detail
 
 
-def test_an_architecture_without_such_a_proof_is_told_and_unread_weights_fail(
+def test_a_model_without_such_a_proof_is_told_and_unread_weights_fail(
     file: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, events = subject_of(file), list[Event]()
     other = Path(shutil.copytree(small, tmp_path / "other"))
-    config = json.loads((other / "config.json").read_text()) | {"architectures": ["UnheardOfForCausalLM"]}
-    (other / "config.json").write_text(json.dumps(config))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["UnheardOfForCausalLM"]}))
+    by_name = prove.weights(subject, other, ignore, "verify")
+    assert by_name is not None and all(gate.passed for gate in by_name.gates)
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     assert prove.weights(subject, other, events.append, "verify") is None
     assert isinstance(events[0], Alert) and "not compared" in events[0].message
 

@@ -19,8 +19,9 @@ import vocabularies
 from numpy.typing import NDArray
 from tokenizers import normalizers
 
-from edgekit.base.errors import CorruptError, StageError, UnsupportedError
-from edgekit.base.events import Alert, Event, Progress, ignore
+from edgekit.base.errors import CorruptError, UnsupportedError
+from edgekit.base.events import Event, Progress, ignore
+from edgekit.export.gguf import converter
 from edgekit.export.gguf import families as gguf_families
 from edgekit.export.gguf import write as export
 from edgekit.export.gguf.quantize import llama_log
@@ -306,7 +307,10 @@ def test_families_are_accepted(family: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "architecture": (config_of("llama", architectures=["PhiForCausalLM"]), "PhiForCausalLM.*--llama-cpp"),
+    "architecture": (
+        config_of("llama", architectures=["PhiForCausalLM"]),
+        "PhiForCausalLM.*edgekit setup converter",
+    ),
     "no architecture": (config_of("llama", architectures=None), "not an architecture"),
     "quantized": (config_of("llama", quantization_config={"quant_method": "gptq"}), "already quantized"),
     "not a config": (config_of("llama", hidden_size="wide"), "hidden_size"),
@@ -325,7 +329,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_llama_cpp_cannot_express_is_refused(case: str) -> None:
+def test_what_llama_cpp_cannot_express_is_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converter, "kept", lambda: None)
     config, message = REFUSED[case]
     sentence = refusal(config)
     assert re.search(message, sentence) and sentence.endswith("."), sentence
@@ -363,57 +368,3 @@ def test_floats_are_one_step_and_quantized_files_two(make: Make, tmp_path: Path)
     assert fields(tmp_path / "model.gguf")["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_0
     run_steps(folder, tmp_path / "plain", ExportContext(folder, threads=1), type="Q4_0")
     assert (tmp_path / "model.gguf").read_bytes() != (tmp_path / "plain/model.gguf").read_bytes()
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A stand-in for a llama.cpp checkout: its converter notes how it was called, and fails when it finds `fail`."""
-    (tmp_path / "llama.cpp").mkdir()
-    (tmp_path / "llama.cpp" / export.CONVERTER).write_text(
-        "import pathlib, sys\n"
-        "if (pathlib.Path(sys.argv[1]) / 'fail').exists(): sys.exit('Model PhiForCausalLM is not supported')\n"
-        "pathlib.Path(sys.argv[3]).write_text(' '.join(sys.argv[2:]))\n"
-    )
-    return tmp_path / "llama.cpp"
-
-
-def test_another_architecture_goes_through_llama_cpps_converter(checkout: Path, tmp_path: Path) -> None:
-    phi = config_of("llama", architectures=["PhiForCausalLM"])
-    assert refusal(phi, llama_cpp=checkout) == ""
-    assert "not a llama.cpp checkout" in refusal(phi, llama_cpp=tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(phi))
-    run_steps(tmp_path, tmp_path, ExportContext(tmp_path), type="F32", llama_cpp=checkout)
-    assert (tmp_path / "model.gguf").read_text().endswith("--outtype f32")
-    (tmp_path / "fail").touch()
-    with pytest.raises(StageError, match="PhiForCausalLM is not supported"):
-        run_steps(tmp_path, tmp_path, ExportContext(tmp_path), type="F32", llama_cpp=checkout)
-
-
-def test_another_architecture_is_quantized_without_importance_and_says_so(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config_of("llama", architectures=["PhiForCausalLM"])))
-    given: list[Any] = []
-    monkeypatch.setattr(export, "quantize", lambda *_, imatrix, **__: given.append(imatrix))
-    events: list[Event] = []
-    _, step = export.exporter.steps(GgufExport(format="gguf", type="Q4_0", llama_cpp=checkout))
-    step.run(
-        tmp_path / "model.f32.gguf", tmp_path / "model.gguf", ExportContext(tmp_path, [IDS]), events.append
-    )
-    assert given == [None]
-    assert [event.level for event in events if isinstance(event, Alert)] == ["warning"]
-
-
-def test_a_changed_converter_changes_the_step(checkout: Path) -> None:
-    def options_of_the_step() -> dict[str, Any]:
-        return export.exporter.steps(GgufExport(format="gguf", llama_cpp=checkout))[0].options
-
-    seen = [options_of_the_step()]
-    for name in (export.CONVERTER, "gguf-py/gguf/constants.py", "conversion/phi.py"):
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        with (checkout / name).open("a") as file:
-            file.write("changed = True\n")
-        seen.append(options_of_the_step())
-        assert seen[-1] not in seen[:-1], name
-    (checkout / "README.md").write_text("unrelated")
-    assert options_of_the_step() == seen[-1]
