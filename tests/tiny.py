@@ -106,7 +106,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerBase:
     """The sample model's tokenizer."""
     path = sample_gguf()
     found = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    gguf_source.mend_pre_tokenizer(found, path)
+    gguf_source.mend_tokenizer(found, path)
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from edgekit.base.parts import missing_part
 from edgekit.containers.gguf import GgufLayout, read_gguf
 from edgekit.containers.gguf_content import check_gguf
 
+SPACE = "▁"  # how SentencePiece writes a space
+USER_DEFINED = 4  # llama.cpp's type of a token that is matched before all others
 HINT = "Give the model's Hugging Face folder instead."
 
 # Names in the metadata to names in `config.json`, and the defaults of transformers; a test compares both with it.
@@ -102,7 +105,7 @@ def convert(path: Path, out: Path) -> None:
     try:
         with _reading_once():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            mend_pre_tokenizer(tokenizer, path)
+            mend_tokenizer(tokenizer, path)
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
@@ -135,14 +138,36 @@ def _reading_once() -> Iterator[None]:
             setattr(gguf, name, function)
 
 
-def mend_pre_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Restore what transformers' reader drops: `smollm` splits digits one by one before byte-level BPE.
+def mend_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Restore two rules of the file's tokenizer that transformers' reader loses (as of transformers 5.23).
 
-    Without it, spaces before a digit get other ids than with the file (as of transformers 5.23).
+    `smollm` splits digits one by one before byte-level BPE; without it, spaces before a digit get other ids. And the
+    longest of several user-defined tokens of spaces is taken first: the order of their merges, which a GGUF file does not
+    hold, must say so, as in the makers' files of Gemma 3.
     """
-    from tokenizers import pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
 
-    if read_gguf(path).metadata.get("tokenizer.ggml.pre") == "smollm":
+    metadata = read_gguf(path).metadata
+    if metadata.get("tokenizer.ggml.pre") == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    if _has_space_tokens(metadata):
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        if merges := rules["model"].get("merges"):
+            places = [place for place, merge in enumerate(merges) if {*"".join(merge)} == {SPACE}]
+            longest_first = sorted(
+                (merges[place] for place in places), key=lambda merge: [-len(m) for m in merge]
+            )
+            for place, merge in zip(places, longest_first, strict=True):
+                merges[place] = merge
+            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(rules, ensure_ascii=False))
+
+
+def _has_space_tokens(metadata: Mapping[str, Any]) -> bool:
+    """Whether runs of spaces are user-defined tokens of the file."""
+    types, tokens = (metadata.get(f"tokenizer.ggml.{name}") for name in ("token_type", "tokens"))
+    if types is None or not isinstance(tokens, list):
+        return False
+    own = (tokens[id_] for id_ in (types == USER_DEFINED).nonzero()[0])
+    return any(text and not text.strip(f" {SPACE}") for text in own)

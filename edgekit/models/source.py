@@ -16,6 +16,7 @@ from typing import Any, Literal
 from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.base.events import Emit, ignore
+from edgekit.base.parts import missing_part
 from edgekit.containers.gguf import read_gguf
 from edgekit.models import gguf_source, hub, tokenizer_files
 from edgekit.models.folder_check import check_folder
@@ -25,6 +26,7 @@ MERGED = (
     "merged_adapter_sha256"  # key in a merged model: it must not be used as a base for the same adapter again
 )
 BASE_DIGEST = "edgekit.base_sha256"  # key in an exported adapter and in its base: the SHA-256 of the base
+AUTO_MAP = "auto_map"  # key that names Python files of the folder, which edgekit never runs
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
@@ -181,12 +183,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise CorruptError(f"{folder / 'config.json'} is not a JSON object.", "Fetch the model again.")
-    if "auto_map" in config:
+    if AUTO_MAP in config and not _is_in_transformers(config):
         raise UnsupportedError(
-            f"{folder} requires custom code (auto_map). edgekit does not support trust_remote_code.",
+            f"{folder} requires custom code (auto_map), as transformers has no {_architecture(config)}. "
+            "edgekit does not support trust_remote_code.",
             "Use a model whose architecture is part of transformers.",
         )
     return config
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else str(config.get("model_type"))
+
+
+def _is_in_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether transformers itself has the model's class, so that the code which `auto_map` names is not needed."""
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    except ModuleNotFoundError as error:
+        raise missing_part(error) from error
+    known: Mapping[str, str] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return known.get(str(config.get("model_type"))) == _architecture(config)
 
 
 def has_template(source: Source) -> bool:
@@ -273,3 +291,8 @@ def _link_folder(folder: Path, out: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
             (out / file.name).symlink_to(file.resolve())
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = tokenizer_files.read_object(folder / name)
+        if settings.pop(AUTO_MAP, None) is not None:  # the folder's own code is neither linked nor named
+            (out / name).unlink()
+            write_json(out / name, settings)

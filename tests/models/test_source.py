@@ -1,6 +1,7 @@
 """Models as they come in: found, described without weights, and refused when they are not whole."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from edgekit import registry
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.containers.safetensors import read_safetensors
 from edgekit.models import source as model
@@ -80,6 +82,56 @@ def test_no_cut_or_changed_header_passes(tiny_llama: Path, tmp_path: Path, data:
         file.write_bytes(wrong.to_bytes(8, "little") + whole[8:])
     with pytest.raises(CorruptError):
         read_safetensors(file)
+
+
+EVIL = """
+from pathlib import Path
+Path({mark!r}).touch()
+from transformers import LlamaConfig as Evil, LlamaForCausalLM as EvilModel, PreTrainedTokenizerFast as EvilTokenizer
+"""
+
+
+def hostile(model_folder: Path, folder: Path, **config: object) -> Path:
+    """A copy of a model with Python files that leave a mark when they run, named by every `auto_map`."""
+    shutil.copytree(model_folder, folder)
+    for name in ("evil.py", "modeling_evil.py"):
+        (folder / name).write_text(EVIL.format(mark=str(folder.parent / "RAN")))
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(EVIL.format(mark=str(folder.parent / "RAN")))
+    settings = {
+        "config.json": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "modeling_evil.EvilModel"},
+        "tokenizer_config.json": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]},
+    }
+    for name, named in settings.items():
+        found = json.loads((folder / name).read_text()) | {"auto_map": named}
+        (folder / name).write_text(json.dumps(found | (config if name == "config.json" else {})))
+    return folder
+
+
+def test_no_code_of_a_model_folder_runs(small_model: Path, tmp_path: Path) -> None:
+    """The maker's own files of Phi-3 name such code too, although transformers has the architecture."""
+    folder = hostile(small_model, tmp_path / "hostile")
+    assert model.describe(model.resolve(str(folder)))["architectures"] == ["LlamaForCausalLM"]
+    model.bring_in(model.resolve(str(folder)), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.py"))
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "out" / name).read_text())
+        assert "auto_map" in json.loads((folder / name).read_text())  # it is not changed
+    for place in (tmp_path / "out", folder):  # `verify` opens a folder where it is
+        opened = registry.load("runtimes", "torch")(place)
+        assert len(list(opened.generate(opened.encode("Hello"), 4))) <= 4
+        opened.close()
+    assert not list(tmp_path.rglob("RAN"))
+
+
+def test_an_architecture_that_only_the_folder_has_is_refused(small_model: Path, tmp_path: Path) -> None:
+    for number, config in enumerate(
+        [{"architectures": ["EvilForCausalLM"]}, {"model_type": "evil"}, {"architectures": []}]
+    ):
+        folder = hostile(small_model, tmp_path / str(number), **config)
+        with pytest.raises(UnsupportedError, match="requires custom code"):
+            model.bring_in(model.resolve(str(folder)), tmp_path / f"out{number}")
+    assert not list(tmp_path.rglob("RAN"))
 
 
 def test_a_folder_comes_in_with_its_provenance(tiny_llama: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from edgekit.proof.texts import TEXTS
 
 def test_a_tokenizer_read_wrongly_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' own reader drops the splitting of digits, and nothing else complains."""
-    monkeypatch.setattr(gguf_source, "mend_pre_tokenizer", lambda tokenizer, path: None)
+    monkeypatch.setattr(gguf_source, "mend_tokenizer", lambda tokenizer, path: None)
     with pytest.raises(StageError, match=r"source\.tokenizer_identity"):
         bring_in(Cache(tmp_path, ignore), resolve("smollm2-135m"))
 
