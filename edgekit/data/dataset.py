@@ -145,6 +145,11 @@ def _read(files: Files, source: str, options: DataOptions) -> tuple[dict[str, li
         form["splits"] = f"{' and '.join(lacking)} by id from train"
     if copies := sum(reader.copies for reader in readers):
         form["copies"] = f"{copies:,} exact copies of other rows are left out"
+    if joined := [place for reader in readers for place in reader.joined]:
+        form["check"] = (
+            f"{len(joined):,} rows contain tabs and line ends within quotation marks; if these are several rows, "
+            f"double the quotation marks (first {joined[0]})"
+        )
     if files.note:
         form["files"] = files.note
     return {split: parts[split] for split in SPLITS}, form

@@ -30,12 +30,13 @@ class Reader:
     """Reads files one after the other, with the same columns in all of them; `finish` gives the rows.
 
     `kind` and `columns` are what the first file is and the columns that it is read by; `copies` counts the rows that are
-    exact copies of others.
+    exact copies of others, and `joined` has the places of rows of a TSV file that may be several rows.
     """
 
     def __init__(self, given: Columns | None = None) -> None:
         self.kind = ""
         self.copies = 0
+        self.joined: list[str] = []
         self.columns = self._given = given
         self._rows: dict[str, Row] = {}
         self._faults: list[str] = []
@@ -95,6 +96,12 @@ class Reader:
                     found = naming.guess(names)
                     fixed = self._given or (found if found and found.guessed else None)
                     self.columns = self.columns or found
+                if table.kind.delimiter == "\t" and any(
+                    "\t" in cell and "\n" in cell for cell in values.values()
+                ):
+                    self.joined.append(
+                        f"{name}:{number}"
+                    )  # one cell, or rows from one quotation mark to the next
                 columns = fixed or naming.own(values)
                 if columns is None:
                     raise Fault(f"no conversation: a row needs {SHAPES}")

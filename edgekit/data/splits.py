@@ -54,7 +54,7 @@ class Dataset:
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         found = [f"data: {form['data']}"] if "data" in form else []
         found.append(f"rows: {rows}" + (f"; {form['splits']}" if "splits" in form else ""))
-        found += [f"{name}: {form[name]}" for name in ("copies", "files") if name in form]
+        found += [f"{name}: {form[name]}" for name in ("copies", "check", "files") if name in form]
         return found + ([f"{len(self.left_out):,} rows {summary(self.left_out)}"] if self.left_out else [])
 
     @property

@@ -224,6 +224,16 @@ def test_what_was_read_is_said(tmp_path: Path) -> None:
     assert named.digest != found.digest and {row.answer for row in named.train} == set(questions(named.train))
 
 
+def test_rows_that_a_stray_quotation_mark_may_join_are_told(tmp_path: Path) -> None:
+    """Planted: in a TSV file without quoting, a cell begins with a quotation mark, and a later line ends one."""
+    lines = [f"question {n}\t{n % 2}" for n in range(100)]
+    lines[40:43] = ['"question 40\t0', "question 41\t1", 'question 42"\t0']
+    (tmp_path / "rows.tsv").write_text("\n".join(["text\tlabel", *lines]))
+    found = load_dataset(str(tmp_path / "rows.tsv"))
+    assert sum(found.rows.values()) == 98
+    assert any("1 rows contain tabs and line ends" in note and "rows.tsv:42" in note for note in found.notes)
+
+
 def test_questions_for_a_comparison_are_those_that_no_tuning_has_seen(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", rows(100))
     assert len(load_questions(str(tmp_path / "train.csv"))) == 100
