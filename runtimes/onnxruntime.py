@@ -18,10 +18,10 @@ from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.onnx_folder import AGAIN, check_onnx_folder
 from edgekit.models.sampling import Sampling
-from edgekit.models.tokenizer_files import chat_template
 from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes import adapters
-from edgekit.runtimes.checks import check_fits, check_ids, nfc
+from edgekit.runtimes.checks import check_fits, check_ids
+from edgekit.runtimes.onnxtext import OnnxText
 
 BATCH = 8  # answers computed together
 BATCH_CELLS = 8192  # tokens of KV cache for all of them
@@ -40,7 +40,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
     config = check_onnx_folder(path)
     origin = adapters.read_origin(path)
     try:
-        text = _Text(path)
+        text = OnnxText(path)
         og.disable_telemetry_events()
         genai = og.Config(str(path))
         genai.clear_providers()  # the processor, whatever the folder asks for
@@ -55,66 +55,6 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048) -> Runtime:
         raise CorruptError(f"onnxruntime-genai could not load {path}: {reason}", AGAIN) from error
 
 
-class _Text:
-    """What a folder's tokenizer files say, and what onnxruntime-genai's tokenizer leaves undone of it.
-
-    Version 0.18 skips Unicode normalisation, ends a text at NUL, gives id -1 to a byte without a token, and ends a
-    decoded text at the first byte that is not UTF-8.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        added = {token["id"]: token for token in tokenizer.get("added_tokens", [])}
-        vocabulary = tokenizer["model"]["vocab"]
-        self.special = {id_ for id_, token in added.items() if token["special"]}
-        self.control_tokens = frozenset(added[id_]["content"] for id_ in self.special)
-        self.nfc = '{"type": "NFC"}' in json.dumps(tokenizer.get("normalizer"))
-        self.control_ids = {}
-        self.pieces: list[bytes] | None = None
-        if isinstance(vocabulary, dict):
-            for character, spellings in {"\0": ("Ā", "<0x00>"), "\1": ("ā", "<0x01>")}.items():
-                self.control_ids[character] = next((vocabulary[s] for s in spellings if s in vocabulary), -1)
-            if (tokenizer.get("decoder") or {}).get("type") == "ByteLevel":
-                spelled = vocabulary | {token["content"]: id_ for id_, token in added.items()}
-                self.pieces = [b""] * (max(spelled.values()) + 1)
-                for spelling, id_ in spelled.items():
-                    self.pieces[id_] = b"" if id_ in self.special else _bytes(spelling)
-        self.chat_template = chat_template(folder)
-
-    def before_encoding(self, text: str) -> str:
-        """The text as onnxruntime-genai must be given it: normalised, with U+0001 for NUL."""
-        return nfc(text, self.nfc).replace("\0", "\1")
-
-    def after_encoding(self, text: str, ids: Sequence[int]) -> list[int]:
-        """The ids it gave, with NUL's own where `text` has one, and without those of bytes that have no token."""
-        if "\0" in text:
-            controls = (self.control_ids[character] for character in text if character in "\0\1")
-            ids = [next(controls) if id_ == self.control_ids["\1"] else id_ for id_ in ids]
-        return [id_ for id_ in ids if id_ >= 0]
-
-
-def _bytes(spelling: str) -> bytes:
-    """The bytes that a byte-level token stands for; an added token may be plain text instead."""
-    try:
-        return bytes(BYTE_OF[character] for character in spelling)
-    except KeyError:
-        return spelling.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of each byte as one printable character (`bytes_to_unicode`, openai/gpt-2, encoder.py)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTE_OF = _byte_alphabet()
-
-
 class OnnxRuntime:
     """An ONNX folder in onnxruntime-genai on the processor; see `edgekit.registry.Runtime`."""
 
@@ -124,7 +64,7 @@ class OnnxRuntime:
         self,
         model: og.Model,
         tokenizer: og.Tokenizer,
-        text: _Text,
+        text: OnnxText,
         config: dict[str, Any],
         context: int,
         origin: adapters.Origin,
@@ -166,15 +106,22 @@ class OnnxRuntime:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: special tokens in it are recognised, none are added."""
-        ids = self._tokenizer.encode(self._text.before_encoding(text)).tolist()
-        return self._text.after_encoding(text, ids)
+        if (whole := self._text.whole(text)) is not None:
+            return whole
+        ids: list[int] = []
+        for part in self._text.parts(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                found = self._tokenizer.encode(self._text.before_encoding(part)).tolist()
+                ids += self._text.after_encoding(part, found)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
         check_ids(ids, self.vocab_size)
-        pieces = self._text.pieces
-        if pieces is not None:
-            return b"".join(pieces[id_] for id_ in ids if id_ < len(pieces)).decode(errors="replace")
+        if self._text.pieces is not None:
+            return self._text.decode(ids)
         plain = [id_ for id_ in ids if id_ not in self._text.special]
         return str(self._tokenizer.decode(np.asarray(plain, np.int32))) if plain else ""
 

@@ -23,7 +23,8 @@ from edgekit.base.artifacts import remove
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress
 from edgekit.base.parts import missing_part
-from edgekit.models.tokenizer import GPT2_PATTERN
+from edgekit.export.onnx.text import adapt
+from edgekit.models.tokenizer import load_tokenizer
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import OnnxExport
 
@@ -194,29 +195,13 @@ def _set_tokenizer(out: Path, source: Path) -> None:
     They are the same byte for byte, unless onnxruntime-genai cannot read a rule.
     """
     tokenizer = _read(source / "tokenizer.json")
-    if _spell_out_digits(tokenizer):
+    if adapt(tokenizer, load_tokenizer(source).added_tokens_decoder):
         _write(out / "tokenizer.json", tokenizer)
     else:
         (out / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     template = source / "chat_template.jinja"
     if template.is_file():
         (out / "chat_template.jinja").write_bytes(template.read_bytes())
-
-
-def _spell_out_digits(tokenizer: dict[str, Any]) -> bool:
-    """Replace `Digits` before byte-level splitting, which onnxruntime-genai 0.18 ignores, by equivalent patterns."""
-    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    if [step["type"] for step in steps] != ["Digits", "ByteLevel"]:
-        return False
-    digits, byte_level = steps
-    if not digits["individual_digits"] or byte_level["add_prefix_space"] or not byte_level["use_regex"]:
-        return False
-    tokenizer["pre_tokenizer"]["pretokenizers"] = [
-        *({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-          for regex in (r"\p{N}", GPT2_PATTERN)),
-        byte_level | {"use_regex": False},
-    ]  # fmt: skip
-    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -183,6 +183,8 @@ def test_another_tokenizer_is_copied_byte_for_byte(tiny_llama: Path, fp32: Path,
     shutil.copytree(fp32, tmp_path / "onnx")
     plain = json.loads((tiny_llama / "tokenizer.json").read_text())
     plain["pre_tokenizer"] = plain["pre_tokenizer"]["pretokenizers"][1]
+    shutil.copy(tiny_llama / "tokenizer_config.json", tmp_path)
+    shutil.copy(tiny_llama / "config.json", tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
     exporting._set_tokenizer(tmp_path / "onnx", tmp_path)
     assert (tmp_path / "onnx/tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()

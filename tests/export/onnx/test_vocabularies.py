@@ -1,0 +1,35 @@
+"""Zero clean folders are refused over the makers' own vocabularies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import makers
+import pytest
+
+from edgekit.base.events import GateResult, ignore
+from edgekit.export.onnx import export as exporting
+from edgekit.export.onnx.proof import prove
+from edgekit.models.tokenizer import ModelTokenizer
+from edgekit.proof import bare, gates
+from edgekit.registry import ExportContext
+from edgekit.runtimes.onnxruntime import open_model
+from edgekit.targets.target import OnnxExport
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("name", makers.MODELS)
+def test_a_clean_folder_passes(name: str, precision: str, tmp_path: Path) -> None:
+    model, folder = makers.make(tmp_path / "model", name), tmp_path / "onnx"
+    options = OnnxExport.model_validate({"format": "onnx", "precision": precision})
+    exporting.export(model, folder, options, ExportContext(model), ignore)
+    facts = gates.ReferenceFacts.of(ModelTokenizer(model))
+    opened = open_model(folder)
+    results: list[GateResult] = [
+        *prove(folder, model, stage="x").gates,
+        *gates.identity(opened, facts, "onnx", "x"),
+    ]
+    if (without_edgekit := bare.compare(opened, facts)) is not None:
+        results.append(without_edgekit.gate("onnx", "x"))
+    assert [(result.name, result.detail) for result in results if not result.passed] == []
