@@ -39,6 +39,17 @@ GEMMA_WINDOWS = {
     "sliding_window": 8,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+PHI_LONGROPE = {  # rotates three quarters of a head of 16 columns
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "long_factor": [1.0 + i for i in range(6)],
+    "short_factor": [1.0 + i / 8 for i in range(6)],
+    "original_max_position_embeddings": 256,
+}
+GRANITE_SCALES = {
+    "embedding_multiplier": 12.0, "logits_scaling": 0.5, "residual_multiplier": 0.6, "attention_multiplier": 0.2,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-untied": ("LlamaConfig", {"tie_word_embeddings": False}),
@@ -47,6 +58,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": False}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 32, **GEMMA_WINDOWS}),
+    "smollm3-nope": ("SmolLM3Config", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "granite-biases": (
+        "GraniteConfig",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, **GRANITE_SCALES},
+    ),
+    "phi3-untied": ("Phi3Config", {"sliding_window": None}),
+    "phi4-longrope": (
+        "Phi3Config",
+        {
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": PHI_LONGROPE,
+        },
+    ),
 }
 
 LONGROPE = {

@@ -92,6 +92,8 @@ def write_gguf(vocabulary: gguf_vocab.Vocabulary, file: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(vocabulary.tokens.texts))
     vocabulary.write(writer)
+    if vocabulary.tokens.strips:
+        writer.add_name("Phi-3")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+NO_ROPE_STEP = 4  # llama.cpp's SmolLM3 rotates nothing in every fourth layer
 ALREADY_QUANTIZED = "The weights are already quantized; GGUF is written from float weights."
 YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}  # llama.cpp reads no others for these architectures
 
@@ -39,6 +41,10 @@ class Family:
     biases: bool = False
     """Whether llama.cpp reads optional biases of the attention and the MLP."""
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    partial_rotary: bool = False
+    """Whether llama.cpp can rotate only the first columns of a head."""
+    own_heads: bool = True
+    """Whether the heads may be wider or narrower than the hidden size asks for."""
 
 
 LLAMA = Family(
@@ -47,13 +53,18 @@ LLAMA = Family(
 FAMILIES = {
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": LLAMA,
-    "Qwen2ForCausalLM": Family(gguf.MODEL_ARCH.QWEN2),
+    "Qwen2ForCausalLM": Family(gguf.MODEL_ARCH.QWEN2, own_heads=False),
     "Qwen3ForCausalLM": Family(gguf.MODEL_ARCH.QWEN3),
     "Gemma3ForCausalLM": Family(
         gguf.MODEL_ARCH.GEMMA3,
         activation="gelu_pytorch_tanh",
         norm_shift=1.0,
         rope_types=("default", "linear"),
+    ),
+    "SmolLM3ForCausalLM": Family(gguf.MODEL_ARCH.SMOLLM3, rotary_pairs=True),
+    "GraniteForCausalLM": Family(gguf.MODEL_ARCH.GRANITE, rotary_pairs=True, biases=True),
+    "Phi3ForCausalLM": Family(
+        gguf.MODEL_ARCH.PHI3, rope_types=("default", "longrope"), partial_rotary=True, own_heads=False
     ),
 }
 
@@ -76,6 +87,12 @@ def typed(config: Mapping[str, Any]) -> Any:
 def head_size(config: Any) -> int:
     """Columns of one attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def rotated_columns(config: Any) -> int:
+    """The columns of a head that rope rotates: the first ones."""
+    rope, _ = rope_of(config)
+    return int(head_size(config) * rope.get("partial_rotary_factor", 1.0))
 
 
 def rope_of(config: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -108,19 +125,23 @@ def faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"llama.cpp computes {name} with {family.activation}, and this model uses {activation}."
     if getattr(model, "attention_bias", False) and not family.biases:
         yield f"llama.cpp has no attention biases for {name}."
-    if family.arch is gguf.MODEL_ARCH.QWEN2 and head * model.num_attention_heads != model.hidden_size:
+    if not family.own_heads and head * model.num_attention_heads != model.hidden_size:
         yield f"llama.cpp needs heads that fill the hidden size in {name}; here {model.num_attention_heads} x {head}."
     if family.arch is gguf.MODEL_ARCH.GEMMA3:
         yield from _gemma_faults(model, head)
+    if family.arch is gguf.MODEL_ARCH.SMOLLM3:
+        rotated = [int((layer + 1) % NO_ROPE_STEP != 0) for layer in range(model.num_hidden_layers)]
+        if list(model.no_rope_layers) != rotated:
+            yield "llama.cpp has no rope in every fourth layer of SmolLM3, and this model in others."
 
 
 def _rope_faults(rope: Mapping[str, Any], family: Family) -> Iterator[str]:
     kind = rope.get("rope_type", "default")
     if kind not in family.rope_types:
         yield f"llama.cpp has no rope scaling of type '{kind}' for this architecture ({', '.join(family.rope_types)})."
-    elif kind != "default" and not rope.get("factor"):
+    elif kind not in ("default", "longrope") and not rope.get("factor"):
         yield f"The rope scaling of type '{kind}' gives no factor."
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and not family.partial_rotary:
         yield "llama.cpp rotates whole heads in this architecture, and this model rotates only a part (partial_rotary_factor)."
     if kind == "yarn":
         if not rope.get("original_max_position_embeddings"):
@@ -155,7 +176,7 @@ def write_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(head)
+    writer.add_rope_dimension_count(rotated_columns(config))
     rope, sliding_rope = rope_of(config)
     _write_rope(writer, rope)
     if sliding_rope:
@@ -164,15 +185,26 @@ def write_parameters(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if rope.get("rope_type") == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(_original_context(config))
+        writer.add_rope_scaling_attn_factors(_longrope_scale(config))
 
 
 def _context_length(config: Any) -> int:
     """The longest context in which llama.cpp and the model agree.
 
-    Of llama.cpp's graphs only Gemma's has sliding windows. Those of Mistral and Qwen attend to all tokens, which is the
-    same up to the length of the window.
+    Of llama.cpp's graphs only Gemma's has sliding windows. Those of Mistral, Qwen and Phi attend to all tokens, which is
+    the same up to the length of the window. Of the two lists of longrope, llama.cpp chooses by the length of its context,
+    and the model by that of the text; up to the original context both take the short factors.
     """
     longest = int(config.max_position_embeddings)
+    if rope_of(config)[0].get("rope_type") == "longrope":
+        longest = min(longest, _original_context(config))
     window: int | None = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["sliding_attention"]
     if window is None or "sliding_attention" not in layers or config.model_type == "gemma3_text":
@@ -207,19 +239,35 @@ def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
     return _yarn_scale(rope["factor"])
 
 
-def rope_factors(config: Any) -> NDArray[np.float32] | None:
-    """Llama 3's divisors of the rotary frequencies `(head_size / 2,)`, or None for other rope types."""
+def _original_context(config: Any) -> int:
+    return int(rope_of(config)[0].get("original_max_position_embeddings") or config.max_position_embeddings)
+
+
+def _longrope_scale(config: Any) -> float:
+    """The factor of cosine and sine with longrope, as transformers computes it."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    return float(ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=1)[1])
+
+
+def rope_factors(config: Any) -> dict[str, NDArray[np.float32]]:
+    """Divisors of the rotary frequencies `(rotated columns / 2,)` by the name of their tensor: of Llama 3, and of longrope."""
+    import numpy as np
+
     rope, _ = rope_of(config)
+    if rope.get("rope_type") == "longrope":
+        lists = {ROPE_LONG: rope["long_factor"], ROPE_SHORT: rope["short_factor"]}
+        return {name: np.array(factors, np.float32) for name, factors in lists.items()}
     if rope.get("rope_type") != "llama3":
-        return None
+        return {}
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     size = head_size(config)
     plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    factors: NDArray[np.float32] = (plain / scaled).numpy()
-    return factors
+    return {ROPE_FREQS: (plain / scaled).numpy()}
 
 
 def name_map(config: Any, family: Family) -> gguf.TensorNameMap:

@@ -36,6 +36,7 @@ from edgekit.export.gguf.write import (
     Model,
     Tensor,
     check_streamable,
+    entries,
     is_float_file,
     metadata,
     read_model,
@@ -165,14 +166,10 @@ def _pieces(tensor: Tensor) -> Iterator[tuple[bool, Callable[[], Floats]]]:
     rows, step = tensor.rows, max(1, PIECE // (row * tensor.group)) * tensor.group
     if tensor.group == length:  # a merged tensor is made once, here
         whole, step = tensor.load(), max(1, PIECE // row)
-        rows = partial(_slice, whole)
+        rows = partial(entries, whole)
     for start in range(0, length, step):
         stop = min(start + step, length)
         yield stop == length, partial(rows, start, stop)
-
-
-def _slice(values: Floats, start: int, stop: int) -> Floats:
-    return values[start:stop]
 
 
 def _importance(tensor: Tensor, imatrix: Mapping[str, Floats]) -> Floats | None:

@@ -181,7 +181,7 @@ def _strips(
         text for i, text in texts.items() if types[i] in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED)
     }
     other = taking ^ ((special | {"</s>"}) - NOT_STRIPPING)
-    if other or "</s>" not in texts.values():
+    if other or not {"</s>", *NOT_STRIPPING} <= set(texts.values()):  # llama.cpp refuses a file without these
         raise _unsupported(
             f"the spaces after its added token {min(other or taking)} (rstrip) have no counterpart"
         )

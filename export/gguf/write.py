@@ -24,7 +24,6 @@ from edgekit.export.gguf.convert import PHI3, convert
 from edgekit.export.gguf.families import (
     ALREADY_QUANTIZED,
     FAMILIES,
-    ROPE_FREQS,
     Family,
     architecture,
     faults,
@@ -312,9 +311,14 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
             )
         shape = weights.layout[key][1]
         tensors.append(Tensor(name, shape, partial(rows, key), shape[0] if key in merged else head))
-    if (factors := rope_factors(config)) is not None:
-        tensors.append(Tensor(ROPE_FREQS, factors.shape, lambda start, stop: factors[start:stop], 1))
+    for name, factors in rope_factors(config).items():
+        tensors.append(Tensor(name, factors.shape, partial(entries, factors), 1))
     return sorted(tensors, key=_place)
+
+
+def entries(values: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
+    """Entries `start` to `stop` of a tensor that is in memory."""
+    return values[start:stop]
 
 
 def _read_origin(source: Path) -> dict[str, Any]:

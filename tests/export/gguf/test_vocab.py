@@ -17,7 +17,7 @@ import transformers
 import vocabularies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, processors
 
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.export.gguf.vocab import UNICODE_FORM, read_tokens, read_vocabulary
@@ -182,6 +182,41 @@ def test_the_template_file_wins_over_the_settings(tmp_path: Path) -> None:
     assert read_vocabulary(folder, size).chat_template == "old"
     (folder / "chat_template.jinja").write_text("new\n")
     assert read_vocabulary(folder, size).chat_template == "new\n"
+
+
+def phi3(folder: Path, **changes: bool) -> Path:
+    """A tokenizer whose special tokens take the spaces after them, as Phi-3's; `changes` say which do otherwise."""
+    text = vocabularies.sentencepiece(True).to_str().replace("<bos>", "<s>").replace("<eos>", "</s>")
+    tokenizer = Tokenizer.from_str(text)
+    taking = {
+        "<s>": False,
+        "</s>": True,
+        "<unk>": False,
+        "<|endoftext|>": False,
+        "<|user|>": True,
+        "<|end|>": True,
+        **changes,
+    }
+    tokenizer.add_special_tokens([AddedToken(name, rstrip=taking[name], normalized=False) for name in taking])
+    return vocabularies.save(tokenizer, folder, bos_token="<s>", eos_token="</s>")
+
+
+def test_spaces_after_special_tokens_are_taken_as_phi_3_does(tmp_path: Path) -> None:
+    folder = phi3(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert read_vocabulary(folder, 1000).tokens.strips
+    model = opened(folder, len(tokenizer))
+    for text in ("<|user|>\n  the pump<|end|> \n<|end|>x</s>  y", "pump  <|user|> a"):
+        assert ids(model, text) == tokenizer(text, add_special_tokens=False).input_ids
+    assert not read_vocabulary(
+        vocabularies.save(vocabularies.sentencepiece(True), tmp_path / "b"), 1000
+    ).tokens.strips
+
+
+@pytest.mark.parametrize("change", [{"<|end|>": False}, {"<s>": True}])
+def test_other_tokens_that_take_spaces_are_refused(change: dict[str, bool], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="rstrip"):
+        read_vocabulary(phi3(tmp_path / "model", **change), 1000)
 
 
 Change = Callable[[dict[str, Any]], Any]

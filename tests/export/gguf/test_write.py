@@ -140,7 +140,7 @@ def _identity(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "q and k not permuted": ("llama", lambda m: m.setattr(gguf_families, "interleave", _identity)),
-    "no rope factors": ("llama3", lambda m: m.setattr(export, "rope_factors", lambda config: None)),
+    "no rope factors": ("llama3", lambda m: m.setattr(export, "rope_factors", lambda config: {})),
     "another rope base": (
         "llama",
         lambda m: m.setattr(
@@ -164,6 +164,15 @@ FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
             "Gemma3ForCausalLM",
             gguf_families.Family(gguf.MODEL_ARCH.GEMMA3, activation="gelu_pytorch_tanh"),
         ),
+    ),
+    "no longrope factors": ("phi4-longrope", lambda m: m.setattr(export, "rope_factors", lambda config: {})),
+    "no longrope scale": (
+        "phi4-longrope",
+        lambda m: m.setattr(gguf.GGUFWriter, "add_rope_scaling_attn_factors", lambda self, value: None),
+    ),
+    "no scale of the branches": (
+        "granite-biases",
+        lambda m: m.setattr(gguf.GGUFWriter, "add_residual_scale", lambda self, value: None),
     ),
     "windows on other layers": (
         "gemma3",
@@ -231,6 +240,12 @@ def test_a_name_that_llama_cpp_reads_meaning_into_is_left_out(make: Make, tmp_pa
     export.write(folder, tmp_path / "model.gguf", ignore)
     assert "general.name" not in fields(tmp_path / "model.gguf")
     assert difference(folder, tmp_path / "model.gguf") < CLOSE
+
+
+def test_longrope_bounds_the_context_to_the_original_one(make: Make, tmp_path: Path) -> None:
+    """llama.cpp takes the long factors for every text in a longer context, and the model for longer texts only."""
+    export.write(make("phi4-longrope"), tmp_path / "model.gguf", ignore)
+    assert fields(tmp_path / "model.gguf")["phi3.context_length"] == 256
 
 
 def test_a_window_bounds_the_context_where_llama_cpp_has_none(make: Make, tmp_path: Path) -> None:
@@ -321,6 +336,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "yarn not truncated": (config_of("qwen2", rope_parameters={**YARN, "truncate": False}), "truncate"),
     "activation": (config_of("llama", hidden_act="gelu"), "gelu"),
     "biases": (config_of("qwen3", attention_bias=True), "biases"),
+    "rope in other layers": (config_of("smollm3-nope", no_rope_layers=[1, 0, 1, 1, 1]), "every fourth layer"),
+    "longrope elsewhere": (config_of("qwen3", rope_parameters=tiny.PHI_LONGROPE), "longrope"),
     "heads": (config_of("qwen2", num_attention_heads=5, num_key_value_heads=5), "heads that fill"),
     "gemma's scale": (config_of("gemma3", query_pre_attn_scalar=64), "64"),
     "gemma's caps": (config_of("gemma3", attn_logit_softcapping=50.0), "soft-capping"),
