@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class TensorInfo:
 class GgufLayout:
     """A GGUF file's header.
 
-    `metadata` holds scalars, lists of strings and read-only arrays of numbers; `tensors` are in the file's order;
+    `metadata` holds scalars, lists of strings and read-only arrays of numbers, `places` where each key with its value
+    begins and ends, in bytes; `tensors` are in the file's order;
     `trailing_bytes` stand behind the last tensor and belong to none.
     """
 
@@ -61,6 +62,7 @@ class GgufLayout:
     alignment: int
     data_start: int
     trailing_bytes: int
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_gguf(path: Path) -> GgufLayout:
@@ -70,7 +72,7 @@ def read_gguf(path: Path) -> GgufLayout:
     """
     with Reader(path, HEADER_LIMIT) as reader:
         version, tensor_count, key_count = _head(reader)
-        metadata = _metadata(reader, key_count)
+        metadata, places = _metadata(reader, key_count)
         alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))  # type: ignore[arg-type]
         if not 8 <= alignment <= COUNT_LIMIT or alignment & (alignment - 1):
             raise reader.corrupt(
@@ -83,7 +85,7 @@ def read_gguf(path: Path) -> GgufLayout:
             for info in relative
         }
         end = _check_places(reader, tensors.values(), alignment, data_start)
-    return GgufLayout(version, metadata, tensors, alignment, data_start, max(0, reader.size - end))
+    return GgufLayout(version, metadata, tensors, alignment, data_start, max(0, reader.size - end), places)
 
 
 def _padded(position: int, alignment: int) -> int:
@@ -142,9 +144,12 @@ def _name(reader: Reader, what: str, taken: Mapping[str, object] | set[str]) -> 
     return name
 
 
-def _metadata(reader: Reader, count: int) -> dict[str, Value]:
+def _metadata(reader: Reader, count: int) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
+    """The value of each key, and where key and value stand."""
     metadata: dict[str, Value] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(count):
+        start = reader.position
         key = _name(reader, "a metadata key", metadata)
         what = f"metadata {shown(key)}"
         at, kind = reader.position, _u32(reader, what)
@@ -156,7 +161,8 @@ def _metadata(reader: Reader, count: int) -> dict[str, Value]:
             metadata[key] = _array(reader, what)
         else:
             metadata[key] = _numbers(reader, kind, 1, what)[0].item()
-    return metadata
+        places[key] = (start, reader.position)
+    return metadata, places
 
 
 def _array(reader: Reader, what: str) -> list[str] | NDArray[Any]:

@@ -13,8 +13,8 @@ from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.parts import missing_part
 from edgekit.containers.gguf import GgufLayout, read_gguf
 from edgekit.containers.gguf_content import check_gguf
+from edgekit.containers.gguf_split import read_whole
 
-SPACE = "▁"  # how SentencePiece writes a space
 USER_DEFINED = 4  # llama.cpp's type of a token that is matched before all others
 HINT = "Give the model's Hugging Face folder instead."
 
@@ -44,7 +44,7 @@ def read_config(path: Path) -> dict[str, Any]:
     whole vocabulary. Raises `CorruptError` for a file that is not valid GGUF and `UnsupportedError` for an architecture
     that transformers cannot read.
     """
-    layout = read_gguf(path)  # no other parser may read a file that this one refuses
+    layout = read_whole(path)  # no other parser may read a file that this one refuses
     return _own_reading(layout) or _transformers_reading(path)
 
 
@@ -141,9 +141,8 @@ def _reading_once() -> Iterator[None]:
 def mend_tokenizer(tokenizer: Any, path: Path) -> None:
     """Restore two rules of the file's tokenizer that transformers' reader loses (as of transformers 5.23).
 
-    `smollm` splits digits one by one before byte-level BPE; without it, spaces before a digit get other ids. And the
-    longest of several user-defined tokens of spaces is taken first: the order of their merges, which a GGUF file does not
-    hold, must say so, as in the makers' files of Gemma 3.
+    `smollm` splits digits one by one before byte-level BPE; without it, spaces before a digit get other ids. And runs of
+    spaces that are user-defined tokens, as in Gemma, are found in a text before all others, the longest first.
     """
     from tokenizers import Tokenizer, pre_tokenizers
 
@@ -152,22 +151,31 @@ def mend_tokenizer(tokenizer: Any, path: Path) -> None:
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    if _has_space_tokens(metadata):
+    if runs := _runs_of_spaces(metadata):
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        if merges := rules["model"].get("merges"):
-            places = [place for place, merge in enumerate(merges) if {*"".join(merge)} == {SPACE}]
-            longest_first = sorted(
-                (merges[place] for place in places), key=lambda merge: [-len(m) for m in merge]
-            )
-            for place, merge in zip(places, longest_first, strict=True):
-                merges[place] = merge
-            tokenizer._tokenizer = Tokenizer.from_str(json.dumps(rules, ensure_ascii=False))
+        _add_runs(rules, runs)
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(rules, ensure_ascii=False))
 
 
-def _has_space_tokens(metadata: Mapping[str, Any]) -> bool:
-    """Whether runs of spaces are user-defined tokens of the file."""
+def _runs_of_spaces(metadata: Mapping[str, Any]) -> dict[int, str]:
+    """The ids of the user-defined tokens that are several spaces, each with its text."""
     types, tokens = (metadata.get(f"tokenizer.ggml.{name}") for name in ("token_type", "tokens"))
     if types is None or not isinstance(tokens, list):
-        return False
-    own = (tokens[id_] for id_ in (types == USER_DEFINED).nonzero()[0])
-    return any(text and not text.strip(f" {SPACE}") for text in own)
+        return {}
+    ids = (types == USER_DEFINED).nonzero()[0].tolist()
+    return {id_: tokens[id_] for id_ in ids if len(tokens[id_]) > 1 and not tokens[id_].strip(" ")}
+
+
+def _add_runs(rules: dict[str, Any], runs: Mapping[int, str]) -> None:
+    """Make added tokens of the runs in a `tokenizer.json`, in place of entries that merges of `▁` make."""
+    model, added = rules["model"], {token["id"] for token in rules["added_tokens"]}
+    spelled = {text: id_ for text, id_ in model["vocab"].items() if id_ in runs and id_ not in added}
+    for text, id_ in spelled.items():
+        del model["vocab"][text]
+        model["vocab"][runs[id_]] = id_
+        settings = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        rules["added_tokens"].append({"id": id_, "content": runs[id_], **settings})
+    rules["added_tokens"].sort(key=lambda token: token["id"])
+    if "merges" in model:
+        parts = [(merge, {*merge, "".join(merge)}) for merge in model["merges"]]
+        model["merges"] = [merge for merge, texts in parts if texts.isdisjoint(spelled)]

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit.base.artifacts import sha256_file, sha256_tree, write_json
+from edgekit.base.artifacts import digest_of, sha256_file, sha256_tree, write_json
 from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
 from edgekit.base.events import Emit, ignore
 from edgekit.base.parts import missing_part
+from edgekit.containers import gguf_split
 from edgekit.containers.gguf import read_gguf
 from edgekit.models import gguf_source, hub, tokenizer_files
 from edgekit.models.folder_check import check_folder
@@ -81,7 +82,7 @@ class Source:
     def name(self) -> str:
         """A short name for folders and reports."""
         given = self.repository
-        base = given if given in BUILT_IN else Path(given).name.removesuffix(".gguf")
+        base = given if given in BUILT_IN else gguf_split.base_name(Path(given))
         return re.sub(r"[^a-z0-9.-]+", "-", base.lower()).strip("-")
 
 
@@ -115,7 +116,7 @@ def _resolve(model: str) -> Source:
         return Source(model, "gguf", _built_in_file(built_in), built_in.licence)
     path = Path(model).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return Source(model, "gguf", path)
+        return Source(model, "gguf", gguf_split.parts_of(path)[0])
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"The folder {path} has no config.json.", "Give a Hugging Face model folder.")
@@ -235,13 +236,17 @@ def parameter_count(config: Mapping[str, Any]) -> int:
 
 
 def digest(source: Source) -> str:
-    """SHA-256 of the model's file, or of its folder's names and contents."""
+    """SHA-256 of the model's file, of its folder's names and contents, or of the digests of its parts."""
     assert source.path is not None
+    if source.kind == "gguf" and len(parts := gguf_split.parts_of(source.path)) > 1:
+        return digest_of([sha256_file(part) for part in parts])
     return sha256_file(source.path) if source.path.is_file() else sha256_tree(source.path)
 
 
-def bring_in(source: Source, out: Path) -> None:
+def bring_in(source: Source, out: Path, joined: Path | None = None) -> None:
     """Write the model as a Hugging Face folder `out`: links to a folder's files, or a converted GGUF file.
+
+    `joined` is the one file that the parts of a GGUF model were joined to, where that is done already.
 
     `edgekit.proof.source` proves the conversion of a GGUF file. Raises `CorruptError` for damaged weights.
     """
@@ -254,7 +259,8 @@ def bring_in(source: Source, out: Path) -> None:
                 f"{source.path.name} is not the expected file: its SHA-256 differs. Nothing was loaded.",
                 built_in.install,
             )
-        gguf_source.convert(source.path, out)
+        with gguf_split.whole(joined or source.path, out.parent) as file:
+            gguf_source.convert(file, out)
     else:
         _link_folder(source.path, out)
     if source.chat_template:

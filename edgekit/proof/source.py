@@ -11,6 +11,7 @@ from edgekit import registry
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Emit, GateResult
+from edgekit.containers import gguf_split
 from edgekit.device.isolated import open_isolated
 from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean
 from edgekit.models import gguf_source, given_template, tokenizer_files
@@ -34,9 +35,12 @@ def bring_in(cache: Cache, source: Source) -> StageOutput:
     source = fetch(source, cache.emit)
 
     def run(out: Path, work: Path) -> None:
-        write_folder(source, out)
         if source.kind == "gguf" and source.path is not None:
-            prove(source.path, out, cache.emit)
+            with gguf_split.whole(source.path, work) as file:
+                write_folder(source, out, file)
+                prove(file, out, cache.emit)
+        else:
+            write_folder(source, out)
 
     inputs = {
         "source": digest(source),

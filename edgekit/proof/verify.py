@@ -11,6 +11,7 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert, Emit, GateResult
+from edgekit.containers import gguf_split
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.data.rows import Row
 from edgekit.device.loaded import RUNTIME_OF
@@ -82,13 +83,28 @@ def verify_file(
 ) -> list[GateResult]:
     """Every gate of the file at `path`, compared with `reference`, whose own answers are kept in `cache`.
 
-    `rows` are held-out conversations of its task; their prompts are used in addition to the general ones. Raises
-    `CorruptError` for a file that is damaged or that its runtime cannot load.
+    `rows` are held-out conversations of its task; their prompts are used in addition to the general ones. The parts of a
+    GGUF model are joined to one file in the cache meanwhile. Raises `CorruptError` for a file that is damaged or that its
+    runtime cannot load.
     """
+    with gguf_split.whole(path, cache.root) as file:
+        subject = subject_of(file)
+        check_contents(subject, cache.emit)  # before any runtime reads it
+        return _verify(subject, reference, rows, budget, cache, quick=quick, threads=threads)
+
+
+def _verify(
+    subject: Subject,
+    reference: model.Source,
+    rows: Sequence[Row],
+    budget: Budget,
+    cache: Cache,
+    *,
+    quick: bool,
+    threads: int,
+) -> list[GateResult]:
     from edgekit.models.tokenizer import ModelTokenizer
 
-    subject = subject_of(path)
-    check_contents(subject, cache.emit)  # before any runtime reads it
     folder = bring_in(cache, reference)
     count, max_tokens = (QUICK_PROMPTS, QUICK_MAX_TOKENS) if quick else (PROMPTS, MAX_TOKENS)
     prompts: list[Any] = [row.messages[:-1] for row in rows[:count]]

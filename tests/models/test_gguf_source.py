@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import tiny
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from edgekit import registry
 from edgekit.models import gguf_source
@@ -101,6 +104,7 @@ import sys
 from edgekit.build.request import Order
 from edgekit.build.plan import plan
 from pathlib import Path
+from types import SimpleNamespace
 request = Order(cache_dir=Path("cache"), threads=1, offline=True).request()
 found = plan(request.source, request.target, request.data, cache_dir=Path("cache"), out=Path("out"))
 print(found.architecture, [export.refusal for export in found.exports], {"torch", "transformers"} & set(sys.modules))
@@ -109,3 +113,32 @@ print(found.architecture, [export.refusal for export in found.exports], {"torch"
         [sys.executable, "-c", code], check=False, cwd=tmp_path, text=True, capture_output=True
     )
     assert done.stdout.strip() == "LlamaForCausalLM ['', ''] set()", done.stderr
+
+
+def test_runs_of_spaces_are_found_first_and_the_longest_of_them_as_by_llama_cpp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """transformers' reader makes them by merges, the shortest first, and of a typed `▁` too."""
+    runs = ["▁" * length for length in range(1, 5)]
+    merges = [
+        (one, other) for whole in runs for one in reversed(runs) for other in runs if one + other == whole
+    ]
+    backend = Tokenizer(models.BPE(vocab={text: id_ for id_, text in enumerate([*runs, "a"])}, merges=merges))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+
+    def lengths(text: str) -> list[int]:
+        return [id_ + 1 for id_ in tokenizer(text + "a").input_ids[:-1]]
+
+    metadata = {
+        "tokenizer.ggml.tokens": ["▁", "  ", "   ", "    ", "a"],
+        "tokenizer.ggml.token_type": np.array([1, 4, 4, 4, 1]),
+    }
+    monkeypatch.setattr(gguf_source, "read_gguf", lambda _: SimpleNamespace(metadata=metadata))
+    assert lengths(" " * 5) == [2, 3] and lengths(" ▁") == [2]
+    gguf_source.mend_tokenizer(tokenizer, Path("model.gguf"))
+    found = [lengths(" " * count) for count in (1, 4, 5, 7, 9)]
+    assert found == [[1], [4], [4, 1], [4, 3], [4, 4, 1]] and lengths(" ▁") == [1, 1]
+    tokenizer.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again("     a").input_ids == tokenizer("     a").input_ids == [3, 0, 4]
