@@ -37,7 +37,7 @@ with runs.recorded(request, ["model", "tune"]):
 def request(cache: Path, **changed: Any) -> Any:
     target = registry.load("profiles", "targets").load("cpu-int4", [])
     parts = {"source": SimpleNamespace(name="tiny"), "data": SimpleNamespace(name="rows"), "target": target}
-    return SimpleNamespace(cache_dir=cache, out=Path("bundle"), **{**parts, **changed})
+    return SimpleNamespace(cache_dir=cache, out=Path("bundle"), arguments=(), **{**parts, **changed})
 
 
 @pytest.fixture
@@ -246,10 +246,10 @@ def test_a_build_without_room_is_refused_before_it_begins(
 ) -> None:
     before = stopped_before(tmp_path)
 
-    def refuse() -> None:
+    def refuse(arguments: object) -> None:
         raise ConfigError("Not enough room.", "Free some.")
 
-    monkeypatch.setattr("edgekit.models.source.fetch", lambda source: source)
+    monkeypatch.setattr("edgekit.models.source.fetch", lambda source, emit: source)
     monkeypatch.setattr("edgekit.build.bundle.check_free", lambda request: None)
     monkeypatch.setattr(pipeline, "plan", lambda *_, **__: SimpleNamespace(check=refuse))
     monkeypatch.setattr(pipeline, "replace", lambda request, **_: request)
