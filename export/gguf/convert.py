@@ -12,15 +12,17 @@ import tempfile
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 
 from edgekit.base.child import Child
 from edgekit.base.errors import StageError, UnsupportedError
 from edgekit.export.gguf.vocab import read_vocabulary, write_endings
-from edgekit.export.weights.safetensors_io import Weights
 from edgekit.models.tokenizer_files import size_of_vocabulary
+
+if TYPE_CHECKING:
+    from edgekit.export.weights.safetensors_io import Weights
 
 MIB = 2**20
 BASE_MIB = 3072  # Python with torch and transformers, and the largest tokenizers
@@ -38,6 +40,8 @@ def convert(converter: Path, source: Path, out: Path, origin: gguf.GGUFWriter) -
     converter, which needs the makers' own files for it, writes any other. Raises `StageError` with the converter's last
     line when it fails or exceeds its limits, and as `read_vocabulary` and `Weights` do; then there is no `out`.
     """
+    from edgekit.export.weights.safetensors_io import Weights  # which imports torch: a plan needs none
+
     memory_mib, seconds = _limits(Weights(source))
     with tempfile.TemporaryDirectory() as work:
         keys = Path(work) / "keys.json"

@@ -307,6 +307,24 @@ def test_a_hub_data_set_is_downloaded_when_asked(shell: Shell, tmp_path: Path) -
     wizard(tmp_path, (80, 24), test)
 
 
+def test_t_gives_a_base_model_a_chat_template(shell: Shell, tmp_path: Path) -> None:
+    without = {**shell.document(Command(("plan",))), "chat_template": False}
+
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        await until(pilot, lambda: state(screen, "model") == "FAILED")
+        await pilot.press("escape", "t")  # out of the line, where letters are text
+        assert "--chat-template chatml" in screen.shell_command
+        await until(pilot, lambda: state(screen, "model") == "OK")
+        await pilot.press("t")
+        assert "--chat-template" not in screen.shell_command
+
+    shell.outcomes["--chat-template chatml"] = Outcome(
+        Command(("plan",)), 0, shell.document(Command(("plan",)))
+    )
+    shell.outcomes["edgekit plan"] = Outcome(Command(("plan",)), 2, without)
+    wizard(tmp_path, (80, 24), test)
+
+
 def test_a_limit_becomes_a_set_option_and_a_wrong_one_is_told(shell: Shell, tmp_path: Path) -> None:
     async def test(pilot: Any, screen: BuildScreen) -> None:
         screen.action_open(3)
