@@ -5,18 +5,28 @@ from __future__ import annotations
 import ctypes
 import json
 import random
+import re
+import shutil
+import subprocess
+import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import llama_cpp
 import makers
 import pytest
+import tiny
+import transformers
 import vocabularies
 
+from edgekit.containers.gguf import read_gguf
+from edgekit.export.gguf import converter
 from edgekit.export.gguf.vocab import SPACE, Vocabulary, read_vocabulary
 from edgekit.models.tokenizer import load_tokenizer
+from edgekit.models.tokenizer_files import without_rows
 
 # Tokens that are shown by transformers, and that llama.cpp by their text makes control tokens, which it does not show.
 HIDDEN = {
@@ -25,6 +35,17 @@ HIDDEN = {
     "llama3.1": set(),
     "deepseek-v3": {"<｜fim▁hole｜>", "<｜fim▁begin｜>", "<｜fim▁end｜>"},
 }  # fmt: skip
+ARCHITECTURES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "llama3.1": "LlamaForCausalLM",
+    "deepseek-v3": "LlamaForCausalLM",
+}
+# Of the special ids, the converter names one end of an answer, and no mask. Of the kinds, it chooses other names for two,
+# which llama.cpp treats alike.
+MORE_IDS = {f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom", "mask")}
+OTHER_NAMES = {"gemma3": ("gpt2", "granite-embed-multi-311m"), "deepseek-v3": ("gpt2", "joyai-llm")}
+LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>")
 CODE = "def read(x):\n    if x  > 10:\n\t\treturn x ** 2\n        # eight\n\n\n                                 end\r\n"
 PIECES = [
     *(" " * n for n in range(1, 40)),
@@ -66,8 +87,11 @@ def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_folder(name: str, folder: Path) -> Path:
     for file in makers.tokenizer_folder(name).iterdir():
         (folder / file.name).symlink_to(file)
-    settings = makers.MODELS[name][1]
-    (folder / "config.json").write_text(json.dumps({"vocab_size": settings["vocab_size"]}))
+    family, settings = makers.MODELS[name]
+    config_class, extra = tiny.FAMILIES[family]
+    config = getattr(transformers, config_class)(**{**tiny.SHAPE, **extra, **settings})
+    config.architectures = [ARCHITECTURES[name]]
+    config.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": settings["eos_token_id"]}))
     return folder
 
@@ -129,6 +153,60 @@ def test_added_tokens_are_read_and_shown(name: str, tokenizer: Any, model: llama
             hidden.add(text)
     assert hidden == HIDDEN[name]
     assert runs == (30 if name == "gemma3" else 0)
+
+
+@pytest.mark.skipif(
+    converter.kept() is None, reason="no converter of llama.cpp; keep it: edgekit setup converter"
+)
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in makers.MODELS if name != "qwen3")],
+    indirect=True,
+)
+def test_the_converters_file_differs_only_where_that_is_right(
+    name: str, folder: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """What llama.cpp's own converter writes of the same folder, key by key and token by token."""
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path)
+    if name == "gemma3":  # the converter fails on the token without an embedding
+        (tmp_path / "tokenizer.json").write_text(
+            without_rows((folder / "tokenizer.json").read_text("utf-8"), len(vocabulary.tokens.texts)),
+            "utf-8",
+        )
+        settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        for key in ("image_token", "boi_token", "eoi_token", "extra_special_tokens", "added_tokens_decoder"):
+            settings.pop(key, None)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    script, out = converter.place() / converter.SCRIPT, tmp_path / "converted.gguf"
+    command = [sys.executable, str(script), str(tmp_path), "--vocab-only", "--outfile", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    vocabularies.write_gguf(vocabulary, tmp_path / "own.gguf")
+    own, theirs = (
+        {
+            key: value
+            for key, value in read_gguf(tmp_path / file).metadata.items()
+            if key.startswith("tokenizer.")
+        }
+        for file in ("own.gguf", "converted.gguf")
+    )
+    types, others = (found.pop("tokenizer.ggml.token_type") for found in (own, theirs))
+    kinds = tuple(theirs.pop(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    named = tuple(own.pop(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    assert kinds == OTHER_NAMES.get(name, named)
+    assert theirs.pop("tokenizer.ggml.add_sep_token", False) is False  # llama.cpp's default
+    assert own.pop("tokenizer.ggml.add_space_prefix", False) is False  # the default of this kind
+    assert {key for key in own if own[key] != theirs.get(key)} <= MORE_IDS
+    assert theirs.keys() <= own.keys()
+    different = {i: (types[i], others[i]) for i in range(len(types)) if types[i] != others[i]}
+    for i, pair in different.items():
+        text = vocabulary.tokens.texts[i]
+        if pair != (gguf.TokenType.BYTE, gguf.TokenType.NORMAL):
+            assert pair == (gguf.TokenType.USER_DEFINED, gguf.TokenType.CONTROL) and LOOKS_SPECIAL.fullmatch(
+                text
+            )
+    assert len(different) == {"qwen3": 6, "gemma3": 6498, "llama3.1": 0, "deepseek-v3": 14}[name]
 
 
 def test_every_stop_id_ends_an_answer(name: str, model: llama_cpp.Llama) -> None:
