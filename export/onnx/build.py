@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from edgekit.export.onnx.corrections import corrected
 from edgekit.export.onnx.gptq import Report, Rounding, round_network
+from edgekit.export.onnx.head import round_head
+from edgekit.models import mapped
 
 
 def main() -> None:
@@ -33,10 +34,12 @@ def main() -> None:
 def write(task: dict[str, Any], report: Report) -> None:
     """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, using the folder `task["work"]`."""
     model, out, work = (Path(task[name]) for name in ("model", "out", "work"))
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network = mapped.load(model)
     if task["bits"] < 32:
         rounding = Rounding(task["bits"], task["block_size"], task["int8_modules"])
         round_network(network, rounding, task["calibration"], report)
+        round_head(network, task["block_size"])
+        mapped.unmap(network)
     build(model, out, work / "cache", weights(task), network)
 
 

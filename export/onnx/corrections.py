@@ -117,6 +117,15 @@ class Corrections:
         if not _unpacked(mlp, gate_up_linear):
             super().make_mlp_unpacked_regular(layer_id, mlp, gate_up_linear, root_input)  # type: ignore[misc]
 
+    def to_nbits(self: Any) -> Any:
+        """Round what is still in floats; where nothing is, the graph is kept, and not copied to look for it."""
+        left = [
+            node
+            for node in self.model.graph
+            if node.op_type == "MatMul" and node.inputs[1].const_value is not None
+        ]
+        return super().to_nbits() if left else self.model  # type: ignore[misc]
+
 
 def _unpacked(module: torch.nn.Module, linear: Any) -> bool:
     parts = getattr(linear, "parts", {})

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from edgekit.export.onnx.layout import stacked
+from edgekit.models import mapped
 
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian, as in the authors' code
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
@@ -148,6 +149,7 @@ class RoundedLinear(torch.nn.Module):
         super().__init__()
         self.out_features, self.in_features = rounded.codes.shape
         self.bits, self.group_size = rounded.bits, self.in_features // rounded.scales.shape[1]
+        self.qzeros: torch.Tensor | None
         self.qweight, self.scales, self.qzeros = rounded.packed()
         self.bias = bias
 
@@ -166,13 +168,15 @@ def round_network(
 ) -> None:
     """Replace the linear layers of the decoder of `network`, a transformers model, by rounded ones.
 
-    The inputs of a layer are computed by the already rounded layers before it. The embedding and the head are left to the
-    model builder. `report(done, total, unit)` reports progress.
+    The inputs of a layer are computed by the already rounded layers before it. One layer at a time is in memory in float32,
+    with the inputs of all rows. The embedding and the head are left to the model builder. `report(done, total, unit)`
+    reports progress.
     """
     layers = network.get_decoder().layers
     names = {module: name for name, module in network.named_modules()}
     inputs, arguments = _first_inputs(network, layers, calibration)
     for number, layer in enumerate(layers):
+        mapped.in_float32(layer)
         linear = {names[module]: module for module in layer.modules() if isinstance(module, torch.nn.Linear)}
         by_gptq = [
             module
@@ -181,12 +185,11 @@ def round_network(
         ]
         hessians = _hessians(layer, by_gptq, inputs, arguments[number])
         replacements = {
-            name: _rounded_linear(name, module, hessians.get(module), network, rounding)
+            name: _rounded_linear(name, module, hessians.pop(module, None), network, rounding)
             for name, module in linear.items()
         }
-        inputs = [
-            _run(layer, hidden, kwargs) for hidden, kwargs in zip(inputs, arguments[number], strict=True)
-        ]
+        for row, kwargs in enumerate(arguments[number]):
+            inputs[row] = _run(layer, inputs[row], kwargs)
         for name, module in replacements.items():
             network.set_submodule(name, module)
         report(number + 1, len(layers), "layers")
@@ -224,7 +227,10 @@ def _block_size(columns: int, wanted: int) -> int:
 def _first_inputs(
     network: Any, layers: torch.nn.ModuleList, calibration: Sequence[Sequence[int]]
 ) -> tuple[list[torch.Tensor], list[list[dict[str, Any]]]]:
-    """The first layer's input for each row, `(1, T, hidden)`, and each layer's other arguments for each row."""
+    """The first layer's input for each row, `(1, T, hidden)`, and each layer's other arguments for each row.
+
+    No layer computes anything here: each one passes its input on.
+    """
     inputs: list[torch.Tensor] = []
     arguments: list[list[dict[str, Any]]] = [[] for _ in layers]
 
@@ -236,13 +242,15 @@ def _first_inputs(
 
         return collect
 
-    hooks = [
-        layer.register_forward_pre_hook(collector(n), with_kwargs=True) for n, layer in enumerate(layers)
-    ]
+    hooks = []
+    for number, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
+        vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
     for ids in calibration:
         network.get_decoder()(torch.tensor([list(ids)]), use_cache=False)
-    for hook in hooks:
+    for hook, layer in zip(hooks, layers, strict=True):
         hook.remove()
+        del vars(layer)["forward"]
     return inputs, arguments
 
 

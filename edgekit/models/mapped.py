@@ -1,0 +1,154 @@
+"""A causal language model in torch that computes in float32 and leaves its weights in their files, in their own type.
+
+A model in 16 bits takes twice its size when it is loaded in float32. Here the weights stay mapped from the safetensors
+files, and each module widens its own when it is called, a few rows at a time. Widening is exact, so the products are
+those of the float32 model. Memory holds the mapped pages, which the system may drop, and a few MiB.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgekit.containers.safetensors import INDEX, read_safetensors
+
+WIDENED = 1 << 22  # weights of one product that are in float32 at a time, 16 MiB
+KEPT = 1 << 16  # parameters of a module that are widened once, when it is loaded: norms and the like
+Edit = Callable[[Tensor], Tensor]
+NARROW = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load(folder: Path, edits: Mapping[str, Edit] | None = None, **options: Any) -> Any:
+    """The model of a Hugging Face folder for inference; `options` are those of transformers' `from_pretrained`.
+
+    `edits` changes weights when they are used: for the name of a tensor, its value in float32 from the stored one in
+    float32. Weights in float32, or in several types, are loaded as transformers does, in float32. With
+    `output_loading_info` the second value is transformers' own. Raises what transformers raises, and `KeyError` for an edit
+    of a tensor that the model does not have.
+    """
+    from transformers import AutoModelForCausalLM
+
+    dtype = stored_dtype(folder)
+    safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **safe, **options)
+    network = (found[0] if isinstance(found, tuple) else found).eval()
+    if dtype != torch.float32:
+        _restore_buffers(network)
+        for module in list(network.modules()):
+            _widen_when_called(module)
+    _edit_when_called(network, dict(edits or {}))
+    return found
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type in which all weights of the folder are stored, when it has 16 bits; else float32."""
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file():
+        files = sorted(folder.glob("*.safetensors")) if (folder / INDEX).is_file() else []
+    kinds = {tensor.dtype for file in files for tensor in read_safetensors(file).values()}
+    kinds = {kind for kind in kinds if kind[0] in "FB" and kind != "BOOL"}
+    return NARROW.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+
+def in_float32(module: nn.Module) -> None:
+    """Give `module` and all modules in it float32 weights of their own, in memory, that may be changed."""
+    for part in module.modules():
+        vars(part).pop("forward", None)
+        for name, value in part.named_parameters(recurse=False):
+            part.register_parameter(name, nn.Parameter(value.detach().to(torch.float32, copy=True), False))
+
+
+def unmap(network: nn.Module) -> None:
+    """Copy the weights that are still mapped, so that the files and all that was read of them leave memory."""
+    for part in network.modules():
+        for name, value in part.named_parameters(recurse=False):
+            part.register_parameter(name, nn.Parameter(value.detach().clone(), False))
+
+
+def _restore_buffers(network: nn.Module) -> None:
+    """Give constants that are not stored, such as the scale of an embedding, the values they have in a float32 model."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model: Any = type(network)
+        twin = model._from_config(copy.deepcopy(network.config), dtype=torch.float32)
+    places = dict(network.named_modules())
+    for path, module in twin.named_modules():
+        for name, value in module.named_buffers(recurse=False):
+            if name in module._non_persistent_buffers_set and value is not None:
+                places[path].register_buffer(name, value, persistent=False)
+
+
+def _widen_when_called(module: nn.Module) -> None:
+    plain = type(module).forward
+    own = dict(module.named_parameters(recurse=False))
+    large = sum(value.numel() for value in own.values()) > KEPT
+    for name, value in own.items():
+        if value.ndim < 2 or not large:
+            module.register_parameter(name, nn.Parameter(value.detach().float(), False))
+    if not large:
+        return
+    if isinstance(module, nn.Linear) and plain is nn.Linear.forward:
+        forward: Any = partial(_linear, module)
+    elif isinstance(module, nn.Embedding):
+        forward = partial(_embedding, module)
+    else:
+        forward = partial(_edited, module, {})
+    vars(module)["forward"] = forward
+
+
+def _edit_when_called(network: nn.Module, edits: dict[str, Edit]) -> None:
+    for path, module in network.named_modules():
+        own = {name: f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        mine = {name: edits.pop(full) for name, full in own.items() if full in edits}
+        if mine:
+            vars(module)["forward"] = partial(_edited, module, mine)
+    if edits:
+        raise KeyError(f"the model has no tensor {', '.join(edits)}")
+
+
+def _linear(module: nn.Linear, values: Tensor) -> Tensor:
+    """`nn.Linear.forward`, a few rows of the weight at a time."""
+    weight, bias = module.weight, module.bias
+    rows, columns = weight.shape
+    step = max(1, WIDENED // columns)
+    if rows <= step:
+        return F.linear(values, weight.float(), bias)
+    out = values.new_empty(*values.shape[:-1], rows)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        out[..., part] = F.linear(values, weight[part].float(), None if bias is None else bias[part])
+    return out
+
+
+def _embedding(module: nn.Embedding, ids: Tensor) -> Tensor:
+    """The module's own `forward` over the rows that `ids` name; a subclass may scale them."""
+    used, places = torch.unique(ids, return_inverse=True)
+    view = _view(module, {"weight": module.weight[used].float()})
+    view.padding_idx = None  # matters to gradients only
+    found: Tensor = view(places)
+    return found
+
+
+def _edited(module: nn.Module, edits: Mapping[str, Edit], *args: Any, **options: Any) -> Any:
+    """The module's own `forward` with its weights in float32, changed by `edits`."""
+    values = {name: value.float() for name, value in module.named_parameters(recurse=False)}
+    values |= {name: edit(values[name]) for name, edit in edits.items()}
+    return _view(module, values)(*args, **options)
+
+
+def _view(module: nn.Module, parameters: dict[str, Tensor]) -> Any:
+    """A shallow copy of `module` with other parameters, which runs no hooks: those of `module` run around it."""
+    view: Any = copy.copy(module)
+    vars(view).pop("forward", None)
+    view._parameters = {**module._parameters, **parameters}
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        setattr(view, hooks, type(getattr(module, hooks))())
+    return view
