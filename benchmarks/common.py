@@ -52,7 +52,7 @@ def watched(command: Sequence[object], work: Path, each: Callable[[], None] = la
         start, used, peaks = time.perf_counter(), _children_cpu_s(), [0, 0]
         process = subprocess.Popen(list(map(str, command)), cwd=work, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            peaks = [max(pair) for pair in zip(peaks, _memory(process.pid), strict=True)]
+            peaks = [max(pair) for pair in zip(peaks, memory_of(process.pid), strict=True)]
             each()
             time.sleep(EVERY_S)
         seconds, cpu = time.perf_counter() - start, _children_cpu_s() - used
@@ -62,7 +62,7 @@ def watched(command: Sequence[object], work: Path, each: Callable[[], None] = la
     return Cost(seconds, cpu, peaks[0] / MIB, peaks[1] / MIB, said)
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def memory_of(pid: int) -> tuple[int, int]:
     """Bytes that the process and its children hold: all resident pages, and those of no file."""
     resident = anonymous = 0
     try:

@@ -181,6 +181,8 @@ class ExportStep:
     `source` is the previous step's output, or the merged folder for the first step. `stage` is the name in the
     report (`export.gguf`), `output` the name in the bundle. The result depends on `options`, on the versions of the
     `packages` (distribution names), and on the code of the `modules` that do the work (import names).
+    `left_out(config)` says whether the step is left out for a model with this `config.json`; the next step then gets what
+    this one would have got.
     """
 
     stage: str
@@ -189,6 +191,7 @@ class ExportStep:
     run: Callable[[Path, Path, ExportContext, Emit], None]
     packages: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    left_out: Callable[[Mapping[str, Any]], bool] = lambda config: False
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from edgekit.base.errors import CorruptError
+from edgekit.models import mapped
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer import ModelTokenizer
@@ -29,13 +30,13 @@ SHARED = 256  # tokens of a common beginning from which on it is computed once
 def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Path | None = None) -> Runtime:
     """Open the Hugging Face folder `path` in float32, with a PEFT adapter on top unmerged when one is given.
 
+    Weights of 16 bits stay in their files and are widened as they are used: `edgekit.models.mapped`.
+
     An answer and its prompt may take `context` tokens together, and no more than the model was made for. Raises `CorruptError` when the weights cannot be read or do not fit the config.
     """
     torch.set_num_threads(threads)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
+        model: Any = mapped.load(path)
         # A folder's own sampling defaults, such as a repetition penalty, would bend greedy answers.
         model.generation_config = GenerationConfig()
         if adapter is not None:

@@ -9,11 +9,13 @@ with its reference. `edgekit.base.cache` keeps the outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from edgekit import registry
 from edgekit.base.cache import Cache
+from edgekit.base.errors import EdgekitError
 from edgekit.base.events import Emit, fan_out, jsonl_writer
 from edgekit.build import bundle, checks, runs, stages
 from edgekit.build.plan import plan
@@ -32,20 +34,29 @@ def build(request: Request, emit: Emit) -> dict[str, Any]:
     finished stages are kept. Raises `ConfigError` when another build runs in the same cache. Other processes can follow
     the build through `edgekit.build.runs`.
     """
-    with runs.recorded(request, stage_names(request.target)) as record:
+    with runs.recorded(request, stage_names(request.target, _config(request))) as record:
         report = _build(request, fan_out(emit, record.emit), record)
         record.judge(report)
     return report
 
 
-def stage_names(target: Target) -> list[str]:
-    """Every stage of a build for `target`, in order."""
+def _config(request: Request) -> dict[str, Any]:
+    """The model's config where it is on this machine and can be read, else an empty one; `plan` reports what is wrong."""
+    try:
+        return model.describe(request.source) if request.source.path else {}
+    except EdgekitError:
+        return {}
+
+
+def stage_names(target: Target, config: Mapping[str, Any]) -> list[str]:
+    """Every stage of a build for `target` of a model with this `config.json`, in order."""
     formats = [export.format for export in target.export]
     pruned = target.prune.drop_layers > 0
     steps = [
         step.stage
         for export in target.export
         for step in registry.load("exporters", export.format).steps(export)
+        if not step.left_out(config)
     ]
     return [
         *("model", "tune", "merge", *(["prune"] if pruned else []), *steps),

@@ -103,13 +103,15 @@ def merge(
     base: Folder,
     adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder.")],
     out: NewPath = Path("merged"),
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="own (as in the base), float32, bfloat16 or float16.")
+    ] = "own",
     force: shell.Force = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Merge a LoRA adapter into its base, tensor by tensor, in fp32."""
+    """Merge a LoRA adapter into its base, tensor by tensor; computed in fp32 and stored in the base's own type."""
     from edgekit import registry
 
     _need_folder(base, "config.json")

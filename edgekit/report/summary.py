@@ -23,6 +23,8 @@ WORDS = {
     "stop_contract": "answers that end where the model's do, share",
     "answer_top1_agreement": "same most likely token in the answers, share",
     "greedy_agreement": "greedy answer equal up to the first difference, mean share",
+    "rounding": "merged tensors rounded once, share",
+    "rounding_kld_nats": "mean KL divergence by rounding the merge, nats",
 }
 ADVICE = {  # on gates of a budget: of the tuned model and of an exported format
     "accuracy_gain_points": "Tuning was not shown to help: add training rows or epochs, or test rows if the gain is small.",
@@ -37,6 +39,8 @@ ADVICE = {  # on gates of a budget: of the tuned model and of an exported format
     "top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "greedy_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
+    "rounding": "Merge again; the stored weights are not the merge of this base and this adapter.",
+    "rounding_kld_nats": "The base's 16 bits are too coarse for this adapter: save the base in float32 and build again.",
     "change_error": "Use an adapter that was tuned on this base, with its own alpha and rank; if it was, use a wider type for the base.",
 }
 VALIDATION_ROWS = (
@@ -56,6 +60,7 @@ SAMPLE_ADVICE = {
 }
 ABOVE = ("accuracy_gain_points",)  # a value equal to the limit fails
 AT_LEAST = (
+    "rounding",
     "top1_agreement",
     "answer_top1_agreement",
     "greedy_agreement",

@@ -37,9 +37,10 @@ def importance(
     architecture; a layer without a name is left out. The head is left out, as `llama-imatrix` does unless told otherwise.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    from edgekit.models import mapped
+
+    network = mapped.load(model)
     names = names or name_map(network.config, FAMILIES[architecture(read_config(model))])
     sums: dict[str, torch.Tensor] = {}
     decoder = network.get_decoder()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -15,9 +16,10 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import registry
 from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import CorruptError, UnsupportedError
-from edgekit.base.events import Alert, Emit, Progress
+from edgekit.base.events import Alert, Emit, Event, Progress
 from edgekit.containers.gguf import read_gguf
 from edgekit.export.gguf import converter
 from edgekit.export.gguf.convert import PHI3, convert
@@ -37,7 +39,7 @@ from edgekit.export.gguf.families import (
 from edgekit.export.gguf.quantize import quantize, tensor_type, uses_importance
 from edgekit.export.gguf.stored import file_name_map
 from edgekit.export.gguf.vocab import UNWRITTEN, Vocabulary, read_vocabulary
-from edgekit.models.source import MERGED, PROVENANCE, read_config
+from edgekit.models.source import MERGED, PROVENANCE, parameter_count, read_config
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import GgufExport
 
@@ -45,8 +47,12 @@ STAGE = "export.gguf"
 # What the results depend on, for the cache: distributions, and the modules that do the work with all they import.
 PACKAGES = ("gguf", "numpy", "safetensors", "sentencepiece", "tokenizers", "torch", "transformers")
 MODULES = ("edgekit.export.gguf.write", "edgekit.export.gguf.convert_process")
-QUANTIZE_PACKAGES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
-QUANTIZE_MODULES = ("edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix")
+QUANTIZE = "quantize.gguf"
+QUANTIZE_PACKAGES = (*PACKAGES, "llama-cpp-python")
+QUANTIZE_MODULES = (
+    "edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix", "edgekit.export.gguf.stream",
+)  # fmt: skip
+LARGEST_FLOAT_FILE_MIB = 1024
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DERIVED = ".rotary_emb.inv_freq"  # old checkpoints hold it; it can be derived from the config
 MIB = 2**20
@@ -89,7 +95,10 @@ def _refusal_by_converter(config: dict[str, Any], options: GgufExport) -> str:
 
 
 def steps(options: GgufExport) -> list[ExportStep]:
-    """A float file, then the quantized one; for F32 the float file is the result."""
+    """A float file, then the quantized one; for F32 the float file is the result.
+
+    The float file shows which of the two steps loses what. That of a large model is left out: see `streamed`.
+    """
 
     def write_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         folder = options.llama_cpp or converter.kept()
@@ -108,8 +117,25 @@ def steps(options: GgufExport) -> list[ExportStep]:
         convert(folder, source, out, _origin_writer(source))
 
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
-        weights = _importance(source, context, emit) if uses_importance(options.type) else None
-        quantize(source, out, options, imatrix=weights, threads=context.threads, emit=emit)
+        if not source.is_dir():
+            quantize_file(source, out, context, emit)
+            return
+        try:
+            tensors = {tensor.name: tensor.shape[-1] for tensor in read_model(source).tensors}
+        except UnsupportedError:  # of the tokenizer: llama.cpp's converter writes the float file
+            with tempfile.TemporaryDirectory(dir=out.parent) as work:
+                floats = Path(work) / "model.f32.gguf"
+                write_floats(source, floats, context, emit)
+                quantize_file(floats, out, context, emit)
+            return
+        weights = _importance(tensors, context, emit) if uses_importance(options.type) else None
+        registry.load("stages", "stream")(
+            source, out, options, imatrix=weights, threads=context.threads, emit=_told_as(QUANTIZE, emit)
+        )
+
+    def quantize_file(floats: Path, out: Path, context: ExportContext, emit: Emit) -> None:
+        weights = _importance_of(floats, context, emit) if uses_importance(options.type) else None
+        quantize(floats, out, options, imatrix=weights, threads=context.threads, emit=emit)
 
     single = is_float_file(options)
     given = {"converter": converter.digest(options.llama_cpp)} if options.llama_cpp else {}
@@ -118,13 +144,29 @@ def steps(options: GgufExport) -> list[ExportStep]:
     )
     if single:
         return [floats]
+    floats = replace(floats, left_out=streamed)
     kinds = options.model_dump(include={"type", "token_embedding_type", "tensor_types"})
     return [
         floats,
-        ExportStep(
-            "quantize.gguf", kinds, "model.gguf", quantize_floats, QUANTIZE_PACKAGES, QUANTIZE_MODULES
-        ),
+        ExportStep(QUANTIZE, kinds, "model.gguf", quantize_floats, QUANTIZE_PACKAGES, QUANTIZE_MODULES),
     ]
+
+
+def streamed(config: Mapping[str, Any]) -> bool:
+    """Whether the quantized file is written from the folder itself, because a float file would take too much.
+
+    It takes twice the disk of a model in 16 bits, and its proof as much memory.
+    """
+    return architecture(config) in FAMILIES and 4 * parameter_count(config) > LARGEST_FLOAT_FILE_MIB * MIB
+
+
+def _told_as(stage: str, emit: Emit) -> Emit:
+    """An `emit` that shows progress as that of `stage`."""
+
+    def renamed(event: Event) -> None:
+        emit(replace(event, stage=stage) if isinstance(event, Progress) else event)
+
+    return renamed
 
 
 def is_float_file(options: GgufExport) -> bool:
@@ -140,14 +182,11 @@ def incomparable(config: dict[str, Any], options: GgufExport) -> str:
 exporter = Exporter("llama.cpp", refusal, steps, incomparable)
 
 
-def _importance(floats: Path, context: ExportContext, emit: Emit) -> dict[str, NDArray[np.float32]] | None:
+def _importance_of(floats: Path, context: ExportContext, emit: Emit) -> dict[str, NDArray[np.float32]] | None:
     """The importance matrix for the float file `floats`, where there are rows to compute it on."""
-    if not context.calibration:
-        return None
-    from edgekit.export.gguf.imatrix import importance
-
     layout = read_gguf(floats)
-    if (names := file_name_map(layout)) is None:
+    names = file_name_map(layout)
+    if names is None and context.calibration:
         emit(
             Alert(
                 "warning",
@@ -155,12 +194,23 @@ def _importance(floats: Path, context: ExportContext, emit: Emit) -> dict[str, N
             )
         )
         return None
+    columns = {name: tensor.shape[0] for name, tensor in layout.tensors.items()}
+    return _importance(columns, context, emit, names)
+
+
+def _importance(
+    columns: Mapping[str, int],
+    context: ExportContext,
+    emit: Emit,
+    names: gguf.TensorNameMap | None = None,
+) -> dict[str, NDArray[np.float32]] | None:
+    """The importance matrix for tensors with that many `columns`, where there are rows to compute it on."""
+    if not context.calibration:
+        return None
+    from edgekit.export.gguf.imatrix import importance
+
     found = importance(context.model, context.calibration, emit, names=names)
-    return {
-        name: values
-        for name, values in found.items()
-        if name in layout.tensors and layout.tensors[name].shape[0] == values.size
-    }
+    return {name: values for name, values in found.items() if columns.get(name) == values.size}
 
 
 @dataclass(frozen=True)

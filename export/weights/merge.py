@@ -1,7 +1,7 @@
 """Merge a LoRA adapter into its base model, one tensor at a time.
 
-Every base tensor is mapped, changed in float32 and streamed to new shards, so memory holds about one tensor and its
-low-rank product. A setting of the adapter that is not supported here is refused by name, never ignored.
+Every base tensor is mapped, changed in float32, rounded once to the type in which it is stored, and streamed to new
+shards, so memory holds about one tensor and its low-rank product. A setting of the adapter that is not supported here is refused by name, never ignored.
 LoRA: Hu et al. 2021, arXiv 2106.09685; rsLoRA: arXiv 2312.03732; DoRA: arXiv 2402.09353; all as `peft` merges them.
 """
 
@@ -45,6 +45,10 @@ UNDERSTOOD = {
 # The other initialisations (pissa, olora, corda, loftq ...) change the base weights when the adapter is created.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
+OWN = "own"
+STORED_AS = {
+    OWN: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
 PREFIX = "base_model.model."
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -61,21 +65,22 @@ def merge(
     adapter: Path,
     out: Path,
     *,
-    dtype: str = "float32",
+    dtype: str = OWN,
     max_shard_mib: int = 2048,
     emit: Emit = ignore,
 ) -> None:
     """Write `base` with the PEFT LoRA folder `adapter` merged in to the new folder `out`.
 
-    `dtype` (float32, bfloat16 or float16) is what the weights are stored as; they are computed in float32.
+    `dtype` is what the weights are stored as: float32, bfloat16, float16, or `own`, each tensor as in the base. They are
+    computed in float32.
     Raises `UnsupportedError` for what cannot be merged exactly, `ConfigError` when the adapter does not fit this
     base, and `CorruptError` for damaged files or weights that are not finite.
     """
-    stored = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
-    if stored is None:
+    if dtype not in STORED_AS:
         raise ConfigError(
-            f"Merged weights cannot be stored as '{dtype}'.", "Use float32, bfloat16 or float16."
+            f"Merged weights cannot be stored as '{dtype}'.", f"Use one of: {', '.join(STORED_AS)}."
         )
+    stored = STORED_AS[dtype]
     config = read_json(base / "config.json")
     weights = Weights(base)
     if config.pop("quantization_config", None) and any(
@@ -88,7 +93,7 @@ def merge(
     edits = plan_edits(base, weights, adapter)
 
     layout = {
-        name: (stored if kind.is_floating_point else kind, shape)
+        name: ((stored or kind) if kind.is_floating_point else kind, shape)
         for name, (kind, shape) in weights.layout.items()
     }
     total = sum(math.prod(shape) for _, shape in layout.values())
@@ -99,7 +104,8 @@ def merge(
         value = apply(edits.get(name, ()), weights[name]).to(layout[name][0])
         if value.is_floating_point() and not torch.stack(value.aminmax()).isfinite().all():
             raise CorruptError(
-                f"'{name}' holds weights that are not finite after merging and storing as {dtype}.",
+                f"'{name}' holds weights that are not finite after merging and storing as "
+                f"{str(value.dtype).removeprefix('torch.')}.",
                 "The adapter or the base is damaged. With float16 the range may be too small: use bfloat16.",
             )
         done += value.numel()
@@ -108,8 +114,10 @@ def merge(
 
     out.mkdir(parents=True, exist_ok=True)
     write_weights(out, layout, merged, max_shard_mib=max_shard_mib)
-    config.pop("torch_dtype", None)
-    config["dtype"] = dtype
+    kinds = {kind for kind, _ in layout.values() if kind.is_floating_point}
+    if len(kinds) == 1:
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(*kinds).removeprefix("torch.")
     (out / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

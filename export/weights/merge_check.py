@@ -5,63 +5,117 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgekit.base.events import Emit, Measured, Progress, ignore
+from edgekit.export.weights.merge import apply, plan_edits
+from edgekit.export.weights.safetensors_io import Weights
+from edgekit.models import mapped
 
 
 def merge_proof(
     base: Path, adapter: Path, merged: Path, sequences: Sequence[Sequence[int]], emit: Emit = ignore
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Compare next-token logits of `base` with `adapter` unmerged (by peft) and of `merged`, both in float32.
 
+    A base in 16 bits is merged into 16 bits, and rounding changes the logits by more than a wrong merge may. So the logits
+    are also compared before rounding: with the base whose weights are changed as they are used. `Rounding` then shows that
+    what is stored is that merge, rounded once.
+
     The models are loaded one after the other; the logits of the first are kept on disk. Returns the largest absolute
-    logit difference, the mean and the 99th percentile of the KL divergence in nats, the share of positions with the
-    same most likely token, and the number of positions.
+    logit difference before rounding; the mean and the 99th percentile of the KL divergence of the stored model in nats,
+    the share of positions with the same most likely token, and the number of positions; and the `rounding`, None where
+    there is none.
     """
     from peft import PeftModel
 
-    largest, agreed, divergences = 0.0, 0, list[NDArray[np.float64]]()
+    kind = mapped.stored_dtype(base)
+    narrow = kind != torch.float32 and mapped.stored_dtype(merged) == kind
     with tempfile.TemporaryFile() as spill:
-        unmerged = PeftModel.from_pretrained(_load(base), adapter)
-        for done, ids in enumerate(sequences, 1):
+        unmerged = PeftModel.from_pretrained(mapped.load(base), adapter)
+        for ids in sequences:
             np.save(spill, _logits(unmerged, ids).numpy())
-            emit(Progress("merge.proof", done, 2 * len(sequences), "sequences"))
         del unmerged
         gc.collect()
-        model = _load(merged)
-        spill.seek(0)
-        for done, ids in enumerate(sequences, len(sequences) + 1):
-            expected, actual = torch.from_numpy(np.load(spill)), _logits(model, ids)
-            largest = max(largest, (expected - actual).abs().max().item())
-            p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
-            divergences.append((p.exp() * (p - q)).sum(-1).numpy())
-            agreed += int((expected.argmax(-1) == actual.argmax(-1)).sum())
-            emit(Progress("merge.proof", done, 2 * len(sequences), "sequences"))
-    klds = np.concatenate(divergences)
+        if narrow:
+            edits = {
+                name: partial(apply, functions)
+                for name, functions in plan_edits(base, Weights(base), adapter).items()
+            }
+            exact = _differences(spill, mapped.load(base, edits), sequences)
+            gc.collect()
+        stored = _differences(spill, mapped.load(merged), sequences, emit)
+    klds = np.concatenate(stored.divergences)
     proof = {
-        "max_abs_logit_difference": largest,
+        "max_abs_logit_difference": (exact if narrow else stored).largest,
         "mean_kld_nats": float(klds.mean()),
         "p99_kld_nats": float(np.percentile(klds, 99)),
-        "top1_agreement": agreed / len(klds),
+        "top1_agreement": stored.agreed / len(klds),
         "n_tokens": len(klds),
     }
     for metric, value in proof.items():
         emit(Measured("merge.proof", metric, value))
-    return proof
+    rounding = measure_rounding(base, adapter, merged) if narrow else None
+    return {**proof, "rounding": asdict(rounding) if rounding else None}
 
 
-def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+@dataclass(frozen=True)
+class Rounding:
+    """What storing a merge in 16 bits changed."""
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    ).eval()
+    dtype: str
+    tensors: int
+    """Number of tensors in the merged folder."""
+    wrong: list[str]
+    """Those whose stored values are not the merge rounded to the nearest."""
+    relative_error: float
+    """Norm of the change over the norm of the merged tensors, those that the adapter changes."""
+
+
+def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
+    """Merge each tensor again in float32, and compare it with the stored one."""
+    weights, written = Weights(base), Weights(merged)
+    edits = plan_edits(base, weights, adapter)
+    wrong, error, energy = [name for name in weights if name not in written], 0.0, 0.0
+    for name, stored in written.items():
+        exact = apply(edits.get(name, ()), weights[name]) if name in weights else stored.new_empty(0)
+        if not torch.equal(exact.to(stored.dtype), stored):
+            wrong.append(name)
+        elif name in edits:
+            error += float((exact - stored).square_().sum(dtype=torch.float64))
+            energy += float(exact.square().sum(dtype=torch.float64))
+    kind = str(mapped.stored_dtype(merged)).removeprefix("torch.")
+    return Rounding(kind, len(written), wrong, (error / max(energy, 1e-300)) ** 0.5)
+
+
+@dataclass
+class _Differences:
+    largest: float = 0.0
+    agreed: int = 0
+    divergences: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+def _differences(
+    spill: IO[bytes], model: Any, sequences: Sequence[Sequence[int]], emit: Emit = ignore
+) -> _Differences:
+    """The differences of `model` from the logits in `spill`."""
+    found = _Differences()
+    spill.seek(0)
+    for done, ids in enumerate(sequences, 1):
+        expected, actual = torch.from_numpy(np.load(spill)), _logits(model, ids)
+        found.largest = max(found.largest, (expected - actual).abs().max().item())
+        p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+        found.divergences.append((p.exp() * (p - q)).sum(-1).numpy())
+        found.agreed += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        emit(Progress("merge.proof", done, len(sequences), "sequences"))
+    return found
 
 
 @torch.inference_mode()

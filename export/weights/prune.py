@@ -26,6 +26,7 @@ from edgekit.export.weights.safetensors_io import (
     read_json,
     write_weights,
 )
+from edgekit.models import mapped
 from edgekit.targets.target import Prune
 
 # Settings that refer to layers by index, other than lists with one entry for each layer.
@@ -95,17 +96,12 @@ def block_influence(
     model: Path, calibration: Sequence[Sequence[int]], emit: Emit = ignore
 ) -> tuple[str, list[float]]:
     """The name before a layer's number (`model.layers.`), and each layer's influence averaged over all tokens."""
-    from transformers import AutoModelForCausalLM
-
-    network, loading = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
+    network, loading = mapped.load(model, output_loading_info=True)
     if absent := sorted(loading["missing_keys"]):
         raise CorruptError(
             f"{model} lacks {len(absent)} tensors of its architecture, such as '{absent[0]}'.",
             "Download the model again.",
         )
-    network.eval()
     count = network.config.num_hidden_layers
     name, blocks = next(
         (name, module)

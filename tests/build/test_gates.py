@@ -24,6 +24,11 @@ def test_a_merge_next_to_its_limit(
 ) -> None:
     """The proof of the merge is replaced by the difference that it found."""
     proof = {"max_abs_logit_difference": factor * stages.MERGE_LOGIT_TOLERANCE, "n_tokens": 9}
+    (gate,) = _merge_facts(proof, tmp_path, monkeypatch)
+    assert (gate.name, gate.passed) == ("merge.max_abs_logit_difference", passes)
+
+
+def _merge_facts(proof: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[GateResult]:
     work = {"merge": lambda base, adapter, out, emit: out.mkdir(), "merge-proof": lambda *_, **__: proof}
     monkeypatch.setattr(stages.registry, "load", lambda kind, name: work[name])
     monkeypatch.setattr(tokenizer, "ModelTokenizer", lambda _: SimpleNamespace(render_ids=list))
@@ -31,8 +36,25 @@ def test_a_merge_next_to_its_limit(
     part = SimpleNamespace(path=tmp_path, digest="d")
     cache = Cache(tmp_path / "cache", ignore)
     stages.merge(cache, request, part, part)  # type: ignore[arg-type]
-    (gate,) = (fact for fact in cache.facts if isinstance(fact, GateResult))
-    assert (gate.name, gate.passed) == ("merge.max_abs_logit_difference", passes)
+    return [fact for fact in cache.facts if isinstance(fact, GateResult)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kld", "failed"),
+    [
+        ([], 0.0009, set()),
+        ([], 0.0011, {"merge.rounding_kld_nats"}),
+        (["model.norm.weight"], 0.0005, {"merge.rounding"}),
+    ],
+)
+def test_a_merge_that_is_rounded(
+    wrong: list[str], kld: float, failed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounding = {"dtype": "bfloat16", "tensors": 9, "wrong": wrong, "relative_error": 0.001}
+    proof = {"max_abs_logit_difference": 0.0, "n_tokens": 9, "mean_kld_nats": kld, "rounding": rounding}
+    facts = _merge_facts(proof, tmp_path, monkeypatch)
+    assert {gate.name for gate in facts if not gate.passed} == failed
+    assert len(facts) == 3 and all("bfloat16" in gate.detail for gate in facts)
 
 
 def answers(folder: Path, name: str, right: int, rows: int = ROWS) -> Any:

@@ -62,6 +62,7 @@ class Recorded(Cache):
             self.ran.add(name)
             out.mkdir()
             (out / "output").write_text(self.bytes_of.get(name, name))
+            (out / "config.json").write_text("{}")
             return RESULTS.get(name.partition(".")[0], {})
 
         fake.__module__ = run.__module__
@@ -138,7 +139,7 @@ def finished(model: Path, rows: Dataset, tmp_path_factory: pytest.TempPathFactor
     target: Target = registry.load("profiles", "targets").load("cpu-int4", changes)
     root = tmp_path_factory.mktemp("cache")
     world = World(root, Request(resolve(str(model)), rows, target, root / "out", root, threads=1))
-    assert world.ran() == set(stage_names(target))
+    assert world.ran() == set(stage_names(target, {}))
     return world
 
 

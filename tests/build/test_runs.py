@@ -36,7 +36,11 @@ with runs.recorded(request, ["model", "tune"]):
 
 def request(cache: Path, **changed: Any) -> Any:
     target = registry.load("profiles", "targets").load("cpu-int4", [])
-    parts = {"source": SimpleNamespace(name="tiny"), "data": SimpleNamespace(name="rows"), "target": target}
+    parts = {
+        "source": SimpleNamespace(name="tiny", path=None),
+        "data": SimpleNamespace(name="rows"),
+        "target": target,
+    }
     return SimpleNamespace(cache_dir=cache, out=Path("bundle"), arguments=(), **{**parts, **changed})
 
 
@@ -331,13 +335,13 @@ def test_the_names_of_stages_are_those_that_a_build_emits(tiny_build) -> None:
     run = read(cache)
     assert list(run.stages) == finished
     target = registry.load("profiles", "targets").load(str(tiny_build.folder / "tiny.toml"), [])
-    assert pipeline.stage_names(target) == finished
+    assert pipeline.stage_names(target, {}) == finished
     assert run.state == "PASSED" and set(run.seconds) == set(finished) and run.seconds_expected
     assert not {getattr(event, "stage", "") for event in events} - {*finished, "merge.proof", ""}
 
 
 def test_pruning_adds_its_stages() -> None:
     target = registry.load("profiles", "targets").load("cpu-int4", ["prune.drop_layers=2"])
-    names = pipeline.stage_names(target)
+    names = pipeline.stage_names(target, {})
     assert names[names.index("merge") + 1] == "prune" and "drift.prune" in names
     assert len(set(names)) == len(names)

@@ -46,7 +46,7 @@ def test_it_computes_what_the_float32_model_computes(
 ) -> None:
     folder = stored_as(small(family), dtype, tmp_path / "narrow")
     network = mapped.load(folder)
-    assert network.model.layers[0].mlp.up_proj.weight.dtype == dtype  # nothing was widened for good
+    assert network.model.layers[0].self_attn.o_proj.weight.dtype == dtype  # nothing was widened for good
     assert torch.equal(
         logits(network), logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     )

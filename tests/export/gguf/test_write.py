@@ -25,6 +25,7 @@ from edgekit.export.gguf import converter
 from edgekit.export.gguf import families as gguf_families
 from edgekit.export.gguf import write as export
 from edgekit.export.gguf.quantize import llama_log
+from edgekit.models.source import read_config
 from edgekit.registry import ExportContext
 from edgekit.runtimes.llamacpp import open_model
 from edgekit.targets.target import GgufExport
@@ -385,3 +386,27 @@ def test_floats_are_one_step_and_quantized_files_two(make: Make, tmp_path: Path)
     assert fields(tmp_path / "model.gguf")["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_0
     run_steps(folder, tmp_path / "plain", ExportContext(folder, threads=1), type="Q4_0")
     assert (tmp_path / "model.gguf").read_bytes() != (tmp_path / "plain/model.gguf").read_bytes()
+
+
+def test_a_large_model_is_written_without_a_float_file(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the file is the one that is made with a float file between."""
+    folder = make("llama")
+    context = ExportContext(folder, [IDS], threads=1)
+    run_steps(folder, tmp_path, context, type="Q4_0")
+    with_floats = (tmp_path / "model.gguf").read_bytes()
+    config = read_config(folder)
+    floats, quantized = export.exporter.steps(GgufExport(format="gguf", type="Q4_0"))
+    assert not floats.left_out(config)
+    monkeypatch.setattr(export, "LARGEST_FLOAT_FILE_MIB", 0)
+    assert floats.left_out(config) and not quantized.left_out(config)
+    assert not floats.left_out({**config, "architectures": ["PhiForCausalLM"]})  # edgekit cannot stream it
+    (single,) = export.exporter.steps(GgufExport(format="gguf", type="F32"))
+    assert not single.left_out(config)
+    stages: list[str] = []
+    quantized.run(
+        folder, tmp_path / "streamed.gguf", context, lambda e: stages.append(getattr(e, "stage", ""))
+    )
+    assert (tmp_path / "streamed.gguf").read_bytes() == with_floats
+    assert set(stages) - {""} == {"quantize.gguf"}  # a warning belongs to no stage

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import Event, Progress
 from edgekit.build.stages import MERGE_LOGIT_TOLERANCE
 from edgekit.containers.safetensors import INDEX
+from edgekit.export.weights import merge as merge_code
 from edgekit.export.weights.merge import merge
-from edgekit.export.weights.merge_check import merge_proof
+from edgekit.export.weights.merge_check import measure_rounding, merge_proof
 from edgekit.export.weights.safetensors_io import Weights
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -415,7 +417,7 @@ def test_the_proof_finds_a_wrong_merge(tmp_path: Path, fault: str) -> None:
         changed_tensors(wrong, lambda t: t[f"{Q}.lora_B.weight"].zero_())
     elif fault == "not merged":
         changed_config(wrong, lora_alpha=0)
-    merge(base, wrong, tmp_path / "out", dtype="bfloat16" if fault == "rounded" else "float32")
+    merge(base, wrong, tmp_path / "out", dtype="bfloat16" if fault == "rounded" else "own")
     found = merge_proof(base, right, tmp_path / "out", SEQUENCES)
     assert found["max_abs_logit_difference"] > 10 * MERGE_LOGIT_TOLERANCE
     assert found["mean_kld_nats"] > 1e-6
@@ -424,3 +426,84 @@ def test_the_proof_finds_a_wrong_merge(tmp_path: Path, fault: str) -> None:
         merge_proof(base, right, tmp_path / "good", SEQUENCES)["max_abs_logit_difference"]
         < MERGE_LOGIT_TOLERANCE
     )
+
+
+def narrow_base(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    base = base_model(folder)
+    transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(base)
+    return base
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_16_bits_is_merged_into_16_bits_and_rounded_once(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = narrow_base(tmp_path / "base", dtype)
+    adapter = adapter_for(base, tmp_path / "adapter")
+    merge(base, adapter, tmp_path / "out")
+    merged = Weights(tmp_path / "out")
+    assert {kind for kind, _ in merged.layout.values()} == {dtype}
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "out").dtype == dtype
+    exact = merged_by_peft(base, adapter)
+    for name in merged:
+        torch.testing.assert_close(merged[name].float(), exact[name], rtol=2**-8, atol=1e-6)
+    proof = merge_proof(base, adapter, tmp_path / "out", SEQUENCES)
+    assert proof["max_abs_logit_difference"] < MERGE_LOGIT_TOLERANCE
+    rounding = proof["rounding"]
+    assert rounding["wrong"] == [] and rounding["tensors"] == len(merged)
+    assert 0 < rounding["relative_error"] < 2**-8
+    assert 0 < proof["mean_kld_nats"] < 0.01  # of the stored model
+    assert (
+        merge_proof(base_model(tmp_path / "wide"), adapter, tmp_path / "out", SEQUENCES)["rounding"] is None
+    )
+
+
+@pytest.mark.parametrize(
+    "fault", ["alpha doubled", "one layer left out", "not merged", "rounded twice", "one weight", "lost"]
+)
+def test_the_proof_finds_a_wrong_merge_below_the_rounding(tmp_path: Path, fault: str) -> None:
+    """The change is so small that the logits of the stored model hardly show it."""
+    base = narrow_base(tmp_path / "base")
+    right = adapter_for(base, tmp_path / "right", target_modules=["q_proj"])
+    changed_tensors(right, lambda t: [t[key].mul_(0.1) for key in t if "lora_B" in key])
+    merge(base, right, tmp_path / "good")
+    assert merge_proof(base, right, tmp_path / "good", SEQUENCES)["rounding"]["wrong"] == []
+    wrong = tmp_path / "wrong"
+    shutil.copytree(right, wrong)
+    if fault == "alpha doubled":
+        changed_config(wrong, lora_alpha=24)
+    elif fault == "one layer left out":
+        changed_tensors(wrong, lambda t: t[f"{Q}.lora_B.weight"].zero_())
+    elif fault == "not merged":
+        changed_config(wrong, lora_alpha=0)
+    merge(base, wrong, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "q_proj" in name)
+    if fault == "rounded twice":
+        by_8_bits = tensors[name].float().mul_(64).round_().div_(64)
+        tensors[name] = by_8_bits.bfloat16()
+    elif fault == "one weight":
+        tensors[name][3, 5] *= 1 + 2**-7
+    elif fault == "lost":
+        del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    assert measure_rounding(base, right, tmp_path / "out").wrong
+
+
+def test_the_proof_finds_wrong_arithmetic_where_rounding_hides_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merge and its check use the same arithmetic; peft's is another."""
+    base = narrow_base(tmp_path / "base")
+    adapter = adapter_for(base, tmp_path / "adapter")
+    right = merge_code._add_low_rank
+
+    def wrong(a: Any, b: Any, scaling: float, *rest: Any) -> torch.Tensor:
+        return right(a, b, scaling * 1.01, *rest)
+
+    monkeypatch.setattr(merge_code, "_add_low_rank", wrong)
+    merge(base, adapter, tmp_path / "out")
+    proof = merge_proof(base, adapter, tmp_path / "out", SEQUENCES)
+    assert proof["rounding"]["wrong"] == []
+    assert proof["max_abs_logit_difference"] > MERGE_LOGIT_TOLERANCE
