@@ -111,6 +111,10 @@ ONNX_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 256, "original_max_position_embeddings": 64, "rope_parameters": LONGROPE, "tie_word_embeddings": True},
     ),
     "ernie": ("Ernie4_5Config", {"head_dim": 32}),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        {"head_dim": 32, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}},
+    ),
     "nemotron": ("NemotronConfig", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"]}),
 }  # fmt: skip
