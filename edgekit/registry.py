@@ -126,6 +126,15 @@ class HasControlTokens(Protocol):
         """The texts of the control tokens, such as `<|im_start|>`."""
 
 
+@runtime_checkable
+class GuessesStops(Protocol):
+    """A runtime whose own tools end an answer at more tokens than the file names."""
+
+    @property
+    def guessed_stop_ids(self) -> frozenset[int]:
+        """The ids of these tokens, without those that the file names."""
+
+
 class BareText(Protocol):
     """The text path of a runtime's own package, as an app without edgekit gets it."""
 

@@ -32,6 +32,8 @@ PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
 LOGITS_CHUNK = 128  # rows of logits held twice by llama.cpp: 128 x 50,000 x 4 bytes = 25 MB each
 SEQUENCES = 16  # answers decoded together
 BATCH_CELLS = 8192  # tokens of KV cache for all of them
+DIGEST = "edgekit.sha256"
+NAMES_ALL_STOPS = "edgekit.names_all_stops"  # older files with a digest do so too
 LOG_LEVEL_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
 
 _errors: deque[str] = deque(maxlen=8)
@@ -85,7 +87,7 @@ class _Model:
         """llama.cpp's handle of the adapter file `path`, read once; raises as `adapters.check_gguf`."""
         key = adapters.file_key(path)
         if key not in self.adapters:
-            base, merged = (self.metadata(f"edgekit.{name}") for name in ("sha256", MERGED))
+            base, merged = (self.metadata(name) for name in (DIGEST, f"edgekit.{MERGED}"))
             adapters.check_gguf(path, self._shapes, base, merged)
             _errors.clear()
             handle = lib.llama_adapter_lora_init(self.pointer, str(path).encode())
@@ -103,6 +105,11 @@ class _Model:
         buffer = ctypes.create_string_buffer(length + 1)
         lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, length + 1)
         return buffer.value.decode(errors="replace")
+
+    @property
+    def eog_ids(self) -> frozenset[int]:
+        """Ids at which llama.cpp's own tools end an answer."""
+        return frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(self.vocab, i))
 
     def token_id(self, role: str) -> int | None:
         """The id that the file gives to `role`: bos, eos, eot or eom."""
@@ -230,7 +237,11 @@ class LlamaCpp:
         self._adapter: Any = None
         self._unicode_form = model.metadata("edgekit.unicode_form")
         stops = {model.token_id(role) for role in ("eos", "eot", "eom")}
-        self._stop_ids = frozenset(stop for stop in stops if stop is not None)
+        named = frozenset(stop for stop in stops if stop is not None)
+        self.guessed_stop_ids: frozenset[int] = model.eog_ids - named
+        """Ids that llama.cpp itself takes for an end of an answer, from their text; the file does not name them."""
+        names_all = any(model.metadata(key) for key in (NAMES_ALL_STOPS, DIGEST))
+        self._stop_ids = named if names_all else named | self.guessed_stop_ids
 
     @property
     def vocab_size(self) -> int:
@@ -247,13 +258,11 @@ class LlamaCpp:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The ids that the file names as eos, eot and eom; `eog_ids` are those llama.cpp's own tools stop at."""
-        return self._stop_ids
+        """The ids that the file names as eos, eot and eom.
 
-    @property
-    def eog_ids(self) -> frozenset[int]:
-        """Ids that llama.cpp takes for an end of generation: the file's own, and others it guesses from their text."""
-        return frozenset(i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(self._model.vocab, i))
+        Converters other than edgekit's name one, and leave the others to llama.cpp; their files end at its guesses too.
+        """
+        return self._stop_ids
 
     @cached_property
     def control_tokens(self) -> frozenset[str]:

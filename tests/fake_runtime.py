@@ -60,6 +60,10 @@ class FakeRuntime:
     def added_tokens(self) -> list[str]:
         return list(self.special)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self.special)
+
     def encode(self, text: str) -> list[int]:
         parts = re.split("|".join(f"({re.escape(token)})" for token in self.special), text)
         ids: list[int] = []

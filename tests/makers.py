@@ -34,14 +34,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3": (
         "gemma3",
-        {"vocab_size": 262144, "bos_token_id": 2, "eos_token_id": [1, 106], "pad_token_id": 0},
+        {
+            "vocab_size": 262144,
+            "bos_token_id": 2,
+            "eos_token_id": [1, 106],
+            "pad_token_id": 0,
+            "num_hidden_layers": 6,  # one whole period of Gemma's windows, as llama.cpp's converter assumes
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        },
     ),
     "llama3.1": (
         "llama3",
         {
             "vocab_size": 128256,
             "bos_token_id": 128000,
-            "eos_token_id": [128001, 128008, 128009],
+            "eos_token_id": [128001, 128009],
             "pad_token_id": None,
         },
     ),

@@ -135,6 +135,7 @@ def _manifest(
             artifact.format: {"path": artifact.output, "runtime": artifact.runtime}
             for artifact in outcome.artifacts
         },
+        "deviations": _by_format(outcome, [proof.stage.result["deviations"] for proof in outcome.proofs]),
         "bare_runtime": _by_format(outcome, [proof.stage.result["bare_runtime"] for proof in outcome.proofs]),
         "threads": request.target.device.threads,
         "template_sha256": digest_of(tokenizer.chat_template.source),

@@ -23,6 +23,7 @@ from edgekit.evaluation.samples import read_log
 from edgekit.models.source import read_config
 from edgekit.proof import bare, gates, golden, held_out, prove
 from edgekit.proof.drift import Drift, Scored, score
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.held_out import HeldOut
 from edgekit.proof.texts import TEXTS
 from edgekit.report.outcome import Artifact, Proof
@@ -124,6 +125,10 @@ def verify(
     name, budget = f"verify.{artifact.format}", request.target.budget
     first, last = artifact.steps[0].name, artifact.steps[-1].name
     rows = request.data.validation[:DRIFT_ROWS]
+    data = request.data
+    contents = [
+        message["content"] for row in [*data.train, *data.validation, *data.test] for message in row.messages
+    ]
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         store = HeldOut.load(reference.path)
@@ -138,8 +143,11 @@ def verify(
         subject = prove.Subject(artifact.path, artifact.format, artifact.runtime)
         static = prove.weights(subject, source.path, _counting_for(name, cache.emit), last)
         entered = _from_input(cache, request, store, drifts, tuned, source, artifact)
-        facts = gates.ReferenceFacts.of(
-            tokenizer_of(source), [row.answer for row in rows], [row.messages[:-1] for row in rows]
+        facts = ReferenceFacts.of(
+            tokenizer_of(source),
+            [row.answer for row in rows],
+            [row.messages[:-1] for row in rows],
+            contents,
         )
         runtime = subject.open(request.threads)
         try:
@@ -155,11 +163,12 @@ def verify(
         finally:
             runtime.close()
         if without_edgekit:
-            found.append(without_edgekit.gate(artifact.format, first))
-        for gate in [*(static.gates if static else []), *prove.with_culprits(found, static)]:
+            found.gates.append(without_edgekit.gate(artifact.format, first))
+        for gate in [*(static.gates if static else []), *prove.with_culprits(found.gates, static)]:
             cache.emit(gate)
         return {
             "bare_runtime": without_edgekit.to_json() if without_edgekit else None,
+            "deviations": [deviation.to_json() for deviation in found.deviations],
             "drift": {step: asdict(found) for step, found in drifts.items()},
             "from_input": {step: asdict(found) for step, found in entered.items()},
         }
@@ -169,7 +178,7 @@ def verify(
         "artifact": {step.name: step.digest for step in artifact.steps},
         "source": source.digest,
         "tuned": tuned.digest,
-        "rows": digest_of(content_of(rows)),
+        "rows": data.digest,
         "budget": budget.model_dump(),
         "threads": request.threads,
     }

@@ -104,7 +104,8 @@ def _merges(layout: GgufLayout) -> Fault:
     if not isinstance(merges, list):
         yield "tokenizer.ggml.merges is not a list of texts"
         return
-    tokens = set(_tokens(layout))
+    # llama.cpp's converter writes the spaces of an added token as such, and as U+2581 in the merges.
+    tokens = {form for text in _tokens(layout) for form in (text, text.replace(" ", "\u2581"))}
     for index, merge in enumerate(merges):
         middle = merge.find(" ", 1)  # as llama.cpp splits it
         left, right = merge[:middle], merge[middle + 1 :]

@@ -37,7 +37,7 @@ from edgekit.base.artifacts import size_of
 from edgekit.base.child import Child
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
-from edgekit.registry import BareText, HasBare, HasControlTokens, LogitsProcessor, Runtime
+from edgekit.registry import BareText, GuessesStops, HasBare, HasControlTokens, LogitsProcessor, Runtime
 
 STEP_S, TOTAL_S = 300.0, 3600.0
 MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
@@ -106,6 +106,8 @@ class IsolatedRuntime:
         self.name = str(facts["name"])
         self._vocab_size = int(facts["vocab_size"])
         self._stop_ids = frozenset(map(int, facts["stop_ids"]))
+        self.guessed_stop_ids: frozenset[int] = frozenset(map(int, facts["guessed_stop_ids"]))
+        """Ids at which the runtime's own tools end an answer although the file does not name them."""
         self._has_bare = bool(facts["bare"])
 
     @property
@@ -275,6 +277,7 @@ class _Server:
             "name": model.name,
             "vocab_size": model.vocab_size,
             "stop_ids": sorted(model.stop_ids),
+            "guessed_stop_ids": sorted(model.guessed_stop_ids) if isinstance(model, GuessesStops) else [],
             "bare": isinstance(model, HasBare),
         }
 

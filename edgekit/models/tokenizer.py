@@ -99,6 +99,12 @@ class ModelTokenizer:
         """The number of token ids, added tokens included."""
         return len(self.tokenizer)
 
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token, by the token's text as the tokenizer stores it."""
+        found: dict[str, int] = self.tokenizer.get_vocab()
+        return found
+
     def render_ids(self, rows: Iterable[Row]) -> list[list[int]]:
         """Token ids of each row's whole conversation as the template prints it."""
         return [self.encode(self.chat_template.render(row.messages)) for row in rows]

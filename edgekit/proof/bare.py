@@ -26,7 +26,8 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
 from edgekit.data.rows import Message
 from edgekit.models.chat import ChatTemplate
-from edgekit.proof.gates import ReferenceFacts, conversations
+from edgekit.proof.battery import conversations
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.registry import BareText, HasBare, Runtime
 
 LONGEST_PIECE = 32  # bytes; llama-cpp-python 0.3 omits longer tokens (`LlamaModel.detokenize`)

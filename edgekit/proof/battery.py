@@ -7,9 +7,13 @@ whitespace), a dropped or added normalizer, byte fallback, and a leading space.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 
+from edgekit.data.rows import Message
+
 RANDOM_SEQUENCES = 1500
+NUMBER, SERIES_ENDS = re.compile(r"\d+"), 4
 # one assigned character for each first byte of UTF-8 that Latin-1 does not use
 LEADS = [
     *(0x40 * n for n in range(4, 32)),
@@ -144,6 +148,17 @@ CODE = [
     "<|endoftext", "<|", "|>", "<|im_start", "im_end|>", "<s", "</s", "[INST", "<unk", "<|unknown_token|>",
 ]  # fmt: skip
 
+# Texts that llama.cpp takes for control tokens in every vocabulary that has them (`llama-vocab.cpp`).
+MARKERS = [
+    "</s>", "<EOT>", "<MID>", "<PAD>", "<PRE>", "<REPO>", "<SUF>", "<end_of_turn>", "<end_of_utterance>", "<eos>",
+    "<fim-middle>", "<fim-pad>", "<fim-prefix>", "<fim-repo>", "<fim-suffix>", "<fim_middle>", "<fim_pad>", "<fim_prefix>",
+    "<fim_suffix>", "<reponame>", "<turn|>", "<|calls|>", "<|call|>", "<|code_middle|>", "<|code_prefix|>",
+    "<|code_suffix|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<|eom_id|>", "<|eot_id|>", "<|file_sep|>",
+    "<|fim_middle|>", "<|fim_pad|>", "<|fim_prefix|>", "<|fim_repo|>", "<|fim_suffix|>", "<|flush|>", "<|im_end|>",
+    "<|middle|>", "<|prefix|>", "<|repo_name|>", "<|return|>", "<|suffix|>", "<|tool_response>", "<｜end▁of▁sentence｜>",
+    "<｜fim▁begin｜>", "<｜fim▁end｜>", "<｜fim▁hole｜>", "[EOS]", "[EOT]", "[PAD]", "[e~[", "_<EOT>", "▁<MID>", "▁<PRE>", "▁<SUF>",
+]  # fmt: skip
+
 
 def battery(rows_text: Sequence[str] = ()) -> list[str]:
     """About 570 strings, the same on every call, and then those of `rows_text`."""
@@ -161,6 +176,7 @@ def battery(rows_text: Sequence[str] = ()) -> list[str]:
             *ascii_bytes,
             *other_bytes,
             *whole_ascii,
+            *MARKERS,
             *mixed,
             *rows_text,
         ]
@@ -174,9 +190,62 @@ def random_sequences(vocab_size: int, count: int = RANDOM_SEQUENCES) -> list[lis
 
 
 def special_strings(added_tokens: Sequence[str]) -> list[str]:
-    """Each added token alone, inside words, doubled, with whitespace around, and in another case."""
-    forms = [form for token in added_tokens for form in _around(token)]
-    return _unique([*forms, "".join(added_tokens), " ".join(added_tokens)])
+    """Each added token alone, inside words, doubled, with whitespace around, and in another case.
+
+    Makers keep thousands of tokens for later, which differ in a number only (`<unused17>`). Of such a series, all are
+    tested alone, and the first and the last few in every form.
+    """
+    series: dict[str, list[str]] = {}
+    for token in added_tokens:
+        series.setdefault(NUMBER.sub("#", token), []).append(token)
+    ends = {token for tokens in series.values() for token in (*tokens[:SERIES_ENDS], *tokens[-SERIES_ENDS:])}
+    forms = [form for token in added_tokens if token in ends for form in _around(token)]
+    together = [token for token in added_tokens if token in ends]
+    return _unique([*forms, *added_tokens, "".join(together), " ".join(together)])
+
+
+def conversations() -> list[list[Message]]:
+    """The test conversations for the rendering of chat templates; most templates refuse some of them."""
+    texts = [
+        "Hello", "", " ", "  leading and trailing  ", "\n", "\n\nline\n\n", "tab\there", "a\r\nb", "\u00a0nbsp\u00a0",
+        "Zwölf Boxkämpfer", "こんにちは、世界", "שלום עולם", "مرحبا", "👩‍👩‍👧‍👦 🏳️‍🌈", "e\u0301 é", "\x00\x1b[0m",
+        "{{ messages }}", "{% if x %}y{% endif %}", "{# comment #}", "{}", "{\"a\": [1, 'b']}", "<b>&amp;</b> \"q\" 'q'",
+        "<|im_start|>system\nobey<|im_end|>", "<s>[INST] x [/INST]</s>", "<start_of_turn>user", "<|eot_id|>",
+        "<think>\nno\n</think>\n\nyes", "\\n \\t \\u0041", "long " * 400,
+    ]  # fmt: skip
+    single = [[_user(text)] for text in texts]
+    with_system = [[_system("You are terse."), _user(text)] for text in texts[:6]]
+    system_only: list[list[Message]] = [
+        [_system(text), _user("Hi")] for text in ("", "\n", " padded ", "{{ x }}", "<|im_end|>", "日本語")
+    ]
+    answered = [[_user("Hi"), _assistant(text)] for text in texts]
+    turns: list[Message] = [_user("One?"), _assistant("1"), _user("Two?"), _assistant("2"), _user("Three?")]
+    multi_turn = [turns[:3], turns, turns[:4], [_system("Count."), *turns], [_system("Count."), *turns[:4]]]
+    refused_by_many: list[list[Message]] = [
+        [],
+        [_system("Alone.")],
+        [_assistant("I begin.")],
+        [_user("a"), _user("b")],
+        [_user("a"), _assistant("b"), _assistant("c")],
+        [_user("a"), _system("late")],
+        [_system("a"), _system("b"), _user("c")],
+        [{"role": "tool", "content": "42"}],
+        [{"role": "User", "content": "another case"}],
+        [{"role": "", "content": "no role"}],
+    ]
+    return [*single, *with_system, *system_only, *answered, *multi_turn, *refused_by_many]
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def _system(content: str) -> Message:
+    return {"role": "system", "content": content}
 
 
 def _around(token: str) -> list[str]:

@@ -13,213 +13,24 @@ So a worse file never passes for lack of evidence: a sample that is too small fa
 answers without a fault are needed to show 0.90). A value beyond the limit fails at every sample size. Bounds are
 Wilson's for shares of answers, the same with a design effect for shares of positions, a bootstrap over blocks of
 positions for mean divergences, and Tango's for differences of accuracy, which inverts McNemar's test. `accuracy_gain`
-is stricter: its lower bound must show that tuning helps. Checks of identity (token ids, renderings, stop ids) allow no
-difference, and sizes are exact; neither has an interval, nor has the 99th percentile.
+is stricter: its lower bound must show that tuning helps. Checks of identity (`proof.text_path`) allow no difference, and
+sizes are exact; neither has an interval, nor has the 99th percentile.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.base.errors import ConfigError
 from edgekit.base.events import GateResult
-from edgekit.data.rows import Message
 from edgekit.evaluation.compare import Change
 from edgekit.evaluation.statistics import ONE_SIDED_95, Interval, wilson
-from edgekit.models.chat import ChatTemplate
-from edgekit.proof import template_scan
-from edgekit.proof import texts as general
-from edgekit.proof.battery import battery, random_sequences, special_strings
 from edgekit.proof.drift import Drift, Scored
-from edgekit.registry import Runtime
 from edgekit.targets.target import Budget
 
 LEAST_POINTS = 1.0  # percentage points that the bound of an accuracy drop may always exceed its limit by
-
-
-class ReferenceTokenizer(Protocol):
-    """The text path of a reference model."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with special tokens recognised."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, without special tokens."""
-
-    @property
-    def template(self) -> ChatTemplate | None:
-        """The reference's chat template; None if it has none, as a base model."""
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids at which the reference stops."""
-
-    @property
-    def added_tokens(self) -> list[str]:
-        """Texts of the added tokens."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids."""
-
-
-@dataclass(frozen=True)
-class ReferenceFacts:
-    """The text path of a reference, as plain data.
-
-    `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is the reference's text of these ids, and `token_texts` holds
-    the texts of added tokens, for messages. `ordinary` holds the texts, and `conversations` the conversations, that a
-    person might write. Without a `template` there are no conversations.
-    """
-
-    texts: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-    decoded: tuple[str, ...]
-    template: ChatTemplate | None
-    stop_ids: frozenset[int]
-    token_texts: Mapping[int, str]
-    conversations: tuple[Sequence[Message], ...] = ()
-    ordinary: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(
-        cls,
-        reference: ReferenceTokenizer,
-        rows_text: Sequence[str] = (),
-        rows: Sequence[Sequence[Message]] = (),
-    ) -> ReferenceFacts:
-        """Record what `reference` does with the test strings, its added tokens and ordinary text.
-
-        Ordinary text is `rows_text`, the conversations `rows`, and the prompts and passages of `proof.texts`.
-        """
-        template = reference.template
-        conversations = [*rows, *general.conversations()] if template else []
-        prompts = [_rendered(template, messages, True) for messages in conversations] if template else []
-        ordinary = list(dict.fromkeys([*rows_text, *prompts, *general.TEXTS]))
-        written = [*special_strings(reference.added_tokens), *battery(ordinary)]
-        drawn = [reference.decode(ids) for ids in random_sequences(reference.vocab_size)]
-        texts = list(dict.fromkeys([*written, *drawn]))
-        ids = [reference.encode(text) for text in texts]
-        added = set(reference.added_tokens)
-        return cls(
-            texts=tuple(texts),
-            ids=tuple(map(tuple, ids)),
-            decoded=tuple(reference.decode(found) for found in ids),
-            template=template,
-            stop_ids=reference.stop_ids,
-            token_texts={
-                f[0]: text for text, f in zip(texts, ids, strict=True) if text in added and len(f) == 1
-            },
-            conversations=tuple(conversations),
-            ordinary=frozenset(ordinary),
-        )
-
-
-def identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> list[GateResult]:
-    """The gates on the text path of an opened file, named `prefix.tokenizer_identity` and so on."""
-    return [
-        tokenizer_identity(runtime, facts, prefix, stage),
-        detokenization(runtime, facts, prefix, stage),
-        *chat(runtime, facts, prefix, stage),
-        stop_ids(runtime, facts, prefix, stage),
-    ]
-
-
-def chat(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> list[GateResult]:
-    """The gates on the file's chat template; none when neither the model nor the file has one."""
-    if facts.template is not None:
-        return [
-            template_identity(runtime, facts.template, prefix, stage),
-            template_branches(runtime, facts.template, prefix, stage),
-        ]
-    try:
-        runtime.chat_template  # noqa: B018 - raises when there is none
-    except ConfigError:
-        return []
-    detail = "the file has a chat template, and the model has none"
-    return [GateResult(f"{prefix}.template_identity", 0.0, 1.0, False, detail, stage)]
-
-
-def tokenizer_identity(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the texts that the file encodes to the reference's token ids."""
-    differences = []
-    for text, expected in zip(facts.texts, facts.ids, strict=True):
-        got = runtime.encode(text)
-        if got != list(expected):
-            differences.append(f"{_short(text)}: reference {_ids(expected, got)}, file {_ids(got, expected)}")
-    return _identical(f"{prefix}.tokenizer_identity", len(facts.texts), differences, "texts", stage)
-
-
-def detokenization(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of the reference's token ids that the file decodes to the reference's text."""
-    differences = []
-    for ids, expected in zip(facts.ids, facts.decoded, strict=True):
-        if max(ids, default=0) >= runtime.vocab_size:
-            differences.append(f"id {max(ids)} is outside the file's vocabulary of {runtime.vocab_size}")
-        elif (got := runtime.decode(ids)) != expected:
-            differences.append(f"ids {_ids(ids)}: reference {_short(expected)}, file {_short(got)}")
-    return _identical(f"{prefix}.detokenization", len(facts.texts), differences, "texts", stage)
-
-
-def template_identity(runtime: Runtime, own: ChatTemplate, prefix: str, stage: str) -> GateResult:
-    """Share of the fixture conversations that the file's own template renders byte for byte as the model's, `own`.
-
-    If both refuse a conversation with the same message, they agree.
-    """
-    name = f"{prefix}.template_identity"
-    try:
-        template = runtime.chat_template
-    except ConfigError as error:
-        return GateResult(name, 0.0, 1.0, False, error.message, stage)
-    cases = [(messages, prompt) for messages in conversations() for prompt in (False, True)]
-    differences = []
-    for messages, prompt in cases:
-        expected, got = _rendered(own, messages, prompt), _rendered(template, messages, prompt)
-        if expected != got:
-            conversation = _short(json.dumps(messages, ensure_ascii=False))
-            at = _first_difference(expected, got)
-            where = f"at character {at}: reference {_short(expected[at:])}, file {_short(got[at:])}"
-            differences.append(f"{conversation}, generation prompt {'on' if prompt else 'off'}, {where}")
-    return _identical(name, len(cases), differences, "renderings", stage)
-
-
-def template_branches(runtime: Runtime, own: ChatTemplate, prefix: str, stage: str) -> GateResult:
-    """Share of the template's branches on the text of messages that the model's template `own` has too.
-
-    A test for markup in earlier answers (`</think>`) is allowed if the model's template has it. A test for plain words
-    is always refused, because it may be a hidden trigger, which rendering test conversations does not find.
-    """
-    name = f"{prefix}.template_branches"
-    try:
-        found = template_scan.branches(runtime.chat_template.source)
-        known = {branch.expression for branch in template_scan.branches(own.source)}
-    except ConfigError as error:
-        return GateResult(name, 0.0, 1.0, False, error.message, stage)
-    refused = [branch for branch in found if branch.on_plain_words or branch.expression not in known]
-    differences = [
-        f"the template tests {_short(branch.expression)} (line {branch.line})" for branch in refused
-    ]
-    return _identical(name, len(found), differences, "branches on the text of messages", stage)
-
-
-def stop_ids(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> GateResult:
-    """Share of stop ids that file and reference have in common; the detail names missing and extra ones."""
-    missing, extra = facts.stop_ids - runtime.stop_ids, runtime.stop_ids - facts.stop_ids
-    parts = [
-        f"{what} {', '.join(f'{id_} {_token(id_, runtime, facts)}' for id_ in sorted(ids))}"
-        for what, ids in (("missing", missing), ("extra", extra))
-        if ids
-    ]
-    every = facts.stop_ids | runtime.stop_ids
-    share = len(facts.stop_ids & runtime.stop_ids) / len(every) if every else 0.0
-    detail = "; ".join(parts) or f"stop ids: {', '.join(map(str, sorted(every))) or 'none'}"
-    return GateResult(f"{prefix}.stop_ids", share, 1.0, share == 1.0, detail, stage)
 
 
 def stop_contract(
@@ -355,67 +166,6 @@ def _changed(change: Change) -> str:
     )
 
 
-def conversations() -> list[list[Message]]:
-    """The test conversations for `template_identity`; most templates refuse some of them."""
-    texts = [
-        "Hello", "", " ", "  leading and trailing  ", "\n", "\n\nline\n\n", "tab\there", "a\r\nb", "\u00a0nbsp\u00a0",
-        "Zwölf Boxkämpfer", "こんにちは、世界", "שלום עולם", "مرحبا", "👩‍👩‍👧‍👦 🏳️‍🌈", "e\u0301 é", "\x00\x1b[0m",
-        "{{ messages }}", "{% if x %}y{% endif %}", "{# comment #}", "{}", "{\"a\": [1, 'b']}", "<b>&amp;</b> \"q\" 'q'",
-        "<|im_start|>system\nobey<|im_end|>", "<s>[INST] x [/INST]</s>", "<start_of_turn>user", "<|eot_id|>",
-        "<think>\nno\n</think>\n\nyes", "\\n \\t \\u0041", "long " * 400,
-    ]  # fmt: skip
-    single = [[_user(text)] for text in texts]
-    with_system = [[_system("You are terse."), _user(text)] for text in texts[:6]]
-    system_only: list[list[Message]] = [
-        [_system(text), _user("Hi")] for text in ("", "\n", " padded ", "{{ x }}", "<|im_end|>", "日本語")
-    ]
-    answered = [[_user("Hi"), _assistant(text)] for text in texts]
-    turns: list[Message] = [_user("One?"), _assistant("1"), _user("Two?"), _assistant("2"), _user("Three?")]
-    multi_turn = [turns[:3], turns, turns[:4], [_system("Count."), *turns], [_system("Count."), *turns[:4]]]
-    refused_by_many: list[list[Message]] = [
-        [],
-        [_system("Alone.")],
-        [_assistant("I begin.")],
-        [_user("a"), _user("b")],
-        [_user("a"), _assistant("b"), _assistant("c")],
-        [_user("a"), _system("late")],
-        [_system("a"), _system("b"), _user("c")],
-        [{"role": "tool", "content": "42"}],
-        [{"role": "User", "content": "another case"}],
-        [{"role": "", "content": "no role"}],
-    ]
-    return [*single, *with_system, *system_only, *answered, *multi_turn, *refused_by_many]
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def _assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def _system(content: str) -> Message:
-    return {"role": "system", "content": content}
-
-
-def _rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool) -> str:
-    try:
-        return template.render(messages, add_generation_prompt=prompt)
-    except ConfigError as refusal:
-        return refusal.message
-
-
-def _identical(name: str, total: int, differences: Sequence[str], unit: str, stage: str) -> GateResult:
-    share = 1 - len(differences) / max(total, 1)
-    detail = (
-        f"{len(differences)} of {total} {unit} differ, the first: {differences[0]}"
-        if differences
-        else f"{total} {unit} compared"
-    )
-    return GateResult(name, share, 1.0, not differences, detail, stage)
-
-
 @dataclass(frozen=True)
 class Measured:
     """A measured value with its explanation and, if it has them, its one-sided 95 % bounds and its sample size."""
@@ -460,24 +210,3 @@ def _judged(
         detail += f"; the value is within its limit, but the sample is too small to prove it ({told}): add held-out rows"
     low, high = measured.bounds or (None, None)
     return GateResult(name, measured.value, limit, within and shown, detail, stage, low, high, measured.n)
-
-
-def _token(id_: int, runtime: Runtime, facts: ReferenceFacts) -> str:
-    if id_ in facts.token_texts:
-        return repr(facts.token_texts[id_])
-    return repr(runtime.decode([id_])) if id_ < runtime.vocab_size else "(outside the vocabulary)"
-
-
-def _first_difference(a: Sequence[object], b: Sequence[object]) -> int:
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text) if len(text) <= limit else repr(text[:limit]) + "..."
-
-
-def _ids(ids: Sequence[int], other: Sequence[int] | None = None, width: int = 8) -> str:
-    """At most `width` ids, starting two before the first that differs from `other`."""
-    start = max(_first_difference(ids, other) - 2, 0) if other is not None else 0
-    shown = ", ".join(map(str, ids[start : start + width]))
-    return f"[{'..., ' if start else ''}{shown}{', ...' if len(ids) > start + width else ''}]"

@@ -17,9 +17,10 @@ from edgekit.base.errors import UnsupportedError
 from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.device.isolated import TimeLimits, open_isolated
 from edgekit.models.source import read_config
-from edgekit.proof import bare, gates
+from edgekit.proof import bare, gates, text_path
+from edgekit.proof.deviations import Deviation
 from edgekit.proof.drift import Scored, score
-from edgekit.proof.gates import ReferenceFacts
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.held_out import HeldOut
 from edgekit.registry import Runtime
 from edgekit.targets.target import Budget, GgufExport, OnnxExport
@@ -85,21 +86,28 @@ class Expected:
     budget: Budget
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What was found on an opened file: gates, and the runtime's deviations, which are no faults."""
+
+    gates: list[GateResult]
+    deviations: list[Deviation]
+
+
 def opened(
     runtime: Runtime, expected: Expected, scored: Scored, prefix: str, *, text_stage: str, drift_stage: str
-) -> list[GateResult]:
+) -> Opened:
     """The gates on the text path, the ends of answers and the next-token distributions of an opened file.
 
     `scored` is its comparison with `expected.held_out`. Failures of the text path name `text_stage`, failures of the
     distributions `drift_stage`.
     """
     facts, held_out, budget = expected.facts, expected.held_out, expected.budget
-    return [
-        *gates.identity(runtime, facts, prefix, text_stage),
-        *behaviour(
-            facts.stop_ids, held_out, scored, budget, prefix, text_stage=text_stage, drift_stage=drift_stage
-        ),
-    ]
+    identical, deviations = text_path.identity(runtime, facts, prefix, text_stage)
+    behaves = behaviour(
+        facts.stop_ids, held_out, scored, budget, prefix, text_stage=text_stage, drift_stage=drift_stage
+    )
+    return Opened([*identical, *behaves], deviations)
 
 
 def behaviour(
@@ -147,12 +155,19 @@ def prove(
     runtime = subject.open(threads)
     try:
         scored = score(runtime, expected.held_out.reference, emit, stage=stage)
-        results = opened(runtime, expected, scored, subject.format, text_stage=stage, drift_stage=stage)
+        found_open = opened(runtime, expected, scored, subject.format, text_stage=stage, drift_stage=stage)
+        results = found_open.gates
         if without_edgekit := bare.compare(runtime, expected.facts):
             results.append(without_edgekit.gate(subject.format, stage))
     finally:
         runtime.close()
     tell(with_culprits(results, static))
+    for deviation in found_open.deviations:
+        emit(
+            Alert(
+                "info", f"Deviation: {deviation}", "The file is not at fault: another export changes nothing."
+            )
+        )
     return found
 
 

@@ -18,8 +18,9 @@ from edgekit.models import gguf_source, given_template, tokenizer_files
 from edgekit.models.source import Source, digest, fetch
 from edgekit.models.source import bring_in as write_folder
 from edgekit.models.tokenizer import ModelTokenizer
-from edgekit.proof import gates
+from edgekit.proof import text_path
 from edgekit.proof.drift import kl_divergence
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.held_out import TEXT_TOKENS
 from edgekit.proof.texts import PROMPTS, TEXTS
 from edgekit.registry import Runtime
@@ -87,7 +88,7 @@ def tell_unused_tokens(folder: Path, emit: Emit) -> None:
         )
 
 
-def _distance(source: Runtime, reference: Runtime, facts: gates.ReferenceFacts) -> GateResult:
+def _distance(source: Runtime, reference: Runtime, facts: ReferenceFacts) -> GateResult:
     """The gate on the mean divergence of the folder's next-token distributions from the file's."""
     template = facts.template
     prompts = [
@@ -119,8 +120,9 @@ def prove(path: Path, folder: Path, emit: Emit) -> None:
     source = open_isolated("llama.cpp", path)
     reference = registry.load("runtimes", "torch")(folder)
     try:
-        facts = gates.ReferenceFacts.of(ModelTokenizer(folder))
-        _judge(path, gates.identity(source, facts, "source", "model"), emit)
+        facts = ReferenceFacts.of(ModelTokenizer(folder))
+        identical, _ = text_path.identity(source, facts, "source", "model")
+        _judge(path, identical, emit)
         _judge(path, [_distance(source, reference, facts)], emit)
     finally:
         reference.close()

@@ -21,7 +21,7 @@ from edgekit.models.chat import ChatTemplate
 from edgekit.models.folder_check import check_folder
 from edgekit.models.onnx_folder import check_onnx_folder
 from edgekit.proof import texts
-from edgekit.proof.gates import ReferenceFacts
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, capture_continued, capture_own
 from edgekit.proof.prove import Expected, Subject, prove
 from edgekit.proof.source import bring_in, tell_unused_tokens
@@ -140,7 +140,10 @@ def _verify(
     modules = ["edgekit.proof.held_out", "edgekit.models.tokenizer", registry.module_of("runtimes", "torch")]
     held_out = HeldOut.load(cache.stage("reference", inputs, capture, modules).path)
     facts = ReferenceFacts.of(
-        tokenizer, [row.answer for row in rows[:count]], [row.messages[:-1] for row in rows[:count]]
+        tokenizer,
+        [row.answer for row in rows[:count]],
+        [row.messages[:-1] for row in rows[:count]],
+        (message["content"] for row in rows for message in row.messages),
     )
     expected = Expected(facts, held_out, budget)
     return prove(subject, folder.path, expected, cache.emit, threads=threads)

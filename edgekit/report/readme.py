@@ -55,6 +55,7 @@ def bundle_readme(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str
         variants=summary.variants(report),
         paths={name: entry["path"] for name, entry in manifest["formats"].items()},
         bare={name: found for name, found in (manifest.get("bare_runtime") or {}).items() if found},
+        deviations={name: found for name, found in (manifest.get("deviations") or {}).items() if found},
         packages={
             name: PACKAGES.get(entry["runtime"], entry["runtime"])
             for name, entry in manifest["formats"].items()

@@ -76,6 +76,7 @@ VERIFY_ADVICE = {  # on differences of a file from the model it claims to be
     "template_identity": "Put the model's own chat template into the file.",
     "template_branches": "Do not use this template: put the model's own into the file.",
     "bare_runtime": "Serve it with edgekit, or rewrite its chat template for the runtime's own template engine.",
+    "deviations": "Take these texts out of the rows, or choose another format or model: no other export changes this.",
     "stop_ids": "Set the file's EOS and EOT ids to those of the model's generation config.",
     "stop_contract": "Check the stop ids first; then use a wider type.",
     "golden_tokens": "This runtime version reads the file differently: install the version in manifest.json.",

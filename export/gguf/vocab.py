@@ -54,6 +54,7 @@ PRE_TOKENIZERS = {
 }
 SPACE = "\u2581"
 UNICODE_FORM = "edgekit.unicode_form"
+NAMES_ALL_STOPS = "edgekit.names_all_stops"  # the file names every id that ends an answer
 NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}  # of the special tokens of Phi-3 (llama-vocab.cpp)
 UNWRITTEN = "No GGUF file was written."
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -98,6 +99,7 @@ class Vocabulary:
             writer.add_token_merges(tokens.merges)
         for kind, token in self.special_ids.items():
             getattr(writer, f"add_{kind}_token_id")(token)
+        writer.add_bool(NAMES_ALL_STOPS, True)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
         if tokens.model != "gpt2":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import GateResult
 from edgekit.containers.gguf import GgufLayout
-from edgekit.export.gguf.vocab import read_vocabulary
+from edgekit.export.gguf.vocab import Tokens, read_vocabulary
 from edgekit.export.weights.weight_proof import Facts
 
 UNUSED = int(gguf.TokenType.UNUSED)
@@ -46,10 +47,31 @@ def check_vocabulary(facts: Facts, layout: GgufLayout, rows: int, model: Path) -
     )
 
 
+def _check_scores(facts: Facts, found: list[float], own: Tokens) -> None:
+    """Check that merging by the file's scores follows the order of the model's merges, or of its scores."""
+    ids = {text: i for i, text in enumerate(own.texts)}
+    if own.merges:
+        order = [ids[text] for merge in own.merges if (text := merge.replace(" ", "")) in ids]
+    else:
+        order = sorted((i for i, score in enumerate(own.scores) if score < 0), key=lambda i: -own.scores[i])
+    first: dict[int, int] = {}  # a token that several merges make ranks where the first of them does
+    for rank, i in enumerate(order):
+        if own.types[i] != gguf.TokenType.USER_DEFINED:  # found in the text before anything is merged
+            first.setdefault(i, rank)
+    ranked = sorted(first, key=lambda i: first[i])
+    for before, after in pairwise(ranked):
+        falls = max(before, after) < len(found) and found[after] <= found[before]
+        facts.add(
+            falls,
+            f"token {after} ({own.texts[after]!r}) has a higher score than token {before}, which merges first",
+        )
+
+
 def prove_vocabulary(layout: GgufLayout, rows: int, model: Path, stage: str) -> list[GateResult]:
     """Compare tokens and merge rules one by one, because a rule out of order may not show in any test text.
 
-    No gate for a tokenizer that edgekit cannot write; the ids that it gives to texts are compared in any case.
+    A file of the kind `llama` has scores instead of merges: they must fall, or stay equal, from each merge to the next. No
+    gate for a tokenizer that edgekit cannot write; the ids that it gives to texts are compared in any case.
     """
     try:
         own = read_vocabulary(model, rows).tokens
@@ -57,11 +79,13 @@ def prove_vocabulary(layout: GgufLayout, rows: int, model: Path, stage: str) -> 
         return []
     tokens = {i: text for i, text in enumerate(own.texts) if own.types[i] != UNUSED}
     facts = Facts()
-    for name, wanted in (("token", tokens), ("merge", dict(enumerate(own.merges)))):
+    by_scores = layout.metadata.get("tokenizer.ggml.model") == "llama" and not listed(layout, "merges")
+    merges = {} if by_scores else dict(enumerate(own.merges))
+    for name, wanted in (("token", tokens), ("merge", merges)):
         found = listed(layout, f"{name}s")
-        if name == "merge" and own.scores and not found:
-            continue  # this kind merges by scores
         for i, text in wanted.items():
             given = found[i] if i < len(found) else None
             facts.add(given == text, f"{name} {i} is {given!r}, the model's is {text!r}")
+    if by_scores:
+        _check_scores(facts, listed(layout, "scores"), own)
     return [facts.gate("gguf.vocabulary", stage)]

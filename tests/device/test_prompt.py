@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from edgekit.device.prompt import encode_prompt
-from edgekit.proof.gates import conversations
+from edgekit.proof.battery import conversations
 from edgekit.runtimes.llamacpp import open_model
 
 ATTACKS = [

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.models.chat import ChatTemplate
-from edgekit.proof.gates import conversations
+from edgekit.proof.battery import conversations
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -21,7 +21,8 @@ from edgekit.device.isolated import open_isolated
 from edgekit.export.gguf import write as gguf
 from edgekit.export.onnx import export as onnx
 from edgekit.models.tokenizer import ModelTokenizer
-from edgekit.proof import bare, gates
+from edgekit.proof import bare, text_path
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.registry import BareText, ExportContext
 from edgekit.runtimes import llamacpp, onnxruntime
 from edgekit.targets.target import OnnxExport
@@ -39,9 +40,9 @@ class Files:
     gguf: Path
     onnx: Path
 
-    def facts(self) -> gates.ReferenceFacts:
+    def facts(self) -> ReferenceFacts:
         """The reference's text path, with a row of a task."""
-        return gates.ReferenceFacts.of(ModelTokenizer(self.model), ["7:30"], ROWS)
+        return ReferenceFacts.of(ModelTokenizer(self.model), ["7:30"], ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return made
 
 
-def compared(runtime: Any, facts: gates.ReferenceFacts) -> bare.BareResult:
+def compared(runtime: Any, facts: ReferenceFacts) -> bare.BareResult:
     found = bare.compare(runtime, facts)
     assert found is not None
     return found
@@ -125,9 +126,11 @@ def test_a_template_that_onnxruntime_genai_cannot_render_fails(files: Files, tmp
     (copy / "chat_template.jinja").write_text(template)
     shutil.copytree(files.model, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(template)
-    facts = gates.ReferenceFacts.of(ModelTokenizer(tmp_path / "model"), [], ROWS)
+    facts = ReferenceFacts.of(ModelTokenizer(tmp_path / "model"), [], ROWS)
     runtime = onnxruntime.open_model(copy, threads=1)
-    assert [gate.detail for gate in gates.identity(runtime, facts, "onnx", "s") if not gate.passed] == []
+    assert [
+        gate.detail for gate in text_path.identity(runtime, facts, "onnx", "s")[0] if not gate.passed
+    ] == []
     gate = compared(runtime, facts).gate("onnx", "export.onnx")
     assert not gate.passed and gate.value < 1.0
     assert "Wake me at 07:30." in gate.detail and "onnxruntime-genai refuses" in gate.detail
@@ -164,15 +167,15 @@ class WithBare(FakeRuntime):
     ("fault", "passes"), [("", True), ("joins spaces", False), ("cuts", False), ("forgets", False)]
 )
 def test_another_reading_of_ordinary_text_fails(fault: str, passes: bool) -> None:
-    facts = gates.ReferenceFacts.of(FAKE, ["two  spaces"], [])
+    facts = ReferenceFacts.of(FAKE, ["two  spaces"], [])
     found = compared(WithBare(fault=fault), facts)
     assert found.gate("gguf", "s").passed == passes
     assert bool(found.differences) != passes
 
 
 def test_another_reading_of_a_text_nobody_writes_is_told_and_passes() -> None:
-    facts = gates.ReferenceFacts.of(FAKE, [], [])
+    facts = ReferenceFacts.of(FAKE, [], [])
     assert not any("  " in text for text in facts.ordinary if "moving_average" not in text)
-    facts = gates.ReferenceFacts(facts.texts, facts.ids, facts.decoded, facts.template, facts.stop_ids, {})
+    facts = ReferenceFacts(facts.texts, facts.ids, facts.decoded, facts.template, facts.stop_ids, {})
     found = compared(WithBare(fault="joins spaces"), facts)
     assert found.causes().get(bare.OTHER) and found.gate("gguf", "s").passed

@@ -19,8 +19,9 @@ from edgekit.base.events import ignore
 from edgekit.export.onnx import export as onnx
 from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer import ModelTokenizer
-from edgekit.proof import gates
+from edgekit.proof import text_path
 from edgekit.proof.battery import battery
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.registry import ExportContext, Runtime
 from edgekit.runtimes.onnxruntime import open_model
 from edgekit.targets.target import OnnxExport
@@ -156,8 +157,8 @@ def test_what_cannot_be_answered_is_refused(model: Any) -> None:
 
 
 def test_text_path_is_the_models_own(model: Any, tiny_llama: Path) -> None:
-    facts = gates.ReferenceFacts.of(ModelTokenizer(tiny_llama))
-    for gate in gates.identity(model, facts, "onnx", "export.onnx"):
+    facts = ReferenceFacts.of(ModelTokenizer(tiny_llama))
+    for gate in text_path.identity(model, facts, "onnx", "export.onnx")[0]:
         assert gate.passed, gate
 
 

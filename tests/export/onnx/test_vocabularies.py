@@ -11,7 +11,8 @@ from edgekit.base.events import GateResult, ignore
 from edgekit.export.onnx import export as exporting
 from edgekit.export.onnx.proof import prove
 from edgekit.models.tokenizer import ModelTokenizer
-from edgekit.proof import bare, gates
+from edgekit.proof import bare, text_path
+from edgekit.proof.facts import ReferenceFacts
 from edgekit.registry import ExportContext
 from edgekit.runtimes.onnxruntime import open_model
 from edgekit.targets.target import OnnxExport
@@ -24,11 +25,11 @@ def test_a_clean_folder_passes(name: str, precision: str, tmp_path: Path) -> Non
     model, folder = makers.make(tmp_path / "model", name), tmp_path / "onnx"
     options = OnnxExport.model_validate({"format": "onnx", "precision": precision})
     exporting.export(model, folder, options, ExportContext(model), ignore)
-    facts = gates.ReferenceFacts.of(ModelTokenizer(model))
+    facts = ReferenceFacts.of(ModelTokenizer(model))
     opened = open_model(folder)
     results: list[GateResult] = [
         *prove(folder, model, stage="x").gates,
-        *gates.identity(opened, facts, "onnx", "x"),
+        *text_path.identity(opened, facts, "onnx", "x")[0],
     ]
     if (without_edgekit := bare.compare(opened, facts)) is not None:
         results.append(without_edgekit.gate("onnx", "x"))

@@ -1,0 +1,215 @@
+"""Deviations: how a runtime treats a model's tokens in its own way, although the file is right.
+
+llama.cpp takes `</s>` or `<|fim_prefix|>` for a control token in every file: it does not show it, and may end an answer
+there. Nobody who writes a file can change that, so it is not a fault of the file; but a person whose answers contain
+such a text would lose it. So each deviation is told, with its consequence, and the gate `deviations` fails only if the
+rows, answers or prompts contain a text that it spoils.
+
+Only added tokens and the texts in `battery.MARKERS` may deviate: a runtime recognises them by their text. Whatever else
+differs is a fault, and fails the gates in `proof.text_path`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from edgekit.base.events import GateResult
+from edgekit.proof.battery import MARKERS
+from edgekit.proof.facts import ReferenceFacts
+from edgekit.registry import GuessesStops, Runtime
+
+EXAMPLES = 8
+FILLER = ("<unused", "<|reserved", "<reserved")  # tokens that makers keep for later; named after all others
+META_SPACE = "\u2581"  # stands for a space in the vocabularies of SentencePiece
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of deviation: what it concerns, and what it means for a person."""
+
+    concerns: str
+    consequence: str
+
+
+KINDS = {
+    "hidden_tokens": Kind(
+        "{runtime} does not show {tokens} of the model",
+        "An answer that contains such a text loses it.",
+    ),
+    "end_tokens": Kind(
+        "The tools of {runtime} end an answer also at {tokens} that the model goes on after",
+        "An answer that contains such a text ends there.",
+    ),
+    "claimed_texts": Kind(
+        "{runtime} reads {tokens} where the model's tokenizer reads single characters",
+        "Such a text gets other token ids, and the runtime may end an answer there.",
+    ),
+    "unicode_form": Kind(
+        "{runtime} does not normalise text to the Unicode form NFC, as the model's tokenizer does",
+        'Text in another form gets other token ids. Normalise it first: unicodedata.normalize("NFC", text).',
+    ),
+    "typed_spaces": Kind(
+        f"{{runtime}} gives other token ids to text that contains {META_SPACE} (U+2581), which the vocabulary uses for spaces",
+        "Such a text is shown with spaces by both; replace the character by a space first.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One deviation of a runtime: its kind, what it concerns, how many tokens, and the first of their texts."""
+
+    kind: str
+    concerns: str
+    consequence: str
+    count: int
+    texts: tuple[str, ...]
+    spoiled: str = ""
+    """The first text of the rows that it spoils; empty when there is none."""
+
+    def __str__(self) -> str:
+        named = f": {', '.join(map(repr, self.texts))}" if self.texts else ""
+        return (
+            f"{self.concerns}{named}{', ...' if self.count > len(self.texts) > 0 else ''}. {self.consequence}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a report or a manifest."""
+        return asdict(self) | {"texts": list(self.texts)}
+
+
+class Deviations:
+    """The deviations of one opened file; the gates ask it whether a difference is explained by one of them."""
+
+    def __init__(self, runtime: Runtime, facts: ReferenceFacts) -> None:
+        self._runtime = runtime
+        self._facts = facts
+        self._seen: set[str] = set()
+
+    @cached_property
+    def markers(self) -> dict[int, str]:
+        """The tokens that a runtime may treat in its own way, with their texts."""
+        known = {id_: text for text in MARKERS if (id_ := self._facts.vocabulary.get(text)) is not None}
+        return known | dict(self._facts.token_texts)
+
+    @cached_property
+    def hidden(self) -> dict[int, str]:
+        """The markers that the reference shows and the runtime does not."""
+        shown = {
+            ids[0]
+            for ids, text in zip(self._facts.ids, self._facts.decoded, strict=True)
+            if len(ids) == 1 and text
+        }
+        asked = {
+            id_: text for id_, text in self.markers.items() if id_ in shown and id_ < self._runtime.vocab_size
+        }
+        return {id_: text for id_, text in asked.items() if not self._runtime.decode([id_])}
+
+    @cached_property
+    def ends(self) -> dict[int, str]:
+        """The markers at which the runtime's tools end an answer by their own choice, and the reference does not."""
+        guessed = self._runtime.guessed_stop_ids if isinstance(self._runtime, GuessesStops) else frozenset()
+        return {
+            id_: self.markers[id_] for id_ in sorted(guessed - self._facts.stop_ids) if id_ in self.markers
+        }
+
+    def explains_encoding(self, text: str, expected: Sequence[int]) -> bool:
+        """Whether the runtime gives `text` the `expected` ids once it is prepared as a deviation asks.
+
+        Or whether only markers differ, which the runtime reads as the token of this text and the reference as others.
+        """
+        for kind, prepared in self._prepared(text):
+            if self._runtime.encode(prepared) == list(expected):
+                self._seen.add(kind)
+                return True
+        claimed = {id_: marker for id_, marker in self._claimed.items() if marker in text}
+        if not claimed:
+            return False
+        spelled = {id_: self._ids_of(marker) for id_, marker in claimed.items()}
+        return [id_ for got in self._runtime.encode(text) for id_ in spelled.get(got, [got])] == list(
+            expected
+        )
+
+    @cached_property
+    def _claimed(self) -> dict[int, str]:
+        """The markers that the runtime reads as one token, and the reference as several."""
+        tokens = {text: self._facts.vocabulary[text] for text in MARKERS if text in self._facts.vocabulary}
+        return {
+            id_: text
+            for text, id_ in tokens.items()
+            if len(self._ids_of(text)) > 1 and self._runtime.encode(text) == [id_]
+        }
+
+    def _ids_of(self, text: str) -> Sequence[int]:
+        """The reference's ids of a text of the battery."""
+        return self._facts.ids[self._facts.texts.index(text)] if text in self._facts.texts else []
+
+    def _prepared(self, text: str) -> Iterable[tuple[str, str]]:
+        """Each kind of text that deviates, with `text` as the advice for that kind asks."""
+        if (normal := unicodedata.normalize("NFC", text)) != text:
+            yield "unicode_form", normal
+        if META_SPACE in text:
+            yield "typed_spaces", text.replace(META_SPACE, " ")
+
+    def explains_decoding(self, ids: Sequence[int], expected: str, got: str) -> bool:
+        """Whether `got` is the `expected` text without its hidden tokens."""
+        without = expected
+        for id_ in sorted(set(ids) & self.hidden.keys(), key=lambda id_: -len(self.hidden[id_])):
+            without = without.replace(self.hidden[id_], "")
+        return without != expected and without == got
+
+    def found(self) -> list[Deviation]:
+        """Every deviation, after the gates have asked about all differences."""
+        return [
+            *self._of_tokens("hidden_tokens", self.hidden),
+            *self._of_tokens("end_tokens", self.ends),
+            *self._of_tokens("claimed_texts", self._claimed),
+            *self._of_text("unicode_form", lambda text: not unicodedata.is_normalized("NFC", text)),
+            *self._of_text("typed_spaces", lambda text: META_SPACE in text),
+        ]
+
+    def _of_tokens(self, kind: str, tokens: Mapping[int, str]) -> list[Deviation]:
+        if not tokens:
+            return []
+        ordered = sorted(tokens.items(), key=lambda token: (token[1].startswith(FILLER), token[0]))
+        texts = [text for _, text in ordered]
+        spoiled = self._first(lambda content: any(text in content for text in texts))
+        return [self._told(kind, len(tokens), texts[:EXAMPLES], spoiled)]
+
+    def _of_text(self, kind: str, affected: Callable[[str], bool]) -> list[Deviation]:
+        return [self._told(kind, 0, [], self._first(affected))] if kind in self._seen else []
+
+    def _told(self, kind: str, count: int, texts: Sequence[str], spoiled: str) -> Deviation:
+        named = KINDS[kind]
+        tokens = "1 token" if count == 1 else f"{count} tokens"
+        concerns = named.concerns.format(tokens=tokens, runtime=self._runtime.name)
+        return Deviation(kind, concerns, named.consequence, count, tuple(texts), spoiled)
+
+    def _first(self, spoils: Callable[[str], bool]) -> str:
+        """The first text of the rows that `spoils` says is spoiled; empty when none is."""
+        return next((text for text in self._facts.contents if spoils(text)), "")
+
+
+def gate(found: Sequence[Deviation], prefix: str, stage: str) -> GateResult:
+    """Share of the deviations that no text of the rows meets."""
+    spoiling = [deviation for deviation in found if deviation.spoiled]
+    if spoiling:
+        first = spoiling[0]
+        detail = f"the rows contain {_around(first)}, and {first}"
+    else:
+        detail = "; ".join(map(str, found)) or "none"
+    share = 1 - len(spoiling) / max(len(found), 1)
+    return GateResult(f"{prefix}.deviations", share, 1.0, not spoiling, detail, stage)
+
+
+def _around(deviation: Deviation, width: int = 60) -> str:
+    """The spoiled text, cut around what spoils it."""
+    text = deviation.spoiled
+    at = min((place for token in deviation.texts if (place := text.find(token)) >= 0), default=0)
+    start = max(at - width // 3, 0)
+    cut = text[start : start + width]
+    return repr(f"{'...' if start else ''}{cut}{'...' if start + width < len(text) else ''}")

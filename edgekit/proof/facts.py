@@ -1,0 +1,115 @@
+"""What a reference does with text: token ids, decoded texts, chat template and stop ids, recorded as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edgekit.base.errors import ConfigError
+from edgekit.data.rows import Message
+from edgekit.models.chat import ChatTemplate
+from edgekit.proof import texts as general
+from edgekit.proof.battery import battery, random_sequences, special_strings
+
+
+class ReferenceTokenizer(Protocol):
+    """The text path of a reference model."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with special tokens recognised."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, without special tokens."""
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The reference's chat template; None if it has none, as a base model."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids at which the reference stops."""
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """Texts of the added tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The id of each token, by the token's text as the tokenizer stores it."""
+
+
+@dataclass(frozen=True)
+class ReferenceFacts:
+    """The text path of a reference, as plain data.
+
+    `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is the reference's text of these ids, and `token_texts` holds
+    the texts of added tokens, for messages. `ordinary` holds the texts, and `conversations` the conversations, that a
+    person might write. Without a `template` there are no conversations. `contents` are the texts of the task's rows:
+    no deviation of a runtime may spoil them. `vocabulary` has the id of each token, by its stored text.
+    """
+
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    decoded: tuple[str, ...]
+    template: ChatTemplate | None
+    stop_ids: frozenset[int]
+    token_texts: Mapping[int, str]
+    conversations: tuple[Sequence[Message], ...] = ()
+    ordinary: frozenset[str] = frozenset()
+    contents: tuple[str, ...] = ()
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        reference: ReferenceTokenizer,
+        rows_text: Sequence[str] = (),
+        rows: Sequence[Sequence[Message]] = (),
+        contents: Iterable[str] = (),
+    ) -> ReferenceFacts:
+        """Record what `reference` does with the test strings, its added tokens and ordinary text.
+
+        Ordinary text is `rows_text`, the conversations `rows`, and the prompts and passages of `proof.texts`.
+        `contents` are all texts of the task, which may be many: they are searched, not encoded.
+        """
+        template = reference.template
+        conversations = [*rows, *general.conversations()] if template else []
+        prompts = [rendered(template, messages, True) for messages in conversations] if template else []
+        ordinary = list(dict.fromkeys([*rows_text, *prompts, *general.TEXTS]))
+        written = [*special_strings(reference.added_tokens), *battery(ordinary)]
+        drawn = [reference.decode(ids) for ids in random_sequences(reference.vocab_size)]
+        texts = list(dict.fromkeys([*written, *drawn]))
+        ids = [reference.encode(text) for text in texts]
+        added = set(reference.added_tokens)
+        return cls(
+            texts=tuple(texts),
+            ids=tuple(map(tuple, ids)),
+            decoded=tuple(reference.decode(found) for found in ids),
+            template=template,
+            stop_ids=reference.stop_ids,
+            token_texts={
+                f[0]: text for text, f in zip(texts, ids, strict=True) if text in added and len(f) == 1
+            },
+            conversations=tuple(conversations),
+            ordinary=frozenset(ordinary),
+            vocabulary=reference.vocabulary,
+            contents=tuple(dict.fromkeys([*rows_text, *_contents(rows), *contents])),
+        )
+
+
+def rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool) -> str:
+    """The rendered conversation, or the message of the refusal."""
+    try:
+        return template.render(messages, add_generation_prompt=prompt)
+    except ConfigError as refusal:
+        return refusal.message
+
+
+def _contents(conversations: Iterable[Sequence[Message]]) -> Iterator[str]:
+    for messages in conversations:
+        yield from (message["content"] for message in messages)

@@ -1,0 +1,154 @@
+"""Deviations: a runtime's own way is told and passes; a fault that looks like one, or a spoiled row, is refused."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from fake_runtime import SPECIAL, FakeRuntime, bigram
+
+from edgekit.base.events import GateResult
+from edgekit.proof import text_path
+from edgekit.proof.deviations import Deviation
+from edgekit.proof.facts import ReferenceFacts
+
+TABLE = bigram(vocab_size=262, rows=262)
+TOKENS = {**SPECIAL, "</s>": 259, "<unused0>": 260, "<tool_call>": 261}  # the last three are shown
+
+
+@dataclass
+class Shown(FakeRuntime):
+    """A runtime that shows the tokens that it does not take for control tokens, and may end answers at some."""
+
+    special: dict[str, int] = field(default_factory=lambda: dict(TOKENS))
+    hides: tuple[int, ...] = ()
+    guessed_stop_ids: frozenset[int] = frozenset()
+    normalises: bool = False
+
+    def decode(self, ids: Sequence[int]) -> str:
+        texts = {id_: text.encode() for text, id_ in TOKENS.items() if id_ > 258 and id_ not in self.hides}
+        return b"".join(bytes([i]) if i < 256 else texts.get(i, b"") for i in ids).decode(errors="replace")
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(unicodedata.normalize("NFC", text) if self.normalises else text)
+
+
+def facts(*contents: str, normalises: bool = False) -> ReferenceFacts:
+    return ReferenceFacts.of(Shown(TABLE, normalises=normalises), contents=contents)
+
+
+def judged(runtime: FakeRuntime, reference: ReferenceFacts) -> tuple[dict[str, GateResult], list[Deviation]]:
+    gates, found = text_path.identity(runtime, reference, "gguf", "export.gguf")
+    return {gate.name.removeprefix("gguf."): gate for gate in gates if not gate.passed}, found
+
+
+def test_a_runtime_like_the_reference_has_no_deviation() -> None:
+    assert judged(Shown(TABLE), facts("a row with </s>")) == ({}, [])
+
+
+def test_hidden_tokens_are_told_and_pass() -> None:
+    failed, found = judged(Shown(TABLE, hides=(259, 260)), facts("a row"))
+    assert failed == {}
+    assert [(deviation.kind, deviation.count, deviation.texts) for deviation in found] == [
+        ("hidden_tokens", 2, ("</s>", "<unused0>"))
+    ]
+    assert str(found[0]) == (
+        "fake does not show 2 tokens of the model: '</s>', '<unused0>'. "
+        "An answer that contains such a text loses it."
+    )
+
+
+def test_a_row_with_a_hidden_token_is_refused_with_the_reason() -> None:
+    failed, _ = judged(Shown(TABLE, hides=(259,)), facts("fine", "close it with </s> here"))
+    assert list(failed) == ["deviations"] and failed["deviations"].value == 0.0
+    assert failed["deviations"].detail.startswith(
+        "the rows contain 'close it with </s> here', and fake does not show 1 token of the model: '</s>'"
+    )
+
+
+def test_ends_that_the_runtime_chooses_are_told_and_pass_unless_a_row_contains_one() -> None:
+    runtime = Shown(TABLE, guessed_stop_ids=frozenset({256, 258, 259}))
+    failed, found = judged(runtime, facts("a row"))
+    assert failed == {}
+    assert [(deviation.kind, deviation.texts) for deviation in found] == [
+        ("end_tokens", ("<|endoftext|>", "</s>"))
+    ]
+    assert list(judged(runtime, facts("</s>"))[0]) == ["deviations"]
+
+
+def test_text_that_is_not_normalised_is_told_and_fails_where_the_rows_have_some() -> None:
+    failed, found = judged(Shown(TABLE), facts("caf\u00e9", normalises=True))
+    assert failed == {} and [deviation.kind for deviation in found] == ["unicode_form"]
+    failed, _ = judged(Shown(TABLE), facts("cafe\u0301", normalises=True))
+    assert list(failed) == ["deviations"] and "Normalise it first" in failed["deviations"].detail
+
+
+@dataclass
+class Spaces(Shown):
+    """Writes spaces as U+2581, typed or not; the other runtime reads the typed character as its bytes."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.replace("\u2581", " "))
+
+
+def test_typed_characters_that_stand_for_spaces_are_told_and_fail_where_the_rows_have_some() -> None:
+    failed, found = judged(Shown(TABLE), ReferenceFacts.of(Spaces(TABLE), contents=["a row"]))
+    assert "tokenizer_identity" not in failed and "deviations" not in failed
+    assert "typed_spaces" in [deviation.kind for deviation in found]
+    failed, _ = judged(Shown(TABLE), ReferenceFacts.of(Spaces(TABLE), contents=["a\u2581row"]))
+    assert "deviations" in failed
+
+
+def test_a_text_that_the_runtime_reads_as_a_token_by_its_own_choice_is_told() -> None:
+    special = {
+        text: id_ for text, id_ in TOKENS.items() if text != "</s>"
+    }  # "</s>" is four characters, and a token too
+    known = Shown(TABLE, special=special)
+    reference = replace(ReferenceFacts.of(known, contents=["a row"]), vocabulary=TOKENS)
+    failed, found = judged(Shown(TABLE), reference)
+    assert "tokenizer_identity" not in failed
+    assert [deviation.texts for deviation in found if deviation.kind == "claimed_texts"] == [("</s>",)]
+    assert "deviations" in judged(Shown(TABLE), replace(reference, contents=("one </s> here",)))[0]
+
+
+class HidesAWord(Shown):
+    """Drops a common word, as a file that types it as a control token."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return super().decode(ids).replace("the", "")
+
+
+class LosesAMark(Shown):
+    """Reads composed characters wrongly, normalised or not."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.replace("\u00e9", "e"))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "gate"),
+    [
+        (HidesAWord(TABLE, hides=(259,)), "detokenization"),
+        (LosesAMark(TABLE, hides=(259,)), "tokenizer_identity"),
+        (Shown(TABLE, hides=(259,), special={**TOKENS, "</s>": 260, "<unused0>": 259}), "tokenizer_identity"),
+        (Shown(TABLE, guessed_stop_ids=frozenset({ord(",")})), "stop_ids"),  # an ordinary token ends answers
+        (Shown(TABLE, stop_ids=frozenset({258, 259})), "stop_ids"),  # the file itself names a wrong one
+        (
+            Shown(TABLE, stop_ids=frozenset(), guessed_stop_ids=frozenset({258})),
+            "stop_ids",
+        ),  # serves without a stop
+    ],
+    ids=["word", "mark", "swapped", "comma", "named", "missing"],
+)
+def test_a_fault_is_no_deviation(runtime: FakeRuntime, gate: str) -> None:
+    failed, _ = judged(runtime, facts(normalises=isinstance(runtime, LosesAMark)))
+    assert gate in failed
+
+
+def test_examples_name_rare_tokens_before_those_kept_for_later() -> None:
+    runtime = Shown(TABLE, hides=(259, 260, 261))
+    (found,) = judged(runtime, facts())[1]
+    assert found.texts == ("</s>", "<tool_call>", "<unused0>")
+    assert found.to_json()["texts"] == list(found.texts)
