@@ -105,7 +105,7 @@ def faults(config: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each reason why this model cannot become a GGUF file. Reads `config.json` only."""
     name = architecture(config)
     if (family := FAMILIES.get(name)) is None:
-        yield f"{name} is not an architecture that edgekit can write as GGUF ({', '.join(FAMILIES)})."
+        yield f"{name} is not an architecture that edgekit writes as GGUF itself."
         return
     if config.get("quantization_config"):
         yield ALREADY_QUANTIZED

@@ -83,8 +83,8 @@ def _refusal_by_converter(config: dict[str, Any], options: GgufExport) -> str:
     name, folder = architecture(config), options.llama_cpp or converter.kept()
     if folder is None:
         return (
-            f"{next(faults(config))} llama.cpp's own converter may be able to, and it is not here. "
-            f"Type: {converter.SETUP}."
+            f"{next(faults(config))} llama.cpp's own converter may be able to, but it is not on this machine. "
+            f"Type `{converter.SETUP}`, then run this again."
         )
     if not (folder / converter.SCRIPT).is_file():
         return f"{folder} is not a llama.cpp checkout: it has no {converter.SCRIPT}."

@@ -280,6 +280,21 @@ def test_a_checkouts_converter_is_called(checkout: Path, phi: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "model.gguf").exists()
 
 
+def test_a_tokenizer_that_edgekit_cannot_write_is_left_to_the_converter(
+    checkout: Path, tmp_path: Path
+) -> None:
+    model = tiny.make_small(tmp_path / "model")
+    rules = json.loads((model / "tokenizer.json").read_text())
+    rules["pre_tokenizer"]["add_prefix_space"] = True
+    (model / "tokenizer.json").write_text(json.dumps(rules))
+    told: list[Event] = []
+    (step,) = export.exporter.steps(GgufExport(format="gguf", type="F32", llama_cpp=checkout))
+    step.run(model, tmp_path / "model.gguf", ExportContext(model), told.append)
+    assert json.loads((tmp_path / "model.gguf").read_text())[0] == "--outfile"
+    (alert,) = (event for event in told if isinstance(event, Alert))
+    assert "add_prefix_space" in alert.message and alert.message.endswith("converter writes the file.")
+
+
 def test_a_models_own_code_never_runs(checkout: Path, phi: Path, tmp_path: Path) -> None:
     """The converter allows it; the process in which it runs does not."""
     (phi / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Code: pass\n")
