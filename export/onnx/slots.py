@@ -49,7 +49,7 @@ def open_slots(folder: Path, base: Path, out: Path, emit: Emit = ignore) -> None
         raise UnsupportedError(
             f"The graph of {folder} has no layer for {', '.join(sorted(missing)[:3])}, so it takes no adapters. "
             "Nothing was written.",
-            "Export the base again with this version of edgekit.",
+            "Merge the adapter into its base and export the result, or export the base again with this version of edgekit.",
         )
     _input(model.graph, BASE_DIGEST, onnx.TensorProto.UINT8, [32], bytes.fromhex(digest))
     out.mkdir(parents=True)

@@ -6,6 +6,7 @@ Functions named `plant_onnx_...` take an onnxruntime-genai folder, the others a 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -487,3 +488,45 @@ def plant_onnx_head(folder: Path, other: Path) -> None:
         data = onnx_data(folder, name)
         data[:] = onnx_data(other, name)
         data.flush()  # type: ignore[attr-defined]
+
+
+def plant_onnx_norm_epsilon_of_thousandth(folder: Path) -> None:
+    """A norm epsilon in layer 1 that no model has."""
+    _onnx_nodes(
+        folder,
+        lambda nodes: [
+            setattr(_attribute(node, "epsilon"), "f", 1e-3)
+            for name, node in nodes.items()
+            if name.startswith("/model/layers.1/input_layernorm/")
+        ],
+    )
+
+
+def _tokenizer(folder: Path, change: Callable[[Any], object]) -> None:
+    rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(rules)
+    (folder / "tokenizer.json").write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
+
+
+def plant_onnx_dropped_added_token(folder: Path) -> None:
+    """A special token that the tokenizer no longer knows as one."""
+    _tokenizer(
+        folder,
+        lambda rules: rules["added_tokens"].remove(
+            next(token for token in rules["added_tokens"] if token["special"])
+        ),
+    )
+
+
+def plant_onnx_altered_merge(folder: Path) -> None:
+    """The merges of two common letters left out."""
+    _tokenizer(
+        folder,
+        lambda rules: rules["model"].update(
+            merges=[
+                pair
+                for pair in rules["model"]["merges"]
+                if pair not in (["t", "h"], "t h", ["e", "r"], "e r")
+            ]
+        ),
+    )
