@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,10 @@ def bring_in(cache: Cache, source: Source) -> StageOutput:
     def run(out: Path, work: Path) -> None:
         if source.kind == "gguf" and source.path is not None:
             with gguf_split.whole(source.path, work) as file:
-                write_folder(source, out, file)
-                prove(file, out, cache.emit)
+                write_folder(replace(source, chat_template=""), out, file)
+                prove(file, out, cache.emit)  # before it gets a template that the file does not have
+            if source.chat_template:
+                given_template.give(out, source.chat_template)
         else:
             write_folder(source, out)
 
@@ -88,14 +91,18 @@ def tell_unused_tokens(folder: Path, emit: Emit) -> None:
         )
 
 
-def _distance(source: Runtime, reference: Runtime, facts: ReferenceFacts) -> GateResult:
-    """The gate on the mean divergence of the folder's next-token distributions from the file's."""
-    template = facts.template
+def _distance(source: Runtime, reference: Runtime, tokenizer: ModelTokenizer) -> GateResult:
+    """The gate on the mean divergence of the folder's next-token distributions from the file's.
+
+    Without a template, which prints it, each text begins with BOS where the tokenizer adds it.
+    """
+    template = tokenizer.template
+    begin = [] if template else tokenizer.begin_ids
     prompts = [
         template.render([{"role": "user", "content": text}], add_generation_prompt=True) if template else text
         for text in PROMPTS[:CONVERSATIONS]
     ]
-    sequences = [reference.encode(text)[:TEXT_TOKENS] for text in (*TEXTS, *prompts)]
+    sequences = [[*begin, *reference.encode(text)[:TEXT_TOKENS]] for text in (*TEXTS, *prompts)]
     klds = [kl_divergence(source.logits(ids), reference.logits(ids)) for ids in sequences]
     owner = np.repeat(np.arange(len(klds)), [len(part) for part in klds])
     every = np.concatenate(klds)
@@ -120,10 +127,10 @@ def prove(path: Path, folder: Path, emit: Emit) -> None:
     source = open_isolated("llama.cpp", path)
     reference = registry.load("runtimes", "torch")(folder)
     try:
-        facts = ReferenceFacts.of(ModelTokenizer(folder))
-        identical, _ = text_path.identity(source, facts, "source", "model")
+        tokenizer = ModelTokenizer(folder)
+        identical, _ = text_path.identity(source, ReferenceFacts.of(tokenizer), "source", "model")
         _judge(path, identical, emit)
-        _judge(path, [_distance(source, reference, facts)], emit)
+        _judge(path, [_distance(source, reference, tokenizer)], emit)
     finally:
         reference.close()
         source.close()

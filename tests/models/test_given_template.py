@@ -12,11 +12,15 @@ import tiny
 import vocabularies
 from fake_runtime import CHATML
 
+from edgekit.base.cache import Cache
 from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.events import Event, GateResult, ignore
 from edgekit.build.request import Order
 from edgekit.containers.gguf import read_gguf
+from edgekit.export.gguf import write as exporter
 from edgekit.models import given_template, source, tokenizer_files
 from edgekit.models.tokenizer import ModelTokenizer
+from edgekit.proof.source import bring_in
 
 QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
 OWN = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -70,6 +74,16 @@ def test_tokens_that_the_vocabulary_lacks_are_plain_text_and_its_own_end_ends_a_
     assert found.stop_ids == {1, 106}  # the model's own, which hold <eos>
     assert "<eos> ends each message" in given_template.told(found)
     assert "<|im_start|> is plain text" in given_template.told(found)
+
+
+def test_a_gguf_file_without_one_is_proven_before_it_gets_one(base: Path, tmp_path: Path) -> None:
+    exporter.write(base, tmp_path / "base.gguf", ignore)
+    order = Order(model=str(tmp_path / "base.gguf"), chat_template="chatml")
+    told: list[Event] = []
+    folder = bring_in(Cache(tmp_path / "cache", told.append), order.request().source)
+    assert ModelTokenizer(folder.path).template is not None
+    gates = {event.name: event for event in told if isinstance(event, GateResult)}
+    assert gates["source.stop_ids"].passed and gates["source.mean_kld_nats"].passed
 
 
 def test_a_file_takes_the_place_of_the_models_own_template(tmp_path: Path) -> None:
