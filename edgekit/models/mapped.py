@@ -74,6 +74,9 @@ def unmap(network: nn.Module) -> None:
 
 def _restore_buffers(network: nn.Module) -> None:
     """Give constants that are not stored, such as the scale of an embedding, the values they have in a float32 model."""
+    narrow = {torch.float16, torch.bfloat16}
+    if not any(value.dtype in narrow for value in network.buffers()):
+        return  # making the twin fills an embedding in memory before it is dropped
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
