@@ -39,19 +39,8 @@ AT_ONCE = 24  # answers computed together
 CONTINUED_TOKENS = 48  # of plain text before each continuation
 
 
-class Tokenizer(Protocol):
-    """The reference's text path."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`."""
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """The reference's chat template."""
-
-
 class TextTokenizer(Protocol):
-    """The text path of a reference without a chat template."""
+    """The reference's text path."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
@@ -59,6 +48,14 @@ class TextTokenizer(Protocol):
     @property
     def begin_ids(self) -> list[int]:
         """The ids that the tokenizer adds before a text by itself, such as BOS."""
+
+
+class Tokenizer(TextTokenizer, Protocol):
+    """The text path of a reference with a chat template."""
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The reference's chat template."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +176,9 @@ def _generated(
     return [passages[index] for index in range(len(ids))]
 
 
-def plain_text(
-    tokenizer: TextTokenizer | Tokenizer, texts: Iterable[str], begin: Sequence[int] = ()
-) -> list[Passage]:
-    """The first 256 tokens of each text, after the ids `begin`."""
+def plain_text(tokenizer: TextTokenizer, texts: Iterable[str]) -> list[Passage]:
+    """The first 256 tokens of each text, after BOS where the tokenizer adds it."""
+    begin = tokenizer.begin_ids
     encoded = (tokenizer.encode(text)[:TEXT_TOKENS] for text in texts)
     return [Passage([*begin, *ids], len(begin) + len(ids), TEXT) for ids in encoded if ids]
 
@@ -195,7 +191,10 @@ def capture_own(
     max_tokens: int,
     emit: Emit = ignore,
 ) -> HeldOut:
-    """The reference's distributions on its own greedy answers to `prompts`, and on the plain `texts`."""
+    """The reference's distributions on its own greedy answers to `prompts`, and on the plain `texts`.
+
+    Each text begins as the tokenizer begins it: without BOS, Gemma computes nothing of use, and small differences grow.
+    """
     passages = answered(runtime, tokenizer, prompts, max_tokens, emit)
     return capture_passages(runtime, [*passages, *plain_text(tokenizer, texts)], emit)
 
@@ -214,7 +213,7 @@ def capture_continued(
     without it.
     """
     passages = continued(runtime, tokenizer, TEXTS, count, max_tokens, emit)
-    return capture_passages(runtime, [*passages, *plain_text(tokenizer, texts, tokenizer.begin_ids)], emit)
+    return capture_passages(runtime, [*passages, *plain_text(tokenizer, texts)], emit)
 
 
 def capture_passages(

@@ -94,15 +94,16 @@ def tell_unused_tokens(folder: Path, emit: Emit) -> None:
 def _distance(source: Runtime, reference: Runtime, tokenizer: ModelTokenizer) -> GateResult:
     """The gate on the mean divergence of the folder's next-token distributions from the file's.
 
-    Without a template, which prints it, each text begins with BOS where the tokenizer adds it.
+    A plain text begins with BOS where the tokenizer adds it; a template prints it itself.
     """
-    template = tokenizer.template
-    begin = [] if template else tokenizer.begin_ids
-    prompts = [
-        template.render([{"role": "user", "content": text}], add_generation_prompt=True) if template else text
-        for text in PROMPTS[:CONVERSATIONS]
+    template, prompts = tokenizer.template, PROMPTS[:CONVERSATIONS]
+    asked = [
+        template.render([{"role": "user", "content": text}], add_generation_prompt=True) if template else ""
+        for text in prompts
     ]
-    sequences = [[*begin, *reference.encode(text)[:TEXT_TOKENS]] for text in (*TEXTS, *prompts)]
+    plain = (*TEXTS, *(() if template else prompts))
+    sequences = [[*tokenizer.begin_ids, *reference.encode(text)[:TEXT_TOKENS]] for text in plain]
+    sequences += [reference.encode(text)[:TEXT_TOKENS] for text in asked if text]
     klds = [kl_divergence(source.logits(ids), reference.logits(ids)) for ids in sequences]
     owner = np.repeat(np.arange(len(klds)), [len(part) for part in klds])
     every = np.concatenate(klds)
