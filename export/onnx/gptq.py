@@ -173,11 +173,15 @@ def round_network(
     reports progress.
     """
     layers = network.get_decoder().layers
-    names = {module: name for name, module in network.named_modules()}
+    place = next(name for name, module in network.named_modules() if module is layers)
     inputs, arguments = _first_inputs(network, layers, calibration)
     for number, layer in enumerate(layers):
         mapped.in_float32(layer)
-        linear = {names[module]: module for module in layer.modules() if isinstance(module, torch.nn.Linear)}
+        linear = {
+            f"{place}.{number}.{name}": module
+            for name, module in layer.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
         by_gptq = [
             module
             for name, module in linear.items()
