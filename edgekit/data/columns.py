@@ -117,7 +117,8 @@ def proposal(names: Sequence[str]) -> str:
         next((lower[name] for name in known if name in lower), "COLUMN")
         for known in ((*PROMPTS, *TEXTS), (*ANSWERS, *LABELS))
     )
-    return f"--columns prompt={prompt},completion={answer}"
+    extra = [lower[name] for name in INPUTS if name in lower and lower[name] != prompt]
+    return f"--columns prompt={prompt},completion={answer}" + (f",input={extra[0]}" if extra else "")
 
 
 def _conversation(plain: Mapping[str, str]) -> dict[str, str]:
@@ -126,7 +127,11 @@ def _conversation(plain: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pair(plain: Mapping[str, str]) -> dict[str, str]:
-    """A prompt and its answer: one of the usual pairs, else the only two columns that can be."""
+    """A prompt and its answer: one of the usual pairs, else the only two columns that can be.
+
+    None is found where a column that may belong to the prompt would be left out. The text that belongs to an instruction is
+    `input`, as Alpaca has it, else `context`.
+    """
     pairs = [pair for pair in PAIRS if set(pair) <= plain.keys()]
     if not pairs:
         prompts, answers = ([name for name in known if name in plain] for known in (PROMPTS, ANSWERS))
@@ -137,8 +142,10 @@ def _pair(plain: Mapping[str, str]) -> dict[str, str]:
         return {}
     prompt, answer = pairs[0]
     found = {"prompt": plain[prompt], "completion": plain[answer]}
-    extra = [plain[name] for name in INPUTS if name in plain] if prompt == "instruction" else []
-    return {**found, "input": extra[0]} if len(extra) == 1 else found
+    extra = [plain[name] for name in INPUTS if name in plain and name != prompt]
+    if not extra:
+        return found
+    return {**found, "input": extra[0]} if prompt == "instruction" else {}
 
 
 def _labelled(plain: Mapping[str, str]) -> dict[str, str]:

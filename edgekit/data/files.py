@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,13 +53,45 @@ def in_folder(folder: Path) -> Files:
     if (folder / STATE).is_file():
         return Files({"train": _saved(folder)}, folder, card, _saved_card(folder))
     usual = {split: (folder / f"{split}.jsonl",) for split in SPLITS}
-    if all(path.is_file() for (path,) in usual.values()):
-        return Files(usual, folder, card)
     found = [path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in found]
-    return Files(
-        located(folder, by_split(folder, names, "Give a folder that holds only one of them.")), folder, card
-    )
+    if all(path.is_file() for (path,) in usual.values()):
+        parts = {split: [path.name for path in paths] for split, paths in usual.items()}
+    else:
+        parts = by_split(folder, names, "Give a folder that holds only one of them.")
+    return Files(located(folder, parts), folder, card, note=note_on(names, parts))
+
+
+def note_on(names: Iterable[str], parts: Mapping[str, Sequence[str]]) -> str:
+    """What a person should know of the choice of `parts`: data files among `names` that are in none, and files put together.
+
+    The shards of one table are one file.
+    """
+    used = {name for part in parts.values() for name in part}
+    left = sorted(name for name in names if _is_data(name) and name not in used)
+    notes = [f"not used: {_some(left)}"] if left else []
+    for split, part in parts.items():
+        tables = {_SHARD.split(name)[0] for name in part}
+        if len(tables) > 1:
+            notes.append(f"read together as {split}: {_some(part)}")
+    return "; ".join(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def within(source: object, names: Iterable[str]) -> list[str]:
+    """The `names` of a list of files that was made elsewhere. Raises `ConfigError` for one that leads out of its folder."""
+    found = list(names)
+    for name in found:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise ConfigError(
+                f"{source} lists the file {name!a}, which is not within it. Nothing was read.",
+                "Use another data set, or download and check its files by hand.",
+            )
+    return found
 
 
 def located(folder: Path, names: Mapping[str, Iterable[str]]) -> dict[str, tuple[Path, ...]]:

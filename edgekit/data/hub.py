@@ -16,7 +16,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert, Emit
 from edgekit.base.hub import client, failed
-from edgekit.data.files import Files, by_split, located
+from edgekit.data.files import Files, by_split, located, note_on, within
 from edgekit.data.kinds import SUFFIXES
 
 CARD = "README.md"
@@ -64,7 +64,8 @@ def fetch(name: HubName, *, offline: bool, emit: Emit) -> tuple[Files, str]:
     label = f"{name.repository}@{name.revision}" if name.revision else name.repository
     names, commit = _listed(hub, name, label, offline or bool(hub.constants.HF_HUB_OFFLINE), emit)
     hint = f"Name one, such as {name.repository}/{{0}}."
-    parts = by_split(label, (each for each in names if name.holds(each)), hint)
+    held = within(label, (each for each in names if name.holds(each)))
+    parts = by_split(label, held, hint)
     wanted = [each for part in parts.values() for each in part]
     if commit:
         missing = [each for each in wanted if not _is_here(hub, name.repository, each, commit)]
@@ -87,7 +88,8 @@ def fetch(name: HubName, *, offline: bool, emit: Emit) -> tuple[Files, str]:
         raise failed(label, error, f"{HINT} Run the same command again to continue a download.") from error
     if commit and folder.name != commit:
         raise ConfigError(f"{label} changed while it was downloaded.", "Run the same command again.")
-    return Files(located(folder, parts), folder, card=_card(folder, label)), folder.name
+    note = note_on(held, parts)
+    return Files(located(folder, parts), folder, card=_card(folder, label), note=note), folder.name
 
 
 def _listed(hub: Any, name: HubName, label: str, offline: bool, emit: Emit) -> tuple[dict[str, int], str]:

@@ -180,7 +180,7 @@ def _text(path: Path, head: bytes) -> Kind:
         for cells in csv.reader(text[: text.rfind("\n") + 1 or None].splitlines(True), delimiter=delimiter)
     ]
     counts = [count for count in counts[:20] if count]
-    if min(counts) < 2 or len(set(counts)) > 1:
+    if not counts or min(counts) < 2 or len(set(counts)) > 1:
         shown = first if len(first) <= 40 else f"{first[:40]}..."
         raise ConfigError(
             f"{path} is plain text, not rows; it begins with '{shown}'. Nothing was started.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,16 +94,16 @@ class Reader:
                     raise values
                 if not names:
                     names = tuple(values)
-                    found = naming.guess(names)
-                    fixed = self._given or (found if found and found.guessed else None)
-                    self.columns = self.columns or found
+                    fixed = self._first(names)
+                elif fixed and fixed.guessed and (new := [name for name in values if name not in names]):
+                    fixed, names = self._wider(fixed, (*names, *new)), (*names, *new)
                 if table.kind.delimiter == "\t" and any(
                     "\t" in cell and "\n" in cell for cell in values.values()
                 ):
                     self.joined.append(
                         f"{name}:{number}"
                     )  # one cell, or rows from one quotation mark to the next
-                columns = fixed or naming.own(values)
+                columns = fixed or _own(tuple(values))
                 if columns is None:
                     raise Fault(f"no conversation: a row needs {SHAPES}")
                 self._keep(replace(row_of(values, columns, table.classes), line=number, file=name))
@@ -112,6 +113,33 @@ class Reader:
                     self._faults.append(f"{name}:{number}: {fault}")
         return names
 
+    def _first(self, names: tuple[str, ...]) -> Columns | None:
+        """The columns by those of a file's first record; None if each record is read by its own."""
+        found = self._by_names(names)
+        self.columns = self.columns or found
+        return found if found and (found is self._given or found.guessed) else None
+
+    def _by_names(self, names: Sequence[str]) -> Columns | None:
+        """The given columns, else a guess; a guess for another split may be extended by one for this file."""
+        found = naming.guess(names)
+        if self._given and not (self._given.guessed and found and _extends(found, self._given)):
+            return self._given
+        return found
+
+    def _wider(self, fixed: Columns, names: tuple[str, ...]) -> Columns:
+        """The columns of records that have `names` altogether, where the guess for the first was `fixed`.
+
+        Raises `Fault` when the columns of later records make another guess, or none.
+        """
+        found = naming.guess(names)
+        if found is None or not _extends(found, fixed):
+            raise Fault(
+                f"its columns are not those of the first row: name them with {naming.proposal(names)}"
+            )
+        if self.columns is fixed:
+            self.columns = found
+        return found
+
     def _keep(self, row: Row) -> None:
         earlier = self._rows.setdefault(row.id, row)
         self.copies += earlier is not row
@@ -120,7 +148,7 @@ class Reader:
 
     def _check(self, path: Path, table: Table, names: Sequence[str]) -> Columns:
         """The columns to read a file by. Raises `ConfigError` when it lacks them, or when they are not plain."""
-        columns = self._given or naming.guess(names)
+        columns = self._by_names(names)
         here = ", ".join(names)
         if columns is None:
             raise ConfigError(
@@ -136,6 +164,24 @@ class Reader:
             )
         self.columns = self.columns or columns
         return columns
+
+
+@functools.lru_cache(maxsize=256)
+def _own(names: tuple[str, ...]) -> Columns | None:
+    """The columns of a record in one of edgekit's own shapes, with what more can be guessed; None for any other record.
+
+    Raises `Fault` when a column that may belong to the prompt would be left out.
+    """
+    own, found = naming.own(names), naming.guess(names)
+    if own and found is None and not own.missing(names):
+        raise Fault(
+            f"which columns belong to the prompt is not plain: name them with {naming.proposal(names)}"
+        )
+    return found if own and found and _extends(found, own) else own
+
+
+def _extends(columns: Columns, others: Columns) -> bool:
+    return columns.of.items() >= others.of.items()
 
 
 def _open(path: Path, kind: Kind) -> Table:

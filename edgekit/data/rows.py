@@ -76,7 +76,17 @@ def _identity(given: Any, messages: Sequence[Message]) -> str:
     if given is None or given == "":
         content = json.dumps([dict(message) for message in messages], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
-    return str(given)
+    return _encodable(str(given), "'id'")
+
+
+def _encodable(text: str, where: str) -> str:
+    """The same text. Raises `Fault` when it has half of a surrogate pair, which no tokenizer or file takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise Fault(f"{where} has half of a surrogate pair (\\u{code:04x}), which is not text") from error
+    return text
 
 
 def _value(values: Mapping[str, Any], column: str, classes: Mapping[str, tuple[str, ...]]) -> Any:
@@ -99,8 +109,10 @@ def _value(values: Mapping[str, Any], column: str, classes: Mapping[str, tuple[s
 
 def _text(value: Any, column: str) -> str | None:
     """A text as it is, and a number or a date in its usual form; None for an empty value."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _encodable(value, f"'{column}'")
     if isinstance(value, list | dict | bytes):
         raise Fault(
             f"'{column}' must be text, not {'bytes' if isinstance(value, bytes) else 'a list or an object'}"
@@ -124,7 +136,9 @@ def _conversation(value: Any, column: str) -> list[Message]:
         except (ValueError, RecursionError) as error:
             raise Fault(f"'{column}' is not a list of messages in JSON") from error
     if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+        if len({len(part) for part in value.values()}) > 1:
+            raise Fault(f"'{column}' has lists of unequal length under {', '.join(map(ascii, value))}")
+        value = [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
     if not isinstance(value, list) or not value:
         raise Fault(f"'{column}' must be a list of messages")
     messages: list[Message] = []
@@ -138,6 +152,7 @@ def _conversation(value: Any, column: str) -> list[Message]:
             raise Fault(f"message {index} has no string under 'content'")
         if not isinstance(role, str) or role not in ROLES:
             raise Fault(f"message {index} has the role {role!r}; use system, user or assistant")
+        content = _encodable(content, f"message {index} of '{column}'")
         messages.append({"role": ROLES[role], "content": content})
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise Fault("no answer: the last message must have the role assistant and must not be empty")

@@ -61,6 +61,8 @@ def _object(line: str) -> Mapping[str, Any] | Fault:
         return Fault(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
         return Fault("not JSON: nested too deeply")
+    except ValueError:
+        return Fault("not JSON that can be read: it has a number with too many digits")
     return value if isinstance(value, dict) else Fault("not a JSON object")
 
 
@@ -75,6 +77,12 @@ def _json_list(path: Path, kind: Kind) -> Iterator[Record]:
         ) from error
     except RecursionError as error:
         raise ConfigError(f"{path} is JSON that is nested too deeply.", EXAMPLE) from error
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} cannot be read: it has a number with too many digits. Nothing was started.", EXAMPLE
+        ) from error
     if isinstance(found, dict):
         keys = ", ".join(list(found)[:8])
         raise ConfigError(

@@ -13,6 +13,7 @@ from pyarrow import ipc, parquet
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert
 from edgekit.data.dataset import DataOptions, load_dataset, load_questions
+from edgekit.data.files import within
 
 FEATURES = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
 
@@ -119,7 +120,36 @@ def test_three_jsonl_files_are_read_whatever_else_is_there(tmp_path: Path) -> No
         records = [{"prompt": record["text"], "completion": "a"} for record in rows(5, start)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, records)))
     write_csv(tmp_path / "train.csv", rows(3))
-    assert load_dataset(str(tmp_path)).rows == {"train": 5, "validation": 5, "test": 5}
+    found = load_dataset(str(tmp_path))
+    assert found.rows == {"train": 5, "validation": 5, "test": 5}
+    assert found.form["files"] == "not used: train.csv"
+
+
+def test_files_that_are_not_used_or_are_put_together_are_told(tmp_path: Path) -> None:
+    for n, name in enumerate(
+        ("train-a.csv", "train-b.csv", "dev.csv", "test-00000-of-00002.csv", "extra.csv")
+    ):
+        write_csv(tmp_path / name, rows(5, 10 * n))
+    write_csv(tmp_path / "test-00001-of-00002.csv", rows(5, 90))
+    found = load_dataset(str(tmp_path))
+    assert found.rows == {"train": 10, "validation": 5, "test": 10}
+    assert found.form["files"] == "not used: extra.csv; read together as train: train-a.csv, train-b.csv"
+
+
+@pytest.mark.parametrize("name", ["/etc/train.csv", "..\\train.csv", "data/../../train.csv"])
+def test_a_list_of_files_names_none_outside_its_folder(name: str) -> None:
+    assert within("org/rows", ["data/train.csv"]) == ["data/train.csv"]
+    with pytest.raises(ConfigError, match="not within it"):
+        within("org/rows", ["data/train.csv", name])
+
+
+def test_a_column_that_only_the_test_rows_have_is_read(tmp_path: Path) -> None:
+    for name, more in (("train", {}), ("dev", {}), ("test", {"system": "Be brief."})):
+        write_csv(
+            tmp_path / f"{name}.csv", [{"question": f"{name} {n}", "answer": "a", **more} for n in range(3)]
+        )
+    found = load_dataset(str(tmp_path))
+    assert [[len(row.messages) for row in part] for part in (found.train, found.test)] == [[2] * 3, [3] * 3]
 
 
 def test_faults_of_all_files_are_told_together(tmp_path: Path) -> None:

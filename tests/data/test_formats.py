@@ -157,6 +157,24 @@ GUESSED = [
     ({"id": "7", "question": "q", "response": "a"}, "prompt=question,completion=response,id=id"),
     ({"prompt": "q", "response": "a", "label": "l"}, "prompt=prompt,completion=response,label=label"),
 ]
+LATER: list[tuple[Record, Record, list[str]]] = [
+    (
+        {"question": "q", "answer": "a"},
+        {"question": "r", "answer": "b", "system": "Be brief."},
+        ["Be brief.", "r", "b"],
+    ),
+    (
+        {"instruction": "q", "response": "a"},
+        {"instruction": "r", "input": "Long.", "response": "b"},
+        ["r\n\nLong.", "b"],
+    ),
+    (
+        {"instruction": "q", "output": "a"},
+        {"instruction": "r", "context": "Long.", "output": "b"},
+        ["r\n\nLong.", "b"],
+    ),
+    ({"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "b", "note": "x"}, ["r", "b"]),
+]
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
@@ -173,9 +191,43 @@ def test_plain_columns_are_guessed(record: Record, columns: str, name: str, tmp_
     assert "guessed" in reader.text
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize(("first", "later", "texts"), LATER, ids=range(len(LATER)))
+def test_columns_that_only_later_rows_have_are_read(
+    first: Record, later: Record, texts: list[str], name: str, tmp_path: Path
+) -> None:
+    WRITERS[name](tmp_path / name, [first, later, {**first, next(iter(first)): "s"}])
+    rows = read_rows(tmp_path / name)
+    assert [[message["content"] for message in row.messages] for row in rows] == [
+        ["q", "a"],
+        texts,
+        ["s", "a"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ({"question": "q", "answer": "a"}, {"context": "Long.", "question": "r", "answer": "b"}),
+        ({"question": "q", "response": "a"}, {"question": "r", "response": "b", "answer": "c"}),
+        ({"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "b", "context": "Long."}),
+    ],
+)
+def test_a_later_row_with_columns_of_another_guess_is_a_fault(
+    first: Record, later: Record, tmp_path: Path
+) -> None:
+    as_jsonl(tmp_path / "rows.jsonl", [first, later, {**first, next(iter(first)): "s"}, later])
+    with pytest.raises(ConfigError) as caught:
+        read_rows(tmp_path / "rows.jsonl")
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["rows.jsonl:2:", "rows.jsonl:4:"]
+    assert all("--columns prompt=" in fault for fault in caught.value.faults)
+
+
 @pytest.mark.parametrize(
     ("record", "proposal"),
     [
+        ({"context": "c", "question": "q", "answer": "a"}, "prompt=question,completion=answer,input=context"),
+        ({"prompt": "q", "completion": "a", "context": "c"}, "completion=completion,input=context"),
         ({"prompt": "q", "label": "safe"}, "--columns prompt=prompt,completion=label"),
         ({"text": "q", "summary": "a"}, "--columns prompt=text,completion=COLUMN"),
         ({"text": "q", "review": "a", "label": "x"}, "--columns prompt=text,completion=label"),
@@ -237,6 +289,11 @@ def test_a_system_prompt_and_the_context_belong_to_the_row(tmp_path: Path) -> No
     as_csv(tmp_path / "rows.csv", [record])
     (row,) = read_rows(tmp_path / "rows.csv")
     assert [message["content"] for message in row.messages] == ["Be brief.", "Sum up.\n\nLong.", "Short."]
+    alpaca = {"instruction": "Sum up.", "context": "Page 3", "input": "Long.", "output": "Short."}
+    for name in ("rows.csv", "rows.jsonl"):
+        WRITERS[name](tmp_path / name, [alpaca])
+        (row,) = read_rows(tmp_path / name)
+        assert row.messages[0]["content"] == "Sum up.\n\nLong."
 
 
 BAD: dict[str, tuple[bytes, str]] = {
@@ -265,6 +322,11 @@ BAD: dict[str, tuple[bytes, str]] = {
     "bits.jsonl": (b"\x00\x01\x02\x03", "a binary file of an unknown kind"),
     "splits.json": (b'{\n"train": [["q", "a"]]}', "one JSON object with the keys train, not a list of rows"),
     "cut.json": (b'[{"prompt": "q"', "not valid JSON"),
+    "digits.json": (
+        b'[{"prompt": "q", "completion": ' + b"9" * 5000 + b"}]",
+        "a number with too many digits",
+    ),
+    "blank.txt": (b"\n\nfoo", "plain text, not rows; it begins with 'foo'"),
 }
 
 

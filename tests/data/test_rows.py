@@ -59,6 +59,33 @@ def test_every_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
     assert "no answer" in caught.value.faults[1]
 
 
+def test_what_is_not_text_is_named_with_its_column(tmp_path: Path) -> None:
+    """Planted: half of a surrogate pair in each place, a number that Python does not read, lists of unequal length."""
+    talk = [{"role": "user", "content": "q\ud83d"}, {"role": "assistant", "content": "r"}]
+    file = write(
+        tmp_path / "rows.jsonl",
+        {"prompt": "q\ud83d", "completion": "r"},
+        {"prompt": "q", "completion": "\ude00r"},
+        {"prompt": "q", "completion": "r", "id": "a\ud83d"},
+        {"messages": talk},
+        '{"prompt": "q", "completion": ' + "9" * 5000 + "}",
+        {"messages": {"role": ["user", "assistant", "user"], "content": ["q", "r"]}},
+        {"prompt": "\U0001f600", "completion": "a whole pair"},
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_rows(file)
+    words = [
+        "'prompt' has half",
+        "'completion' has half",
+        "'id' has half",
+        "message 1 of 'messages' has half",
+    ]
+    words += ["a number with too many digits", "lists of unequal length under 'role', 'content'"]
+    assert len(caught.value.faults) == len(words)
+    for number, (fault, word) in enumerate(zip(caught.value.faults, words, strict=True), start=1):
+        assert fault.startswith(f"rows.jsonl:{number}: ") and word in fault and fault.isascii()
+
+
 def test_an_id_with_two_texts_is_a_fault_and_an_exact_copy_is_not(tmp_path: Path) -> None:
     row = {"id": "a", "prompt": "q", "completion": "r"}
     assert len(read_rows(write(tmp_path / "copy.jsonl", row, row))) == 1
