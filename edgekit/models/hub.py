@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -180,6 +181,11 @@ class _Download:
         from huggingface_hub.file_download import repo_folder_name
 
         digest = str(file.lfs.sha256)
+        if not re.fullmatch("[0-9a-f]{64}", digest):  # it becomes a file's name
+            raise CorruptError(
+                f"The hub's list of {self.repository} has no valid SHA-256 for {file.rfilename}. It was not downloaded.",
+                "Use another revision of the model, or a folder on this machine.",
+            )
         blobs = cache_folder() / repo_folder_name(repo_id=self.repository, repo_type="model") / "blobs"
         blob, part = blobs / digest, blobs / f"{digest}.edgekit-part"
         with locked(part.with_suffix(".lock")):  # a second process waits, and then finds the file there

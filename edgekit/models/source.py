@@ -190,7 +190,26 @@ def read_config(folder: Path) -> dict[str, Any]:
             "edgekit does not support trust_remote_code.",
             "Use a model whose architecture is part of transformers.",
         )
+    _check_tokenizer(folder)
     return config
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raise `UnsupportedError` when only the folder's own code has its tokenizer: another one would split text differently."""
+    settings = tokenizer_files.read_object(folder / "tokenizer_config.json")
+    name = settings.get("tokenizer_class")
+    if AUTO_MAP not in settings or not isinstance(name, str) or not name:
+        return
+    try:
+        from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+    except ModuleNotFoundError as error:
+        raise missing_part(error) from error
+    if not any(tokenizer_class_from_name(one) for one in (name, name.removesuffix("Fast"), f"{name}Fast")):
+        raise UnsupportedError(
+            f"{folder} requires custom code (auto_map), as transformers has no tokenizer {name}. "
+            "edgekit does not support trust_remote_code.",
+            "Use a model whose tokenizer is part of transformers.",
+        )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

@@ -170,6 +170,23 @@ def test_a_part_that_is_not_of_this_file_is_found_by_its_digest(
     assert source.path is not None and weights(source.path) == weights(remote)
 
 
+def test_a_digest_that_is_a_path_is_never_written_to(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the hub's SHA-256 becomes a file's name in the cache."""
+    listed = edgekit_hub.wanted
+
+    def planted(*given: Any) -> list[Any]:
+        files = listed(*given)
+        for file in files:
+            if file.lfs:
+                file.lfs.sha256 = "../../../planted"
+        return files
+
+    monkeypatch.setattr(edgekit_hub, "wanted", planted)
+    with pytest.raises(CorruptError, match="no valid SHA-256 for model.safetensors"):
+        model.fetch(model.resolve(NAME))
+    assert not list(edgekit_hub.cache_folder().parent.rglob("*planted*"))
+
+
 def test_offline_a_model_comes_from_the_cache_or_what_is_missing_is_named(
     hub: Hub, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,26 @@ def test_an_architecture_that_only_the_folder_has_is_refused(small_model: Path, 
     assert not list(tmp_path.rglob("RAN"))
 
 
+def test_a_tokenizer_that_only_the_folder_has_is_refused(small_model: Path, tmp_path: Path) -> None:
+    """Planted: transformers would read `tokenizer.json` in its own way instead, without a word."""
+    folder = hostile(small_model, tmp_path / "hostile")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    for known in ("PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizerFast", "Qwen2Tokenizer"):
+        file.write_text(json.dumps({**settings, "tokenizer_class": known}))
+        model.describe(model.resolve(str(folder)))
+    for unknown in ("EvilTokenizer", "EvilTokenizerFast"):
+        file.write_text(json.dumps({**settings, "tokenizer_class": unknown}))
+        with pytest.raises(UnsupportedError, match=f"transformers has no tokenizer {unknown}"):
+            model.describe(model.resolve(str(folder)))
+        with pytest.raises(UnsupportedError, match=f"transformers has no tokenizer {unknown}"):
+            model.bring_in(model.resolve(str(folder)), tmp_path / unknown)
+    del settings["auto_map"]
+    file.write_text(json.dumps({**settings, "tokenizer_class": "EvilTokenizer"}))
+    model.describe(model.resolve(str(folder)))
+    assert not list(tmp_path.rglob("RAN"))
+
+
 def test_a_folder_comes_in_with_its_provenance(tiny_llama: Path, tmp_path: Path) -> None:
     model.bring_in(model.resolve(str(tiny_llama)), tmp_path / "out")
     found = json.loads((tmp_path / "out" / "edgekit.json").read_text())
