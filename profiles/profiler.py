@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit.base.child import SAFE_PATH
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Emit, Measured, Progress, ignore
 from edgekit.base.hardware import fingerprint
@@ -91,6 +93,7 @@ def _probe(task: dict[str, Any]) -> dict[str, Any] | str:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **SAFE_PATH},
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

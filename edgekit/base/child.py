@@ -25,6 +25,10 @@ SAMPLED_S = 0.02
 SHOWN = 200  # characters of the last line that the process wrote
 
 
+# Python would import modules from the current folder first, which may be that of a stranger's model.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+
 class Child:
     """A running module, as a context manager that ends the process on exit.
 
@@ -41,7 +45,7 @@ class Child:
     ) -> None:
         command = [sys.executable, "-m", "edgekit.base.child", str(memory_mib or 0), module, *arguments]
         # ggml would start a debugger to print a backtrace
-        environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+        environment = {**os.environ, "GGML_NO_BACKTRACE": "1", **SAFE_PATH}
         self._open = ExitStack()
         self._output = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         self._errors = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115

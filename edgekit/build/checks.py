@@ -153,7 +153,7 @@ def verify(
         try:
             found = prove.opened(
                 runtime,
-                prove.Expected(facts, store, budget),
+                prove.Expected(facts, store, budget, own=True),
                 scored[last],
                 artifact.format,
                 text_stage=first,

@@ -5,12 +5,14 @@ there. Nobody who writes a file can change that, so it is not a fault of the fil
 such a text would lose it. So each deviation is told, with its consequence, and the gate `deviations` fails only if the
 rows, answers or prompts contain a text that it spoils.
 
-Only added tokens and the texts in `battery.MARKERS` may deviate: a runtime recognises them by their text. Whatever else
-differs is a fault, and fails the gates in `proof.text_path`.
+Only llama.cpp has ways of its own, and only for the texts that it knows (`battery.MARKERS`) and for those that its
+converter takes for control tokens (`LOOKS_SPECIAL`). Whatever else differs is a fault, and fails the gates in
+`proof.text_path`. What other converters leave out, edgekit's own files hold: in a build it is a fault (`own`).
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +26,9 @@ from edgekit.registry import GuessesStops, Runtime
 
 EXAMPLES = 8
 FILLER = ("<unused", "<|reserved", "<reserved")  # tokens that makers keep for later; named after all others
+NAMES_TOKENS = "llama.cpp"  # the runtime that knows tokens by their text
+# What llama.cpp's converter takes for a control token (`does_token_look_special` in `conversion/base.py`).
+LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 META_SPACE = "\u2581"  # stands for a space in the vocabularies of SentencePiece
 
 
@@ -39,6 +44,10 @@ KINDS = {
     "hidden_tokens": Kind(
         "{runtime} does not show {tokens} of the model",
         "An answer that contains such a text loses it.",
+    ),
+    "marked_tokens": Kind(
+        "The file marks {tokens} as control tokens, which the model shows",
+        "An answer that contains such a text loses it. llama.cpp's converter does so; a file written by edgekit shows them.",
     ),
     "end_tokens": Kind(
         "The tools of {runtime} end an answer also at {tokens} that the model goes on after",
@@ -85,27 +94,39 @@ class Deviation:
 class Deviations:
     """The deviations of one opened file; the gates ask it whether a difference is explained by one of them."""
 
-    def __init__(self, runtime: Runtime, facts: ReferenceFacts) -> None:
+    def __init__(self, runtime: Runtime, facts: ReferenceFacts, *, own: bool = False) -> None:
         self._runtime = runtime
         self._facts = facts
+        self._own = own  # the file was written by this build
+        self._known = MARKERS if runtime.name == NAMES_TOKENS else []
         self._seen: set[str] = set()
 
     @cached_property
     def markers(self) -> dict[int, str]:
-        """The tokens that a runtime may treat in its own way, with their texts."""
-        known = {id_: text for text in MARKERS if (id_ := self._facts.vocabulary.get(text)) is not None}
-        return known | dict(self._facts.token_texts)
+        """The tokens that the runtime knows by their text."""
+        vocabulary = self._facts.vocabulary
+        return {vocabulary[text]: text for text in self._known if text in vocabulary}
+
+    @cached_property
+    def marked(self) -> dict[int, str]:
+        """The other tokens that a converter may have taken for control tokens."""
+        if self._own or self._runtime.name != NAMES_TOKENS:
+            return {}
+        added = self._facts.token_texts.items()
+        return {id_: text for id_, text in added if LOOKS_SPECIAL.fullmatch(text) and id_ not in self.markers}
 
     @cached_property
     def hidden(self) -> dict[int, str]:
-        """The markers that the reference shows and the runtime does not."""
+        """The markers and marked tokens that the reference shows and the runtime does not."""
         shown = {
             ids[0]
             for ids, text in zip(self._facts.ids, self._facts.decoded, strict=True)
             if len(ids) == 1 and text
         }
         asked = {
-            id_: text for id_, text in self.markers.items() if id_ in shown and id_ < self._runtime.vocab_size
+            id_: text
+            for id_, text in {**self.markers, **self.marked}.items()
+            if id_ in shown and id_ < self._runtime.vocab_size
         }
         return {id_: text for id_, text in asked.items() if not self._runtime.decode([id_])}
 
@@ -126,7 +147,7 @@ class Deviations:
             if self._runtime.encode(prepared) == list(expected):
                 self._seen.add(kind)
                 return True
-        if META_SPACE in text and self._shown_alike(text, expected):
+        if self._spaces(text) and self._shown_alike(text, expected):
             self._seen.add("typed_spaces")
             return True
         claimed = {id_: marker for id_, marker in self._claimed.items() if marker in text}
@@ -137,6 +158,19 @@ class Deviations:
             expected
         )
 
+    def _spaces(self, text: str) -> bool:
+        """Whether `text` has characters that the vocabulary uses for spaces, and no added token but runs of them."""
+        if META_SPACE not in text or self._runtime.name != NAMES_TOKENS or not self._uses_meta_space:
+            return False
+        added = (token for token in self._facts.token_texts.values() if token.strip(META_SPACE))
+        return not any(token in text for token in added)
+
+    @cached_property
+    def _uses_meta_space(self) -> bool:
+        """Whether the reference shows the character as a space."""
+        shown = dict(zip(self._facts.texts, self._facts.decoded, strict=True))
+        return shown.get(META_SPACE) == " "
+
     def _shown_alike(self, text: str, expected: Sequence[int]) -> bool:
         """Whether the runtime shows its own ids of `text` as it shows the `expected` ones, or as `text` itself."""
         return self._runtime.decode(self._runtime.encode(text)) in (self._runtime.decode(expected), text)
@@ -144,10 +178,9 @@ class Deviations:
     @cached_property
     def _claimed(self) -> dict[int, str]:
         """The markers that the runtime reads as one token, and the reference as several."""
-        tokens = {text: self._facts.vocabulary[text] for text in MARKERS if text in self._facts.vocabulary}
         return {
             id_: text
-            for text, id_ in tokens.items()
+            for id_, text in self.markers.items()
             if len(self._ids_of(text)) > 1 and self._runtime.encode(text) == [id_]
         }
 
@@ -157,6 +190,8 @@ class Deviations:
 
     def _prepared(self, text: str) -> Iterable[tuple[str, str]]:
         """Each kind of text that deviates, with `text` as the advice for that kind asks."""
+        if self._own or self._runtime.name != NAMES_TOKENS:
+            return
         if (normal := unicodedata.normalize("NFC", text)) != text:
             yield "unicode_form", normal
 
@@ -170,7 +205,12 @@ class Deviations:
     def found(self) -> list[Deviation]:
         """Every deviation, after the gates have asked about all differences."""
         return [
-            *self._of_tokens("hidden_tokens", self.hidden),
+            *self._of_tokens(
+                "hidden_tokens", {i: text for i, text in self.hidden.items() if i in self.markers}
+            ),
+            *self._of_tokens(
+                "marked_tokens", {i: text for i, text in self.hidden.items() if i in self.marked}
+            ),
             *self._of_tokens("end_tokens", self.ends),
             *self._of_tokens("claimed_texts", self._claimed),
             *self._of_text("unicode_form", lambda text: not unicodedata.is_normalized("NFC", text)),

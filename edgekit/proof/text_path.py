@@ -19,10 +19,13 @@ from edgekit.registry import GuessesStops, Runtime
 
 
 def identity(
-    runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str
+    runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str, *, own: bool = False
 ) -> tuple[list[GateResult], list[Deviation]]:
-    """The gates on the text path of an opened file, named `prefix.tokenizer_identity` and so on, and its deviations."""
-    own_way = Deviations(runtime, facts)
+    """The gates on the text path of an opened file, named `prefix.tokenizer_identity` and so on, and its deviations.
+
+    `own` is for files that this build wrote, which lack nothing that edgekit's exporters write.
+    """
+    own_way = Deviations(runtime, facts, own=own)
     gates = [
         tokenizer_identity(runtime, facts, own_way, prefix, stage),
         detokenization(runtime, facts, own_way, prefix, stage),

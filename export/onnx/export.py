@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.artifacts import remove
+from edgekit.base.child import SAFE_PATH
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress
 from edgekit.base.parts import missing_part
@@ -152,6 +153,7 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "GIT_DIR": os.devnull,
+        **SAFE_PATH,
     }
     command = [sys.executable, "-m", "edgekit.export.onnx.build"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:

@@ -26,6 +26,7 @@ class Shown(FakeRuntime):
     hides: tuple[int, ...] = ()
     guessed_stop_ids: frozenset[int] = frozenset()
     normalises: bool = False
+    name: str = "llama.cpp"
 
     def decode(self, ids: Sequence[int]) -> str:
         texts = {id_: text.encode() for text, id_ in TOKENS.items() if id_ > 258 and id_ not in self.hides}
@@ -39,8 +40,10 @@ def facts(*contents: str, normalises: bool = False) -> ReferenceFacts:
     return ReferenceFacts.of(Shown(TABLE, normalises=normalises), contents=contents)
 
 
-def judged(runtime: FakeRuntime, reference: ReferenceFacts) -> tuple[dict[str, GateResult], list[Deviation]]:
-    gates, found = text_path.identity(runtime, reference, "gguf", "export.gguf")
+def judged(
+    runtime: FakeRuntime, reference: ReferenceFacts, *, own: bool = False
+) -> tuple[dict[str, GateResult], list[Deviation]]:
+    gates, found = text_path.identity(runtime, reference, "gguf", "export.gguf", own=own)
     return {gate.name.removeprefix("gguf."): gate for gate in gates if not gate.passed}, found
 
 
@@ -51,20 +54,33 @@ def test_a_runtime_like_the_reference_has_no_deviation() -> None:
 def test_hidden_tokens_are_told_and_pass() -> None:
     failed, found = judged(Shown(TABLE, hides=(259, 260)), facts("a row"))
     assert failed == {}
-    assert [(deviation.kind, deviation.count, deviation.texts) for deviation in found] == [
-        ("hidden_tokens", 2, ("</s>", "<unused0>"))
+    assert [(deviation.kind, deviation.texts) for deviation in found] == [
+        ("hidden_tokens", ("</s>",)),
+        ("marked_tokens", ("<unused0>",)),
     ]
     assert str(found[0]) == (
-        "fake does not show 2 tokens of the model: '</s>', '<unused0>'. "
-        "An answer that contains such a text loses it."
+        "llama.cpp does not show 1 token of the model: '</s>'. An answer that contains such a text loses it."
     )
+
+
+def test_what_llama_cpps_converter_leaves_out_is_a_fault_in_a_file_of_edgekit() -> None:
+    hidden, plain = Shown(TABLE, hides=(260,)), Shown(TABLE)
+    assert list(judged(hidden, facts(), own=True)[0]) == ["detokenization"]
+    assert list(judged(plain, facts(normalises=True), own=True)[0]) == ["tokenizer_identity"]
+    assert judged(Shown(TABLE, hides=(259,)), facts(), own=True)[0] == {}  # llama.cpp hides it in every file
+
+
+def test_another_runtime_has_no_way_of_its_own() -> None:
+    assert list(judged(Shown(TABLE, hides=(259,), name="onnxruntime"), facts())[0]) == ["detokenization"]
+    failed, _ = judged(Shown(TABLE, name="onnxruntime"), facts(normalises=True))
+    assert list(failed) == ["tokenizer_identity"]
 
 
 def test_a_row_with_a_hidden_token_is_refused_with_the_reason() -> None:
     failed, _ = judged(Shown(TABLE, hides=(259,)), facts("fine", "close it with </s> here"))
     assert list(failed) == ["deviations"] and failed["deviations"].value == 0.0
     assert failed["deviations"].detail.startswith(
-        "the rows contain 'close it with </s> here', and fake does not show 1 token of the model: '</s>'"
+        "the rows contain 'close it with </s> here', and llama.cpp does not show 1 token of the model: '</s>'"
     )
 
 
@@ -143,6 +159,7 @@ class LosesAMark(Shown):
     ("runtime", "gate"),
     [
         (HidesAWord(TABLE, hides=(259,)), "detokenization"),
+        (Shown(TABLE, hides=(261,)), "detokenization"),  # "<tool_call>" marked as a control token
         (LosesAMark(TABLE, hides=(259,)), "tokenizer_identity"),
         (Shown(TABLE, hides=(259,), special={**TOKENS, "</s>": 260, "<unused0>": 259}), "tokenizer_identity"),
         (Shown(TABLE, guessed_stop_ids=frozenset({ord(",")})), "stop_ids"),  # an ordinary token ends answers
@@ -152,7 +169,7 @@ class LosesAMark(Shown):
             "stop_ids",
         ),  # serves without a stop
     ],
-    ids=["word", "mark", "swapped", "comma", "named", "missing"],
+    ids=["word", "tool call", "mark", "swapped", "comma", "named", "missing"],
 )
 def test_a_fault_is_no_deviation(runtime: FakeRuntime, gate: str) -> None:
     failed, _ = judged(runtime, facts(normalises=isinstance(runtime, LosesAMark)))
@@ -160,7 +177,14 @@ def test_a_fault_is_no_deviation(runtime: FakeRuntime, gate: str) -> None:
 
 
 def test_examples_name_rare_tokens_before_those_kept_for_later() -> None:
-    runtime = Shown(TABLE, hides=(259, 260, 261))
-    (found,) = judged(runtime, facts())[1]
-    assert found.texts == ("</s>", "<tool_call>", "<unused0>")
+    special = {**TOKENS, "<|a|>": 259}
+    del special["</s>"]
+
+    class Other(Shown):
+        def decode(self, ids: Sequence[int]) -> str:
+            return super().decode(ids).replace("</s>", "<|a|>")
+
+    reference = ReferenceFacts.of(Other(TABLE, special=special))
+    (found,) = judged(Other(TABLE, special=special, hides=(259, 260)), reference)[1]
+    assert found.texts == ("<|a|>", "<unused0>")
     assert found.to_json()["texts"] == list(found.texts)
