@@ -51,6 +51,7 @@ QUANTIZE = "quantize.gguf"
 QUANTIZE_PACKAGES = (*PACKAGES, "llama-cpp-python")
 QUANTIZE_MODULES = (
     "edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix", "edgekit.export.gguf.stream",
+    "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
 )  # fmt: skip
 LARGEST_FLOAT_FILE_MIB = 1024
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -148,7 +149,9 @@ def steps(options: GgufExport) -> list[ExportStep]:
     kinds = options.model_dump(include={"type", "token_embedding_type", "tensor_types"})
     return [
         floats,
-        ExportStep(QUANTIZE, kinds, "model.gguf", quantize_floats, QUANTIZE_PACKAGES, QUANTIZE_MODULES),
+        ExportStep(
+            QUANTIZE, {**given, **kinds}, "model.gguf", quantize_floats, QUANTIZE_PACKAGES, QUANTIZE_MODULES
+        ),
     ]
 
 

@@ -84,6 +84,22 @@ def check_graph(facts: Facts, graph: Graph, network: Any) -> None:
     _check_factors(facts, graph, network)
     for op in sorted({node.op for node in graph.nodes} - OPERATORS):
         facts.add(False, f"the graph has the operator {op}, which the model does not use")
+    _check_branches(facts, graph, network)
+
+
+def _check_branches(facts: Facts, graph: Graph, network: Any) -> None:
+    """Check that the graph branches only for longrope's two pairs of tables, by a comparison of lengths."""
+    tables = {name for node in graph.nodes if node.op in (ATTENTION, ROTARY) for name in _tables(node)}
+    rope = getattr(network.config, "rope_parameters", None) or {}
+    longrope = rope.get("full_attention", rope).get("rope_type") == "longrope"
+    for node in graph.nodes:
+        if node.op == "If":
+            condition = graph.makers.get(node.input(0))
+            compares = condition is not None and condition.op == "Greater"
+            facts.add(
+                longrope and compares and set(node.outputs) <= tables,
+                f"the graph branches at {node.name or node.outputs[0]}, and the model does not",
+            )
 
 
 def _attentions(graph: Graph) -> Iterator[tuple[int, Node]]:

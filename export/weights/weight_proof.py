@@ -83,7 +83,8 @@ def prove_weights(
     """The gate on the weights, and every tensor's error, worst first.
 
     `references` holds the reference of each stored tensor by name. Tensors without a reference are left out, because the
-    gate on the structure reports them. Faulty tensors are read a second time to find out what they hold instead.
+    gate on the structure reports them. Faulty tensors are read a second time to find out what they hold instead. The gate
+    fails when no tensor could be compared.
     """
     known = [tensor for tensor in stored if tensor.name in references]
     errors: list[TensorError] = []
@@ -100,6 +101,8 @@ def prove_weights(
             note = explain(tensors[error.name], references[error.name], references)
             errors[place] = replace(error, note=note)
     notes = {error.name: error.note for error in errors if error.note}
-    worst = f", the worst {errors[0].name} at {errors[0].excess:.2f} of its limit" if errors else ""
+    if not errors:
+        return gate(name, 1, ["no tensor could be compared"], "", stage), errors
+    worst = f", the worst {errors[0].name} at {errors[0].excess:.2f} of its limit"
     clean = f"{len(errors)} tensors are the model's up to rounding{worst}"
     return gate(name, len(errors), sum_up(notes), clean, stage), errors

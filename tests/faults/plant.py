@@ -336,6 +336,29 @@ def plant_onnx_rope_base(folder: Path) -> None:
         data.flush()  # type: ignore[attr-defined]
 
 
+def plant_onnx_branch(folder: Path) -> None:
+    """An `If` behind the logits: its branches could return anything."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    graph, helper = model.graph, onnx.helper
+    value = "logits"
+    place, maker = next((i, n) for i, n in enumerate(graph.node) if value in n.output)
+    maker.output[list(maker.output).index(value)] = f"{value}_own"
+    limits = [helper.make_tensor(f"limit_{n}", onnx.TensorProto.INT64, [], [n]) for n in (1, 2)]
+    graph.initializer.extend(limits)
+    branches = {
+        branch: helper.make_graph(
+            [helper.make_node("Identity", [f"{value}_own"], [f"{value}_{branch}"])],
+            branch,
+            [],
+            [helper.make_tensor_value_info(f"{value}_{branch}", onnx.TensorProto.FLOAT, None)],
+        )
+        for branch in ("then_branch", "else_branch")
+    }
+    graph.node.insert(place + 1, helper.make_node("Greater", ["limit_1", "limit_2"], ["chosen"]))
+    graph.node.insert(place + 2, helper.make_node("If", ["chosen"], [value], name="/lm_head/If", **branches))
+    onnx.save(model, folder / "model.onnx")
+
+
 def plant_onnx_norm_epsilon(folder: Path) -> None:
     """Another norm epsilon in layer 1."""
     model = onnx.load(folder / "model.onnx", load_external_data=False)

@@ -21,12 +21,15 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import StageError
 from edgekit.base.events import Alert, Event, ignore
-from edgekit.containers.gguf import read_gguf
+from edgekit.containers.gguf import GgufLayout, read_gguf
 from edgekit.export.gguf import convert as conversion
-from edgekit.export.gguf import converter
+from edgekit.export.gguf import converter, name_proof
 from edgekit.export.gguf import write as export
+from edgekit.export.gguf.families import interleave
 from edgekit.export.gguf.proof import prove
+from edgekit.export.gguf.stored import GRIDS
 from edgekit.export.gguf.stream import stream
+from edgekit.export.weights.weight_proof import Facts
 from edgekit.registry import ExportContext
 from edgekit.runtimes.llamacpp import open_model
 from edgekit.targets.target import GgufExport
@@ -171,15 +174,31 @@ def permuted_once(name: str, values: NDArray[Any]) -> NDArray[Any]:
     return values.reshape(2, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 
 
+def permuted_everywhere(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    return interleave(values, 2) if name.endswith("attn_k.weight") else values
+
+
+def one_added_to_a_kind(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    return values + np.float32(1) if name.endswith("attn_norm.weight") else values
+
+
 def noisy(name: str, values: NDArray[Any]) -> NDArray[Any]:
     return values + np.float32(0.01) if name == "token_embd.weight" else values
 
 
 @needs_converter
-@pytest.mark.parametrize("fault", [scaled, swapped_experts, permuted_once, noisy])
+@pytest.mark.parametrize(
+    "fault", [scaled, swapped_experts, permuted_once, permuted_everywhere, one_added_to_a_kind, noisy]
+)
 def test_a_changed_tensor_is_named(fault: Any, moe: tuple[Path, Path], tmp_path: Path) -> None:
     model, file = moe
-    named = {scaled: "blk.1.attn_output", swapped_experts: "blk.2.ffn_up_exps", permuted_once: "blk.0.attn_k"}
+    named = {
+        scaled: "blk.1.attn_output",
+        swapped_experts: "blk.2.ffn_up_exps",
+        permuted_once: "blk.0.attn_k",
+        permuted_everywhere: "permuted for rope",
+        one_added_to_a_kind: "attn_norm.weight",
+    }
     failed, _ = proven(changed(file, tmp_path / "changed.gguf", fault), model)
     assert failed.keys() == {"gguf.weights"}
     assert named.get(fault, "token_embd") in failed["gguf.weights"]
@@ -212,7 +231,87 @@ def test_a_tensor_without_a_counterpart_is_told(moe: tuple[Path, Path], tmp_path
     weights["model.layers.1.self_attn.sinks"] = weights.pop("model.layers.1.self_attn.q_norm.weight")
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     failed, (told,) = proven(moe[1], model)
-    assert failed == {} and "blk.1.attn_q_norm.weight" in told and "sinks" in told
+    assert failed.keys() == {"gguf.structure"}
+    assert "blk.1.attn_q_norm.weight has no counterpart in the model" in failed["gguf.structure"]
+    assert "blk.1.attn_q_norm.weight" in told and "sinks" in told
+
+
+@needs_converter
+def test_a_tensor_of_the_model_that_the_file_lacks_or_cuts_is_a_fault(
+    moe: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(moe[0], tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.ones(128)
+    weights["model.layers.0.self_attn.k_norm.weight"] = torch.ones(16)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    failed, _ = proven(moe[1], model)
+    assert "blk.1.attn_q.bias is missing, which holds model.layers.1.self_attn.q_proj.bias" in str(failed)
+    assert "blk.0.attn_k_norm.weight has 32 weights, the model's has 16" in failed["gguf.structure"]
+
+
+@needs_converter
+def test_a_type_that_cannot_be_read_is_a_fault(
+    moe: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(GRIDS, "F32")
+    failed, _ = proven(moe[1], moe[0])
+    assert "is of type F32, which cannot be compared" in failed["gguf.structure"]
+    assert failed["gguf.weights"] == "no tensor could be compared"
+
+
+@pytest.mark.parametrize("name", ["GPT2", "GPTNeoX", "Falcon", "Bloom", "Mamba"])
+def test_a_config_without_counts_of_heads_is_read(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")()
+    forms = dict(name_proof._forms("blk.0.attn_k.weight", "model.0.k_proj.weight", (4608, 4608), config))
+    assert ("permuted for rope" in forms) == (name not in ("Mamba", "Falcon"))  # Falcon has 71 heads
+    metadata = {"general.architecture": "any", "any.block_count": config.num_hidden_layers}
+    facts = Facts()
+    name_proof._check_parameters(facts, GgufLayout(3, metadata, {}, 32, 0, 0, {}), config)
+    assert facts.held and not facts.failures
+
+
+PARAMETERS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"attention.head_count_kv": 4}, "head_count_kv is 4, the model's is 2"),
+    ({}, {"attention.head_count_kv": np.array([2, 0, 4])}, "head_count_kv is 4, the model's is 2"),
+    ({}, {"attention.head_count_kv": np.array([0, 0, 0])}, "head_count_kv is 0, the model's is 2"),
+    ({"sliding_window": 8}, {"attention.sliding_window": np.array([0, 8, 16])}, "sliding_window is [8, 16], the model's is 8"),
+    ({}, {"attention.key_length": 16}, "key_length is 16, the model's is 32"),
+    ({}, {"attention.value_length": 16}, "value_length is 16, the model's is 32"),
+    ({}, {"context_length": 4096}, "context_length is 4096, the model's is 512"),
+    ({}, {"attention.sliding_window": 8}, "sliding_window is 8, the model's is none"),
+    ({"sliding_window": 8}, {}, "sliding_window is not stated, the model's is 8"),
+    ({}, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, the model's is none"),
+    ({"final_logit_softcapping": 30.0}, {}, "final_logit_softcapping is not stated, the model's is 30.0"),
+    ({}, {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, "rope.scaling.factor is 2.0"),
+    ({"rope_parameters": tiny.YARN}, {}, "rope.scaling.type is not stated, the model's is yarn"),
+    ({"rope_parameters": tiny.YARN}, {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0},
+     "rope.scaling.factor is 2.0, the model's is 4.0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "stated", "words"), PARAMETERS)
+def test_a_parameter_that_the_config_does_not_explain_is_a_fault(
+    config: dict[str, Any], stated: dict[str, Any], words: str
+) -> None:
+    def failures(config: dict[str, Any], stated: dict[str, Any]) -> list[str]:
+        model = transformers.Qwen3MoeConfig(**{**tiny.SHAPE, "head_dim": 32})
+        for key, value in config.items():
+            setattr(model, key, value)
+        clean = {
+            "block_count": 3,
+            "attention.head_count_kv": 2,
+            "attention.key_length": 32,
+            "context_length": 512,
+        }
+        metadata = {f"any.{key}": value for key, value in {**clean, **stated}.items()}
+        layout = GgufLayout(3, {"general.architecture": "any", **metadata}, {}, 32, 0, 0, {})
+        facts = Facts()
+        name_proof._check_parameters(facts, layout, model)
+        return facts.failures
+
+    assert failures({}, {}) == []
+    assert words in "; ".join(failures(config, stated))
 
 
 @needs_converter
@@ -318,9 +417,12 @@ def test_memory_is_bounded(
         steps(phi, tmp_path / "out", llama_cpp=checkout)
 
 
-def test_a_changed_converter_changes_the_step(checkout: Path) -> None:
+@pytest.mark.parametrize("place", [0, 1], ids=["float file", "quantized file"])
+def test_a_changed_converter_changes_the_step(place: int, checkout: Path) -> None:
     def options_of_the_step() -> dict[str, Any]:
-        return export.exporter.steps(GgufExport(format="gguf", llama_cpp=checkout))[0].options
+        step = export.exporter.steps(GgufExport(format="gguf", type="Q8_0", llama_cpp=checkout))[place]
+        assert "edgekit.export.gguf.convert_process" in step.modules
+        return dict(step.options)
 
     seen = [options_of_the_step()]
     for name in (converter.SCRIPT, "gguf-py/gguf/constants.py", "conversion/phi.py"):

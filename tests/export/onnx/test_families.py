@@ -201,3 +201,18 @@ def test_a_switch_without_tables_is_corrupt(build: Build, tmp_path: Path) -> Non
     onnx.save(graph, folder / "model.onnx")
     with pytest.raises(CorruptError, match="lacks its tables"):
         prove(folder, model, stage="x")
+
+
+@pytest.mark.parametrize("value", ["logits", "cos_cache"])
+def test_longrope_branches_for_its_tables_by_length_alone(value: str, build: Build, tmp_path: Path) -> None:
+    model, clean = build("phi4-mini", 32)
+    assert failures(model, clean) == {}
+    folder = plant.copied(clean, tmp_path / "onnx")
+    if value == "logits":
+        plant.plant_onnx_branch(folder)
+    else:
+        graph = onnx.load(folder / "model.onnx", load_external_data=False)
+        switch = next(node for node in graph.graph.node if node.op_type == "If")
+        next(node for node in graph.graph.node if switch.input[0] in node.output).op_type = "Sub"
+        onnx.save(graph, folder / "model.onnx")
+    assert "the graph branches at" in failures(model, folder)["onnx.structure"]

@@ -23,7 +23,7 @@ from edgekit.base.errors import CorruptError
 from edgekit.export.onnx import build as onnx_build
 from edgekit.export.onnx.graph import read_graph, unpack
 from edgekit.export.onnx.proof import prove
-from edgekit.export.weights.weight_proof import StaticProof
+from edgekit.export.weights.weight_proof import StaticProof, prove_weights
 from edgekit.targets.target import OnnxExport
 
 Write = Callable[..., tuple[Path, Path]]
@@ -120,6 +120,19 @@ def test_a_planted_fault_is_named(fault: Any, write: Write, tmp_path: Path) -> N
     found = details(prove(folder, model, stage="x"))
     assert words in found[f"onnx.{gate}"]
     assert not found[f"onnx.{ {'weights': 'structure', 'structure': 'weights'}[gate] }"]
+
+
+def test_a_graph_that_branches_is_refused(write: Write, tmp_path: Path) -> None:
+    model, folder = copied(write("llama", "int8", **MHA), tmp_path)
+    plant.plant_onnx_branch(folder)
+    (structure, _) = prove(folder, model, stage="x").gates
+    assert not structure.passed and "the graph branches at /lm_head/If" in structure.detail
+
+
+def test_nothing_compared_is_not_proven() -> None:
+    gate, errors = prove_weights([], {}, "onnx.weights", stage="x")
+    assert (gate.passed, gate.value, errors) == (False, 0.0, [])
+    assert gate.detail == "no tensor could be compared"
 
 
 def test_another_model_is_found_out(write: Write) -> None:
