@@ -227,9 +227,9 @@ ROW_CHANGES: dict[str, Callable[[Row], Row]] = {
     "label": lambda row: replace(row, label="other"),
 }
 SPLITS: dict[str, set[str]] = {
-    "train": {"tune", "prune"} | EXPORTS | FEW_SHOT | SIGNALS,
+    "train": {"tune", "prune"} | EXPORTS | VERIFY | FEW_SHOT | SIGNALS,  # no text of the data may be spoiled
     "validation": {"tune", "merge", "reference"} | VERIFY | GOLDEN | SIGNALS,
-    "test": {"reference"} | EVALS,
+    "test": {"reference"} | VERIFY | EVALS,
 }
 
 
