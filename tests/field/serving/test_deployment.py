@@ -72,7 +72,7 @@ def promote(releases: Releases, bundle: Path) -> str:
 
 def until(condition: Callable[[], Any]) -> None:
     tick = threading.Event()
-    for _ in range(1500):
+    for _ in range(6000):
         if condition():
             return
         tick.wait(0.02)
