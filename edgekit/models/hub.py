@@ -6,7 +6,6 @@ where it stopped; huggingface_hub 2 begins such a file again.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -18,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Emit, Progress, StageFinished, StageStarted, ignore
 from edgekit.base.hub import client, failed
@@ -211,13 +211,12 @@ class _Download:
                 expected_size=int(file.size),
                 displayed_filename=file.rfilename,
             )
-        with part.open("rb") as written:
-            if hashlib.file_digest(written, "sha256").hexdigest() != file.lfs.sha256:
-                part.unlink()
-                raise CorruptError(
-                    f"{file.rfilename} of {self.repository} was damaged during its download; it was removed.",
-                    "Run the same command again.",
-                )
+        if sha256_file(part) != file.lfs.sha256:
+            part.unlink()
+            raise CorruptError(
+                f"{file.rfilename} of {self.repository} was damaged during its download; it was removed.",
+                "Run the same command again.",
+            )
 
     def count(self, size: int, name: str) -> None:
         """Note that `size` bytes of the file `name` have arrived."""

@@ -97,20 +97,21 @@ class Deviations:
     def __init__(self, runtime: Runtime, facts: ReferenceFacts, *, own: bool = False) -> None:
         self._runtime = runtime
         self._facts = facts
-        self._own = own  # the file was written by this build
-        self._known = MARKERS if runtime.name == NAMES_TOKENS else []
+        self._by_text = runtime.name == NAMES_TOKENS
+        # another converter may have left out what edgekit writes
+        self._lacking = self._by_text and not own
         self._seen: set[str] = set()
 
     @cached_property
     def markers(self) -> dict[int, str]:
         """The tokens that the runtime knows by their text."""
         vocabulary = self._facts.vocabulary
-        return {vocabulary[text]: text for text in self._known if text in vocabulary}
+        return {vocabulary[text]: text for text in MARKERS if self._by_text and text in vocabulary}
 
     @cached_property
     def marked(self) -> dict[int, str]:
         """The other tokens that a converter may have taken for control tokens."""
-        if self._own or self._runtime.name != NAMES_TOKENS:
+        if not self._lacking:
             return {}
         added = self._facts.token_texts.items()
         return {id_: text for id_, text in added if LOOKS_SPECIAL.fullmatch(text) and id_ not in self.markers}
@@ -160,7 +161,7 @@ class Deviations:
 
     def _spaces(self, text: str) -> bool:
         """Whether `text` has characters that the vocabulary uses for spaces, and no added token but runs of them."""
-        if META_SPACE not in text or self._runtime.name != NAMES_TOKENS or not self._uses_meta_space:
+        if META_SPACE not in text or not self._by_text or not self._uses_meta_space:
             return False
         added = (token for token in self._facts.token_texts.values() if token.strip(META_SPACE))
         return not any(token in text for token in added)
@@ -190,9 +191,7 @@ class Deviations:
 
     def _prepared(self, text: str) -> Iterable[tuple[str, str]]:
         """Each kind of text that deviates, with `text` as the advice for that kind asks."""
-        if self._own or self._runtime.name != NAMES_TOKENS:
-            return
-        if (normal := unicodedata.normalize("NFC", text)) != text:
+        if self._lacking and (normal := unicodedata.normalize("NFC", text)) != text:
             yield "unicode_form", normal
 
     def explains_decoding(self, ids: Sequence[int], expected: str, got: str) -> bool:
