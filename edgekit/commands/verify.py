@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,8 @@ from edgekit.commands import shell
 from edgekit.device.manifest import MANIFEST
 
 if TYPE_CHECKING:
+    from edgekit.base.events import GateResult
+    from edgekit.data.dataset import DataOptions
     from edgekit.data.rows import Row
     from edgekit.models.source import Source
     from edgekit.targets.target import Budget
@@ -45,7 +47,8 @@ def verify(
         typer.Option(
             "--data",
             "-d",
-            help="Rows of the model's task; their prompts are asked in addition to general ones.",
+            help="Rows of the model's task; their prompts are asked in addition to general ones. "
+            "With a bundle: the rows that it was built from, which are compared with its manifest.",
         ),
     ] = None,
     columns: shell.Columns = "",
@@ -71,6 +74,7 @@ def verify(
     """Prove that a file answers like the model it was made from, or show what differs.
 
     The files of a BUNDLE are compared with its manifest, and each format is asked the recorded golden questions again.
+    With --data, the rows are read with the options of the build, unless others are given, and must be those of the build.
     Any other FILE needs --reference MODEL: its structure, weights, tokenizer, template, stop tokens and next-token
     distributions are compared with those of the model.
 
@@ -78,8 +82,23 @@ def verify(
     calls together, plus the same again for each GiB of the file, and 2 GiB of memory plus four times the size of the
     file. A file that exceeds a limit or crashes the process is reported as damaged, with exit code 5.
     """
+    from edgekit.data.dataset import DataOptions
+
+    reading = DataOptions(columns, data_revision, drop_leaks, offline)
+    if reading.arguments and data is None:
+        raise ConfigError(
+            f"{' '.join(reading.arguments)} says how rows are read, and no rows are given. Nothing was checked.",
+            "Add --data ROWS.",
+        )
     if (path / MANIFEST).is_file() and reference is None:
-        result = _bundle(path, threads)
+        given = {"--revision": revision, "--target": target, "--set": set_, "--quick": quick}
+        if unused := [name for name, value in given.items() if value]:
+            raise ConfigError(
+                f"{path} is a bundle, which is compared with its own manifest, and {' and '.join(unused)} "
+                f"{'needs' if len(unused) == 1 else 'need'} a reference model. Nothing was checked.",
+                f"Leave out {' and '.join(unused)}, or give a file of the bundle with --reference MODEL.",
+            )
+        result = _bundle(path, data, reading, threads)
     elif reference is None:
         raise ConfigError(
             f"{path} is not a bundle, so it needs a reference model. Nothing was checked.",
@@ -87,7 +106,6 @@ def verify(
         )
     else:
         from edgekit import registry
-        from edgekit.data.dataset import DataOptions
         from edgekit.models.source import resolve
         from edgekit.proof.verify import subject_of
 
@@ -95,7 +113,6 @@ def verify(
         source = resolve(reference, revision, offline=offline)
         values = [*([] if target else GENERAL), *(set_ or [])]
         budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, values).budget
-        reading = DataOptions(columns, data_revision, drop_leaks, offline)
         rows = shell.dataset(data, reading).validation if data else []
         result = _file(path, source, rows, budget, cache_dir, quick=quick, threads=shell.cores(threads))
     if json:
@@ -114,15 +131,42 @@ def verify(
         )
 
 
-def _bundle(path: Path, threads: int) -> dict[str, Any]:
+def _bundle(path: Path, data: str | None, options: DataOptions, threads: int) -> dict[str, Any]:
     from edgekit.device.manifest import check_files, read_manifest
     from edgekit.proof.golden import replay
 
     manifest = read_manifest(path)
     check_files(path, manifest)
+    rows, gates = _rows_of_build(manifest, data, options) if data else ({}, [])
     with shell.working() as emit:
-        gates = replay(path, manifest, emit, threads=threads or manifest["threads"])
-    return {"path": str(path), "reference": "its own manifest", "gates": [_plain(gate) for gate in gates]}
+        for gate in gates:
+            emit(gate)
+        gates += replay(path, manifest, emit, threads=threads or manifest["threads"])
+    found = [_plain(gate) for gate in gates]
+    return {"path": str(path), "reference": "its own manifest", "gates": found, **rows}
+
+
+def _rows_of_build(
+    manifest: Mapping[str, Any], data: str, given: DataOptions
+) -> tuple[dict[str, Any], list[GateResult]]:
+    """Whether the rows `data` are those of a bundle, read as its build did; what was read, and the gate."""
+    from edgekit.base.events import Alert, GateResult
+
+    built = manifest.get("data")
+    built = built if isinstance(built, dict) else {}
+    options = given.as_built(data, built)
+    own = "as the manifest of the bundle records" if options != given else "as given"
+    said = f"{data} is read {own}: {' '.join(options.arguments) or 'without options'}"
+    with shell.working() as emit:
+        emit(Alert("info", said))
+    found = shell.dataset(data, options)
+    same = found.digest == built.get("sha256")
+    counts = ", ".join(f"{count:,} {split}" for split, count in found.rows.items())
+    detail = f"{counts} rows; {said}"
+    if not same:
+        detail = f"these are not the rows of the build: {detail}; the manifest names '{built.get('name')}'"
+    rows = {"name": found.name, "sha256": found.digest, "rows": found.rows, "options": options.arguments}
+    return {"data": rows}, [GateResult("build.rows", float(same), 1.0, same, detail, "build")]
 
 
 def _file(

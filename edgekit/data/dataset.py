@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,30 @@ class DataOptions:
         words = [word for name, value in given.items() if value for word in (name, value)]
         return words + ["--drop-leaks"] * self.drop_leaks
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest of a bundle keeps of them; the revision is there as the commit."""
+        given = {"columns": self.columns, "drop_leaks": self.drop_leaks}
+        return {name: value for name, value in given.items() if value}
+
+    def as_built(self, source: str, provenance: Mapping[str, Any]) -> DataOptions:
+        """These options, and for those that are not given the ones of a build.
+
+        `provenance` is `data` in the manifest of its bundle. The commit holds for the hub data set of the same name.
+        """
+        kept = provenance.get("options")
+        kept = kept if isinstance(kept, dict) else {}
+        revision = self.revision
+        named = None if revision or Path(source).expanduser().exists() else hub.parse(source)
+        if named and named.revision is None and named.repository.endswith(f"/{provenance.get('name')}"):
+            revision = str(provenance.get("commit") or "")
+        return replace(
+            self,
+            columns=self.columns or str(kept.get("columns") or ""),
+            revision=revision,
+            drop_leaks=self.drop_leaks or kept.get("drop_leaks") is True,
+        )
+
 
 def load_dataset(source: str, options: DataOptions | None = None, emit: Emit = ignore) -> Dataset:
     """The dataset that `--data` names: a file or a folder of rows, a folder saved by `datasets`, a hub data set, or `demo`.
@@ -70,7 +94,15 @@ def load_dataset(source: str, options: DataOptions | None = None, emit: Emit = i
     _check_sizes(source, parts)
     card = {**files.card, **_read_card(files)}
     found = Dataset(
-        name, parts["train"], parts["validation"], parts["test"], card, form, tuple(leaks), commit
+        name,
+        parts["train"],
+        parts["validation"],
+        parts["test"],
+        card,
+        form,
+        tuple(leaks),
+        commit,
+        options.recorded,
     )
     for note in found.notes:
         emit(Alert("info", note))

@@ -20,7 +20,8 @@ class Dataset:
     """Rows for tuning, for early stopping and proofs, and for evaluation; no prompt is in more than one split.
 
     `form` says in words what was read: the kind of the files, their columns, and where the splits come from. `left_out` are
-    the rows that `--drop-leaks` removed, and `commit` is that of a hub data set.
+    the rows that `--drop-leaks` removed, and `commit` is that of a hub data set. `options` are those that a person gave to
+    read it, for reading it in the same way again.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Dataset:
     form: dict[str, str] = field(default_factory=dict)
     left_out: tuple[Leak, ...] = ()
     commit: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -60,7 +62,12 @@ class Dataset:
     @property
     def provenance(self) -> dict[str, Any]:
         """What the bundle's manifest says of the rows."""
-        more = {"form": self.form, "commit": self.commit, "left_out": len(self.left_out)}
+        more = {
+            "form": self.form,
+            "commit": self.commit,
+            "left_out": len(self.left_out),
+            "options": self.options,
+        }
         found = {"name": self.name, "sha256": self.digest, "card": self.card}
         return {**found, **{key: value for key, value in more.items() if value}}
 

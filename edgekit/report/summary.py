@@ -82,6 +82,7 @@ VERIFY_ADVICE = {  # on differences of a file from the model it claims to be
     "golden_tokens": "This runtime version reads the file differently: install the version in manifest.json.",
     "golden_template": "This runtime version reads the file differently: install the version in manifest.json.",
     "golden_answers": "This machine or runtime gives other answers: verify the file here with --reference, or build here.",
+    "rows": "Give the rows that the bundle was built from, and the options that its build had (--columns, --data-revision).",
     "verdict": "The build of this bundle did not pass: see its report.html.",
 }
 OTHER_ADVICE = (
