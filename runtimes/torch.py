@@ -40,11 +40,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Pa
         # A folder's own sampling defaults, such as a repetition penalty, would bend greedy answers.
         model.generation_config = GenerationConfig()
         if adapter is not None:
-            from peft import PeftModel
-
-            if not (adapter / "adapter_model.safetensors").is_file():  # peft would unpickle adapter_model.bin
-                raise OSError(f"{adapter} holds no adapter_model.safetensors")
-            model = PeftModel.from_pretrained(model, str(adapter))
+            model = mapped.with_adapter(model, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CorruptError(
             f"{path} cannot be opened: {str(error).splitlines()[0]}", "Check the folder."

@@ -118,6 +118,12 @@ ONNX_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("NemotronConfig", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"]}),
 }  # fmt: skip
+OTHER_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+}
 
 
 def sample_gguf() -> Path:
@@ -143,7 +149,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerBase:
 def make(folder: Path, family: str = "llama", seed: int = 0, tokens: Any = None, **changes: Any) -> Path:
     """Write a seeded model of `family` to `folder`, with the sample's tokenizer; `changes` go into its config."""
     tokens = tokens or tokenizer()
-    name, extra = (FAMILIES | ONNX_FAMILIES)[family]
+    name, extra = (FAMILIES | ONNX_FAMILIES | OTHER_FAMILIES)[family]
     config = getattr(transformers, name)(vocab_size=len(tokens), **{**SHAPE, **extra, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).float()

@@ -15,6 +15,8 @@ from edgekit.containers.reader import Reader, shown
 
 # The Rust library allows 100 MB, of which Python makes gigabytes of objects; a tensor's entry takes about 110 bytes.
 INDEX = "model.safetensors.index.json"  # names the file of each tensor of a model in several files
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the weights of a PEFT adapter
+ADAPTER_PREFIX = "base_model.model."  # before the names of the base's modules in it
 HEADER_LIMIT = 25_000_000
 VALUES_LIMIT = 2_000_000  # brackets, commas and colons: each starts a JSON value
 DTYPE_BITS = {

@@ -8,6 +8,8 @@ those of the float32 model. Memory holds the mapped pages, which the system may 
 from __future__ import annotations
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,46 +17,119 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from edgekit.containers.safetensors import INDEX, read_safetensors
+from edgekit.containers.safetensors import (
+    ADAPTER_PREFIX,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    StoredTensor,
+    read_safetensors,
+)
 
 WIDENED = 1 << 22  # weights of one product that are in float32 at a time, 16 MiB
 KEPT = 1 << 16  # parameters of a module that are widened once, when it is loaded: norms and the like
 Edit = Callable[[Tensor], Tensor]
-NARROW = {"F16": torch.float16, "BF16": torch.bfloat16}
+NARROW = (torch.float16, torch.bfloat16)
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 def load(folder: Path, edits: Mapping[str, Edit] | None = None, **options: Any) -> Any:
     """The model of a Hugging Face folder for inference; `options` are those of transformers' `from_pretrained`.
 
-    `edits` changes weights when they are used: for the name of a tensor, its value in float32 from the stored one in
-    float32. Weights in float32, or in several types, are loaded as transformers does, in float32. With
-    `output_loading_info` the second value is transformers' own. Raises what transformers raises, and `KeyError` for an edit
-    of a tensor that the model does not have.
+    Each weight keeps the type in which it is stored. `edits` changes weights when they are used: for the name of a tensor,
+    its value in float32 from the stored one in float32. With `output_loading_info` the second value is transformers' own.
+    Raises what transformers raises, and `KeyError` for an edit of a tensor that the model does not have.
     """
-    from transformers import AutoModelForCausalLM
-
-    dtype = stored_dtype(folder)
-    safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-    found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **safe, **options)
-    network = (found[0] if isinstance(found, tuple) else found).eval()
-    if dtype != torch.float32:
-        _restore_buffers(network)
-        for module in list(network.modules()):
-            _widen_when_called(module)
+    stored = _stored(folder)
+    dtype = _usual_type(stored)
+    found = _from_pretrained(folder, dtype, options)
+    if dtype in NARROW and not _restore_types(_network(found), stored, dtype):
+        found = _from_pretrained(folder, torch.float32, options)
+    network = _network(found)
+    _restore_buffers(network)
+    for module in list(network.modules()):
+        _widen_when_called(module)
     _edit_when_called(network, dict(edits or {}))
     return found
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The type in which all weights of the folder are stored, when it has 16 bits; else float32."""
+def with_adapter(base: Any, adapter: Path) -> Any:
+    """`base`, a model of `load`, with the PEFT LoRA folder `adapter` on top, unmerged.
+
+    Tensors that the adapter holds whole, such as a head in `modules_to_save`, keep their float32 values; peft alone would
+    round them to the base's type. Raises what peft raises, and `OSError` when the folder holds no safetensors.
+    """
+    from peft import PeftModel
+
+    file = adapter / ADAPTER_WEIGHTS
+    if not file.is_file():  # peft would unpickle adapter_model.bin
+        raise OSError(f"{adapter} holds no {file.name}")
+    trained = {
+        name.removeprefix(ADAPTER_PREFIX).replace(".base_layer.", ".") for name in read_safetensors(file)
+    }
+    narrow = {name for name, value in base.named_parameters() if value.dtype in NARROW}
+    for module in {name.rpartition(".")[0] for name in trained & narrow}:
+        in_float32(base.get_submodule(module))
+    return PeftModel.from_pretrained(base, str(adapter)).eval()
+
+
+def _network(found: Any) -> Any:
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    safe = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **safe, **options)
+    _network(found).eval()
+    return found
+
+
+def _stored(folder: Path) -> dict[Path, dict[str, StoredTensor]]:
+    """The tensors of each file of weights that transformers reads."""
     files = [folder / "model.safetensors"]
     if not files[0].is_file():
         files = sorted(folder.glob("*.safetensors")) if (folder / INDEX).is_file() else []
-    kinds = {tensor.dtype for file in files for tensor in read_safetensors(file).values()}
-    kinds = {kind for kind in kinds if kind[0] in "FB" and kind != "BOOL"}
-    return NARROW.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+    return {file: read_safetensors(file) for file in files}
+
+
+def _usual_type(stored: Mapping[Path, Mapping[str, StoredTensor]]) -> torch.dtype:
+    """The type of most weights; float32 where some have a type that is no plain float, as quantized ones."""
+    sizes: Counter[str] = Counter()
+    for tensors in stored.values():
+        for tensor in tensors.values():
+            sizes[tensor.dtype] += math.prod(tensor.shape)
+    kinds = [kind for kind, _ in sizes.most_common() if kind[0] in "FB" and kind != "BOOL"]
+    return FLOATS[kinds[0]] if kinds and FLOATS.keys() >= set(kinds) else torch.float32
+
+
+def _restore_types(
+    network: nn.Module, stored: Mapping[Path, Mapping[str, StoredTensor]], dtype: torch.dtype
+) -> bool:
+    """Put back, mapped, the weights that loading as `dtype` rounded; False when one cannot be found by its name."""
+    places = network.state_dict()
+    held = {name for tensors in stored.values() for name in tensors}
+    renamed = any(name not in held for name, _ in network.named_parameters())  # loaded under another name
+    for file, tensors in stored.items():
+        with safe_open(file, framework="pt") as handle:
+            for name, tensor in tensors.items():
+                if FLOATS.get(tensor.dtype, dtype) == dtype or (name not in places and not renamed):
+                    continue
+                exact = handle.get_tensor(name)
+                place = places.get(name)
+                if place is None or not torch.equal(exact.to(place.dtype), place):
+                    return False
+                _owner(network, name).data = exact
+    return True
+
+
+def _owner(network: nn.Module, name: str) -> Tensor:
+    path, _, last = name.rpartition(".")
+    found: Tensor = getattr(network.get_submodule(path), last)
+    return found
 
 
 def in_float32(module: nn.Module) -> None:
@@ -74,8 +149,7 @@ def unmap(network: nn.Module) -> None:
 
 def _restore_buffers(network: nn.Module) -> None:
     """Give constants that are not stored, such as the scale of an embedding, the values they have in a float32 model."""
-    narrow = {torch.float16, torch.bfloat16}
-    if not any(value.dtype in narrow for value in network.buffers()):
+    if not any(value.dtype in NARROW for value in network.buffers()):
         return  # making the twin fills an embedding in memory before it is dropped
     from accelerate import init_empty_weights
 
@@ -91,9 +165,9 @@ def _restore_buffers(network: nn.Module) -> None:
 
 def _widen_when_called(module: nn.Module) -> None:
     plain = type(module).forward
-    own = dict(module.named_parameters(recurse=False))
-    large = sum(value.numel() for value in own.values()) > KEPT
-    for name, value in own.items():
+    narrow = {name: value for name, value in module.named_parameters(recurse=False) if value.dtype in NARROW}
+    large = sum(value.numel() for value in narrow.values()) > KEPT
+    for name, value in narrow.items():
         if value.ndim < 2 or not large:
             module.register_parameter(name, nn.Parameter(value.detach().float(), False))
     if not large:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edgekit.base.artifacts import remove, write_json, written_whole
+from edgekit.containers.safetensors import ADAPTER_WEIGHTS
 
 Weights = dict[str, Tensor]
 
@@ -85,7 +86,7 @@ def save(
     with written_whole(final, force=True) as staging:
         staging.mkdir()
         write_json(staging / "adapter_config.json", _settings(model.peft_config["default"]))
-        _write_weights(staging / "adapter_model.safetensors", adapter_weights(model))
+        _write_weights(staging / ADAPTER_WEIGHTS, adapter_weights(model))
         _write_weights(staging / "best.safetensors", best)
         save_file(moments, staging / "optimizer.safetensors")
         write_json(staging / "run.json", {"run": asdict(run), **rates})
@@ -112,7 +113,7 @@ def publish(checkpoint: Path, out: Path) -> None:
     """Write the best adapter to the new PEFT folder `out`; its bytes depend only on weights and settings."""
     out.mkdir()
     shutil.copyfile(checkpoint / "adapter_config.json", out / "adapter_config.json")
-    shutil.copyfile(checkpoint / "best.safetensors", out / "adapter_model.safetensors")
+    shutil.copyfile(checkpoint / "best.safetensors", out / ADAPTER_WEIGHTS)
 
 
 def load_run(checkpoint: Path) -> Run:

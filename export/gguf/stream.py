@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
+from edgekit.containers.safetensors import ADAPTER_WEIGHTS
 from edgekit.export.gguf.families import head_size, typed
 from edgekit.export.gguf.quantize import choose_types, file_type, uses_importance
 from edgekit.export.gguf.write import (
@@ -41,7 +42,6 @@ from edgekit.export.gguf.write import (
     metadata,
     read_model,
 )
-from edgekit.export.weights.merge import ADAPTER_WEIGHTS
 from edgekit.export.weights.safetensors_io import Weights
 from edgekit.targets.target import GgufExport
 

@@ -21,6 +21,7 @@ from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import Alert, Emit, Event, Progress
 from edgekit.containers.gguf import read_gguf
+from edgekit.containers.safetensors import ADAPTER_WEIGHTS
 from edgekit.export.gguf import converter
 from edgekit.export.gguf.convert import PHI3, convert
 from edgekit.export.gguf.families import (
@@ -262,8 +263,6 @@ def read_model(source: Path, adapter: Path | None = None) -> Model:
     vocabulary = read_vocabulary(source, config.vocab_size)
     origin = _read_origin(source)
     if origin and adapter:
-        from edgekit.export.weights.merge import ADAPTER_WEIGHTS
-
         origin[MERGED] = sha256_file(adapter / ADAPTER_WEIGHTS)
     return Model(
         source, raw, config, family, vocabulary, read_tensors(source, config, family, adapter), origin

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import Emit, Progress, ignore
+from edgekit.containers.safetensors import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from edgekit.export.weights.safetensors_io import (
     Weights,
     copy_companions,
@@ -49,11 +50,9 @@ OWN = "own"
 STORED_AS = {
     OWN: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
-PREFIX = "base_model.model."
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _PART = re.compile(
-    re.escape(PREFIX) + r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?"
+    re.escape(ADAPTER_PREFIX) + r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?"
 )
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -162,7 +161,7 @@ def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Ed
             modules[module][f"{part}.bias" if kind == "bias" else part] = stored[key]
             continue
         # modules_to_save, trained biases and resized embeddings are stored whole and replace the base tensor.
-        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        name = key.removeprefix(ADAPTER_PREFIX).replace(".base_layer.", ".")
         if name not in weights:
             faults.append(f"{key}: the base has no such tensor")
         elif weights.layout[name][1] != stored.layout[key][1]:
@@ -170,7 +169,7 @@ def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Ed
         else:
             edits[name].append(partial(_replace, stored[key]))
 
-    _refuse_tied(base, {*modules, *(key.removeprefix(PREFIX).rpartition(".")[0] for key in stored)})
+    _refuse_tied(base, {*modules, *(key.removeprefix(ADAPTER_PREFIX).rpartition(".")[0] for key in stored)})
     for module, parts in sorted(modules.items()):
         faults += _plan_module(module, parts, config, weights, edits)
     faults += _missing(config, modules, edits, weights)

@@ -25,21 +25,18 @@ def merge_proof(
 ) -> dict[str, Any]:
     """Compare next-token logits of `base` with `adapter` unmerged (by peft) and of `merged`, both in float32.
 
-    A base in 16 bits is merged into 16 bits, and rounding changes the logits by more than a wrong merge may. So the logits
-    are also compared before rounding: with the base whose weights are changed as they are used. `Rounding` then shows that
-    what is stored is that merge, rounded once.
+    Weights that the base stores in 16 bits are merged into 16 bits, and rounding changes the logits by more than a wrong
+    merge may. So the logits are also compared before rounding: with the base whose weights are changed as they are used.
+    `Rounding` then shows that what is stored is that merge, rounded once.
 
     The models are loaded one after the other; the logits of the first are kept on disk. Returns the largest absolute
     logit difference before rounding; the mean and the 99th percentile of the KL divergence of the stored model in nats,
     the share of positions with the same most likely token, and the number of positions; and the `rounding`, None where
     there is none.
     """
-    from peft import PeftModel
-
-    kind = mapped.stored_dtype(base)
-    narrow = kind != torch.float32 and mapped.stored_dtype(merged) == kind
+    narrow = bool(_narrow_types(Weights(base)) and _narrow_types(Weights(merged)))
     with tempfile.TemporaryFile() as spill:
-        unmerged = PeftModel.from_pretrained(mapped.load(base), adapter)
+        unmerged = mapped.with_adapter(mapped.load(base), adapter)
         for ids in sequences:
             np.save(spill, _logits(unmerged, ids).numpy())
         del unmerged
@@ -71,10 +68,11 @@ class Rounding:
     """What storing a merge in 16 bits changed."""
 
     dtype: str
+    """The 16-bit types that occur."""
     tensors: int
     """Number of tensors in the merged folder."""
     wrong: list[str]
-    """Those whose stored values are not the merge rounded to the nearest."""
+    """Those whose stored values are not the merge, rounded to the nearest value of the type that the base has."""
     relative_error: float
     """Norm of the change over the norm of the merged tensors, those that the adapter changes."""
 
@@ -86,13 +84,19 @@ def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
     wrong, error, energy = [name for name in weights if name not in written], 0.0, 0.0
     for name, stored in written.items():
         exact = apply(edits.get(name, ()), weights[name]) if name in weights else stored.new_empty(0)
-        if not torch.equal(exact.to(stored.dtype), stored):
+        if written.layout[name] != weights.layout.get(name) or not torch.equal(
+            exact.to(stored.dtype), stored
+        ):
             wrong.append(name)
         elif name in edits:
             error += float((exact - stored).square_().sum(dtype=torch.float64))
             energy += float(exact.square().sum(dtype=torch.float64))
-    kind = str(mapped.stored_dtype(merged)).removeprefix("torch.")
-    return Rounding(kind, len(written), wrong, (error / max(energy, 1e-300)) ** 0.5)
+    kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _narrow_types(written))
+    return Rounding(kinds, len(written), wrong, (error / max(energy, 1e-300)) ** 0.5)
+
+
+def _narrow_types(weights: Weights) -> list[torch.dtype]:
+    return sorted({kind for kind, _ in weights.layout.values()} & {*mapped.NARROW}, key=str)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -47,7 +48,11 @@ def test_it_computes_what_the_float32_model_computes(
     folder = stored_as(small(family), dtype, tmp_path / "narrow")
     network = mapped.load(folder)
     assert network.model.layers[0].self_attn.o_proj.weight.dtype == dtype  # nothing was widened for good
-    assert torch.equal(
+    assert same_as_float32(folder, network)
+
+
+def same_as_float32(folder: Path, network: torch.nn.Module) -> bool:
+    return torch.equal(
         logits(network), logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     )
 
@@ -61,28 +66,109 @@ def test_pieces_of_a_product_are_the_product(
     torch.testing.assert_close(logits(mapped.load(folder)), whole)
 
 
-def test_weights_of_several_types_are_loaded_in_float32(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Loaded as bfloat16, the finer weights would be rounded."""
-    folder = stored_as(small("llama"), torch.bfloat16, tmp_path / "mixed")
+def with_finer(folder: Path, *names: str) -> dict[str, torch.Tensor]:
+    """The tensors of `folder`, after those of `names` got float32 values that 16 bits cannot hold."""
     tensors = load_file(folder / FILE)
-    name = "model.layers.1.mlp.up_proj.weight"
-    tensors[name] = tensors[name].float() * 1.001
+    for name in names:
+        tensors[name] = tensors.get(name, torch.ones(8)).float() * 1.001
     save_file(tensors, folder / FILE, {"format": "pt"})
-    assert mapped.stored_dtype(folder) == torch.float32
-    assert torch.equal(mapped.load(folder).get_parameter(name), tensors[name])
+    return tensors
+
+
+LARGE = "model.layers.0.self_attn.o_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.embed_tokens.weight"),  # which is the head too
+        ("llama-untied", "lm_head.weight"),
+        ("llama-untied", "model.layers.1.mlp.up_proj.weight"),
+        ("llama-untied", "model.norm.weight"),
+    ],
+)
+def test_each_weight_keeps_its_own_type(
+    small: Callable[..., Path], tmp_path: Path, family: str, name: str
+) -> None:
+    folder = stored_as(small(family), torch.bfloat16, tmp_path / "mixed")
+    tensors = with_finer(folder, name)
+    network = mapped.load(folder)
+    assert torch.equal(network.get_parameter(name), tensors[name])
+    assert network.get_parameter(LARGE).dtype == torch.bfloat16
+    assert same_as_float32(folder, network)
+
+
+def test_a_router_in_float32_stays_so_beside_experts_under_other_names(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers stacks the experts, so no tensor of that name is in the file."""
+    folder = stored_as(small("qwen3-moe"), torch.bfloat16, tmp_path / "mixed")
+    name = "model.layers.1.mlp.gate.weight"
+    tensors = with_finer(folder, name)
+    assert not any("gate_up_proj" in name for name in tensors)
+    network = mapped.load(folder)
+    assert torch.equal(network.get_parameter(name), tensors[name])
+    assert network.get_parameter("model.layers.1.mlp.experts.gate_up_proj").dtype == torch.bfloat16
+    assert same_as_float32(folder, network)
+
+
+def test_a_finer_weight_that_is_loaded_under_another_name_is_not_rounded(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = stored_as(small("qwen3-moe"), torch.bfloat16, tmp_path / "mixed")
+    with_finer(folder, "model.layers.1.mlp.experts.3.up_proj.weight")
+    network = mapped.load(folder)
+    assert network.get_parameter("model.layers.1.mlp.experts.gate_up_proj").dtype == torch.float32
+    assert same_as_float32(folder, network)
+
+
+def test_a_tensor_that_is_not_loaded_does_not_count(small: Callable[..., Path], tmp_path: Path) -> None:
+    folder = stored_as(small("llama"), torch.bfloat16, tmp_path / "old")
+    with_finer(folder, "model.layers.0.self_attn.rotary_emb.inv_freq")
+    network = mapped.load(folder)
+    assert network.get_parameter(LARGE).dtype == torch.bfloat16
+    assert same_as_float32(folder, network)
+
+
+def test_few_weights_in_16_bits_are_widened(small: Callable[..., Path], tmp_path: Path) -> None:
+    folder = stored_as(small("llama"), torch.float32, tmp_path / "mixed")
+    tensors = load_file(folder / FILE)
+    tensors[LARGE] = tensors[LARGE].bfloat16()
+    save_file(tensors, folder / FILE, {"format": "pt"})
+    network = mapped.load(folder)
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+    assert same_as_float32(folder, network)
 
 
 def test_the_type_in_the_config_does_not_count(small: Callable[..., Path], tmp_path: Path) -> None:
-    folder = small("llama", dtype="bfloat16")
-    assert mapped.stored_dtype(folder) == torch.float32
+    network = mapped.load(small("llama", dtype="bfloat16"))
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+
+
+def test_whole_tensors_of_an_adapter_are_not_rounded(small: Callable[..., Path], tmp_path: Path) -> None:
+    folder = stored_as(small("llama-untied"), torch.bfloat16, tmp_path / "narrow")
+    adapter = tiny.adapter(
+        folder, tmp_path / "adapter", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], bias="all"
+    )
+    trained = load_file(adapter / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    finer = {"base_model.model.lm_head.weight": trained.float() * 1.001}
+    stored = load_file(adapter / "adapter_model.safetensors")
+    save_file(stored | finer, adapter / "adapter_model.safetensors", {"format": "pt"})
+    network = mapped.with_adapter(mapped.load(folder), adapter)
+    wide = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(wide, str(adapter)).eval()
+    assert torch.equal(network.base_model.model.lm_head.weight, *finer.values())
+    assert network.get_parameter(f"base_model.model.{LARGE}").dtype == torch.bfloat16
+    assert torch.equal(logits(network), logits(expected))
 
 
 def test_shards_are_read(small: Callable[..., Path], tmp_path: Path) -> None:
     network = AutoModelForCausalLM.from_pretrained(small("llama"), dtype=torch.bfloat16)
     network.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    assert mapped.stored_dtype(tmp_path / "shards") == torch.bfloat16
-    assert torch.equal(logits(mapped.load(tmp_path / "shards")), logits(network.float().eval()))
+    found = mapped.load(tmp_path / "shards")
+    assert found.get_parameter(LARGE).dtype == torch.bfloat16
+    assert torch.equal(logits(found), logits(network.float().eval()))
 
 
 def test_a_layer_gets_weights_of_its_own(small: Callable[..., Path], tmp_path: Path) -> None:

@@ -26,14 +26,17 @@ from edgekit.export.weights import merge as merge_code
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.merge_check import measure_rounding, merge_proof
 from edgekit.export.weights.safetensors_io import Weights
+from edgekit.models import mapped
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEQUENCES = [[1, 5, 9, 33, 70, 2], list(range(3, 60, 3)), [4]]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one thread, and with tiny layers treated like those of a large model."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(mapped, "KEPT", 100)
 
 
 def base_model(folder: Path, family: str = "Llama", shards: str = "1GB", **changes: Any) -> Path:
@@ -489,6 +492,76 @@ def test_the_proof_finds_a_wrong_merge_below_the_rounding(tmp_path: Path, fault:
         del tensors[name]
     save_file(tensors, file, {"format": "pt"})
     assert measure_rounding(base, right, tmp_path / "out").wrong
+
+
+FINER = [
+    "lm_head.weight",
+    f"{Q.removeprefix('base_model.model.')}.weight",
+    "model.layers.1.input_layernorm.weight",
+]
+
+
+def mixed_base(folder: Path) -> Path:
+    """A base in bfloat16 with float32 weights that bfloat16 cannot hold: a head, an adapted layer and a norm."""
+    base = narrow_base(folder)
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    for name in FINER:
+        tensors[name] = tensors[name].float() * 1.001
+    save_file(tensors, file, {"format": "pt"})
+    return base
+
+
+def test_each_weight_of_a_mixed_base_keeps_its_type(tmp_path: Path) -> None:
+    base = mixed_base(tmp_path / "base")
+    adapter = adapter_for(base, tmp_path / "adapter")
+    merge(base, adapter, tmp_path / "out")
+    assert Weights(tmp_path / "out").layout == Weights(base).layout
+    proof = merge_proof(base, adapter, tmp_path / "out", SEQUENCES)
+    assert proof["max_abs_logit_difference"] < MERGE_LOGIT_TOLERANCE
+    assert proof["rounding"]["wrong"] == [] and proof["rounding"]["dtype"] == "bfloat16"
+    assert 0 < proof["mean_kld_nats"] < 0.01
+
+
+@pytest.mark.parametrize("name", FINER)
+@pytest.mark.parametrize("fault", ["one weight", "stored in bfloat16"])
+def test_the_proof_finds_a_fault_in_a_float32_weight_of_a_mixed_base(
+    tmp_path: Path, name: str, fault: str
+) -> None:
+    base = mixed_base(tmp_path / "base")
+    adapter = adapter_for(base, tmp_path / "adapter")
+    merge(base, adapter, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    if fault == "one weight":
+        tensors[name].view(-1)[7] *= 1 + 2**-20
+    else:
+        tensors[name] = tensors[name].bfloat16()
+    save_file(tensors, file, {"format": "pt"})
+    assert measure_rounding(base, adapter, tmp_path / "out").wrong == [name]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_modules_trained_whole_are_held_against_their_float32_values(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = narrow_base(tmp_path / "base", dtype)
+    adapter = adapter_for(base, tmp_path / "adapter", modules_to_save=["lm_head", "embed_tokens"])
+    generator = torch.Generator().manual_seed(1)
+
+    def train(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("lm_head", "model.embed_tokens"):
+            key = f"base_model.model.{name}.weight"
+            tensors[key] = tensors[key].float() + 0.01 * torch.randn(tensors[key].shape, generator=generator)
+
+    changed_tensors(adapter, train)
+    merge(base, adapter, tmp_path / "out")
+    proof = merge_proof(base, adapter, tmp_path / "out", SEQUENCES)
+    assert proof["max_abs_logit_difference"] < MERGE_LOGIT_TOLERANCE
+    assert proof["rounding"]["wrong"] == [] and proof["mean_kld_nats"] > 0
+    trained = load_file(adapter / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    merged = Weights(tmp_path / "out")["lm_head.weight"]
+    assert torch.equal(merged, trained.to(dtype)) and not torch.equal(merged.float(), trained)
 
 
 def test_the_proof_finds_wrong_arithmetic_where_rounding_hides_it(
