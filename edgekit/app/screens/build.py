@@ -40,6 +40,7 @@ LETTERS = (
     "folder",
     "formats",
     "template",
+    "offline",
     "edit",
     "plan",
     "target",
@@ -89,6 +90,9 @@ class BuildScreen(View):
             "d", "download", "Download", id="build-download", tooltip="Download the hub data set (asks first)"
         ),
         Binding("t", "template", "ChatML", id="build-template", tooltip="Give a base model a chat template"),
+        Binding(
+            "o", "offline", "Offline", id="build-offline", tooltip="Use the hub's cache alone, or the hub"
+        ),
         Binding("r", "again", "Recheck", id="build-again", tooltip="Run all checks again"),
     ]
 
@@ -229,7 +233,7 @@ class BuildScreen(View):
 
     def _look(self) -> None:
         """Ask what is not known yet of the choice; answers to older questions are dropped, their processes ended."""
-        for command in self.checks.wanted(self.choice):
+        for command in self.checks.wanted(self.choice, typing=self._names_model):
             self.edgekit.ask(command, partial(self._answered, command))
         if self.place is None:
             self._look_at_place(self.choice)
@@ -248,6 +252,11 @@ class BuildScreen(View):
             self.draw()
 
     @property
+    def _names_model(self) -> bool:
+        """Whether the step of the model's name is open: it may be half typed."""
+        return STEPS[self.step] == "model"
+
+    @property
     def _plan(self) -> Outcome | None:
         return self.checks.answer(self.choice.plan)
 
@@ -262,7 +271,7 @@ class BuildScreen(View):
         target = wizard.target_finding(choice, shown, plan, self._machine)
         data = wizard.data_finding(choice, audit)
         budget = wizard.budget_finding(choice, shown, plan)
-        model = wizard.model_finding(choice, plan, (target, data, budget))
+        model = wizard.model_finding(choice, plan, (target, data, budget), typing=self._names_model)
         found = {"model": model, "target": target, "data": data, "budget": budget}
         place = self.place.finding if self.place else None
         return {**found, "review": wizard.review_finding(choice, plan, place, found.values())}
@@ -319,7 +328,11 @@ class BuildScreen(View):
         if action == "leaks":
             return name == "data" and (self.choice.drop_leaks or wizard.leaks(self._audit))
         if action == "download":
-            return name == "data" and wizard.must_be_downloaded(self.choice, self._audit)
+            missing = wizard.must_be_downloaded(self.choice, self._audit)
+            return name == "data" and missing and not self.choice.offline
+        if action == "offline":
+            on_hub = {"model": self.choice.model_on_hub, "data": self.choice.data_on_hub}
+            return on_hub.get(name, False) or (self.choice.offline and name in on_hub)
         if action == "template":
             return name == "model" and bool(self.choice.chat_template or self._lacks_template())
         return name != "review" if action == "edit" else True
@@ -350,7 +363,7 @@ class BuildScreen(View):
     def action_again(self) -> None:
         """Check everything again."""
         self.checks.forget()
-        self.choice, self.place = replace(self.choice), None  # `fetched` is looked at anew
+        self.choice, self.place = replace(self.choice), None  # `model_on_hub` is looked at anew
         self._look()
         self.draw()
 
@@ -390,6 +403,10 @@ class BuildScreen(View):
             self.notify(outcome.message, severity="warning", markup=False)
         self.action_again()
 
+    def action_offline(self) -> None:
+        """Use only what the hub's cache has; again, allow downloads."""
+        self.change(offline=not self.choice.offline)
+
     def _lacks_template(self) -> bool:
         return not (wizard.planned(self._plan) or {}).get("chat_template", True)
 
@@ -403,11 +420,9 @@ class BuildScreen(View):
 
     @work
     async def action_plan(self) -> None:
-        """What the build would do and need; a hub's model is fetched for it, after a question."""
-        if self.choice.fetched:
-            text = (
-                f"The plan needs the model itself: {self.choice.model} is fetched from the hub for it. Go on?"
-            )
+        """What the build would do and need; asks before the first download of a hub model's config and tokenizer."""
+        if wizard.downloads(self.choice) and self._plan is None:
+            text = f"{self.choice.model} is a hub model. {wizard.DOWNLOADED} Go on?"
             if not await self.app.push_screen_wait(Confirm(text)):
                 return
         self._show(replace(self.choice.plan, plain=True))

@@ -30,7 +30,8 @@ async def start(screen: View, choice: Choice, plan: Outcome | None, busy: Callab
         return
     found = wizard.planned(plan)
     takes = f"takes about {wizard.minutes(found)} min" if found else "takes a while"
-    fetch = f"{choice.model} is fetched from the hub first.\n" if choice.fetched else ""
+    size = (found or {}).get("download_mib", 0)
+    fetch = f"{size:,} MiB of weights are downloaded from the hub first.\n" if size else ""
     text = f"Build it? It {takes}, and continues after you close the app.\n{fetch}\n$ {choice.build.text}"
     if not await app.push_screen_wait(Confirm(text)):
         return

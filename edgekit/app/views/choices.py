@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.app.views.wizard import Choice, limit_fault
+from edgekit.app.views.wizard import Choice, downloads, limit_fault
 from edgekit.base.command import Command, Outcome
 
 MOST_ANSWERS = 64
@@ -15,11 +15,14 @@ class Checks:
         self._answers: dict[Command, Outcome] = {}
         self._asked: dict[Command, Command] = {}
 
-    def wanted(self, choice: Choice) -> list[Command]:
-        """The commands to run now for `choice`; those under way for an older choice are stopped."""
+    def wanted(self, choice: Choice, *, typing: bool = False) -> list[Command]:
+        """The commands to run now for `choice`; those under way for an older choice are stopped.
+
+        While a person is `typing` the name of a model, no plan asks the hub for it.
+        """
         questions = [choice.shown] if choice.target.strip() else []
         questions += [choice.audit] if choice.data.strip() else []
-        questions += [choice.plan] if self.plannable(choice) else []
+        questions += [choice.plan] if self.plannable(choice) and not (typing and downloads(choice)) else []
         for command in set(self._asked) - set(questions):
             self._asked.pop(command).stop()
         new = [each for each in questions if each not in self._answers and each not in self._asked]
@@ -41,11 +44,14 @@ class Checks:
         return self._answers.get(command)
 
     def plannable(self, choice: Choice) -> bool:
-        """Whether a plan says something of the model: it is here, and target, rows and limits are in order."""
+        """Whether a plan says something of the model: there is one, and target, rows and limits are in order."""
         found = [self.answer(command) for command in (choice.shown, choice.audit)]
         in_order = all(answer is not None and answer.code == 0 for answer in found)
-        here = bool(choice.model.strip()) and not choice.fetched
-        return in_order and here and not any(limit_fault(*limit) for limit in choice.limits)
+        return (
+            in_order
+            and bool(choice.model.strip())
+            and not any(limit_fault(*limit) for limit in choice.limits)
+        )
 
     def forget(self) -> None:
         """Forget all answers."""

@@ -63,6 +63,7 @@ QUESTIONS = {
 }
 STEPS = tuple(QUESTIONS)
 TARGET_COLUMNS = ("target", "runs here", "bits per weight", "MiB of memory", "what it is for")
+DOWNLOADED = "Its plan downloads the config and the tokenizer (some MiB), and no weights."
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
 ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
 
@@ -71,7 +72,7 @@ ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per wei
 class Choice:
     """What was chosen so far; the defaults build the demo.
 
-    `columns` and `drop_leaks` say how the data is read. `formats` are the formats to build, if not every one of the target;
+    `columns` and `drop_leaks` say how the data is read. With `offline` only the hub's cache is used. `formats` are the formats to build, if not every one of the target;
     `limits` are the budget's limits that were changed.
     """
 
@@ -80,6 +81,7 @@ class Choice:
     data: str = DEFAULT_DATA
     columns: str = ""
     drop_leaks: bool = False
+    offline: bool = False
     formats: tuple[str, ...] = ()
     chat_template: str = ""
     limits: tuple[tuple[str, str], ...] = ()
@@ -106,7 +108,8 @@ class Choice:
             [f"budget.{key}={value}" for key, value in self.limits],
             ",".join(self.formats),
             cache_dir=self.cache_dir,
-            reading=DataOptions(self.columns.strip(), drop_leaks=self.drop_leaks, offline=self.on_hub),
+            offline=self.offline,
+            reading=DataOptions(self.columns.strip(), drop_leaks=self.drop_leaks),
             chat_template=self.chat_template,
         )
 
@@ -117,13 +120,17 @@ class Choice:
 
     @property
     def plan(self) -> Command:
-        """What it would do and need; a hub data set is read from the hub's cache."""
-        return Command(("plan", *self.order.arguments, *["--offline"] * self.on_hub))
+        """What it would do and need. It downloads nothing but the config and the tokenizer of a hub model.
+
+        A hub data set is read from the hub's cache, where `audit` has found it.
+        """
+        cached_only = self.data_on_hub and not self.model_on_hub and not self.offline
+        return Command(("plan", *self.order.arguments, *["--offline"] * cached_only))
 
     @property
     def audit(self) -> Command:
         """A look at every row; a hub data set is read from the hub's cache."""
-        return Command((*self.download.arguments, *["--offline"] * self.on_hub))
+        return Command((*self.download.arguments, *["--offline"] * self.data_on_hub))
 
     @property
     def download(self) -> Command:
@@ -141,14 +148,14 @@ class Choice:
         return Command((*self.shown.arguments, "--resolved"), plain=True)
 
     @cached_property
-    def on_hub(self) -> bool:
-        """Whether the data is a hub data set. Looked at once, as `fetched`."""
+    def data_on_hub(self) -> bool:
+        """Whether the data is a hub data set. Looked at once, as `model_on_hub`."""
         data = at_home(self.data)
         return not os.path.lexists(data) and hub_data.parse(data) is not None
 
     @cached_property
-    def fetched(self) -> bool:
-        """Whether the model is a hub id: it is not fetched before the build. Looked at once, as each key press asks."""
+    def model_on_hub(self) -> bool:
+        """Whether the model is a hub id. Looked at once, as each key press asks."""
         named = HUB_ID.match(self.model) is not None and self.model not in BUILT_IN
         return named and not os.path.lexists(at_home(self.model))
 
@@ -205,18 +212,30 @@ def planned(outcome: Outcome | None) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and "exports" in document else None
 
 
-def model_finding(choice: Choice, plan: Outcome | None, others: Iterable[Finding] = ()) -> Finding:
-    """Whether the model is there and can be read, once no other step stands in the way of a plan."""
+def downloads(choice: Choice) -> bool:
+    """Whether the plan downloads the config and the tokenizer of a hub model, unless the hub's cache has them."""
+    return choice.model_on_hub and not choice.offline
+
+
+def model_finding(
+    choice: Choice, plan: Outcome | None, others: Iterable[Finding] = (), *, typing: bool = False
+) -> Finding:
+    """Whether the model is there and can be read, once no other step stands in the way of a plan.
+
+    While a person is `typing` the name of a hub model, nothing is downloaded for a plan.
+    """
     if not choice.model.strip():
         return Finding("FAILED", message="No model is given.", hint=f"Type {DEFAULT_MODEL} for the demo.")
-    if choice.fetched:
-        return Finding(
-            "WARNING",
-            message=f"There is no {choice.model} here. As a hub id it is fetched when the build starts.",
-            hint="Until then nothing can be said of its size. Give a folder if you meant one.",
-        )
     if plan is None:
-        return Finding("WAITING" if any(other.state == "FAILED" for other in others) else "CHECKING")
+        waits = any(other.state == "FAILED" for other in others) or (typing and downloads(choice))
+        state = "WAITING" if waits else "CHECKING"
+        if not downloads(choice):
+            return Finding(state)
+        return Finding(
+            state,
+            message=f"There is no folder {choice.model}, so it is taken as a hub id.",
+            hint=f"{DOWNLOADED} Press enter to go on; or press esc and then o to use the hub's cache alone.",
+        )
     found = planned(plan)
     if found is None:
         return _failed(plan)
@@ -228,12 +247,22 @@ def model_finding(choice: Choice, plan: Outcome | None, others: Iterable[Finding
             "The model has no chat template, as is usual for a base model.",
             f"Press esc and then t to give it {CHATML}, or choose the instruction-tuned model.",
         )
-    more = (
-        (f"chat template: {choice.chat_template}; press esc and t to go without",)
-        if choice.chat_template
-        else ()
+    more = [f"chat template: {choice.chat_template}; press esc and t to go without"] * bool(
+        choice.chat_template
     )
-    return Finding("OK", (size, *more))
+    return Finding("OK", (size, *_of_hub(choice, found), *more))
+
+
+def _of_hub(choice: Choice, plan: Mapping[str, Any]) -> list[str]:
+    """What a person should know of the download of a hub model."""
+    if not choice.model_on_hub:
+        return []
+    if choice.offline:
+        return ["offline: read from the hub's cache; press esc and o to allow downloads"]
+    size = plan.get("download_mib", 0)
+    return [
+        f"{size:,} MiB of weights are downloaded when the build starts" if size else "its weights are here"
+    ]
 
 
 def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, machine: Host) -> Finding:
@@ -291,9 +320,8 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
     if (found := answered(audit)) is None:
         if must_be_downloaded(choice, audit):
             message = f"{at_home(choice.data)} is a hub data set that is not on this machine yet."
-            return Finding(
-                "FAILED", message=message, hint="Press tab twice and d to download it, or give a file."
-            )
+            key = "o to allow downloads" if choice.offline else "d to download it"
+            return Finding("FAILED", message=message, hint=f"Press tab twice and {key}, or give a file.")
         failed = _failed(audit)
         if not leaks(audit):
             return replace(failed, hint=failed.hint.replace("--columns ", "press tab and type "))
@@ -328,7 +356,7 @@ def leaks(audit: Outcome | None) -> bool:
 
 def must_be_downloaded(choice: Choice, audit: Outcome | None) -> bool:
     """Whether the data is a hub data set that is not on this machine yet."""
-    return choice.on_hub and audit is not None and hub_data.NOT_CACHED in audit.message
+    return choice.data_on_hub and audit is not None and hub_data.NOT_CACHED in audit.message
 
 
 def limits(choice: Choice, shown: Outcome | None) -> list[Limit]:
@@ -379,13 +407,12 @@ def review_finding(
     choice: Choice, plan: Outcome | None, place: Finding | None, others: Iterable[Finding]
 ) -> Finding:
     """Whether there is room for the build and for its output, once no other step stands in the way."""
-    if any(other.state == "FAILED" for other in others):
+    if any(other.state in ("FAILED", "WAITING") for other in others):
         return Finding("WAITING")
-    if place is None or (plan is None and not choice.fetched):
+    if place is None or plan is None:
         return Finding()
     found = planned(plan) or {}
     if found.get("problems"):
-        assert plan is not None
         return Finding("FAILED", (), plan.message, plan.hint, tuple(found["problems"]))
     return place
 

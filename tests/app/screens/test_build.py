@@ -365,21 +365,31 @@ def test_a_taken_folder_is_told_and_another_name_proposed(shell: Shell, tmp_path
     wizard(tmp_path, (80, 24), test)
 
 
-def test_a_hub_model_is_said_to_be_fetched_and_not_fetched(shell: Shell, tmp_path: Path) -> None:
+def test_a_hub_model_is_planned_once_its_name_is_typed(shell: Shell, tmp_path: Path) -> None:
+    def plans() -> list[str]:
+        return [text for text in shell.asked if text.startswith("edgekit plan") and "org/name" in text]
+
     async def test(pilot: Any, screen: BuildScreen) -> None:
         await until(pilot, lambda: settled(screen))
-        before = len(shell.asked)
         await write(pilot, screen, "model", "org/name")
-        await until(pilot, lambda: state(screen, "model") == "WARNING" and settled(screen))
-        assert "fetched when the build starts" in said(screen)
+        await until(pilot, lambda: state(screen, "model") == "WAITING" and settled(screen))
+        assert "downloads the config and the tokenizer" in said(screen) and not plans()
+        await pilot.press("escape", "o")
+        assert screen.shell_command.endswith("--offline")
+        await until(pilot, lambda: state(screen, "model") == "OK")
+        assert "offline" in said(screen) and all(text.endswith("--offline") for text in plans())
+        await pilot.press("o")
+        await until(pilot, lambda: state(screen, "model") == "WAITING")
         screen.action_open(4)
         await until(pilot, lambda: settled(screen))
-        assert not any("plan" in text and "org/name" in text for text in shell.asked[before:])
+        assert any("--offline" not in text for text in plans())
         await pilot.press("b")
         await until(pilot, lambda: isinstance(pilot.app.screen, Confirm))
-        assert "fetched from the hub first" in text_of(pilot.app)
+        assert "270 MiB of weights are downloaded from the hub first" in text_of(pilot.app)
 
-    wizard(tmp_path, (80, 24), test)
+    document = {**shell.document(Command(("plan",))), "download_mib": 270}
+    shell.outcomes["edgekit plan --model org/name"] = Outcome(Command(("plan",)), 0, document)
+    wizard(tmp_path, (100, 30), test)
 
 
 async def build_it(pilot: Any, screen: BuildScreen) -> None:
@@ -463,11 +473,11 @@ def test_the_model_is_looked_for_once_a_change(
         await until(pilot, lambda: settled(screen))
         monkeypatch.setattr(os.path, "lexists", lexists)
         await write(pilot, screen, "model", "org/name")
-        await until(pilot, lambda: state(screen, "model") == "WARNING" and settled(screen))
+        await until(pilot, lambda: state(screen, "model") == "WAITING" and settled(screen))
         assert looks.count("org/name") == 1
         (tmp_path / "org" / "name").mkdir(parents=True)
         screen.action_again()
-        assert not screen.choice.fetched
+        assert not screen.choice.model_on_hub
 
     wizard(tmp_path, (80, 24), test)
 

@@ -74,15 +74,15 @@ def test_the_command_says_everything_that_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "fetched"), [("org/name", True), ("smollm2-135m", False), ("nothing", False), (".", False)]
+    ("model", "on_hub"), [("org/name", True), ("smollm2-135m", False), ("nothing", False), (".", False)]
 )
 def test_a_hub_id_is_told_from_a_path(
-    model: str, fetched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, on_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert Choice(model).fetched is fetched
+    assert Choice(model).model_on_hub is on_hub
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert not Choice("org/name").fetched
+    assert not Choice("org/name").model_on_hub
 
 
 def test_a_format_that_cannot_be_made_can_be_left_out() -> None:
@@ -115,7 +115,7 @@ def test_a_hub_data_set_is_read_from_the_cache_until_it_is_downloaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     choice = Choice(data="org/rows@v1")
-    assert choice.on_hub and choice.audit.arguments[-1] == choice.plan.arguments[-1] == "--offline"
+    assert choice.data_on_hub and choice.audit.arguments[-1] == choice.plan.arguments[-1] == "--offline"
     assert "--offline" not in (*choice.build.arguments, *choice.download.arguments)
     missing = answer(None, 2, message="org/rows@v1 is not whole in the hub's cache.", hint="Run it once.")
     found = wizard.data_finding(choice, missing)
@@ -127,7 +127,9 @@ def test_a_hub_data_set_is_read_from_the_cache_until_it_is_downloaded(
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "rows").touch()
     assert (
-        not Choice(data="org/rows").on_hub and not Choice(data="org/rows.csv").on_hub and not Choice().on_hub
+        not Choice(data="org/rows").data_on_hub
+        and not Choice(data="org/rows.csv").data_on_hub
+        and not Choice().data_on_hub
     )
 
 
@@ -161,10 +163,9 @@ def test_a_base_model_is_offered_a_chat_template() -> None:
     assert wizard.model_finding(given, plan(chat_template=True)).state == "OK"
 
 
-def test_a_model_is_found_fetched_or_missing() -> None:
+def test_a_model_is_found_or_missing() -> None:
     found = wizard.model_finding(Choice(), plan())
     assert found.state == "OK" and "135 million weights" in found.lines[0]
-    assert wizard.model_finding(Choice("org/name"), None).state == "WARNING"
     assert wizard.model_finding(Choice(" "), None).state == "FAILED"
     assert wizard.model_finding(Choice(), None).state == "CHECKING"
     missing = wizard.model_finding(
@@ -245,7 +246,7 @@ def test_the_review_waits_for_all_and_tells_of_too_little_room() -> None:
     assert wizard.review_finding(Choice(), None, new, ()).state == "CHECKING"
     assert wizard.review_finding(Choice(), plan(), None, ()).state == "CHECKING"
     assert wizard.review_finding(Choice(), plan(), new, ()) == new
-    assert wizard.review_finding(Choice("org/name"), None, new, ()) == new
+    assert wizard.review_finding(Choice("org/name"), None, new, ()).state == "CHECKING"
     assert wizard.review_finding(Choice(), plan(), new, (Finding("FAILED"),)).state == "WAITING"
     short = wizard.review_finding(Choice(), plan(problems=["disk: 9 of 3 MiB"]), new, ())
     assert short.state == "FAILED" and short.faults == ("disk: 9 of 3 MiB",)
@@ -301,8 +302,41 @@ def test_no_plan_is_asked_for_before_the_other_steps_are_in_order(
     assert wizard.model_finding(choice, None, [Finding("FAILED")]).state == "WAITING"
 
 
-def test_a_hub_model_is_never_fetched_by_a_check() -> None:
-    assert settle(Checks(), Choice("org/name"), {}) == []
+def test_the_plan_of_a_hub_model_downloads_its_settings_and_says_so() -> None:
+    hub_model = Choice("org/name")
+    assert settle(Checks(), hub_model, {}) == [hub_model.plan]
+    assert "--offline" not in hub_model.plan.arguments
+    both = Choice("org/name", data="org/rows")  # found in the hub's cache, or there is no plan
+    assert "--offline" not in both.plan.arguments and "--offline" in both.audit.arguments
+    found = wizard.model_finding(hub_model, None)
+    assert found.state == "CHECKING" and "downloads the config and the tokenizer" in found.hint
+    found = wizard.model_finding(hub_model, plan(download_mib=270))
+    assert found.state == "OK" and "270 MiB of weights are downloaded when the build" in found.lines[1]
+    assert "its weights are here" in wizard.model_finding(hub_model, plan(download_mib=0)).lines
+    missing = answer(None, 2, message="'org/name' could not be downloaded from the hub: 404")
+    assert wizard.model_finding(hub_model, missing).state == "FAILED"
+
+
+def test_nothing_is_asked_of_the_hub_while_a_name_is_typed() -> None:
+    checks, half = Checks(), Choice("org/na")
+    for command in checks.wanted(half, typing=True):
+        assert command.arguments[0] != "plan" and checks.take(command, answer({}))
+    assert checks.wanted(half, typing=True) == []
+    assert wizard.model_finding(half, None, typing=True).state == "WAITING"
+    assert checks.wanted(Choice("folder"), typing=True) == [Choice("folder").plan]
+    assert checks.wanted(half) == [half.plan]
+
+
+def test_offline_everything_comes_from_the_hubs_cache() -> None:
+    choice = Choice("org/name", data="org/rows", offline=True)
+    for command in (choice.build, choice.plan, choice.audit):
+        assert command.arguments.count("--offline") == 1
+    assert not wizard.downloads(choice) and "offline" in wizard.model_finding(choice, plan()).lines[1]
+    missing = answer(None, 2, message="org/rows is not whole in the hub's cache.")
+    assert "o to allow downloads" in wizard.data_finding(choice, missing).hint
+
+
+def test_nothing_is_planned_without_a_model() -> None:
     assert settle(Checks(), Choice(" "), {}) == []
 
 
