@@ -3,9 +3,10 @@
     python benchmarks/memory.py --size 0.5 [--verb export|build] [--work FOLDER] [--code CHECKOUT]
 
 Writes the model of `synthetic.py` and a small data set, and runs one command in a process of its own. Memory is the most
-that the process tree holds: all resident pages, those of mapped files included. Extra disk is the most that lies in the
-cache and in the output together. A failed gate (exit code 3) is no error here: the model's answers are noise.
-With --code the command runs the edgekit of another checkout, to compare with.
+that the process tree holds, sampled every 100 ms: all resident pages, those of mapped files included, and the anonymous
+ones alone, which the system cannot drop. Extra disk is the most that lies in the cache and in the output together. A failed
+gate (exit code 3) is no error here: the model's answers are noise. With --code the command runs the edgekit of another
+checkout, to compare with.
 """
 
 from __future__ import annotations
@@ -17,14 +18,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import synthetic
-from common import EVERY_S, MIB, memory_of
+from common import MIB, memory_of
 from streaming_export import on_disk
 
 HERE = Path(__file__).parents[1]
 FEW_STEPS = ("tune.epochs=1", "tune.batch_size=8", "profile.repeats=3")
+EVERY_S, DISK_EVERY = 0.1, 10
+
+
+@dataclass
+class Timeline:
+    """What a command held, sample by sample: seconds since the epoch, resident and anonymous bytes; and its peak disk."""
+
+    samples: list[tuple[float, int, int]] = field(default_factory=list)
+    disk: int = 0
+
+    def peaks(self, start: float, end: float) -> tuple[float, float]:
+        """The most resident and the most anonymous MiB between two times."""
+        within = [sample for sample in self.samples if start <= sample[0] <= end] or [(0.0, 0, 0)]
+        return max(sample[1] for sample in within) / MIB, max(sample[2] for sample in within) / MIB
 
 
 def main() -> None:
@@ -38,47 +55,62 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model that synthetic.py has written")
     parser.add_argument("--code", type=Path, default=HERE)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--formats", default="", help="as for the command")
+    parser.add_argument("--held-out", type=int, default=16, help="validation rows, and test rows")
+    parser.add_argument("--cache", type=Path, help="keeps the finished stages, to go on with them later")
     arguments = parser.parse_args()
     size = synthetic.SIZES[arguments.size]
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         folder = Path(name)
         model = arguments.model or synthetic.write(folder / "model", size)
-        rows = synthetic.write_rows(folder / "rows")
-        cache, out = folder / "cache", folder / "out"
+        rows = synthetic.write_rows(folder / "rows", arguments.held_out)
+        cache, out = (arguments.cache or folder / "cache").resolve(), folder / "out"
         given = [str(model)] if arguments.verb == "export" else ["--model", str(model)]
         options = ["--data", str(rows), "--cache-dir", str(cache), "--out", str(out)]
         for change in (*FEW_STEPS, *arguments.set):
             options += ["--set", change]
+        options += ["--formats", arguments.formats] if arguments.formats else []
         weights = 2 * synthetic.parameters(size) / MIB
         command = [sys.executable, "-m", "edgekit.cli", arguments.verb, *given, *options]
-        rss, disk, seconds, code = watch(command, arguments.code, [cache, out])
+        start = time.time()
+        seen, code = watch(command, arguments.code, [cache, out])
         print(
             f"\n`{arguments.verb}` of {synthetic.parameters(size):,} weights ({weights:,.0f} MiB in bfloat16)"
         )
-        print("| stage | peak RSS MiB | seconds |\n|---|--:|--:|")
-        for stage in stages(cache):
-            print(f"| {stage['stage']} | {stage['peak_rss_mib']:,.0f} | {stage['seconds']:,.0f} |")
-        print(f"| whole command (exit code {code}) | {rss:,.0f} | {seconds:,.0f} |")
-        print(f"\nExtra disk at most {disk:,.0f} MiB; the output takes {on_disk(out) / MIB:,.0f} MiB.")
+        print("| stage | peak RSS MiB | of it anonymous MiB | seconds |\n|---|--:|--:|--:|")
+        spells = [spell for spell in stages(cache) if spell[1] > start]
+        spells.append(("last steps", time.time()))
+        begin = start
+        for stage, end in [*spells, ("whole command", time.time())]:
+            begin = start if stage == "whole command" else begin
+            rss, anonymous = seen.peaks(begin, end)
+            print(f"| {stage} | {rss:,.0f} | {anonymous:,.0f} | {end - begin:,.0f} |")
+            begin = end
+        print(
+            f"\nExit code {code}. Extra disk at most {seen.disk / MIB:,.0f} MiB; the output takes {on_disk(out) / MIB:,.0f} MiB."
+        )
 
 
-def stages(cache: Path) -> list[dict[str, float]]:
-    """The records of the finished stages, in the order in which they ended."""
-    files = sorted(cache.glob("*/*/stage.json"), key=lambda file: file.stat().st_mtime_ns)
-    return [json.loads(file.read_text()) for file in files]
+def stages(cache: Path) -> Iterator[tuple[str, float]]:
+    """The name of each finished stage and the time of its end, in order; a stage begins where the last one ended."""
+    folders = sorted(
+        (file.parent for file in cache.glob("*/*/stage.json")), key=lambda at: at.stat().st_ctime
+    )
+    for folder in folders:
+        yield json.loads((folder / "stage.json").read_text())["stage"], folder.stat().st_ctime
 
 
-def watch(command: list[str], code: Path, folders: list[Path]) -> tuple[float, float, float, int]:
-    """Peak memory and disk in MiB, seconds, and the exit code."""
-    start, rss, disk, turn = time.perf_counter(), 0, 0, 0
+def watch(command: list[str], code: Path, folders: list[Path]) -> tuple[Timeline, int]:
+    """What the process tree of `command` held, and its exit code."""
+    seen, turn = Timeline(), 0
     with subprocess.Popen(command, cwd=code, env={**os.environ, "PYTHONPATH": str(code)}) as process:
         while process.poll() is None:
-            rss = max(rss, memory_of(process.pid)[0])
-            if turn % 20 == 0:
-                disk = max(disk, sum(on_disk(folder) for folder in folders if folder.exists()))
+            seen.samples.append((time.time(), *memory_of(process.pid)))
+            if turn % DISK_EVERY == 0:
+                seen.disk = max(seen.disk, sum(on_disk(folder) for folder in folders if folder.exists()))
             turn += 1
             time.sleep(EVERY_S)
-    return rss / MIB, disk / MIB, time.perf_counter() - start, process.returncode
+    return seen, process.returncode
 
 
 if __name__ == "__main__":

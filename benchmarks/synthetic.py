@@ -25,7 +25,7 @@ from edgekit.export.weights.safetensors_io import write_weights
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY, HEAD = 151936, 128
-ROWS = {"train": 32, "validation": 16, "test": 16}
+TRAIN_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def write(folder: Path, size: Size) -> Path:
     return folder
 
 
-def write_rows(folder: Path) -> Path:
-    """A small data set, to tune on for a few steps and to calibrate with."""
+def write_rows(folder: Path, held_out: int = 16) -> Path:
+    """A small data set, to tune on for a few steps and to calibrate with, and `held_out` rows to validate and to test."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in generate(**ROWS).items():
+    for split, rows in generate(train=TRAIN_ROWS, validation=held_out, test=held_out).items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

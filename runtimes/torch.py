@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
 from pathlib import Path
@@ -168,8 +169,9 @@ class TorchModel:
         check_ids(prompt, self.vocab_size)
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model, whose modules refer to each other in circles, so that its files are no longer mapped."""
         vars(self).pop("_model", None)
+        gc.collect()
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

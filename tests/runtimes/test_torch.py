@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,3 +200,16 @@ def test_broken_folders_are_refused(tiny_llama: Path, tmp_path: Path, fault: str
         open_model(folder, threads=1)
     assert str(folder) in refusal.value.message
     assert refusal.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_closed_model_maps_no_file(tmp_path: Path) -> None:
+    folder = tiny.make_small(tmp_path / "model", dtype="bfloat16")
+    gc.disable()  # a collection by chance would free it too
+    try:
+        opened = open_model(folder, threads=1)
+        assert str(folder) in Path("/proc/self/maps").read_text()
+        opened.close()
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
