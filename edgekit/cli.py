@@ -128,7 +128,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = app(argv, standalone_mode=False)
         sys.stdout.flush()
     except errors.EdgekitError as error:
-        _fail(CODES[type(error)], error.message, error.hint, getattr(error, "faults", []))
+        code = next(code for kind, code in CODES.items() if isinstance(error, kind))
+        _fail(code, error.message, error.hint, getattr(error, "faults", []))
     except (typer.Abort, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
     except typer.TyperException as error:  # what was typed

@@ -17,6 +17,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
+from edgekit.base.hub import cache_folder
 from edgekit.base.parts import install_line
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
@@ -168,7 +169,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     places, download_mib = [cache_dir, out], 0.0
     if is_remote:
         download_mib = hub.missing_bytes(source.repository, source.revision) / MIB
-        places.append(hub.cache_folder())
+        places.append(cache_folder())
     on_disk = float_mib * (3 if source.kind == "gguf" else 2)  # the base read out, merged, pruned
     on_disk += sum(export.estimated_mib for export in exports) * 2  # in the cache and in the bundle
     on_disk += float_mib * len(exports)  # the float file each quantizer starts from

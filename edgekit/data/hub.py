@@ -6,22 +6,22 @@ the end, or `--data-revision`, pins a branch, a tag or a commit.
 
 from __future__ import annotations
 
-import glob
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
+from edgekit.base import hub
+from edgekit.base.download import download
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert, Emit
-from edgekit.base.hub import client, failed
+from edgekit.base.hub import Repository, UnreachableError
 from edgekit.data.files import Files, by_split, located, note_on, within
 from edgekit.data.kinds import SUFFIXES
 
 CARD = "README.md"
 NOT_CACHED = "is not whole in the hub's cache"
-HINT = "There is no such file or folder on this machine either. Check the name, its revision and the network."
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./* -]+?))?/?(?:@([\w./-]+))?")
 _LICENCE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
@@ -60,71 +60,52 @@ def fetch(name: HubName, *, offline: bool, emit: Emit) -> tuple[Files, str]:
     An interrupted download continues where it ended. Without the network, or with `offline`, the cache is used if it is
     complete. Raises `ConfigError` with the hub's reason, and for a data set without files of a known kind.
     """
-    hub = client()
-    label = f"{name.repository}@{name.revision}" if name.revision else name.repository
-    names, commit = _listed(hub, name, label, offline or bool(hub.constants.HF_HUB_OFFLINE), emit)
-    hint = f"Name one, such as {name.repository}/{{0}}."
-    held = within(label, (each for each in names if name.holds(each)))
-    parts = by_split(label, held, hint)
-    wanted = [each for part in parts.values() for each in part]
-    if commit:
-        missing = [each for each in wanted if not _is_here(hub, name.repository, each, commit)]
-        size = sum(names[each] for each in missing) / 2**20
-        if missing:
-            emit(Alert("info", f"Downloading {len(missing)} files of {label}, {size:.1f} MiB."))
-    try:
-        folder = Path(
-            hub.snapshot_download(
-                name.repository,
-                repo_type="dataset",
-                revision=name.revision,
-                allow_patterns=[glob.escape(each) for each in (*wanted, CARD)],
-                local_files_only=not commit,
-            )
-        )
-    except Exception as error:
-        if not commit:
-            raise _not_cached(label) from error
-        raise failed(label, error, f"{HINT} Run the same command again to continue a download.") from error
-    if commit and folder.name != commit:
-        raise ConfigError(f"{label} changed while it was downloaded.", "Run the same command again.")
+    repository = Repository(name.repository, "dataset", name.revision)
+    found, files = _listed(repository, offline or hub.is_offline(), emit)
+    label = repository.label
+    held = within(label, (file.name for file in files if name.holds(file.name)))
+    parts = by_split(label, held, f"Name one, such as {name.repository}/{{0}}.")
+    wanted = {each for part in parts.values() for each in part}
+    needed = [file for file in files if file.name in wanted]
+    if found is not None:
+        card = [file for file in files if file.name == CARD]
+        folder = download(repository, found, [*needed, *card], emit)
+    else:
+        here = hub.cached(repository)
+        if here is None or hub.lacking(here, needed):
+            raise _not_cached(label, [file.name for file in hub.lacking(here, needed)])
+        folder = here
     note = note_on(held, parts)
     return Files(located(folder, parts), folder, card=_card(folder, label), note=note), folder.name
 
 
-def _listed(hub: Any, name: HubName, label: str, offline: bool, emit: Emit) -> tuple[dict[str, int], str]:
-    """The files of the repository with their bytes, and its commit; from the cache with an empty commit."""
-    error: Exception | None = None
+def _listed(
+    repository: Repository, offline: bool, emit: Emit
+) -> tuple[hub.Listing | None, tuple[hub.File, ...]]:
+    """What the hub lists, and the files; where it is not or cannot be asked None, and the files by the cache."""
+    unreachable: UnreachableError | None = None
     if not offline:
         try:
-            info = hub.HfApi().dataset_info(name.repository, revision=name.revision, files_metadata=True)
-            return {file.rfilename: int(file.size or 0) for file in info.siblings or ()}, str(info.sha)
-        except Exception as caught:
-            if "NotFound" in type(caught).__name__:
-                raise failed(label, caught, HINT) from caught
-            error = caught
-    try:
-        files = hub.get_cached_repo_tree(name.repository, repo_type="dataset", revision=name.revision)
-    except Exception as caught:
-        if error is not None:
-            raise failed(label, error, HINT) from error
-        raise _not_cached(label) from caught
-    if error is not None:
-        emit(Alert("warning", f"The hub cannot be reached, so {label} is read from its cache."))
-    return {file.path: int(file.size or 0) for file in files}, ""
+            found = hub.listing(repository)
+            return found, found.files
+        except UnreachableError as error:
+            unreachable = error
+    files = hub.cached_listing(repository)
+    if files is None:
+        raise unreachable or _not_cached(repository.label)
+    if unreachable:
+        emit(Alert("warning", f"The hub cannot be reached, so {repository.label} is read from its cache."))
+    return None, files
 
 
-def _not_cached(label: str) -> ConfigError:
+def _not_cached(label: str, missing: Sequence[str] = ()) -> ConfigError:
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    lacks = f" It lacks {', '.join(missing[:5])}{more}." if missing else ""
     return ConfigError(
-        f"There is no file or folder {label}, so it is taken as a hub data set, and it {NOT_CACHED}. It was not "
+        f"There is no file or folder {label}, so it is taken as a hub data set, and it {NOT_CACHED}.{lacks} Nothing was "
         "downloaded.",
         "Run the command once with the network and without --offline, or give a file or a folder.",
     )
-
-
-def _is_here(hub: Any, repository: str, file: str, commit: str) -> bool:
-    found = hub.try_to_load_from_cache(repository, file, repo_type="dataset", revision=commit)
-    return isinstance(found, str)
 
 
 def _card(folder: Path, label: str) -> dict[str, str]:

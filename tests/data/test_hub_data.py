@@ -2,114 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
+import shutil
+import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import hub_server
 import pyarrow as pa
 import pytest
+from hub_server import Hub
 from pyarrow import parquet
 
-MAIN, V1 = "a" * 40, "b" * 40
-REVISIONS = {"main": MAIN, "v1": V1}
 FILE = "data/train-00000-of-00001.parquet"
 ROWS = 400
-
-
-class Hub(ThreadingHTTPServer):
-    """A hub of one data set; the connection of a file in `cut` ends after so many bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, dict[str, bytes]] = {MAIN: {}, V1: {}}
-        self.asked: list[str] = []
-        self.ranges: list[str] = []
-        self.cut: dict[str, int] = {}
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked.append(path)
-        if found := re.fullmatch(r"/api/datasets/org/rows(?:/revision/(.+))?", path):
-            commit = REVISIONS.get(found[1] or "main", found[1] or MAIN)
-            if commit not in self.server.files:
-                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-                return
-            siblings = [
-                {"rfilename": name, "size": len(text)} for name, text in self.server.files[commit].items()
-            ]
-            self._json(
-                {
-                    "id": "org/rows",
-                    "sha": commit,
-                    "siblings": siblings,
-                    "private": False,
-                    "tags": [],
-                    "downloads": 0,
-                }
-            )
-        elif found := re.fullmatch(r"/api/datasets/org/rows/tree/([^/]+)/?", path):
-            commit = REVISIONS.get(found[1], found[1])
-            self._json([
-                {"type": "file", "path": name, "size": len(text), "oid": hashlib.sha1(text).hexdigest()}
-                for name, text in self.server.files[commit].items()
-            ])  # fmt: skip
-        elif found := re.fullmatch(r"/datasets/org/rows/resolve/([^/]+)/(.+)", path):
-            self._file(REVISIONS.get(found[1], found[1]), found[2])
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def _file(self, commit: str, name: str) -> None:
-        text = self.server.files[commit][name]
-        first = 0
-        if wanted := self.headers.get("Range"):
-            self.server.ranges.append(f"{name} {wanted}")
-            first = int(wanted.removeprefix("bytes=").split("-")[0])
-        about = {
-            "ETag": f'"{hashlib.sha1(text).hexdigest()}"',
-            "X-Repo-Commit": commit,
-            "Accept-Ranges": "bytes",
-        }
-        if first:
-            about["Content-Range"] = f"bytes {first}-{len(text) - 1}/{len(text)}"
-        self._send(206 if first else 200, text[first:], about)
-
-    def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            cut = next(
-                (bytes for name, bytes in self.server.cut.items() if self.path.endswith(name)), len(body)
-            )
-            self.wfile.write(body[:cut])
-            self.close_connection = cut < len(body)
 
 
 def rows(word: str, more: str = "") -> bytes:
@@ -124,23 +35,20 @@ def rows(word: str, more: str = "") -> bytes:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    found = Hub()
-    for commit, word in ((MAIN, "new"), (V1, "old")):
-        found.files[commit] = {
-            "README.md": b"---\nlicense: cc0-1.0\n---\nRows.",
-            "rows.py": b"raise SystemExit('a script was run')",
-            "extra.pkl": b"\x80\x04.",
-            FILE: rows(word),
-        }
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-    found.server_close()
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    folders = {("org/rows", revision): tmp_path / "hub" / revision for revision in ("main", "v1")}
+    for (_, revision), folder in folders.items():
+        (folder / "data").mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nRows.")
+        (folder / "rows.py").write_text("raise SystemExit('a script was run')")
+        (folder / "extra.pkl").write_bytes(b"\x80\x04.")
+        (folder / FILE).write_bytes(rows(revision))
+    with hub_server.running(folders) as found:
+        yield found
 
 
-def audit(hub: Hub | None, home: Path, *typed: str) -> tuple[int, Any, str]:
-    """`edgekit data audit` in a process of its own, with the hub's cache in `home`; without a hub the network is down."""
+def command(hub: Hub | None, home: Path, *typed: str) -> tuple[list[str], dict[str, str]]:
+    """`edgekit data audit` and its environment, with the hub's cache in `home`; without a hub the network is down."""
     env = {
         **os.environ,
         "HF_HOME": str(home),
@@ -148,21 +56,33 @@ def audit(hub: Hub | None, home: Path, *typed: str) -> tuple[int, Any, str]:
         "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
     }
     env |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "edgekit.cli", "data", "audit", *typed, "--json"],
-        env=env, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    return [sys.executable, "-m", "edgekit.cli", "data", "audit", *typed, "--json"], env
+
+
+def audit(hub: Hub | None, home: Path, *typed: str) -> tuple[int, Any, str]:
+    """What the command says in a process of its own."""
+    typed_out, env = command(hub, home, *typed)
+    done = subprocess.run(typed_out, env=env, capture_output=True, text=True, check=False, timeout=120)
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
 def test_a_hub_data_set_is_pinned_and_read_again_without_the_network(hub: Hub, tmp_path: Path) -> None:
     code, found, said = audit(hub, tmp_path, "org/rows")
-    assert code == 0 and sum(found["rows"].values()) == ROWS and found["commit"] == MAIN, (found, said)
+    assert (
+        code == 0
+        and sum(found["rows"].values()) == ROWS
+        and found["commit"] == hub.commit("org/rows", "main")
+    ), (
+        found,
+        said,
+    )
     assert found["card"] == {"source": "hub: org/rows", "licence": "cc0-1.0"}
-    assert set(found["labels"]["train"]) == {"no", "yes"} and "Downloading 1 files of org/rows" in said
-    assert not any("rows.py" in path or ".pkl" in path for path in hub.asked if "/resolve/" in path)
+    assert set(found["labels"]["train"]) == {"no", "yes"} and "Downloading 2 files of org/rows" in said
+    assert set(hub.downloaded()) == {"README.md", Path(FILE).name}
     code, pinned, _ = audit(hub, tmp_path, "org/rows", "--data-revision", "v1")
-    assert code == 0 and pinned["commit"] == V1 and pinned["sha256"] != found["sha256"]
+    assert (
+        code == 0 and pinned["commit"] == hub.commit("org/rows", "v1") and pinned["sha256"] != found["sha256"]
+    )
     code, again, said = audit(None, tmp_path, "org/rows")
     assert code == 0 and again["sha256"] == found["sha256"] and "read from its cache" in said
     for typed in (("org/rows@v9",), ("org/other",)):
@@ -171,26 +91,48 @@ def test_a_hub_data_set_is_pinned_and_read_again_without_the_network(hub: Hub, t
 
 
 def test_a_broken_connection_continues_where_it_ended(hub: Hub, tmp_path: Path) -> None:
-    hub.files[MAIN][FILE] = rows("new", "long " * 12_000)
-    hub.cut[FILE] = 11 * 2**20  # the client writes blocks of 10 MiB
-    assert len(hub.files[MAIN][FILE]) > 2 * hub.cut[FILE]
+    name = Path(FILE).name
+    source = hub.folders["org/rows", "main"] / FILE
+    source.write_bytes(rows("new", "long " * 12_000))
+    hub.cut[name] = 11 * 2**20  # the client writes blocks of 10 MiB
+    assert source.stat().st_size > 2 * hub.cut[name]
     code, found, _ = audit(hub, tmp_path, "org/rows")
     assert code == 0 and sum(found["rows"].values()) == ROWS
-    assert hub.ranges == [f"{FILE} bytes={10 * block * 2**20}-" for block in (1, 2)]
+    assert hub.ranges(name)[1:] == [f"bytes={10 * block * 2**20}-" for block in (1, 2)]
+
+
+def test_a_killed_download_continues_where_it_ended(hub: Hub, tmp_path: Path) -> None:
+    name = Path(FILE).name
+    (hub.folders["org/rows", "main"] / FILE).write_bytes(rows("new", "long " * 12_000))
+    hub.stall[name] = 12 * 2**20
+    typed, env = command(hub, tmp_path, "org/rows")
+    process = subprocess.Popen(typed, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not (parts := [p for p in tmp_path.rglob("*.edgekit-part") if p.stat().st_size]):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    hub.stall.clear()
+    hub.asked.clear()
+    kept = parts[0].stat().st_size
+    code, error, _ = audit(None, tmp_path, "org/rows", "--offline")
+    assert code == 2 and name in error["message"]
+    code, found, _ = audit(hub, tmp_path, "org/rows")
+    assert code == 0 and sum(found["rows"].values()) == ROWS
+    assert hub.ranges(name) == [f"bytes={kept}-"] and not parts[0].exists()
 
 
 def test_an_interrupted_download_keeps_its_finished_files(hub: Hub, tmp_path: Path) -> None:
-    second = FILE.replace("train", "test")
-    hub.files[MAIN][second] = rows("test")
+    first, second = FILE.replace("train", "test"), Path(FILE).name
+    shutil.copyfile(hub.folders["org/rows", "v1"] / FILE, hub.folders["org/rows", "main"] / first)
     hub.cut[second] = 0
     code, error, _ = audit(hub, tmp_path, "org/rows")
-    assert code == 2 and "Run the same command again to continue" in error["hint"]
+    assert code == 2 and "the download continues where it stopped" in error["hint"]
     code, error, _ = audit(None, tmp_path, "org/rows", "--offline")
-    assert code == 2 and "not whole in the hub's cache" in error["message"]
+    assert code == 2 and f"It lacks data/{second}. Nothing was downloaded." in error["message"]
     hub.cut.clear()
     hub.asked.clear()
     code, found, said = audit(hub, tmp_path, "org/rows")
-    assert code == 0 and found["rows"]["test"] == ROWS and "Downloading 1 files" in said
-    assert any(path.endswith(second) for path in hub.asked) and not any(
-        path.endswith(FILE) for path in hub.asked
-    )
+    assert code == 0 and found["rows"]["test"] == ROWS and "Downloading 1 file of" in said
+    assert hub.downloaded(".parquet") == [second]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import huggingface_hub
 import pytest
 import tiny
 from hub_server import Hub
+from huggingface_hub import _tree_cache
 
 from edgekit import registry
-from edgekit.base import hardware
+from edgekit.base import download, hardware
+from edgekit.base import hub as base_hub
 from edgekit.base.errors import ConfigError, CorruptError
-from edgekit.base.events import Event, Progress, StageFinished, StageStarted
+from edgekit.base.events import Alert, Event, Progress, StageFinished, StageStarted
 from edgekit.build import plan as planning
 from edgekit.build.request import Order
 from edgekit.data.dataset import load_dataset
@@ -49,9 +52,9 @@ def hub(remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             "HUGGINGFACE_CO_URL_TEMPLATE": found.url + "/{repo_id}/resolve/{revision}/{filename}",
         }.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
-        edgekit_hub._info.cache_clear()
+        base_hub.listing.cache_clear()
         yield found
-        edgekit_hub._info.cache_clear()
+        base_hub.listing.cache_clear()
 
 
 def planned(source: model.Source, tmp_path: Path) -> planning.Plan:
@@ -80,7 +83,7 @@ def test_weights_are_not_downloaded_to_a_disk_without_room(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk of the hub's own cache counts, where the weights go."""
-    cache = edgekit_hub.cache_folder()
+    cache = base_hub.cache_folder()
     monkeypatch.setattr(hardware, "free_disk_mib", lambda path: 1 if path == cache else 10**6)
     found = planned(model.resolve(NAME), tmp_path)
     with pytest.raises(ConfigError, match="Not enough memory or disk"):
@@ -126,6 +129,8 @@ def test_a_download_tells_its_progress_and_its_speed(hub: Hub, remote: Path) -> 
     source = model.fetch(model.resolve(NAME), told.append)
     assert source.path is not None and weights(source.path) == weights(remote)
     assert not (source.path / "consolidated.safetensors").exists()  # the same weights again
+    said = told.pop(0)
+    assert isinstance(said, Alert) and said.message.startswith("Downloading ") and "MiB" in said.message
     assert isinstance(told[0], StageStarted) and isinstance(told[-1], StageFinished)
     progress = [event for event in told if isinstance(event, Progress)]
     assert progress and progress[-1].unit == "MiB" and "MiB/s" in progress[-1].note
@@ -141,18 +146,16 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     hub: Hub, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
-    monkeypatch.setattr(edgekit_hub, "TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(download, "TOLD_EVERY_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         model.fetch(model.resolve(NAME), interrupt)
-    (part,) = edgekit_hub.cache_folder().glob("*/blobs/*.edgekit-part")
+    (part,) = base_hub.cache_folder().glob("*/blobs/*.edgekit-part")
     already = part.stat().st_size
     assert 0 < already < len(weights(remote))
     hub.asked.clear()
     source = model.fetch(model.resolve(NAME))
     assert source.path is not None and weights(source.path) == weights(remote)
-    ranges = [
-        span for method, path, span in hub.asked if method == "GET" and path.endswith("model.safetensors")
-    ]
+    ranges = hub.ranges("model.safetensors")
     assert ranges == [f"bytes={already}-"] and not part.exists()
 
 
@@ -162,7 +165,7 @@ def test_a_part_that_is_not_of_this_file_is_found_by_its_digest(
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     with pytest.raises(KeyboardInterrupt):
         model.fetch(model.resolve(NAME), interrupt)
-    (part,) = edgekit_hub.cache_folder().glob("*/blobs/*.edgekit-part")
+    (part,) = base_hub.cache_folder().glob("*/blobs/*.edgekit-part")
     part.write_bytes(bytes(part.stat().st_size))
     with pytest.raises(CorruptError, match="damaged during its download"):
         model.fetch(model.resolve(NAME))
@@ -174,17 +177,13 @@ def test_a_digest_that_is_a_path_is_never_written_to(hub: Hub, monkeypatch: pyte
     """Planted: the hub's SHA-256 becomes a file's name in the cache."""
     listed = edgekit_hub.wanted
 
-    def planted(*given: Any) -> list[Any]:
-        files = listed(*given)
-        for file in files:
-            if file.lfs:
-                file.lfs.sha256 = "../../../planted"
-        return files
+    def planted(*given: Any) -> list[base_hub.File]:
+        return [replace(file, sha256="../../../planted") if file.sha256 else file for file in listed(*given)]
 
     monkeypatch.setattr(edgekit_hub, "wanted", planted)
     with pytest.raises(CorruptError, match="no valid SHA-256 for model.safetensors"):
         model.fetch(model.resolve(NAME))
-    assert not list(edgekit_hub.cache_folder().parent.rglob("*planted*"))
+    assert not list(base_hub.cache_folder().parent.rglob("*planted*"))
 
 
 def test_offline_a_model_comes_from_the_cache_or_what_is_missing_is_named(
@@ -204,11 +203,72 @@ def test_offline_a_model_comes_from_the_cache_or_what_is_missing_is_named(
     assert planned(model.resolve(NAME), remote).download_mib == 0
     with pytest.raises(ConfigError, match="does not have it"):
         model.resolve(NAME, "v1", offline=True)
-    (source.path / "model.safetensors").rename(source.path / "model-00001-of-00002.safetensors")
-    named = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (source.path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
-    with pytest.raises(ConfigError, match=r"model-00002-of-00002\.safetensors is missing"):
+
+
+def test_an_incomplete_snapshot_is_continued_and_its_missing_files_are_named_offline(
+    hub: Hub, remote: Path
+) -> None:
+    source = model.fetch(model.resolve(NAME))
+    assert source.path is not None
+    (source.path / "tokenizer_config.json").unlink()  # the others would make a model with another template
+    with pytest.raises(ConfigError, match=r"a part of org/Tiny: tokenizer_config\.json is missing"):
         model.resolve(NAME, offline=True)
+    (source.path / "README.md").unlink(missing_ok=True)  # which no model needs
+    assert model.fetch(model.resolve(NAME)).path == source.path
+    blob = (source.path / "model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:1000])  # cut by another program
+    with pytest.raises(ConfigError, match=r"model\.safetensors is missing"):
+        model.resolve(NAME, offline=True)
+    again = model.fetch(model.resolve(NAME)).path
+    assert again is not None and weights(again) == weights(remote)
+    assert model.resolve(NAME, offline=True).path == source.path
+
+
+@pytest.mark.parametrize(
+    ("has", "lacks"),
+    [
+        (["model-00001-of-00002.safetensors"], "model-00002-of-00002.safetensors, model.safetensors.index.json are"),
+        (["model-00001-of-00002.safetensors", "model.safetensors.index.json"], "model-00002-of-00002.safetensors is"),
+        ([], "model.safetensors is"),
+    ],
+)  # fmt: skip
+def test_a_snapshot_without_a_list_of_its_files_lacks_the_other_shards(
+    hub: Hub, has: list[str], lacks: str
+) -> None:
+    """Planted: what an interrupted download by an older huggingface_hub leaves."""
+    source = model.fetch(model.resolve(NAME))
+    assert source.path is not None
+    shutil.rmtree(source.path.parents[1] / "trees")
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    assert model.resolve(NAME, offline=True).path == source.path
+    (source.path / "model.safetensors").rename(source.path / "model-00001-of-00002.safetensors")
+    if not has:
+        (source.path / "model-00001-of-00002.safetensors").unlink()
+    if "model.safetensors.index.json" in has:
+        named = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (source.path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    with pytest.raises(ConfigError) as caught:
+        model.resolve(NAME, offline=True)
+    assert f"org/Tiny: {lacks} missing" in caught.value.message
+
+
+def test_without_an_answer_of_the_hub_a_whole_model_comes_from_the_cache(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.describe(model.resolve(NAME))
+    base_hub.listing.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="could not be downloaded"):
+        model.fetch(model.resolve(NAME))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    source = model.fetch(model.resolve(NAME))
+    base_hub.listing.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    told: list[Event] = []
+    assert model.fetch(model.resolve(NAME), told.append).path == source.path
+    assert [event.message for event in told if isinstance(event, Alert)] == [
+        "The hub cannot be reached, so org/Tiny is read from its cache."
+    ]
 
 
 def test_the_commands_take_a_hub_model(hub: Hub, shell: Any, tmp_path: Path) -> None:
