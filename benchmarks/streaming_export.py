@@ -169,14 +169,15 @@ def measure(steps: list[list[str]], work: Path) -> Way:
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes that the files below `folder` take; holes in them take none."""
-    total = 0
+    """Bytes that the files below `folder` take; holes in them and links take none."""
+    taken: dict[int, int] = {}
     for file in folder.rglob("*"):
         try:
-            total += file.stat().st_blocks * 512
+            at = file.lstat()
         except FileNotFoundError:  # renamed or removed meanwhile
             continue
-    return total
+        taken[at.st_ino] = at.st_blocks * 512
+    return sum(taken.values())
 
 
 def result_size(work: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from edgekit.base.errors import CorruptError
+from edgekit.base.memory import give_back
 from edgekit.models import mapped
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
@@ -171,7 +171,7 @@ class TorchModel:
     def close(self) -> None:
         """Free the model, whose modules refer to each other in circles, so that its files are no longer mapped."""
         vars(self).pop("_model", None)
-        gc.collect()
+        give_back()
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -30,7 +30,7 @@ from edgekit.base.code import code_of, own_code, versions_of
 from edgekit.base.errors import StageError, reason
 from edgekit.base.events import Alert, Emit, Event, GateResult, Measured, StageFinished, StageStarted
 from edgekit.base.locks import locked
-from edgekit.base.memory import PeakRss
+from edgekit.base.memory import PeakRss, give_back
 
 RECORD = "stage.json"
 SMALL = 1 << 20  # bytes; smaller files are read again whenever their stage is reused
@@ -141,6 +141,7 @@ class Cache:
             os.rename(out, final)
         finally:
             remove(out)
+            give_back()  # before the next stage needs it
         remove(work)
         self.emit(StageFinished(name, seconds))
         return _output(name, final, record, cached=False)

@@ -1,10 +1,12 @@
 """Peak resident memory: of this process and its children while something runs, and of this process since it began.
 
-And a limit of memory that a process sets for itself.
+And a limit of memory that a process sets for itself, and what it can give back.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 import threading
 from pathlib import Path
@@ -32,6 +34,19 @@ def limit_own_memory(memory_mib: float, *, for_good: bool) -> int | None:
     limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit if for_good else hard))
     return limit // 2**20
+
+
+def give_back() -> None:
+    """Give memory that is not used any more back to the system.
+
+    Objects that refer to each other in circles are collected. The allocator of glibc keeps freed memory for later, of a
+    tuned model more than a GiB, unless it is asked to return it; other allocators are left alone.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def tree_rss_mib(process: psutil.Process) -> float:

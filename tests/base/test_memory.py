@@ -1,7 +1,8 @@
-"""A process bounds its own memory: within the limit that it has already, and for good where it is told so."""
+"""A process bounds its own memory, within the limit that it has already, and gives back what it does not use."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -43,3 +44,25 @@ def test_a_process_takes_no_more_than_its_limit(has: int, for_good: bool, expect
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected
+
+
+FREED = """
+import psutil
+from edgekit.base.memory import give_back
+
+class Block(list): pass
+
+blocks = [Block([bytearray(100_000)]) for _ in range(3000)]
+for block in blocks:
+    block.append(block)  # a circle, which only a collection frees
+pin = bytearray(100_000)  # behind all of them, so that the heap cannot shrink by itself
+del blocks, block
+give_back()
+print(psutil.Process().memory_info().rss >> 20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the allocator is not glibc's")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    found = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 150, "of the blocks' 286 MiB nothing may be left"
