@@ -22,6 +22,7 @@ import typer
 
 from edgekit import __version__
 from edgekit.base import errors
+from edgekit.base.texts import plain
 from edgekit.commands import (
     build,
     cache,
@@ -40,7 +41,7 @@ from edgekit.commands import (
     tui,
     verify,
 )
-from edgekit.commands.shell import state
+from edgekit.commands.shell import json_safe, state
 
 
 class ExitCode(IntEnum):
@@ -176,14 +177,14 @@ def _fail(code: ExitCode, message: str, hint: str = "", faults: list[str] | None
         traceback.print_exc()
     if state.json and not state.printed:  # one document: after a report, the error goes to stderr only
         envelope = {"code": int(code), "message": message, "hint": hint, "faults": faults or []}
-        sys.stdout.write(json.dumps(envelope, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_safe(json.dumps(envelope, ensure_ascii=False)) + "\n")
     for line in (
         f"edgekit: {message}",
         *(f"  {fault}" for fault in faults or []),
         f"  → {hint}" if hint else "",
     ):
         if line:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(plain(line) + "\n")
     sys.exit(code)
 
 

@@ -222,7 +222,13 @@ def requested(order: Order) -> Request:
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
     state.printed = True
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write(json_safe(text) + "\n")
+
+
+def json_safe(document: str) -> str:
+    """JSON that can be encoded: half of a surrogate pair, as in a file's name that is not UTF-8, becomes an escape."""
+    return document.encode("utf-8", "backslashreplace").decode()
 
 
 def say(text: str) -> None:

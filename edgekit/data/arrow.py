@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError, reason
 from edgekit.base.parts import missing_part
 from edgekit.data.kinds import Kind
-from edgekit.data.tables import Record, Table
+from edgekit.data.tables import Record, Table, check_names
 
 BATCH = 1024  # rows that are Python objects at the same time
 METADATA = b"huggingface"  # key of the metadata in which `datasets` describes the columns
 
 
 def open_columns(path: Path, kind: Kind) -> Table:
-    """The records of a Parquet or Arrow file; their numbers count rows from 1."""
+    """A Parquet or Arrow file; the numbers of its records count rows from 1. Only the columns that are read are decoded.
+
+    Raises `ConfigError` for a damaged file, and for one with two columns of the same name.
+    """
+    schema, _ = _opened(path, kind, None)
+    names = tuple(schema.names)
+    check_names(path, names)
+    classes = classes_in(_features(schema.metadata))
+    return Table(kind, lambda columns: _rows(path, kind, columns or names), names, classes)
+
+
+def _opened(path: Path, kind: Kind, columns: Sequence[str] | None) -> tuple[Any, Iterator[Any]]:
+    """The schema of a file, and the batches of its `columns`."""
     pyarrow = _pyarrow()
     try:
         if kind.name == "parquet":
             from pyarrow import parquet
 
             file = parquet.ParquetFile(path)
-            schema, batches = file.schema_arrow, file.iter_batches(batch_size=BATCH)
-        elif kind.name == "arrow":
-            reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
-            schema = reader.schema
-            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-        else:
-            batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-            schema = batches.schema
+            return file.schema_arrow, file.iter_batches(batch_size=BATCH, columns=columns)
+        open_it = pyarrow.ipc.open_file if kind.name == "arrow" else pyarrow.ipc.open_stream
+        memory = pyarrow.memory_map(str(path))
+        reader = open_it(memory)
+        if columns is not None:
+            fields = sorted(map(reader.schema.get_field_index, columns))
+            memory = pyarrow.memory_map(str(path))
+            reader = open_it(memory, options=pyarrow.ipc.IpcReadOptions(included_fields=fields))
+        if kind.name == "arrow":
+            return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
+        return reader.schema, iter(reader)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, kind, error) from error
-    return Table(
-        kind, _rows(path, kind, batches), tuple(schema.names), classes_in(_features(schema.metadata))
-    )
 
 
 def classes_in(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -58,8 +70,9 @@ def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _rows(path: Path, kind: Kind, batches: Iterator[Any]) -> Iterator[Record]:
+def _rows(path: Path, kind: Kind, columns: Sequence[str]) -> Iterator[Record]:
     pyarrow = _pyarrow()
+    _, batches = _opened(path, kind, columns)
     number = 0
     try:
         for batch in batches:

@@ -34,6 +34,15 @@ class Columns:
     of: Mapping[str, str]
     guessed: bool = False
 
+    def needed(self, names: Iterable[str]) -> list[str]:
+        """The columns of a table with `names` that are read; of a column within another one, the outer one."""
+        here = set(names)
+        return list(
+            dict.fromkeys(
+                column if column in here else column.partition(".")[0] for column in self.of.values()
+            )
+        )
+
     @property
     def text(self) -> str:
         """The columns as `--columns` takes them."""
@@ -95,10 +104,12 @@ def named(text: str) -> Columns | None:
 def guess(names: Sequence[str]) -> Columns | None:
     """The columns of a table by their names; None where that is not plain."""
     plain: dict[str, str] = {}
+    alike: set[str] = set()  # such as Text beside text
     for name in names:
-        plain.setdefault(re.sub(r"[\s-]+", "_", name.strip().lower()), name)
+        first = plain.setdefault(re.sub(r"[\s-]+", "_", name.strip().lower()), name)
+        alike |= {first} if first != name else set()
     found = _conversation(plain) or _pair(plain) or _labelled(plain)
-    if not found:
+    if not found or alike & set(found.values()):
         return None
     used = set(found.values())
     for part, known in (("system", SYSTEMS), ("label", ("label",)), ("id", ("id",))):

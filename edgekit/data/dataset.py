@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 from edgekit.base.events import Alert, Emit, ignore
 from edgekit.data import columns as naming
 from edgekit.data import hub
@@ -215,8 +215,11 @@ def _read_card(files: Files) -> dict[str, Any]:
         return {}
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The dataset card {path} is not JSON: {error}", "Fix it or remove it.") from error
+        json.dumps(card, ensure_ascii=False).encode()  # it is written into the manifest
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"The dataset card {path} is not JSON in UTF-8: {reason(error)}.", "Fix it or remove it."
+        ) from error
     if not isinstance(card, dict):
         raise ConfigError(f"The dataset card {path} is not a JSON object.", "Fix it or remove it.")
     return card

@@ -87,7 +87,7 @@ class Reader:
         """
         names = table.names or ()
         fixed = self._check(path, table, names) if names else self._given
-        for number, values in table.records:
+        for number, values in table.read(fixed.needed(names) if fixed and names else ()):
             self._read += 1
             try:
                 if isinstance(values, Fault):

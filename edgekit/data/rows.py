@@ -76,10 +76,10 @@ def _identity(given: Any, messages: Sequence[Message]) -> str:
     if given is None or given == "":
         content = json.dumps([dict(message) for message in messages], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
-    return _encodable(str(given), "'id'")
+    return encodable(str(given), "'id'")
 
 
-def _encodable(text: str, where: str) -> str:
+def encodable(text: str, where: str) -> str:
     """The same text. Raises `Fault` when it has half of a surrogate pair, which no tokenizer or file takes."""
     try:
         text.encode("utf-8")
@@ -112,7 +112,7 @@ def _text(value: Any, column: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return _encodable(value, f"'{column}'")
+        return encodable(value, f"'{column}'")
     if isinstance(value, list | dict | bytes):
         raise Fault(
             f"'{column}' must be text, not {'bytes' if isinstance(value, bytes) else 'a list or an object'}"
@@ -152,7 +152,7 @@ def _conversation(value: Any, column: str) -> list[Message]:
             raise Fault(f"message {index} has no string under 'content'")
         if not isinstance(role, str) or role not in ROLES:
             raise Fault(f"message {index} has the role {role!r}; use system, user or assistant")
-        content = _encodable(content, f"message {index} of '{column}'")
+        content = encodable(content, f"message {index} of '{column}'")
         messages.append({"role": ROLES[role], "content": content})
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise Fault("no answer: the last message must have the role assistant and must not be empty")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
 from edgekit.data.kinds import Kind, open_text
-from edgekit.data.rows import Fault
+from edgekit.data.rows import Fault, encodable
 
 LONGEST_CELL = 1 << 27  # characters; Python's own limit is 131,072, which is less than a long conversation
 EXAMPLE = "Write one JSON object for each row, with 'prompt' and 'completion', or 'messages'."
@@ -24,13 +24,14 @@ Record = tuple[int, Mapping[str, Any] | Fault]
 
 @dataclass(frozen=True)
 class Table:
-    """The records of a file. `names` are its columns, where the file declares them once for all records.
+    """A file of records. `names` are its columns, where the file declares them once for all records.
 
-    `classes` are the names of integer labels by column.
+    `read(columns)` gives the records, with the values of these columns at least; Parquet and Arrow files are decoded no
+    further. `classes` are the names of integer labels by column.
     """
 
     kind: Kind
-    records: Iterator[Record]
+    read: Callable[[Sequence[str]], Iterator[Record]]
     names: tuple[str, ...] | None = None
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -41,10 +42,19 @@ def open_lines(path: Path, kind: Kind) -> Table:
     Raises `ConfigError` for a file that breaks the rules of its kind, also while it is read.
     """
     if kind.name == "jsonl":
-        return Table(kind, _json_lines(path, kind))
+        return Table(kind, lambda _: _json_lines(path, kind))
     if kind.name == "json":
-        return Table(kind, _json_list(path, kind))
+        return Table(kind, lambda _: _json_list(path, kind))
     return _delimited(path, kind)
+
+
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise `ConfigError` when two columns of a table have one name: which of them is meant cannot be said."""
+    if twice := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
+        raise ConfigError(
+            f"{path} has two columns with the name '{twice[0]}'. Nothing was started.",
+            "Give each column a name of its own.",
+        )
 
 
 def _json_lines(path: Path, kind: Kind) -> Iterator[Record]:
@@ -56,20 +66,52 @@ def _json_lines(path: Path, kind: Kind) -> Iterator[Record]:
 
 def _object(line: str) -> Mapping[str, Any] | Fault:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_unique)
+    except Fault as fault:
+        return fault
     except json.JSONDecodeError as error:
         return Fault(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except RecursionError:
         return Fault("not JSON: nested too deeply")
     except ValueError:
         return Fault("not JSON that can be read: it has a number with too many digits")
-    return value if isinstance(value, dict) else Fault("not a JSON object")
+    return _record(value)
+
+
+def _record(value: Any) -> Mapping[str, Any] | Fault:
+    if isinstance(value, Fault):
+        return value
+    if not isinstance(value, dict):
+        return Fault("not a JSON object")
+    try:
+        for key in value:
+            encodable(key, "a key")
+    except Fault as fault:
+        return fault
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises `Fault` for a key that it has twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise Fault(f"it has the key {key!a} twice")
+    return found
+
+
+def _unique_row(pairs: list[tuple[str, Any]]) -> Any:
+    """The same, with the `Fault` in place of the object, so that the rest of the file is read."""
+    try:
+        return _unique(pairs)
+    except Fault as fault:
+        return fault
 
 
 def _json_list(path: Path, kind: Kind) -> Iterator[Record]:
     try:
         with open_text(path, kind) as file:
-            found = json.load(file)
+            found = json.load(file, object_pairs_hook=_unique_row)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path} is not valid JSON: {error.msg.removesuffix(' at')} in line {error.lineno}, column {error.colno}.",
@@ -84,25 +126,21 @@ def _json_list(path: Path, kind: Kind) -> Iterator[Record]:
             f"{path} cannot be read: it has a number with too many digits. Nothing was started.", EXAMPLE
         ) from error
     if isinstance(found, dict):
-        keys = ", ".join(list(found)[:8])
+        keys = ", ".join(key if key.isprintable() else ascii(key) for key in list(found)[:8])
         raise ConfigError(
             f"{path} is one JSON object with the keys {keys}, not a list of rows. Nothing was started.",
             EXAMPLE,
         )
     for number, value in enumerate(found, start=1):
-        yield number, value if isinstance(value, dict) else Fault("not a JSON object")
+        yield number, _record(value)
 
 
 def _delimited(path: Path, kind: Kind) -> Table:
     records = _cells(path, kind)
     _, header = next(records, (0, []))
     names = tuple(name.strip() for name in header)
-    if twice := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
-        raise ConfigError(
-            f"{path} has two columns with the name '{twice[0]}'. Nothing was started.",
-            "Give each column a name of its own.",
-        )
-    return Table(kind, _by_name(records, names), tuple(filter(None, names)))
+    check_names(path, names)
+    return Table(kind, lambda _: _by_name(records, names), tuple(filter(None, names)))
 
 
 def _by_name(records: Iterator[tuple[int, list[str]]], names: tuple[str, ...]) -> Iterator[Record]:

@@ -31,6 +31,14 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("data audit missing.jsonl", 2, ("There is no data file missing.jsonl",)),
     ("data audit broken.jsonl", 2, ("broken.jsonl:1: not JSON: Unterminated string starting at column 12",)),
     (
+        "data audit half.jsonl",
+        2,
+        ("half.jsonl:1: a key has half of a surrogate pair (\\ud800)", "half.jsonl:2: 'prompt'"),
+    ),
+    ("data audit half.jsonl --json", 2, ("half.jsonl:1: a key",)),
+    ("data audit half.csv", 2, ("card half.csv.card.json is not JSON in UTF-8",)),
+    ("data audit 'caf\udce9.csv' --json", 2, ("There is no data file caf",)),
+    (
         "data audit table.csv",
         2,
         ("is CSV with the columns a, b", "--columns prompt=COLUMN,completion=COLUMN"),
@@ -79,6 +87,11 @@ def test_the_fault_is_named(
 ) -> None:
     (tmp_path / "words.txt").write_text("Only words.")
     (tmp_path / "table.csv").write_text("a,b\nq,r\n")
+    half = '{"prompt": "q", "completion": "a", "\\ud800": 1}\n{"prompt": "q \\ud800", "completion": "a"}\n'
+    (tmp_path / "half.jsonl").write_text(half)
+    rows = [f"question {number},answer" for number in range(80)]
+    (tmp_path / "half.csv").write_text("\n".join(["prompt,completion", *rows]))
+    (tmp_path / "half.csv.card.json").write_text('{"owner": "\\ud800"}')
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
     (tmp_path / "cut.gguf").write_bytes(small_gguf.read_bytes()[:-5000])
     monkeypatch.chdir(tmp_path)

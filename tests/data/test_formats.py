@@ -423,6 +423,84 @@ def test_messages_as_older_data_sets_store_them(tmp_path: Path) -> None:
     assert row.messages == ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
 
 
+ROW = {"prompt": "question", "completion": "answer"}
+
+
+def damage(path: Path, column: str) -> None:
+    """Overwrite the pages of a Parquet column."""
+    group = parquet.read_metadata(path).row_group(0)
+    chunk = next(
+        group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == column
+    )
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+
+
+def test_a_parquet_column_that_is_not_read_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    as_parquet(path, [{**ROW, "prompt": f"question {n}", "more": f"more {n}"} for n in range(2)])
+    damage(path, "more")
+    assert [row.answer for row in read_rows(path)] == ["answer", "answer"]
+    with pytest.raises(ConfigError, match="is a damaged Parquet file"):
+        read_rows(path, "prompt=prompt,completion=more")
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "stream.arrow"])
+def test_an_arrow_column_that_is_not_read_is_not_decoded(tmp_path: Path, name: str) -> None:
+    offsets = pa.py_buffer((0).to_bytes(4, "little") + (1).to_bytes(4, "little"))
+    wild = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"\xff")])
+    batch = pa.record_batch([["question"], ["answer"], wild], names=["prompt", "completion", "more"])
+    new = ipc.new_stream if name.startswith("stream") else ipc.new_file
+    with pa.OSFile(str(tmp_path / name), "wb") as sink, new(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    (row,) = read_rows(tmp_path / name)
+    assert row.answer == "answer"
+    with pytest.raises(ConfigError, match="is a damaged Arrow file"):
+        read_rows(tmp_path / name, "prompt=prompt,completion=more")
+
+
+def test_a_column_within_another_is_read_with_the_outer_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    as_parquet(path, [{"a": {"text": ["answer"]}, "q.t": "question", "more": "x"}] * 2)
+    damage(path, "more")
+    (row,) = read_rows(path, "prompt=q.t,completion=a.text.0")
+    assert row.messages[0]["content"] == "question" and row.answer == "answer"
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.csv"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    table = pa.Table.from_arrays([["q"], ["a"], ["b"]], names=["prompt", "completion", "completion"])
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        parquet.write_table(table, path)
+    elif name.endswith(".arrow"):
+        with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_text("prompt,completion, completion\nq,a,b\n")
+    with pytest.raises(ConfigError, match="two columns with the name 'completion'"):
+        read_rows(path)
+
+
+def test_a_key_that_is_there_twice_and_columns_that_differ_in_case_are_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"prompt": "q", "completion": "a"}\n{"prompt": "q", "completion": "a", "completion": "b"}\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_rows(path)
+    assert caught.value.faults == ["rows.jsonl:2: it has the key 'completion' twice"]
+    (tmp_path / "list.json").write_text('[{"prompt": "q", "completion": "a", "prompt": "b"}]')
+    with pytest.raises(ConfigError) as caught:
+        read_rows(tmp_path / "list.json")
+    assert caught.value.faults == ["list.json:1: it has the key 'prompt' twice"]
+    (tmp_path / "rows.csv").write_text("Prompt,prompt,completion\na,b,c\n")
+    with pytest.raises(ConfigError, match="is not plain"):
+        read_rows(tmp_path / "rows.csv")
+
+
 def test_text_files_are_read_without_pyarrow(tmp_path: Path) -> None:
     as_csv(tmp_path / "rows.csv", [{"prompt": "q", "completion": "a"}])
     code = f"import sys; from pathlib import Path; from edgekit.data.reading import read_rows; read_rows(Path({str(tmp_path / 'rows.csv')!r}));"

@@ -86,6 +86,17 @@ def test_what_is_not_text_is_named_with_its_column(tmp_path: Path) -> None:
         assert fault.startswith(f"rows.jsonl:{number}: ") and word in fault and fault.isascii()
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_half_of_a_surrogate_pair_in_a_key_is_named(tmp_path: Path, name: str) -> None:
+    rows = ['{"prompt": "q", "completion": "a"}', '{"prompt": "q", "completion": "a", "\\ud800": "x"}']
+    (tmp_path / name).write_text("\n".join(rows) if name == "rows.jsonl" else f"[{', '.join(rows)}]")
+    with pytest.raises(ConfigError) as caught:
+        read_rows(tmp_path / name)
+    assert caught.value.faults == [
+        f"{name}:2: a key has half of a surrogate pair (\\ud800), which is not text"
+    ]
+
+
 def test_an_id_with_two_texts_is_a_fault_and_an_exact_copy_is_not(tmp_path: Path) -> None:
     row = {"id": "a", "prompt": "q", "completion": "r"}
     assert len(read_rows(write(tmp_path / "copy.jsonl", row, row))) == 1
