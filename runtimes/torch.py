@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from edgekit.base.errors import CorruptError
 from edgekit.base.memory import give_back
-from edgekit.models import mapped
+from edgekit.models import accelerator, mapped
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer import ModelTokenizer
@@ -46,11 +46,11 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Pa
         raise CorruptError(
             f"{path} cannot be opened: {str(error).splitlines()[0]}", "Check the folder."
         ) from error
-    return TorchModel(model.eval(), ModelTokenizer(path), context)
+    return TorchModel(accelerator.place(model.eval()), ModelTokenizer(path), context)
 
 
 class TorchModel:
-    """A causal language model on the CPU in float32; see `edgekit.registry.Runtime`."""
+    """A causal language model in float32, on a GPU with room for it or the CPU; see `edgekit.registry.Runtime`."""
 
     name = "torch"
 
@@ -93,10 +93,10 @@ class TorchModel:
         """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
         self._check(ids)
         kept = len(ids) - first
-        found = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=kept).logits[
+        found = self._model(input_ids=self._ids([ids]), use_cache=False, logits_to_keep=kept).logits[
             0, -kept:
         ]
-        rows: NDArray[np.float32] = found.float().numpy()
+        rows: NDArray[np.float32] = found.float().cpu().numpy()
         return rows
 
     def generate(
@@ -106,13 +106,13 @@ class TorchModel:
         """Token ids after the prompt `ids`, one by one, without the stop id that ends them."""
         self._check(ids, max_tokens)
         generator = torch.Generator().manual_seed(sampling.seed)
-        step, cache = torch.tensor([list(ids)]), None
+        step, cache = self._ids([ids]), None
         answer: list[int] = []
         while len(answer) < max_tokens:
             with torch.inference_mode():
                 found = self._model(input_ids=step, past_key_values=cache, use_cache=True)
             cache = found.past_key_values
-            logits = found.logits[0, -1].float()
+            logits = found.logits[0, -1].float().cpu()
             if process is not None:
                 process(answer, logits.numpy())
             token = _choose(logits, sampling, generator)
@@ -120,7 +120,7 @@ class TorchModel:
                 return
             answer.append(token)
             yield token
-            step = torch.tensor([[token]])
+            step = self._ids([[token]])
 
     @torch.inference_mode()
     def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
@@ -146,7 +146,7 @@ class TorchModel:
             if cache is not None:
                 cache.batch_repeat_interleave(len(part))
             found = self._model.generate(
-                input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask), max_new_tokens=max_tokens,
+                input_ids=self._ids(padded), attention_mask=self._ids(mask), max_new_tokens=max_tokens,
                 past_key_values=cache, do_sample=False, eos_token_id=stops, pad_token_id=stops[0],
                 temperature=None, top_p=None, top_k=None,
             )  # fmt: skip
@@ -161,8 +161,11 @@ class TorchModel:
     def _begin(self, ids: Sequence[int]) -> DynamicCache:
         """The keys and values of a common beginning."""
         with torch.inference_mode():
-            cache: DynamicCache = self._model(torch.tensor([list(ids)]), use_cache=True).past_key_values
+            cache: DynamicCache = self._model(self._ids([ids]), use_cache=True).past_key_values
         return cache
+
+    def _ids(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        return accelerator.ids_for(self._model, rows)
 
     def _check(self, prompt: Sequence[int], max_tokens: int = 0) -> None:
         check_fits(len(prompt), max_tokens, self._context)

@@ -72,7 +72,7 @@ def with_adapter(base: Any, adapter: Path) -> Any:
     narrow = {name for name, value in base.named_parameters() if value.dtype in NARROW}
     for module in {name.rpartition(".")[0] for name in trained & narrow}:
         in_float32(base.get_submodule(module))
-    return PeftModel.from_pretrained(base, str(adapter)).eval()
+    return PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").eval()
 
 
 def _network(found: Any) -> Any:
@@ -196,7 +196,9 @@ def _linear(module: nn.Linear, values: Tensor) -> Tensor:
     weight, bias = module.weight, module.bias
     rows, columns = weight.shape
     step = max(1, WIDENED // columns)
-    if rows <= step:
+    if (
+        rows <= step or weight.device.type != "cpu"
+    ):  # a GPU has room for one layer, and many small products keep it waiting
         return F.linear(values, weight.float(), bias)
     out = values.new_empty(*values.shape[:-1], rows)
     for start in range(0, rows, step):
@@ -217,7 +219,7 @@ def _embedding(module: nn.Embedding, ids: Tensor) -> Tensor:
 def _edited(module: nn.Module, edits: Mapping[str, Edit], *args: Any, **options: Any) -> Any:
     """The module's own `forward` with its weights in float32, changed by `edits`."""
     values = {name: value.float() for name, value in module.named_parameters(recurse=False)}
-    values |= {name: edit(values[name]) for name, edit in edits.items()}
+    values |= {name: edit(values[name].cpu()).to(values[name].device) for name, edit in edits.items()}
     return _view(module, values)(*args, **options)
 
 

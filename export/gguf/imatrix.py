@@ -38,9 +38,9 @@ def importance(
     """
     import torch
 
-    from edgekit.models import mapped
+    from edgekit.models import accelerator, mapped
 
-    network = mapped.load(model)
+    network = accelerator.place(mapped.load(model))
     names = names or name_map(network.config, FAMILIES[architecture(read_config(model))])
     sums: dict[str, torch.Tensor] = {}
     decoder = network.get_decoder()
@@ -51,10 +51,10 @@ def importance(
             module.register_forward_pre_hook(_collector(sums, name))
     with torch.inference_mode():
         for done, ids in enumerate(sequences, start=1):
-            decoder(torch.tensor([list(ids)]), use_cache=False)
+            decoder(accelerator.ids_for(network, [ids]), use_cache=False)
             emit(Progress(STAGE, done, len(sequences), "rows", "importance"))
     tokens = sum(len(ids) for ids in sequences)
-    return {name: (total / tokens).float().numpy() for name, total in sorted(sums.items())}
+    return {name: (total / tokens).float().cpu().numpy() for name, total in sorted(sums.items())}
 
 
 def _collector(sums: dict[str, torch.Tensor], name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:

@@ -19,7 +19,7 @@ import torch
 from edgekit.export.onnx.corrections import corrected
 from edgekit.export.onnx.gptq import Report, Rounding, round_network
 from edgekit.export.onnx.head import round_head
-from edgekit.models import mapped
+from edgekit.models import accelerator, mapped
 
 
 def main() -> None:
@@ -37,7 +37,8 @@ def write(task: dict[str, Any], report: Report) -> None:
     network = mapped.load(model)
     if task["bits"] < 32:
         rounding = Rounding(task["bits"], task["block_size"], task["int8_modules"])
-        round_network(network, rounding, task["calibration"], report)
+        round_network(accelerator.place(network), rounding, task["calibration"], report)
+        network.to("cpu")
         round_head(network, task["block_size"])
         mapped.unmap(network)
     build(model, out, work / "cache", weights(task), network)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from edgekit.export.onnx.layout import stacked
-from edgekit.models import mapped
+from edgekit.models import accelerator, mapped
 
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian, as in the authors' code
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
@@ -140,7 +140,7 @@ def _codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: 
 
 
 class RoundedLinear(torch.nn.Module):
-    """A rounded layer with the attributes that the model builder reads; it cannot be called."""
+    """A rounded layer with the attributes that the model builder reads, on the processor; it cannot be called."""
 
     g_idx = None
     """The builder's order of columns: as they are."""
@@ -150,8 +150,8 @@ class RoundedLinear(torch.nn.Module):
         self.out_features, self.in_features = rounded.codes.shape
         self.bits, self.group_size = rounded.bits, self.in_features // rounded.scales.shape[1]
         self.qzeros: torch.Tensor | None
-        self.qweight, self.scales, self.qzeros = rounded.packed()
-        self.bias = bias
+        self.qweight, self.scales, self.qzeros = (part.cpu() for part in rounded.packed())
+        self.bias = bias if bias is None else bias.cpu()
 
 
 class PackedLinear(torch.nn.Module):
@@ -251,7 +251,7 @@ def _first_inputs(
         hooks.append(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
         vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
     for ids in calibration:
-        network.get_decoder()(torch.tensor([list(ids)]), use_cache=False)
+        network.get_decoder()(accelerator.ids_for(network, [ids]), use_cache=False)
     for hook, layer in zip(hooks, layers, strict=True):
         hook.remove()
         del vars(layer)["forward"]
@@ -265,7 +265,7 @@ def _hessians(
     arguments: Sequence[dict[str, Any]],
 ) -> dict[torch.nn.Linear, torch.Tensor]:
     """The second moment of each module's inputs, `(columns, columns)`, summed over all tokens."""
-    sums = {module: torch.zeros(module.in_features, module.in_features) for module in modules}
+    sums = {module: module.weight.new_zeros(module.in_features, module.in_features) for module in modules}
 
     def collect(module: Any, args: tuple[torch.Tensor, ...]) -> None:
         given = args[0].flatten(0, -2)  # (T, columns)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgekit.base.events import Emit, Measured, Progress, ignore
 from edgekit.export.weights.merge import apply, plan_edits
 from edgekit.export.weights.safetensors_io import Weights
-from edgekit.models import mapped
+from edgekit.models import accelerator, mapped
 
 
 def merge_proof(
@@ -36,7 +36,7 @@ def merge_proof(
     """
     narrow = bool(_narrow_types(Weights(base)) and _narrow_types(Weights(merged)))
     with tempfile.TemporaryFile() as spill:
-        unmerged = mapped.with_adapter(mapped.load(base), adapter)
+        unmerged = accelerator.place(mapped.with_adapter(mapped.load(base), adapter))
         for ids in sequences:
             np.save(spill, _logits(unmerged, ids).numpy())
         del unmerged
@@ -46,9 +46,9 @@ def merge_proof(
                 name: partial(apply, functions)
                 for name, functions in plan_edits(base, Weights(base), adapter).items()
             }
-            exact = _differences(spill, mapped.load(base, edits), sequences)
+            exact = _differences(spill, accelerator.place(mapped.load(base, edits)), sequences)
             gc.collect()
-        stored = _differences(spill, mapped.load(merged), sequences, emit)
+        stored = _differences(spill, accelerator.place(mapped.load(merged)), sequences, emit)
     klds = np.concatenate(stored.divergences)
     proof = {
         "max_abs_logit_difference": (exact if narrow else stored).largest,
@@ -125,5 +125,5 @@ def _differences(
 @torch.inference_mode()
 def _logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
     """Logits after each of `ids`, `(T, V)`."""
-    result: torch.Tensor = model(torch.tensor([list(ids)])).logits[0]
-    return result
+    result: torch.Tensor = model(accelerator.ids_for(model, [ids])).logits[0]
+    return result.cpu()

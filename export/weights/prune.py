@@ -26,7 +26,7 @@ from edgekit.export.weights.safetensors_io import (
     read_json,
     write_weights,
 )
-from edgekit.models import mapped
+from edgekit.models import accelerator, mapped
 from edgekit.targets.target import Prune
 
 # Settings that refer to layers by index, other than lists with one entry for each layer.
@@ -102,6 +102,7 @@ def block_influence(
             f"{model} lacks {len(absent)} tensors of its architecture, such as '{absent[0]}'.",
             "Download the model again.",
         )
+    accelerator.place(network)
     count = network.config.num_hidden_layers
     name, blocks = next(
         (name, module)
@@ -123,7 +124,7 @@ def block_influence(
     with torch.inference_mode():
         for done, ids in enumerate(calibration, 1):
             if ids:
-                network.base_model(torch.tensor([list(ids)]), use_cache=False)
+                network.base_model(accelerator.ids_for(network, [ids]), use_cache=False)
             emit(Progress("prune", done, len(calibration), "rows"))
     influence = [total / sum(map(len, calibration)) for total in sums]
     for layer, value in enumerate(influence):
