@@ -196,9 +196,8 @@ def _linear(module: nn.Linear, values: Tensor) -> Tensor:
     weight, bias = module.weight, module.bias
     rows, columns = weight.shape
     step = max(1, WIDENED // columns)
-    if (
-        rows <= step or weight.device.type != "cpu"
-    ):  # a GPU has room for one layer, and many small products keep it waiting
+    # A GPU has room for one layer, and many small products would keep it waiting.
+    if rows <= step or weight.device.type != "cpu":
         return F.linear(values, weight.float(), bias)
     out = values.new_empty(*values.shape[:-1], rows)
     for start in range(0, rows, step):
