@@ -34,6 +34,7 @@ from edgekit.export.onnx.structure import (
     norms_of,
     width_of,
 )
+from edgekit.export.weights.rows import Rows
 from edgekit.export.weights.safetensors_io import Weights, read_json
 from edgekit.export.weights.weight_compare import Array, Reference, Stored
 from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
@@ -84,7 +85,8 @@ def _file_name(genai: Mapping[str, Any], path: Path) -> str:
 
 def read_references(model: Path, network: Any) -> References:
     """The folder's tensors; stacked ones as their parts, and a tied head as the embedding under another name."""
-    weights = Weights(model)
+    folder_rows = Rows(model)  # mapped weights would take the size of the model
+    weights = folder_rows.weights
     if EMBEDDING_NAME not in weights:
         raise CorruptError(
             f"The weights in {model} lack {EMBEDDING_NAME}.", "Fetch or merge the model again."
@@ -101,7 +103,7 @@ def read_references(model: Path, network: Any) -> References:
             offset = 0.0
             if place in norms and kind == "weight":
                 offset = measure(norms[place], width_of(place, network.config)).offset
-            load = partial(_load, weights, name, slice(start, start + rows), offset)
+            load = partial(_load, folder_rows, name, slice(start, start + rows), offset)
             own = f"{part}.{kind}"
             variants = partial(_variants, own, network.config)
             size = (rows,) if len(shape) == 1 else (rows, math.prod(shape[1:]))
@@ -112,8 +114,8 @@ def read_references(model: Path, network: Any) -> References:
     return references
 
 
-def _load(weights: Weights, name: str, rows: slice, offset: float) -> Array:
-    values: Array = weights[name][rows].float().numpy()
+def _load(folder_rows: Rows, name: str, rows: slice, offset: float) -> Array:
+    values: Array = folder_rows.read(name, rows.start, rows.stop)
     values = values + np.float32(offset) if offset else values
     return values.reshape(1 if values.ndim == 1 else len(values), -1)
 
