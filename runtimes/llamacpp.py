@@ -23,7 +23,7 @@ from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.models.chat import REFUSALS, ChatTemplate
 from edgekit.models.sampling import Sampling
-from edgekit.models.source import MERGED
+from edgekit.models.source import MERGED, NAMES_ALL_STOPS, SOURCE_DIGEST, UNICODE_FORM
 from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes import adapters
 from edgekit.runtimes.checks import check_fits, check_ids, nfc
@@ -32,8 +32,6 @@ PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
 LOGITS_CHUNK = 128  # rows of logits held twice by llama.cpp: 128 x 50,000 x 4 bytes = 25 MB each
 SEQUENCES = 16  # answers decoded together
 BATCH_CELLS = 8192  # tokens of KV cache for all of them
-DIGEST = "edgekit.sha256"
-NAMES_ALL_STOPS = "edgekit.names_all_stops"  # older files with a digest do so too
 LOG_LEVEL_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
 
 _errors: deque[str] = deque(maxlen=8)
@@ -87,7 +85,7 @@ class _Model:
         """llama.cpp's handle of the adapter file `path`, read once; raises as `adapters.check_gguf`."""
         key = adapters.file_key(path)
         if key not in self.adapters:
-            base, merged = (self.metadata(name) for name in (DIGEST, f"edgekit.{MERGED}"))
+            base, merged = (self.metadata(name) for name in (SOURCE_DIGEST, f"edgekit.{MERGED}"))
             adapters.check_gguf(path, self._shapes, base, merged)
             _errors.clear()
             handle = lib.llama_adapter_lora_init(self.pointer, str(path).encode())
@@ -235,12 +233,13 @@ class LlamaCpp:
         self._context = context
         self._idle: list[_Context] = []
         self._adapter: Any = None
-        self._unicode_form = model.metadata("edgekit.unicode_form")
+        self._unicode_form = model.metadata(UNICODE_FORM)
         stops = {model.token_id(role) for role in ("eos", "eot", "eom")}
         named = frozenset(stop for stop in stops if stop is not None)
         self.guessed_stop_ids: frozenset[int] = model.eog_ids - named
         """Ids that llama.cpp itself takes for an end of an answer, from their text; the file does not name them."""
-        names_all = any(model.metadata(key) for key in (NAMES_ALL_STOPS, DIGEST))
+        # older files that edgekit wrote have the digest alone
+        names_all = any(model.metadata(key) for key in (NAMES_ALL_STOPS, SOURCE_DIGEST))
         self._stop_ids = named if names_all else named | self.guessed_stop_ids
 
     @property

@@ -160,5 +160,4 @@ def shared_system(request: Request) -> str | None:
 
 def longest_answer(request: Request, tokenizer: ModelTokenizer) -> int:
     """The token limit of answers: 1.25 times the longest answer in the rows."""
-    rows = [*request.data.train, *request.data.validation, *request.data.test]
-    return cut_after(max(len(tokenizer.encode(row.answer)) for row in rows))
+    return cut_after(max(len(tokenizer.encode(row.answer)) for row in request.data.all_rows))

@@ -16,7 +16,7 @@ from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import Emit, Event, GateResult, Progress
 from edgekit.build.bundle import longest_answer
 from edgekit.build.request import Request
-from edgekit.data.rows import content_of
+from edgekit.data.rows import content_of, contents_of
 from edgekit.evaluation import few_shot
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import read_log
@@ -125,10 +125,7 @@ def verify(
     name, budget = f"verify.{artifact.format}", request.target.budget
     first, last = artifact.steps[0].name, artifact.steps[-1].name
     rows = request.data.validation[:DRIFT_ROWS]
-    data = request.data
-    contents = [
-        message["content"] for row in [*data.train, *data.validation, *data.test] for message in row.messages
-    ]
+    contents = list(contents_of(row.messages for row in request.data.all_rows))
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         store = HeldOut.load(reference.path)
@@ -178,7 +175,7 @@ def verify(
         "artifact": {step.name: step.digest for step in artifact.steps},
         "source": source.digest,
         "tuned": tuned.digest,
-        "rows": data.digest,
+        "rows": request.data.digest,
         "budget": budget.model_dump(),
         "threads": request.threads,
     }

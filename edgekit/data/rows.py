@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,12 @@ class Row:
 def content_of(rows: Sequence[Row]) -> list[list[Any]]:
     """The parts of `rows` that results depend on, as JSON values: ids, messages and labels, in order."""
     return [[row.id, [dict(message) for message in row.messages], row.label] for row in rows]
+
+
+def contents_of(conversations: Iterable[Sequence[Message]]) -> Iterator[str]:
+    """The text of every message."""
+    for messages in conversations:
+        yield from (message["content"] for message in messages)
 
 
 def row_of(values: Mapping[str, Any], columns: Columns, classes: Mapping[str, tuple[str, ...]]) -> Row:

@@ -35,6 +35,11 @@ class Dataset:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def all_rows(self) -> list[Row]:
+        """The rows of all splits."""
+        return [*self.train, *self.validation, *self.test]
+
+    @property
     def digest(self) -> str:
         """Digest of all rows of all splits."""
         return digest_of({split: content_of(getattr(self, split)) for split in SPLITS})

@@ -27,6 +27,11 @@ MERGED = (
     "merged_adapter_sha256"  # key in a merged model: it must not be used as a base for the same adapter again
 )
 BASE_DIGEST = "edgekit.base_sha256"  # key in an exported adapter and in its base: the SHA-256 of the base
+SOURCE_DIGEST = "edgekit.sha256"  # key in a GGUF file: the SHA-256 of the model that it was written from
+NAMES_ALL_STOPS = "edgekit.names_all_stops"  # key in a GGUF file that names every id that ends an answer
+UNICODE_FORM = (
+    "edgekit.unicode_form"  # key in a GGUF file: the normal form of text that llama.cpp does not make
+)
 AUTO_MAP = "auto_map"  # key that names Python files of the folder, which edgekit never runs
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgekit.base.errors import ConfigError
-from edgekit.data.rows import Message
+from edgekit.data.rows import Message, contents_of
 from edgekit.models.chat import ChatTemplate
 from edgekit.proof import texts as general
 from edgekit.proof.battery import battery, random_sequences, special_strings
@@ -98,7 +98,7 @@ class ReferenceFacts:
             conversations=tuple(conversations),
             ordinary=frozenset(ordinary),
             vocabulary=reference.vocabulary,
-            contents=tuple(dict.fromkeys([*rows_text, *_contents(rows), *contents])),
+            contents=tuple(dict.fromkeys([*rows_text, *contents_of(rows), *contents])),
         )
 
 
@@ -108,8 +108,3 @@ def rendered(template: ChatTemplate, messages: Sequence[Message], prompt: bool) 
         return template.render(messages, add_generation_prompt=prompt)
     except ConfigError as refusal:
         return refusal.message
-
-
-def _contents(conversations: Iterable[Sequence[Message]]) -> Iterator[str]:
-    for messages in conversations:
-        yield from (message["content"] for message in messages)

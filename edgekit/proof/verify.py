@@ -13,7 +13,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.containers import gguf_split
 from edgekit.containers.gguf_content import check_gguf
-from edgekit.data.rows import Row
+from edgekit.data.rows import Row, contents_of
 from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
 from edgekit.models import tokenizer_files
@@ -143,7 +143,7 @@ def _verify(
         tokenizer,
         [row.answer for row in rows[:count]],
         [row.messages[:-1] for row in rows[:count]],
-        (message["content"] for row in rows for message in row.messages),
+        contents_of(row.messages for row in rows),
     )
     expected = Expected(facts, held_out, budget)
     return prove(subject, folder.path, expected, cache.emit, threads=threads)

@@ -30,6 +30,7 @@ from typing import Any
 import gguf
 
 from edgekit.base.errors import CorruptError, UnsupportedError
+from edgekit.models.source import NAMES_ALL_STOPS, UNICODE_FORM
 from edgekit.models.tokenizer import GPT2_PATTERN, load_tokenizer
 
 DIGIT = r"\p{N}"
@@ -53,8 +54,6 @@ PRE_TOKENIZERS = {
     (DEEPSEEK3, False): "deepseek-v3",
 }
 SPACE = "\u2581"
-UNICODE_FORM = "edgekit.unicode_form"
-NAMES_ALL_STOPS = "edgekit.names_all_stops"  # the file names every id that ends an answer
 NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}  # of the special tokens of Phi-3 (llama-vocab.cpp)
 UNWRITTEN = "No GGUF file was written."
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
