@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import field_state
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
 
@@ -149,3 +153,18 @@ def tiny_build(tmp_path_factory: pytest.TempPathFactory) -> TinyBuild:
     done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     return build
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> field_state.BadHour:
+    """A state folder after a bad hour."""
+    from field_state import FAILING, HOT, SLOW, BadHour, bad_hour
+
+    state, now = tmp_path_factory.mktemp("hour") / "state", time.time()
+    return BadHour(state, now, *bad_hour(state, now, rules=(SLOW, FAILING, HOT), hot=True))
+
+
+@pytest.fixture
+def hour_copy(hour: field_state.BadHour, tmp_path: Path) -> Path:
+    """A copy of its folder, for changing."""
+    return Path(shutil.copytree(hour.state, tmp_path / "state"))

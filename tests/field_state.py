@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from field.releases import bundles
 
@@ -20,6 +20,15 @@ from edgekit.targets.rules import Rule
 SLOW = Rule(kind="latency", above=5.0, clear=4.0, for_s=30.0, min_requests=3)
 FAILING = Rule(kind="errors", above=0.05, for_s=0.0, min_requests=3, severity="critical")
 HOT = Rule(kind="temperature", above=80.0, for_s=0.0, window_s=60.0, action="never")
+
+
+class BadHour(NamedTuple):
+    """A state folder after a bad hour, the time, and the releases before and after the switch. Only for reading."""
+
+    state: Path
+    now: float
+    old: str
+    new: str
 
 
 def answers(

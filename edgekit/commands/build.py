@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.base.errors import GateError
+from edgekit.build import defaults
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ LlamaCpp = Annotated[
 class PlanOptions:
     """The options of `edgekit plan`."""
 
-    target: shell.TargetName = shell.DEFAULT_TARGET
-    model: shell.Model = shell.DEFAULT_MODEL
+    target: shell.TargetName = defaults.DEFAULT_TARGET
+    model: shell.Model = defaults.DEFAULT_MODEL
     revision: shell.Revision = ""
-    data: shell.Data = shell.DEFAULT_DATA
+    data: shell.Data = defaults.DEFAULT_DATA
     columns: shell.Columns = ""
     data_revision: shell.DataRevision = ""
     drop_leaks: shell.DropLeaks = False
@@ -44,7 +45,7 @@ class PlanOptions:
     formats: shell.Formats = ""
     chat_template: shell.ChatTemplate = ""
     llama_cpp: LlamaCpp = None
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE
+    cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE
     threads: shell.Threads = 0
     offline: shell.Offline = False
     json: shell.Json = False

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgekit.build import defaults
 from edgekit.commands import shell
 
 app = typer.Typer(help="List or remove the cached results of finished stages.", no_args_is_help=True)
@@ -21,7 +22,7 @@ def register(parent: typer.Typer) -> None:
 
 
 @app.command("list")
-def show(cache_dir: shell.CacheDir = shell.DEFAULT_CACHE, json: shell.Json = False) -> None:
+def show(cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE, json: shell.Json = False) -> None:
     """List the cached stages with their size and when they were last used."""
     from edgekit.base.cache_contents import entries, totals
 
@@ -63,7 +64,7 @@ def clean(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be removed, without removing it.")
     ] = False,
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE,
     json: shell.Json = False,
 ) -> None:
     """Remove finished stages and the remains of interrupted ones, unless another process is using the cache."""

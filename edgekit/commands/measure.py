@@ -9,6 +9,7 @@ import typer
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError
+from edgekit.build import defaults
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def subject_at(artifact: Path) -> Subject:
 
 def evaluate(
     artifact: Artifact,
-    data: shell.Data = shell.DEFAULT_DATA,
+    data: shell.Data = defaults.DEFAULT_DATA,
     columns: shell.Columns = "",
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,

@@ -62,6 +62,8 @@ def monitor(options: MonitorOptions) -> None:
             "Start `edgekit monitor --watch` on each of those devices.",
         )
     devices, once = options.devices(), options.once or options.json
+    if not (devices or options.demo or options.watch):  # a watcher may be started before the first server
+        shell.present(options.state)
     if is_terminal() and not (once or options.watch or options.no_tui):
         open_app(options.settings(), ScreenName.MONITOR, options)
     elif options.demo:

@@ -17,7 +17,6 @@ import typer
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.texts import plain
-from edgekit.build import defaults
 from edgekit.field import state as field_state
 
 if TYPE_CHECKING:
@@ -148,10 +147,6 @@ Who = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
-DEFAULT_MODEL = defaults.DEFAULT_MODEL
-DEFAULT_DATA = defaults.DEFAULT_DATA
-DEFAULT_TARGET = defaults.DEFAULT_TARGET
-DEFAULT_CACHE = defaults.DEFAULT_CACHE
 DEFAULT_STATE = field_state.DEFAULT_STATE
 
 

@@ -10,6 +10,7 @@ import typer
 
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import ConfigError, UnsupportedError
+from edgekit.build import defaults
 from edgekit.commands import shell
 
 Folder = Annotated[Path, typer.Argument(help="A Hugging Face model folder.")]
@@ -27,10 +28,10 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     out: NewPath = Path("adapter"),
-    target: shell.TargetName = shell.DEFAULT_TARGET,
-    model: shell.Model = shell.DEFAULT_MODEL,
+    target: shell.TargetName = defaults.DEFAULT_TARGET,
+    model: shell.Model = defaults.DEFAULT_MODEL,
     revision: shell.Revision = "",
-    data: shell.Data = shell.DEFAULT_DATA,
+    data: shell.Data = defaults.DEFAULT_DATA,
     columns: shell.Columns = "",
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,
@@ -42,7 +43,7 @@ def tune(
             "--show-mask", metavar="N", min=0, help="Print N rows with the trained spans marked, and exit."
         ),
     ] = 0,
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE,
     threads: shell.Threads = 0,
     force: shell.Force = False,
     offline: shell.Offline = False,
@@ -127,7 +128,7 @@ def prune(
     model: Folder,
     drop_layers: Annotated[int, typer.Option("--drop-layers", min=1, help="Number of layers to remove.")],
     out: NewPath = Path("pruned"),
-    data: shell.Data = shell.DEFAULT_DATA,
+    data: shell.Data = defaults.DEFAULT_DATA,
     columns: shell.Columns = "",
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,
@@ -239,15 +240,15 @@ def export(
         Path | None,
         typer.Option("--adapter", help="A PEFT adapter of this base, to export as a separate file."),
     ] = None,
-    target: shell.TargetName = shell.DEFAULT_TARGET,
-    data: shell.Data = shell.DEFAULT_DATA,
+    target: shell.TargetName = defaults.DEFAULT_TARGET,
+    data: shell.Data = defaults.DEFAULT_DATA,
     columns: shell.Columns = "",
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,
     set_: shell.Set = None,
     formats: shell.Formats = "",
     chat_template: shell.ChatTemplate = "",
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE,
     threads: shell.Threads = 0,
     force: shell.Force = False,
     json: shell.Json = False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgekit.build import defaults
 from edgekit.commands import shell
 from edgekit.commands.options import AppOptions, ScreenName, is_terminal, open_app
 
@@ -27,7 +28,7 @@ class TuiOptions(AppOptions):
     """The options of `edgekit tui`."""
 
     screen: Annotated[ScreenName, typer.Argument(help="The screen to begin with.")] = ScreenName.BUILD
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE
+    cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE
     bundles: Annotated[Path, typer.Option("--bundles", help="Folder of the builds.")] = Path("bundles")
 
 

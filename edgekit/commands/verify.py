@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgekit.base.errors import ConfigError, GateError
+from edgekit.build import defaults
 from edgekit.commands import shell
 from edgekit.device.manifest import MANIFEST
 
@@ -64,7 +65,7 @@ def verify(
     quick: Annotated[
         bool, typer.Option("--quick", help="Use fewer prompts; takes about a quarter of the time.")
     ] = False,
-    cache_dir: shell.CacheDir = shell.DEFAULT_CACHE,
+    cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE,
     threads: shell.Threads = 0,
     offline: shell.Offline = False,
     json: shell.Json = False,
@@ -112,7 +113,7 @@ def verify(
         subject_of(path)
         source = resolve(reference, revision, offline=offline)
         values = [*([] if target else GENERAL), *(set_ or [])]
-        budget = registry.load("profiles", "targets").load(target or shell.DEFAULT_TARGET, values).budget
+        budget = registry.load("profiles", "targets").load(target or defaults.DEFAULT_TARGET, values).budget
         rows = shell.dataset(data, reading).validation if data else []
         result = _file(path, source, rows, budget, cache_dir, quick=quick, threads=shell.cores(threads))
     if json:

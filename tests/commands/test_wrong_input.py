@@ -60,6 +60,8 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("incident list --state words.txt", 2, ("words.txt is a file, not a state folder",)),
     ("incident show abc", 2, ("Input should be a valid integer",)),
     ("releases list --state missing", 2, ("There is no state folder missing",)),
+    ("monitor --once --state missing", 2, ("There is no state folder missing",)),
+    ("monitor --json --state missing", 2, ("There is no state folder missing",)),
     ("tui nowhere", 2, ("'nowhere' is not one of 'build', 'run'",)),
     ("run words.txt hello", 2, ("words.txt is not a bundle, a .gguf file",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),

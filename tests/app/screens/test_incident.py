@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from field_state import BadHour
 from tui_incident import answer, flat, opened, screen, write_mode
 from tui_support import run, text_of, until
 
@@ -27,7 +28,7 @@ REASON = "--see [/tmp/x [URGENT] [b]the fan[/b]"
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 50)])
 def test_from_the_list_to_one_incident_and_back(
-    tmp_path: Path, state: Path, hour: tuple[Path, str, str], size: tuple[int, int]
+    tmp_path: Path, state: Path, hour: BadHour, size: tuple[int, int]
 ) -> None:
     async def test() -> None:
         shown = opened(tmp_path)
@@ -41,7 +42,7 @@ def test_from_the_list_to_one_incident_and_back(
             words = flat(shown)
             for told in (
                 "! WARNING OPEN since", "Time to first token is 8.0 s at the 95th percentile, limit 5.0 s",
-                f"release {hour[2]}", "| opened", "o previous release", "Release changes in the day before", "likely cause: 1 min 00 s",
+                f"release {hour.new}", "| opened", "o previous release", "Release changes in the day before", "likely cause: 1 min 00 s",
                 "Next steps", "1 If it began soon after a release change, roll back", "4 If the load is expected",
                 "a Ack", "z Silence", "c Close", "R Roll back", "q Quit", "$ edgekit incident show",
             ):  # fmt: skip

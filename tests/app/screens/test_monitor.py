@@ -7,15 +7,15 @@ import math
 import os
 import shlex
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from device_documents import incident, status
+from http_server import Server
 from textual.widgets import DataTable, Input
 from tui_support import app, run, text_of, until
 
@@ -42,40 +42,25 @@ class Line:
         ]
         self.incidents: list[list[OpenIncident]] = [[] for _ in range(count)]
         self.silent: set[int] = set()
-        line = self
+        self.server = Server(self.answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                number = int(self.path.partition("?")[0].strip("/"))
-                severities = {one.severity for one in line.incidents[number]}
-                state = "CRITICAL" if "critical" in severities else "WARNING" if severities else "OK"
-                body = status(*line.incidents[number], state=state, **line.told[number])
-                self.send_response(500 if number in line.silent else 200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        number = int(request.path.partition("?")[0].strip("/"))
+        severities = {one.severity for one in self.incidents[number]}
+        state = "CRITICAL" if "critical" in severities else "WARNING" if severities else "OK"
+        body = status(*self.incidents[number], state=state, **self.told[number])
+        return 500 if number in self.silent else 200, body
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        return tuple(Device(f"line-{n}", f"{address}/{n}") for n in range(len(self.told)))
+        return tuple(Device(f"line-{n}", f"{self.server.url}/{n}") for n in range(len(self.told)))
 
 
 @pytest.fixture
 def line() -> Iterator[Line]:
     line = Line(4)
     yield line
-    line.server.shutdown()
-    line.server.server_close()
+    line.server.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from field.releases import bundles
-from field_state import answers, versions
+from field_state import BadHour, answers, versions
 from textual.widgets import Input, Static
 from tui_incident import answer, flat, opened, screen, write_mode
 from tui_support import run, text_of, until
@@ -24,10 +24,8 @@ from edgekit.field.releases import Releases
 from edgekit.field.telemetry.store import Store
 
 
-def test_nothing_is_rolled_back_by_another_word_or_esc(
-    tmp_path: Path, state: Path, hour: tuple[Path, str, str]
-) -> None:
-    _, old, new = hour
+def test_nothing_is_rolled_back_by_another_word_or_esc(tmp_path: Path, state: Path, hour: BadHour) -> None:
+    old, new = hour.old, hour.new
 
     async def test() -> None:
         shown = opened(tmp_path, 1)
@@ -58,9 +56,9 @@ def test_nothing_is_rolled_back_by_another_word_or_esc(
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_rollback_is_watched_and_ends_with_a_verdict(
-    tmp_path: Path, state: Path, hour: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch, alive: bool
+    tmp_path: Path, state: Path, hour: BadHour, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
-    _, old, _ = hour
+    old = hour.old
     monkeypatch.setattr(recovery, "WATCH_S", 5.0)
     incidents = Incidents(state)
     for incident in incidents.find() if alive else ():

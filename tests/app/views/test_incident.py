@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from field_state import FAILING, HOT, SLOW, bad_hour
+from field_state import BadHour
 
 from edgekit.app.views import evidence, incident_reader
 from edgekit.app.views.incident import (
@@ -32,20 +31,6 @@ from edgekit.field.telemetry.machine import Machine
 from edgekit.field.telemetry.store import Store
 
 
-@pytest.fixture(scope="module")
-def hour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, str, str]:
-    """A state folder after a bad hour, the time, and the releases before and after the switch. Only for reading."""
-    state, now = tmp_path_factory.mktemp("hour") / "state", time.time()
-    old, new = bad_hour(state, now, rules=(SLOW, FAILING, HOT), hot=True)
-    return state, now, old, new
-
-
-@pytest.fixture
-def copy(hour: tuple[Path, float, str, str], tmp_path: Path) -> Path:
-    """A copy of it, for changing."""
-    return Path(shutil.copytree(hour[0], tmp_path / "copy"))
-
-
 def here(state: Path) -> Device:
     return Device("here", state=state)
 
@@ -54,7 +39,7 @@ def number_of(state: Path, kind: str) -> int:
     return next(one.id for one in Incidents(state).find() if one.kind == kind)
 
 
-def test_the_list_is_worst_first_and_says_for_how_long(hour: tuple[Path, float, str, str]) -> None:
+def test_the_list_is_worst_first_and_says_for_how_long(hour: BadHour) -> None:
     state, now, _, new = hour
     entries = read_list(here(state))
     assert label(entries[0]) == "Failing requests" and len(entries) == 3
@@ -73,7 +58,7 @@ def test_the_list_is_worst_first_and_says_for_how_long(hour: tuple[Path, float, 
     )
 
 
-def test_the_plot_shows_both_releases_and_the_limit(hour: tuple[Path, float, str, str]) -> None:
+def test_the_plot_shows_both_releases_and_the_limit(hour: BadHour) -> None:
     state, now, _, _ = hour
     shown = read_one(here(state), number_of(state, "latency"))
     plot = evidence.plot(shown, state, now)
@@ -84,9 +69,7 @@ def test_the_plot_shows_both_releases_and_the_limit(hour: tuple[Path, float, str
     assert evidence.rule_words(shown) == "Time to first token (p95) above 5 s for 30 s, over 5 min 00 s"
 
 
-def test_without_a_series_the_evidence_file_speaks(
-    hour: tuple[Path, float, str, str], tmp_path: Path
-) -> None:
+def test_without_a_series_the_evidence_file_speaks(hour: BadHour, tmp_path: Path) -> None:
     state, now, _, _ = hour
     shown = read_one(here(state), number_of(state, "errors"))
     told = evidence.plot(shown, tmp_path, now)  # no telemetry there
@@ -104,7 +87,7 @@ def test_without_a_series_the_evidence_file_speaks(
     assert not any("\x1b" in line for line in lines) and "machine was left out: no time" in lines
 
 
-def test_a_drift_is_shown_by_the_signal_that_was_told(hour: tuple[Path, float, str, str]) -> None:
+def test_a_drift_is_shown_by_the_signal_that_was_told(hour: BadHour) -> None:
     state, now, _, _ = hour
     shown = read_one(here(state), number_of(state, "errors"))
     alarms = [{"signal": "classes", "words": "x"}, {"signal": "confidence", "words": "It fell."}]
@@ -121,7 +104,7 @@ def test_a_server_that_was_never_heard_from_is_told(tmp_path: Path) -> None:
 
 
 def test_a_device_over_ssh_is_read_by_the_same_commands(
-    hour: tuple[Path, float, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hour: BadHour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, now, _, new = hour
     folder = tmp_path / "bin"
@@ -146,9 +129,9 @@ def test_a_device_over_ssh_is_read_by_the_same_commands(
 
 
 def test_what_stays_is_not_read_again_and_a_change_is_seen(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    hour_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, now = copy, time.time()
+    state, now = hour_copy, time.time()
     reads: list[int] = []
     true = incident_reader.read_one
     monkeypatch.setattr(
@@ -171,9 +154,7 @@ def test_what_stays_is_not_read_again_and_a_change_is_seen(
 @pytest.mark.parametrize(
     "value", [1e300, float("inf"), float("nan"), pytest.param(10**400, id="huge"), True, "x"]
 )
-def test_figures_and_limits_that_are_none_are_left_out(
-    hour: tuple[Path, float, str, str], value: Any
-) -> None:
+def test_figures_and_limits_that_are_none_are_left_out(hour: BadHour, value: Any) -> None:
     state, now, _, _ = hour
     shown = read_one(here(state), number_of(state, "latency"))
     rule = {**shown.rule, "above": value, "for_s": value, "window_s": value}
@@ -185,25 +166,25 @@ def test_figures_and_limits_that_are_none_are_left_out(
 
 
 def test_a_measurement_that_is_none_is_no_point_and_a_heartbeat_that_is_none_is_told(
-    hour: tuple[Path, float, str, str], copy: Path
+    hour: BadHour, hour_copy: Path
 ) -> None:
     _, now, _, _ = hour
-    shown = read_one(here(copy), number_of(copy, "temperature"))
-    whole = evidence.plot(shown, copy, now)
-    store = Store(copy / "telemetry.sqlite", every_s=3600)
+    shown = read_one(here(hour_copy), number_of(hour_copy, "temperature"))
+    whole = evidence.plot(shown, hour_copy, now)
+    store = Store(hour_copy / "telemetry.sqlite", every_s=3600)
     store.sample(Machine(now - 300, 300.0, float("inf"), 0.0, 0.5), shown.incident.release)
     store.close()
     with sqlite3.connect(store.path) as db:
         db.execute("update alive set time = 9e999")
     db.close()
-    plot = evidence.plot(shown, copy, now)
+    plot = evidence.plot(shown, hour_copy, now)
     assert len(plot.xs) == len(whole.xs) - 1 and max(plot.ys) < 100
-    assert "was never heard from" in evidence.unheard(copy, now)  # a time far ahead tells nothing
-    (copy / "telemetry.sqlite").write_bytes(b"no database" * 500)
-    for side in copy.glob("telemetry.sqlite-*"):
+    assert "was never heard from" in evidence.unheard(hour_copy, now)  # a time far ahead tells nothing
+    (hour_copy / "telemetry.sqlite").write_bytes(b"no database" * 500)
+    for side in hour_copy.glob("telemetry.sqlite-*"):
         side.unlink()
-    assert "Unknown whether" in evidence.unheard(copy, now) and "cannot be read" in evidence.unheard(
-        copy, now
+    assert "Unknown whether" in evidence.unheard(hour_copy, now) and "cannot be read" in evidence.unheard(
+        hour_copy, now
     )
 
 

@@ -21,7 +21,7 @@ from edgekit.app.views.paths import look_at_place, suggest
 from edgekit.app.views.wizard import Choice, Finding
 from edgekit.base.command import Command, Outcome
 from edgekit.build import runs
-from edgekit.commands.shell import DEFAULT_CACHE
+from edgekit.build.defaults import DEFAULT_CACHE
 from edgekit.targets.host import Host
 
 HERE = Host("x86_64", 2, 8000)

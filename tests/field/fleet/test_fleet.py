@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from device_documents import incident, status
+from http_server import Server
 
 from edgekit.app.views import fleet_table as table
 from edgekit.base.errors import ConfigError
@@ -43,38 +44,21 @@ class Fake:
         self.asked: list[str] = []
         self.tokens: list[str | None] = []
         self.free = threading.Event()
-        fake = self
+        self.server = Server(self.answer)
+        self.url = f"{self.server.url}/status"
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                fake.asked.append(self.path)
-                fake.tokens.append(self.headers.get("authorization"))
-                status, body = fake.page(self.path)
-                if status < 100:
-                    fake.free.wait(20)
-                    return
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/status"
+    def answer(self, request: BaseHTTPRequestHandler) -> tuple[int, bytes] | None:
+        self.asked.append(request.path)
+        self.tokens.append(request.headers.get("authorization"))
+        status, body = self.page(request.path)
+        if status < 100:
+            self.free.wait(20)
+            return None
+        return status, body
 
     def close(self) -> None:
         self.free.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
 @pytest.fixture
@@ -138,7 +122,7 @@ def test_a_token_that_is_needed_is_told_with_how_to_give_it(
 ) -> None:
     from http.client import HTTPConnection
 
-    port = fake.server.server_address[1]
+    port = fake.server.port
     for kind in ("HTTPConnection", "HTTPSConnection"):  # whatever the address, the answer is that of the fake
         monkeypatch.setattr(
             connection.http.client, kind, lambda *where, **more: HTTPConnection("127.0.0.1", port)

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
-from field_state import FAILING, HOT, SLOW, bad_hour
+from field_state import BadHour
 
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError
 from edgekit.field.fleet.device import Device
 from edgekit.field.fleet.incidents import read_document, read_list, read_one
 from edgekit.field.incidents.incidents import Incidents
-
-
-@pytest.fixture(scope="module")
-def hour(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    state = tmp_path_factory.mktemp("hour") / "state"
-    return (state, *bad_hour(state, rules=(SLOW, FAILING, HOT), hot=True))
-
-
-@pytest.fixture
-def copy(hour: tuple[Path, str, str], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(hour[0], tmp_path / "copy"))
 
 
 def here(state: Path) -> Device:
@@ -45,9 +33,9 @@ def test_a_missing_folder_and_a_missing_number_are_sentences(tmp_path: Path) -> 
 
 
 def test_the_switch_before_it_is_the_likely_cause_unless_going_back_would_not_help(
-    hour: tuple[Path, str, str],
+    hour: BadHour,
 ) -> None:
-    state, old, new = hour
+    state, _, old, new = hour
     shown = read_one(here(state), number_of(state, "errors"))
     assert [(change.release, change.what, change.who) for change in shown.changes] == [
         (old, "promoted", "anna"), (new, "promoted", "anna"),
@@ -62,9 +50,9 @@ def test_the_switch_before_it_is_the_likely_cause_unless_going_back_would_not_he
 
 
 def test_a_switch_long_before_is_a_possible_cause_and_one_after_is_none(
-    hour: tuple[Path, str, str],
+    hour: BadHour,
 ) -> None:
-    state, _, _ = hour
+    state = hour.state
     document = dict(read_one(here(state), number_of(state, "errors")).document)
     since = document["incident"]["since"]
 
@@ -78,8 +66,8 @@ def test_a_switch_long_before_is_a_possible_cause_and_one_after_is_none(
     assert marks() == []
 
 
-def test_texts_of_a_store_can_do_nothing_to_a_terminal(hour: tuple[Path, str, str]) -> None:
-    state, _, _ = hour
+def test_texts_of_a_store_can_do_nothing_to_a_terminal(hour: BadHour) -> None:
+    state = hour.state
     document = dict(read_one(here(state), number_of(state, "errors")).document)
     evil = "\x1b[2J[red]gone[/]\n\u202eback"
     document["incident"] = {**document["incident"], "what": evil, "release": evil}
@@ -97,8 +85,8 @@ def test_texts_of_a_store_can_do_nothing_to_a_terminal(hour: tuple[Path, str, st
 
 
 @pytest.mark.parametrize("damage", ["text", "half", "rule", "empty"])
-def test_a_damaged_store_is_a_sentence_with_what_to_do(copy: Path, damage: str) -> None:
-    state, path = copy, copy / "incidents.sqlite"
+def test_a_damaged_store_is_a_sentence_with_what_to_do(hour_copy: Path, damage: str) -> None:
+    state, path = hour_copy, hour_copy / "incidents.sqlite"
     with sqlite3.connect(path) as db:
         db.execute("pragma journal_mode = delete")
     if damage == "text":
@@ -116,8 +104,8 @@ def test_a_damaged_store_is_a_sentence_with_what_to_do(copy: Path, damage: str) 
     assert told.value.message.endswith(".") and told.value.hint
 
 
-def test_a_changed_audit_log_is_told_with_the_incident(copy: Path) -> None:
-    state = copy
+def test_a_changed_audit_log_is_told_with_the_incident(hour_copy: Path) -> None:
+    state = hour_copy
     assert read_one(here(state), 1).warning == ""
     log = state / "audit.jsonl"
     log.write_text(log.read_text().replace("watcher", "nobody", 1))
@@ -139,10 +127,8 @@ def test_a_document_that_is_none_of_ours_is_said_so(document: Any) -> None:
     "value", [1e300, float("inf"), float("nan"), 1e11, pytest.param(10**400, id="huge"), True, "noon", [1]]
 )
 @pytest.mark.parametrize("name", ["since", "opened", "resolved", "silenced_until", "switch", "event"])
-def test_a_time_that_is_none_is_said_so_and_goes_no_further(
-    hour: tuple[Path, str, str], name: str, value: Any
-) -> None:
-    state, _, _ = hour
+def test_a_time_that_is_none_is_said_so_and_goes_no_further(hour: BadHour, name: str, value: Any) -> None:
+    state = hour.state
     document = dict(read_one(here(state), number_of(state, "errors")).document)
     line = {"time": value, "who": "anna", "what": "promote", "release": "r", "why": ""}
     if name == "switch":
@@ -155,8 +141,8 @@ def test_a_time_that_is_none_is_said_so_and_goes_no_further(
         read_document(document, here(state))
 
 
-def test_what_is_exported_is_json_whatever_was_told(hour: tuple[Path, str, str]) -> None:
-    state, _, _ = hour
+def test_what_is_exported_is_json_whatever_was_told(hour: BadHour) -> None:
+    state = hour.state
     document = dict(read_one(here(state), number_of(state, "errors")).document)
     document["evidence"] = {
         "during": {"ttft_p95_s": float("nan"), "all": [float("inf"), 1.5, "NaN"]},

@@ -218,14 +218,19 @@ def test_drift_is_told_in_words_and_stays_until_somebody_closes_it(tmp_path: Pat
     assert look(watcher, T + 35, T + 35) == ["opened"]
 
 
-def test_a_changed_file_and_a_lost_device_are_found(tmp_path: Path, store: Store) -> None:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "model.gguf").write_bytes(b"weights")
-    files = [{"path": "model.gguf", "bytes": 7, "sha256": sha256_file(bundle / "model.gguf")}]
+def write_bundle(folder: Path) -> Path:
+    """A bundle of one file, as far as its watcher reads it."""
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(b"weights")
+    files = [{"path": "model.gguf", "bytes": 7, "sha256": sha256_file(folder / "model.gguf")}]
     formats = {"gguf": {"path": "model.gguf", "runtime": "llama.cpp"}}
     manifest = {"schema": SCHEMA, "files": files, "formats": formats, "name": "tiny"}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_changed_file_and_a_lost_device_are_found(tmp_path: Path, store: Store) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
     fill(store, T, good=20)
     watcher = make(tmp_path, store, default_rules(), bundle=lambda: bundle)
     assert look(watcher, T, T + 10) == []
@@ -242,13 +247,7 @@ def test_a_changed_file_and_a_lost_device_are_found(tmp_path: Path, store: Store
 def test_files_are_read_when_they_look_changed_and_once_a_day(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "model.gguf").write_bytes(b"weights")
-    files = [{"path": "model.gguf", "bytes": 7, "sha256": sha256_file(bundle / "model.gguf")}]
-    formats = {"gguf": {"path": "model.gguf", "runtime": "llama.cpp"}}
-    manifest = {"schema": SCHEMA, "files": files, "formats": formats, "name": "tiny"}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    bundle = write_bundle(tmp_path / "bundle")
     reads: list[Path] = []
     check = watching.check_files
 
