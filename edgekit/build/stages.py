@@ -49,7 +49,7 @@ def tune(cache: Cache, request: Request, base: StageOutput) -> StageOutput:
     inputs = {
         "base": base.digest,
         "rows": digest_of([content_of(rows) for rows in (request.data.train, request.data.validation)]),
-        "options": options.model_dump(),
+        "options": options.of_result(),
         "threads": request.threads,
         "machine": {"bfloat16": hardware.cpu_has_bf16(), "gpu": hardware.gpu()},  # what `auto` follows
     }

@@ -2,7 +2,8 @@
 
 A model in 16 bits takes twice its size when it is loaded in float32. Here the weights stay mapped from the safetensors
 files, and each module widens its own when it is called, a few rows at a time. Widening is exact, so the products are
-those of the float32 model. Memory holds the mapped pages, which the system may drop, and a few MiB.
+those of the float32 model. Memory holds the mapped pages, which the system may drop, and a few MiB. The weights are frozen:
+gradients reach what is in front of them and adapters on them, in tuning.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 def load(folder: Path, edits: Mapping[str, Edit] | None = None, **options: Any) -> Any:
-    """The model of a Hugging Face folder for inference; `options` are those of transformers' `from_pretrained`.
+    """The model of a Hugging Face folder with frozen weights; `options` are those of transformers' `from_pretrained`.
 
     Each weight keeps the type in which it is stored. `edits` changes weights when they are used: for the name of a tensor,
     its value in float32 from the stored one in float32. With `output_loading_info` the second value is transformers' own.
@@ -192,18 +193,43 @@ def _edit_when_called(network: nn.Module, edits: dict[str, Edit]) -> None:
 
 
 def _linear(module: nn.Linear, values: Tensor) -> Tensor:
-    """`nn.Linear.forward`, a few rows of the weight at a time."""
-    weight, bias = module.weight, module.bias
-    rows, columns = weight.shape
-    step = max(1, WIDENED // columns)
-    # A GPU has room for one layer, and many small products would keep it waiting.
-    if rows <= step or weight.device.type != "cpu":
-        return F.linear(values, weight.float(), bias)
-    out = values.new_empty(*values.shape[:-1], rows)
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        out[..., part] = F.linear(values, weight[part].float(), None if bias is None else bias[part])
-    return out
+    product: Tensor = _Product.apply(values, module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _Product(torch.autograd.Function):
+    """`F.linear` with a frozen weight, a few of its rows at a time; the widened rows are not kept for the gradient."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product `(..., rows)`."""
+        context.save_for_backward(weight)
+        parts = _parts(weight)
+        if len(parts) == 1:
+            return F.linear(values, weight.float(), bias)
+        out = values.new_empty(*values.shape[:-1], len(weight))
+        for part in parts:
+            out[..., part] = F.linear(values, weight[part].float(), None if bias is None else bias[part])
+        return out
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of the values `(..., columns)`."""
+        (gradient,), (weight,) = gradients, context.saved_tensors
+        sums = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])
+        for part in _parts(weight):
+            sums += gradient[..., part] @ weight[part].float()
+        return sums, None, None
+
+
+def _parts(weight: Tensor) -> list[slice]:
+    """The rows of `weight` in parts of at most `WIDENED` weights."""
+    rows, step = len(weight), max(1, WIDENED // weight.shape[1])
+    if (
+        weight.device.type != "cpu"
+    ):  # it has room for one layer, and many small products would keep it waiting
+        step = rows
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _embedding(module: nn.Embedding, ids: Tensor) -> Tensor:

@@ -80,10 +80,17 @@ class Tune(Table):
     """Evaluations without a lower validation loss after which tuning stops early."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Dtype of the frozen base model: auto means bfloat16 where the processor or GPU supports it natively."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time, the
+    same numbers. Auto turns it on when the available memory would not suffice."""
     qlora: bool = False
     """4-bit base through bitsandbytes (Dettmers et al. 2023, arXiv 2305.14314); needs a CUDA GPU."""
     seed: int = 7
     """Seed of initialisation and row order."""
+
+    def of_result(self) -> dict[str, Any]:
+        """The values that the adapter depends on: a run may be resumed with another value of the rest."""
+        return self.model_dump(exclude={"gradient_checkpointing"})
 
 
 class Prune(Table):

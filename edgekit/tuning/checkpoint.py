@@ -42,6 +42,7 @@ class Run:
     train_loss: float = 0.0
     evaluations_without_gain: int = 0
     finished: bool = False
+    gradient_checkpointing: bool = False
 
     @property
     def tokens_per_s(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 from edgekit.base.artifacts import digest_of, sha256_file, written_whole
 from edgekit.base.errors import ConfigError, MissingPartError, StageError
 from edgekit.base.events import Alert, Emit, ignore
-from edgekit.base.hardware import cpu_has_bf16
+from edgekit.base.hardware import available_memory_mib, cpu_has_bf16
 from edgekit.base.parts import missing_part
 from edgekit.data.splits import Dataset
+from edgekit.models.source import parameter_count, read_config
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows
+from edgekit.tuning.memory import SIZES, Batch, base_dtype, estimate
 
 # On a CPU, up to about this many tokens, the backward pass of fused attention takes two to four times as long as plain
 # matrix products. Beyond it, the (T, T) scores of plain attention take too much memory.
@@ -67,7 +70,7 @@ def tune(
     rows, held_out, left_out = _encode(model, data, options, emit)
     inputs = {
         "config": sha256_file(model / "config.json"),
-        "options": options.model_dump(),
+        "options": options.of_result(),
         "rows": [asdict(row) for row in (*rows, *held_out)],
         "device": device,
         "dtype": dtype,
@@ -83,9 +86,12 @@ def tune(
                     f"Tuning resumes after step {run.step}, from the checkpoint of an interrupted run.",
                 )
             )
-        longest = max(len(row.input_ids) for row in (*rows, *held_out))
-        adapted = _adapted(model, options, device, dtype, longest)
-        trainer = AnswerTrainer(rows, model=adapted, args=_arguments(options, device, dtype, work))
+        batch = _largest_batch([*rows, *held_out], options, device)
+        recomputes = _recomputes(model, options, batch, device, dtype, emit)
+        run.gradient_checkpointing = recomputes
+        adapted = _adapted(model, options, device, dtype, batch)
+        arguments = _arguments(options, device, dtype, work, recomputes)
+        trainer = AnswerTrainer(rows, model=adapted, args=arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Watch(trainer, held_out, options, run=run, resumed=found, work=work, emit=emit))
         try:
@@ -111,6 +117,7 @@ def tune(
         "left_out": left_out,
         "device": device,
         "dtype": dtype,
+        "gradient_checkpointing": run.gradient_checkpointing,
     }
 
 
@@ -125,9 +132,35 @@ def _dtype(options: Tune, device: str) -> str:
             "qlora needs the package 'bitsandbytes', which is not installed.",
             "pip install 'edgekit[build,qlora]'",
         )
-    if options.dtype != "auto":
-        return options.dtype
-    return "bfloat16" if device == "cuda" or cpu_has_bf16() else "float32"
+    return base_dtype(options, device == "cuda" or cpu_has_bf16())
+
+
+def _largest_batch(rows: Sequence[EncodedRow], options: Tune, device: str) -> Batch:
+    longest = max(len(row.input_ids) for row in rows)
+    answer = max(len(row.input_ids) - row.prompt_length for row in rows)
+    plain = device == "cpu" and longest <= PLAIN_ATTENTION_TOKENS
+    return Batch(options.batch_size, longest, answer, plain)
+
+
+def _recomputes(model: Path, options: Tune, batch: Batch, device: str, dtype: str, emit: Emit) -> bool:
+    """Whether activations are computed again in the backward pass; says so when memory is the reason."""
+    import torch
+
+    stored = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    config = read_config(model)
+    base = stored if dtype == "float32" else parameter_count(config) * SIZES[dtype]
+    need = estimate(config, options, batch, dtype, base)
+    available = torch.cuda.mem_get_info()[0] / 2**20 if device == "cuda" else available_memory_mib()
+    chosen = need.checkpoints(options, available)
+    if chosen and options.gradient_checkpointing == "auto":
+        emit(
+            Alert(
+                "info",
+                f"Activations would take about {need.kept:,.0f} MiB beside {need.weights:,.0f} MiB of weights, and "
+                f"{available:,.0f} MiB are available: they are computed again in the backward pass, which takes longer.",
+            )
+        )
+    return chosen
 
 
 def _encode(
@@ -157,11 +190,16 @@ def _encode(
     return encoded, held_out, len(left_out)
 
 
-def _adapted(model: Path, options: Tune, device: str, dtype: str, longest: int) -> Any:
-    """The frozen base with a new adapter, whose initial weights depend only on the seed."""
+def _adapted(model: Path, options: Tune, device: str, dtype: str, batch: Batch) -> Any:
+    """The frozen base with a new adapter, whose initial weights depend only on the seed.
+
+    A base that computes in float32 stays in its files in the type in which it is stored: `edgekit.models.mapped`.
+    """
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from edgekit.models import mapped
 
     four_bit = {
         "load_in_4bit": True,
@@ -169,13 +207,17 @@ def _adapted(model: Path, options: Tune, device: str, dtype: str, longest: int) 
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": torch.bfloat16,
     }
-    base = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=getattr(torch, dtype),
-        attn_implementation="eager" if device == "cpu" and longest <= PLAIN_ATTENTION_TOKENS else "sdpa",
-        use_safetensors=True,
-        quantization_config=BitsAndBytesConfig(**four_bit) if options.qlora else None,
-    )
+    attention = "eager" if batch.plain_attention else "sdpa"
+    if dtype == "float32" and not options.qlora:
+        base = mapped.load(model, attn_implementation=attention)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            quantization_config=BitsAndBytesConfig(**four_bit) if options.qlora else None,
+        )
     if options.qlora:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     config = LoraConfig(
@@ -196,7 +238,7 @@ def _adapted(model: Path, options: Tune, device: str, dtype: str, longest: int) 
         ) from error
 
 
-def _arguments(options: Tune, device: str, dtype: str, work: Path) -> Any:
+def _arguments(options: Tune, device: str, dtype: str, work: Path, recomputes: bool) -> Any:
     """Trainer's settings: it runs the steps on the devices; `Watch` reports, evaluates and saves."""
     from transformers import TrainingArguments
 
@@ -214,6 +256,7 @@ def _arguments(options: Tune, device: str, dtype: str, work: Path) -> Any:
         bf16=dtype == "bfloat16",  # autocast: products with the float32 adapter are in bfloat16 too
         use_cpu=device == "cpu",
         dataloader_pin_memory=device == "cuda",
+        activation_checkpointing=recomputes,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         logging_strategy="no",

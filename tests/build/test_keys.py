@@ -173,6 +173,7 @@ def other(value: Any) -> Any:
 TABLES: dict[str, set[str]] = {
     "tune": {"tune"}, "prune": {"prune"}, "profile": PROFILE, "device": PROFILE, "budget": VERIFY,
 }  # fmt: skip
+NO_RESULT = {("tune", "gradient_checkpointing")}  # its value changes how a result is computed, not the result
 TARGET: Target = registry.load("profiles", "targets").load("cpu-int4", [])
 OPTIONS = [
     (table, name)
@@ -189,7 +190,7 @@ def test_each_option_of_the_target(world: World, table: str, name: str) -> None:
     values = getattr(target, table)
     changed = values.model_copy(update={name: other(getattr(values, name))})
     world.change(target=target.model_copy(update={table: changed}))
-    assert world.ran() == TABLES[table]
+    assert world.ran() == (set() if (table, name) in NO_RESULT else TABLES[table])
 
 
 EXPORT_OPTIONS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from edgekit.base.errors import ConfigError, StageError
 from edgekit.base.events import Alert, Event, Measured, Progress, ignore
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
+from edgekit.models import mapped
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning import checkpoint
+from edgekit.tuning import tune as tune_code
 from edgekit.tuning.encode import encode_rows
 from edgekit.tuning.trainer import LengthGroupedSampler, answer_loss, collate
 from edgekit.tuning.tune import tune
 
+HEAD = "model.layers.0.mlp.up_proj.base_layer.weight"
 WORDS = ["the", "pump", "valve", "hall", "is", "open", "closed", "please", "check", "now", "sensor"]
 OPTIONS = Tune(rank=4, batch_size=4, epochs=2, learning_rate=3e-3, dropout=0.1, dtype="float32")
 
@@ -152,6 +156,58 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bytes(
         assert (again / file).read_bytes() == (out / file).read_bytes()
     for key in ("validation_loss", "train_loss", "tokens", "best_step", "steps"):
         assert resumed[key] == whole[key]
+
+
+def test_activations_computed_again_give_the_same_bytes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the rest of an interrupted run recomputes them, because memory was short."""
+    whole, out = run(OPTIONS.model_copy(update={"gradient_checkpointing": "off"}))
+    assert whole["gradient_checkpointing"] is False
+    with pytest.raises(Killed):
+        run(emit=kill_at(4), name="killed")
+    monkeypatch.setattr(tune_code, "available_memory_mib", lambda: 1)
+    said: list[Event] = []
+    resumed, again = run(name="killed", emit=said.append)
+    assert resumed["gradient_checkpointing"] is True
+    assert any("computed again" in event.message for event in said if isinstance(event, Alert))
+    assert next(event.done for event in said if isinstance(event, Progress)) == 4
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (again / file).read_bytes() == (out / file).read_bytes()
+
+
+def test_a_base_in_16_bits_is_tuned_in_float32_as_the_same_base_in_float32(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights stay in the file in 16 bits; the steps are those of the widened weights."""
+    monkeypatch.setattr(mapped, "KEPT", 200)
+    network = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    losses, bases = [], []
+    made = tune_code._adapted
+    monkeypatch.setattr(tune_code, "_adapted", lambda *given: bases.append(made(*given)) or bases[-1])
+    for dtype in (torch.bfloat16, torch.float32):
+        folder = tmp_path / str(dtype)
+        shutil.copytree(tiny_llama, folder)
+        network.to(dtype).save_pretrained(folder)
+        events: list[Event] = []
+        options = OPTIONS.model_copy(update={"gradient_checkpointing": "on", "dropout": 0.0})
+        data = Dataset("rows", TRAIN, [], [])
+        tune(
+            folder,
+            data,
+            options,
+            tmp_path / f"{dtype}-out",
+            work=folder / "work",
+            threads=1,
+            emit=events.append,
+        )
+        losses.append(
+            [event.value for event in events if isinstance(event, Measured) and event.metric == "loss"]
+        )
+    stored = {str(base.get_parameter(f"base_model.model.{HEAD}").dtype) for base in bases}
+    assert stored == {"torch.bfloat16", "torch.float32"}
+    assert losses[0][-1] < losses[0][0] - 1
+    assert losses[0] == pytest.approx(
+        losses[1], abs=5e-3
+    )  # the first adapter's random weights are rounded to 16 bits
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from(
