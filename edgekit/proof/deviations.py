@@ -148,7 +148,7 @@ class Deviations:
             if self._runtime.encode(prepared) == list(expected):
                 self._seen.add(kind)
                 return True
-        if self._spaces(text) and self._shown_alike(text, expected):
+        if self._spaces(text, expected) and self._shown_alike(text, expected):
             self._seen.add("typed_spaces")
             return True
         claimed = {id_: marker for id_, marker in self._claimed.items() if marker in text}
@@ -159,12 +159,14 @@ class Deviations:
             expected
         )
 
-    def _spaces(self, text: str) -> bool:
-        """Whether `text` has characters that the vocabulary uses for spaces, and no added token but runs of them."""
+    def _spaces(self, text: str, expected: Sequence[int]) -> bool:
+        """Whether `text` has characters that the vocabulary uses for spaces, and its added tokens are the `expected`
+        ones but for runs of that character."""
         if META_SPACE not in text or not self._by_text or not self._uses_meta_space:
             return False
-        added = (token for token in self._facts.token_texts.values() if token.strip(META_SPACE))
-        return not any(token in text for token in added)
+        added = {id_ for id_, token in self._facts.token_texts.items() if token.strip(META_SPACE)}
+        found = self._runtime.encode(text)
+        return [id_ for id_ in found if id_ in added] == [id_ for id_ in expected if id_ in added]
 
     @cached_property
     def _uses_meta_space(self) -> bool:

@@ -129,6 +129,27 @@ def test_typed_characters_that_stand_for_spaces_are_told_and_fail_where_the_rows
     assert not failed
 
 
+@dataclass
+class SpellsAfterSpaces(Spaces):
+    """Reads the added token after two typed U+2581 as characters, which look the same when they are shown."""
+
+    def encode(self, text: str) -> list[int]:
+        spelled = "\u2581\u2581</s>"
+        if spelled not in text:
+            return super().encode(text)
+        before, _, after = text.partition(spelled)
+        return [*super().encode(before), *spelled.encode(), *self.encode(after)]
+
+
+def test_typed_spaces_beside_an_added_token_are_told_only_where_that_token_is_read() -> None:
+    special = {text: id_ for text, id_ in TOKENS.items() if id_ != 261}
+    reference = ReferenceFacts.of(Spaces(TABLE, special=special, joins=True), ["\u2581\u2581</s>"])
+    failed, found = judged(Spaces(TABLE, special=special), reference)
+    assert "tokenizer_identity" not in failed and "typed_spaces" in {deviation.kind for deviation in found}
+    failed, _ = judged(SpellsAfterSpaces(TABLE, special=special), reference)
+    assert "tokenizer_identity" in failed
+
+
 def test_a_text_that_the_runtime_reads_as_a_token_by_its_own_choice_is_told() -> None:
     special = {
         text: id_ for text, id_ in TOKENS.items() if text != "</s>"
