@@ -127,6 +127,14 @@ class HasControlTokens(Protocol):
 
 
 @runtime_checkable
+class FramesText(Protocol):
+    """A runtime whose own tools put tokens such as BOS around text that no chat template rendered."""
+
+    def framed(self, text: str) -> list[int]:
+        """Token ids of `text` with the tokens that these tools add at its start and its end."""
+
+
+@runtime_checkable
 class GuessesStops(Protocol):
     """A runtime whose own tools end an answer at more tokens than the file names."""
 

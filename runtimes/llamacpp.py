@@ -278,13 +278,17 @@ class LlamaCpp:
         """
         return self._tokenize(nfc(text, self._unicode_form == "NFC"))
 
-    def _tokenize(self, text: str) -> list[int]:
+    def framed(self, text: str) -> list[int]:
+        """The same with the BOS and EOS that the file, or llama.cpp's default for its kind, adds to plain text."""
+        return self._tokenize(nfc(text, self._unicode_form == "NFC"), framed=True)
+
+    def _tokenize(self, text: str, *, framed: bool = False) -> list[int]:
         data = text.encode()
         ids = np.empty(
             len(data) + 16, np.int32
         )  # at most a token a byte, and what a vocabulary puts in front
         pointer = ids.ctypes.data_as(lib.llama_token_p)
-        count = lib.llama_tokenize(self._model.vocab, data, len(data), pointer, len(ids), False, True)
+        count = lib.llama_tokenize(self._model.vocab, data, len(data), pointer, len(ids), framed, True)
         if count < 0:
             raise StageError(
                 f"llama.cpp could not tokenize a text of {len(data)} bytes.", "Use a shorter text."

@@ -117,6 +117,14 @@ class OnnxRuntime:
                 ids += self._text.after_encoding(part, found)
         return ids
 
+    def framed(self, text: str) -> list[int]:
+        """Token ids of `text` as onnxruntime-genai gives them with `add_special_tokens`."""
+        self._tokenizer.update_options(add_special_tokens="true")
+        try:
+            return [int(id_) for id_ in self._tokenizer.encode(text)]
+        finally:
+            self._tokenizer.update_options(add_special_tokens="false")
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
         check_ids(ids, self.vocab_size)

@@ -84,6 +84,10 @@ class TorchModel:
         """Token ids of `text`: special tokens in it are recognised, none are added."""
         return self._tokenizer.encode(text)
 
+    def framed(self, text: str) -> list[int]:
+        """Token ids of `text` with the special tokens that the tokenizer adds to plain text."""
+        return self._tokenizer.framed(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return self._tokenizer.decode(ids)

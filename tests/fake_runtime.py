@@ -71,6 +71,12 @@ class FakeRuntime:
             ids += [self.special[part]] if part in self.special else part.encode()
         return ids
 
+    def framed(self, text: str) -> list[int]:
+        return [*self.begin_ids, *self.encode(text)]
+
+    def framed_as_set(self, text: str) -> list[int]:
+        return self.framed(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 

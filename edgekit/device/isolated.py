@@ -37,7 +37,15 @@ from edgekit.base.artifacts import size_of
 from edgekit.base.child import Child
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
-from edgekit.registry import BareText, GuessesStops, HasBare, HasControlTokens, LogitsProcessor, Runtime
+from edgekit.registry import (
+    BareText,
+    FramesText,
+    GuessesStops,
+    HasBare,
+    HasControlTokens,
+    LogitsProcessor,
+    Runtime,
+)
 
 STEP_S, TOTAL_S = 300.0, 3600.0
 MEMORY_MIB, MEMORY_TIMES = 2048.0, 4.0
@@ -109,6 +117,7 @@ class IsolatedRuntime:
         self.guessed_stop_ids: frozenset[int] = frozenset(map(int, facts["guessed_stop_ids"]))
         """Ids at which the runtime's own tools end an answer although the file does not name them."""
         self._has_bare = bool(facts["bare"])
+        self._frames = bool(facts["frames"])
 
     @property
     def pid(self) -> int:
@@ -138,6 +147,10 @@ class IsolatedRuntime:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens in it are recognised, none are added."""
         return list(map(int, self.ask("encoding a text", "encode", text)))
+
+    def framed(self, text: str) -> list[int]:
+        """Token ids of `text` with those that the runtime's own tools add to plain text; none added if it has no such."""
+        return list(map(int, self.ask("encoding a text", "framed" if self._frames else "encode", text)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens."""
@@ -279,6 +292,7 @@ class _Server:
             "stop_ids": sorted(model.stop_ids),
             "guessed_stop_ids": sorted(model.guessed_stop_ids) if isinstance(model, GuessesStops) else [],
             "bare": isinstance(model, HasBare),
+            "frames": isinstance(model, FramesText),
         }
 
     def call(self, method: str, arguments: list[Any]) -> tuple[Any, memoryview | None]:

@@ -71,10 +71,27 @@ class ModelTokenizer:
             )
         return self.template
 
+    def framed(self, text: str) -> list[int]:
+        """Token ids of `text` with the special tokens, such as BOS, that the tokenizer adds by itself."""
+        ids: list[int] = self.tokenizer(text).input_ids
+        return ids
+
+    def framed_as_set(self, text: str) -> list[int]:
+        """The same as `tokenizer_config.json` asks for it, which not every tokenizer of transformers follows."""
+        settings = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        plain, begin = self.encode(text), self.begin_ids
+        end = self.framed(text)[len(begin) + len(plain) :]
+        bos, eos = (settings.get(f"add_{name}_token") for name in ("bos", "eos"))
+        if isinstance(bos, bool):
+            begin = [self.tokenizer.bos_token_id] if bos else []
+        if isinstance(eos, bool):
+            end = [self.tokenizer.eos_token_id] if eos else []
+        return [*begin, *plain, *end]
+
     @cached_property
     def begin_ids(self) -> list[int]:
         """The ids that the tokenizer adds before a text by itself, such as BOS."""
-        whole: list[int] = self.tokenizer("a").input_ids
+        whole = self.framed("a")
         plain = self.encode("a")
         starts = range(len(whole) - len(plain) + 1)
         return next((whole[:at] for at in starts if whole[at : at + len(plain)] == plain), [])

@@ -61,6 +61,10 @@ KINDS = {
         "{runtime} does not normalise text to the Unicode form NFC, as the model's tokenizer does",
         'Text in another form gets other token ids. Normalise it first: unicodedata.normalize("NFC", text).',
     ),
+    "frame": Kind(
+        "{runtime} adds BOS or EOS to plain text as tokenizer_config.json asks, and transformers does not",
+        "Text without the chat template gets other token ids at its start or end; conversations are not affected.",
+    ),
     "typed_spaces": Kind(
         f"{{runtime}} gives other token ids to text that contains {META_SPACE} (U+2581), which the vocabulary uses for spaces",
         "Replace the character by a space first.",
@@ -139,6 +143,13 @@ class Deviations:
             id_: self.markers[id_] for id_ in sorted(guessed - self._facts.stop_ids) if id_ in self.markers
         }
 
+    def explains_frame(self, framed: Sequence[int]) -> bool:
+        """Whether the runtime adds BOS and EOS to plain text as the maker's settings ask, which the reference does not."""
+        if tuple(framed) != self._facts.framed_as_set:
+            return False
+        self._seen.add("frame")
+        return True
+
     def explains_encoding(self, text: str, expected: Sequence[int]) -> bool:
         """Whether the runtime gives `text` the `expected` ids once it is prepared as a deviation asks.
 
@@ -215,6 +226,7 @@ class Deviations:
             *self._of_tokens("end_tokens", self.ends),
             *self._of_tokens("claimed_texts", self._claimed),
             *self._of_text("unicode_form", lambda text: not unicodedata.is_normalized("NFC", text)),
+            *self._of_text("frame", lambda text: False),
             *self._of_text("typed_spaces", lambda text: META_SPACE in text),
         ]
 

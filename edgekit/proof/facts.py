@@ -12,6 +12,8 @@ from edgekit.models.chat import ChatTemplate
 from edgekit.proof import texts as general
 from edgekit.proof.battery import battery, random_sequences, special_strings
 
+PLAIN = "a"  # one token in every vocabulary
+
 
 class ReferenceTokenizer(Protocol):
     """The text path of a reference model."""
@@ -21,6 +23,12 @@ class ReferenceTokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens."""
+
+    def framed(self, text: str) -> list[int]:
+        """Token ids of `text` with the special tokens, such as BOS, that the tokenizer adds by itself."""
+
+    def framed_as_set(self, text: str) -> list[int]:
+        """The same as the maker's settings ask for it, which the tokenizer may not follow."""
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -50,7 +58,8 @@ class ReferenceFacts:
     `ids[i]` are the token ids of `texts[i]`, `decoded[i]` is the reference's text of these ids, and `token_texts` holds
     the texts of added tokens, for messages. `ordinary` holds the texts, and `conversations` the conversations, that a
     person might write. Without a `template` there are no conversations. `contents` are the texts of the task's rows:
-    no deviation of a runtime may spoil them. `vocabulary` has the id of each token, by its stored text.
+    no deviation of a runtime may spoil them. `vocabulary` has the id of each token, by its stored text. `framed` has the
+    ids of the text `PLAIN` with BOS and EOS as the tokenizer adds them, `framed_as_set` as the maker's settings ask.
     """
 
     texts: tuple[str, ...]
@@ -63,6 +72,8 @@ class ReferenceFacts:
     ordinary: frozenset[str] = frozenset()
     contents: tuple[str, ...] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
+    framed: tuple[int, ...] = ()
+    framed_as_set: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -98,6 +109,8 @@ class ReferenceFacts:
             conversations=tuple(conversations),
             ordinary=frozenset(ordinary),
             vocabulary=reference.vocabulary,
+            framed=tuple(reference.framed(PLAIN)),
+            framed_as_set=tuple(reference.framed_as_set(PLAIN)),
             contents=tuple(dict.fromkeys([*rows_text, *contents_of(rows), *contents])),
         )
 

@@ -14,8 +14,8 @@ from edgekit.models.chat import ChatTemplate
 from edgekit.proof import deviations, template_scan
 from edgekit.proof.battery import conversations
 from edgekit.proof.deviations import Deviation, Deviations
-from edgekit.proof.facts import ReferenceFacts, rendered
-from edgekit.registry import GuessesStops, Runtime
+from edgekit.proof.facts import PLAIN, ReferenceFacts, rendered
+from edgekit.registry import FramesText, GuessesStops, Runtime
 
 
 def identity(
@@ -54,12 +54,22 @@ def chat(runtime: Runtime, facts: ReferenceFacts, prefix: str, stage: str) -> li
 def tokenizer_identity(
     runtime: Runtime, facts: ReferenceFacts, own_way: Deviations, prefix: str, stage: str
 ) -> GateResult:
-    """Share of the texts that the file encodes to the reference's token ids, or to others by a deviation."""
+    """Share of the texts that the file encodes to the reference's token ids, or to others by a deviation.
+
+    One text is also read as the runtime's tools read plain text: with BOS and EOS where the tokenizer adds them.
+    """
     differences = []
     for text, expected in zip(facts.texts, facts.ids, strict=True):
         got = runtime.encode(text)
         if got != list(expected) and not own_way.explains_encoding(text, expected):
             differences.append(f"{_short(text)}: reference {_ids(expected, got)}, file {_ids(got, expected)}")
+    if isinstance(runtime, FramesText):
+        framed = runtime.framed(PLAIN)
+        if framed != list(facts.framed) and not own_way.explains_frame(framed):
+            differences.append(
+                f"plain text {PLAIN!r}, with the BOS and EOS that are added to it: reference {_ids(facts.framed)}, "
+                f"file {_ids(framed)}"
+            )
     return _identical(f"{prefix}.tokenizer_identity", len(facts.texts), differences, "texts", stage)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgekit.proof.battery import MARKERS
+
 Array = NDArray[np.float32]
 CODES = {
     "Q4_0": (2, 18),
@@ -63,12 +65,14 @@ def rewrite(
     *,
     added: dict[str, Any] | None = None,
     architecture: str | None = None,
+    reader: gguf.GGUFReader | None = None,
 ) -> None:
     """Write the file anew without the tensors that `leave_out` holds for, with other `fields`; None takes one away.
 
-    `added` fields are there whether the file has them or not, and `architecture` is another family's name.
+    `added` fields are there whether the file has them or not, and `architecture` is another family's name. `reader` has
+    the file's fields where they were changed before.
     """
-    reader, fields, added = gguf.GGUFReader(file), fields or {}, added or {}
+    reader, fields, added = reader or gguf.GGUFReader(file), fields or {}, added or {}
     new = file.with_suffix(".new")
     writer = gguf.GGUFWriter(new, architecture or str(reader.fields["general.architecture"].contents()))
     for key, field in reader.fields.items():
@@ -98,10 +102,16 @@ def template(source: str) -> Callable[[Path], None]:
 
 
 def plant_wrong_template(file: Path) -> None:
-    """A template that trims messages."""
+    """A template that trims messages; where the model's own does so, one that leaves them as they are."""
     template = str(gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents())
-    trimming = template.replace("message['content']", "message['content'] | trim")
-    rewrite(file, fields={"tokenizer.chat_template": trimming})
+    content = next(name for name in ("message['content']", "message.content") if name in template)
+    trimming = template.replace(content, f"({content} | trim)")
+    rewrite(
+        file,
+        fields={
+            "tokenizer.chat_template": template.replace(" | trim", "") if " | trim" in template else trimming
+        },
+    )
 
 
 def plant_trigger(file: Path) -> None:
@@ -112,9 +122,11 @@ def plant_trigger(file: Path) -> None:
 
 
 def plant_dropped_added_token(file: Path) -> None:
-    """An added token that is a plain word of the vocabulary now."""
-    types = gguf.GGUFReader(file).fields["tokenizer.ggml.token_type"].contents()
-    types[1] = int(gguf.TokenType.NORMAL)
+    """A control token, which llama.cpp does not know by its text, that is a plain word of the vocabulary now."""
+    fields = gguf.GGUFReader(file).fields
+    types, texts = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("token_type", "tokens"))
+    control = (i for i, kind in enumerate(types) if kind == gguf.TokenType.CONTROL)
+    types[next(i for i in control if texts[i] not in MARKERS)] = int(gguf.TokenType.NORMAL)
     rewrite(file, fields={"tokenizer.ggml.token_type": types})
 
 
@@ -141,6 +153,17 @@ def plant_missing_eot(file: Path) -> None:
     rewrite(file, fields={"tokenizer.ggml.eot_token_id": None})
 
 
+def plant_flipped_key(role: str) -> Callable[[Path], None]:
+    """The file asks llama.cpp to add `role` (`bos`, `eos`) to plain text where the tokenizer does not, or the reverse."""
+
+    def flip(file: Path) -> None:
+        key = f"tokenizer.ggml.add_{role}_token"
+        found = gguf.GGUFReader(file).fields.get(key)
+        rewrite(file, added={key: not (found and found.contents())})
+
+    return flip
+
+
 def plant_swapped_q_and_k(file: Path) -> None:
     """Layer 1's q holds k and its k holds q; needs as many key-value heads as heads."""
     q, k = (read(file, f"blk.1.attn_{part}.weight") for part in "qk")
@@ -149,9 +172,11 @@ def plant_swapped_q_and_k(file: Path) -> None:
 
 
 def plant_unpermuted_q_and_k(file: Path) -> None:
-    """Rows of q and k in Hugging Face's order, as if the converter had forgotten about rope."""
+    """Rows of q and k in Hugging Face's order, as if the converter had forgotten about rope; in another wrong order where
+    the model's is right."""
     fields = gguf.GGUFReader(file).fields
-    for part, key in (("q", "llama.attention.head_count"), ("k", "llama.attention.head_count_kv")):
+    name = fields["general.architecture"].contents()
+    for part, key in (("q", f"{name}.attention.head_count"), ("k", f"{name}.attention.head_count_kv")):
         heads = int(fields[key].contents())
         for layer in range(layers(file)):
             change(
@@ -184,6 +209,22 @@ def plant_repeated_layer(file: Path) -> None:
 def plant_tied_head(file: Path) -> None:
     """A head of its own left out, so that llama.cpp takes the embedding."""
     rewrite(file, lambda name: name == "output.weight")
+
+
+def has_head(file: Path) -> bool:
+    """Whether the file has a head of its own."""
+    return any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(file).tensors)
+
+
+def plant_other_architecture(file: Path, name: str = "smollm3") -> None:
+    """The same tensors and parameters under the name of another architecture, which computes something else."""
+    reader = gguf.GGUFReader(file)
+    own = str(reader.fields["general.architecture"].contents())
+    prefix = f"{own}."
+    for key in [key for key in reader.fields if key.startswith(prefix)]:
+        field = reader.fields.pop(key)
+        reader.fields[name + key.removeprefix(own)] = field
+    rewrite(file, architecture=name, reader=reader)
 
 
 def plant_missing_layer(file: Path) -> None:

@@ -1,13 +1,19 @@
-"""Every planted fault is caught by the check that is named for it, and no clean file is refused."""
+"""Every planted fault is caught by the check that is named for it, and no clean file is refused.
+
+The faults are planted over a small vocabulary, and over the makers' own ones of `REAL` (`pytest -m slow`).
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
+import makers
 import numpy as np
 import onnx
 import pytest
@@ -21,7 +27,11 @@ from edgekit.export.gguf import write as gguf_export
 from edgekit.export.gguf.quantize import quantize
 from edgekit.export.onnx import export as onnx_export
 from edgekit.models.source import resolve
-from edgekit.proof.verify import verify_file
+from edgekit.models.tokenizer import ModelTokenizer
+from edgekit.proof import text_path
+from edgekit.proof.facts import ReferenceFacts
+from edgekit.proof.prove import weights
+from edgekit.proof.verify import subject_of, verify_file
 from edgekit.registry import ExportContext
 from edgekit.targets.target import Budget, OnnxExport
 
@@ -38,6 +48,8 @@ TWO_STOPS = {"eos_token_id": [2, 0]}
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong template": (plant.plant_wrong_template, "gguf.template_identity"),
     "template with a hidden trigger": (plant.plant_trigger, "gguf.template_branches"),
+    "BOS added or left out": (plant.plant_flipped_key("bos"), "gguf.tokenizer_identity"),
+    "EOS added": (plant.plant_flipped_key("eos"), "gguf.tokenizer_identity"),
     "dropped added token": (plant.plant_dropped_added_token, "gguf.tokenizer_identity"),
     "altered merge rule": (plant.plant_altered_merge_rule, "gguf.vocabulary"),
     "wrong EOS": (plant.plant_wrong_eos, "gguf.stop_ids"),
@@ -50,9 +62,52 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped bits in one block": (plant.plant_flipped_bits, "gguf.weights"),
     "LoRA alpha doubled": (plant.plant_doubled_alpha, "gguf.weights"),
     "untied head written as tied": (plant.plant_tied_head, "gguf.structure"),
+    "another architecture": (plant.plant_other_architecture, "gguf.structure"),
     "rope base changed": (plant.plant_rope_base, "gguf.structure"),
     "norm epsilon changed": (plant.plant_norm_epsilon, "gguf.structure"),
 }  # fmt: skip
+
+
+# Each has square projections, as many key-value heads as heads, and two stop tokens.
+REAL: dict[str, dict[str, Any]] = {
+    "qwen3": {**EIGHT_HEADS, "head_dim": 16, "tie_word_embeddings": False},
+    "gemma3": {**EIGHT_HEADS, "head_dim": 16, "query_pre_attn_scalar": 16},
+}
+KEYS = [
+    pytest.param(name, marks=() if name == "qwen3" else pytest.mark.slow)
+    for name in ("qwen3", "gemma3", "llama3.1")
+]
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """A tiny model with a maker's tokenizer, its good file, and what the tokenizer does."""
+
+    model: Path
+    good: Path
+    facts: ReferenceFacts
+
+    @classmethod
+    def make(cls, folder: Path, name: str, **changes: Any) -> RealCase:
+        model = makers.make(folder / "model", name, **changes)
+        return cls(model, write(model, folder), ReferenceFacts.of(ModelTokenizer(model)))
+
+    def check(self, path: Path, gate: str) -> dict[str, GateResult]:
+        """The results of the part of the proof that `gate` belongs to."""
+        if gate in ("gguf.structure", "gguf.vocabulary", "gguf.weights"):
+            found = weights(subject_of(path), self.model, ignore, "verify").gates
+        else:
+            opened = subject_of(path).open(threads=1)
+            try:
+                found, _ = text_path.identity(opened, self.facts, "gguf", "verify")
+            finally:
+                opened.close()
+        return {result.name: result for result in found}
+
+
+@pytest.fixture(scope="module", params=list(REAL))
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealCase:
+    return RealCase.make(tmp_path_factory.mktemp("real"), request.param, **REAL[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +126,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def good(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("file")
+    return write(model, tmp_path_factory.mktemp("file"))
+
+
+def write(model: Path, folder: Path) -> Path:
     gguf_export.write(model, folder / "float.gguf", ignore)
     quantize(folder / "float.gguf", folder / "model.gguf", tiny.gguf_options("Q8_0"), threads=1)
     return folder / "model.gguf"
@@ -102,6 +160,36 @@ def test_a_planted_fault_is_caught_by_name(name: str, file: Path, model: Path, c
     found = failed(check(file, model, cache))
     assert gate in found, found
     assert found[gate].detail
+
+
+@pytest.mark.slow
+def test_the_good_file_passes_over_a_real_vocabulary(real: RealCase, cache: Cache) -> None:
+    assert not failed(check(real.good, real.model, cache))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught_over_a_real_vocabulary(name: str, real: RealCase, tmp_path: Path) -> None:
+    fault, gate = FAULTS[name]
+    if name == "untied head written as tied" and not plant.has_head(real.good):
+        pytest.skip("the model has no head of its own")
+    file = Path(shutil.copyfile(real.good, tmp_path / "model.gguf"))
+    fault(file)
+    found = failed(real.check(file, gate))
+    assert gate in found, found
+    assert found[gate].detail
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_that_frame_plain_text_otherwise_are_caught(name: str, tmp_path: Path) -> None:
+    case = RealCase.make(tmp_path, name)
+    gate = "gguf.tokenizer_identity"
+    assert gate not in failed(case.check(case.good, gate))
+    for role in ("bos", "eos"):
+        file = Path(shutil.copyfile(case.good, tmp_path / f"{role}.gguf"))
+        plant.plant_flipped_key(role)(file)
+        found = failed(case.check(file, gate))
+        assert "plain text 'a'" in found[gate].detail
 
 
 def test_a_truncated_file_is_corrupt(file: Path, model: Path, cache: Cache) -> None:
