@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import psutil
 
 
+MADV_PAGEOUT = 21  # of Linux's madvise(2); Python's `mmap` has no name for it
 RESERVED_MIB = 1024  # allowance for what threads and allocators reserve and never use
 
 
@@ -47,6 +49,19 @@ def give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def page_out(address: int, size: int) -> None:
+    """Let the system drop `size` bytes at `address`, of a mapped file, from memory; they are read again when needed.
+
+    Nothing is lost, whatever lies there. Only Linux, since version 5.4, can be told so; elsewhere the pages stay until
+    memory is short.
+    """
+    if sys.platform == "linux":
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (address + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if whole > 0:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(whole), MADV_PAGEOUT)
 
 
 def tree_rss_mib(process: psutil.Process) -> float:

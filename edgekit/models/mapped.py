@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from edgekit.base.memory import page_out
 from edgekit.containers.safetensors import (
     ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
@@ -134,11 +135,16 @@ def _owner(network: nn.Module, name: str) -> Tensor:
 
 
 def in_float32(module: nn.Module) -> None:
-    """Give `module` and all modules in it float32 weights of their own, in memory, that may be changed."""
+    """Give `module` and all modules in it float32 weights of their own, in memory, that may be changed.
+
+    The pages of those that they replace leave memory.
+    """
     for part in module.modules():
         vars(part).pop("forward", None)
         for name, value in part.named_parameters(recurse=False):
             part.register_parameter(name, nn.Parameter(value.detach().to(torch.float32, copy=True), False))
+            if value.device.type == "cpu":
+                page_out(value.data_ptr(), value.nbytes)
 
 
 def unmap(network: nn.Module) -> None:

@@ -109,11 +109,14 @@ def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_siz
 
 def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor of the damped Hessian's inverse, `(columns, columns)`."""
-    diagonal = hessian.double().diagonal()
+    # Each step takes the place of the one before: at 9,728 columns a matrix takes 722 MiB.
+    matrix = hessian.double()
+    diagonal = matrix.diagonal()
     # A column whose input is always zero may be rounded freely; its diagonal entry only keeps the matrix invertible.
-    damped = hessian.double() + torch.diag(DAMPING * diagonal.mean() + (diagonal == 0))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    diagonal += DAMPING * diagonal.mean() + (diagonal == 0)
+    torch.linalg.cholesky(matrix, out=matrix)
+    torch.cholesky_inverse(matrix, out=matrix)
+    root: torch.Tensor = torch.linalg.cholesky(matrix, upper=True, out=matrix)
     return root.float()
 
 

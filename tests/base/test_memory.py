@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 
-from edgekit.base.memory import RESERVED_MIB
+from edgekit.base.memory import RESERVED_MIB, page_out
 
 CODE = """
 import json, resource, sys
@@ -66,3 +70,20 @@ print(psutil.Process().memory_info().rss >> 20)
 def test_freed_memory_goes_back_to_the_system() -> None:
     found = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 150, "of the blocks' 286 MiB nothing may be left"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told so")
+def test_pages_of_a_mapped_file_leave_memory_and_lose_nothing(tmp_path: Path) -> None:
+    size = 64 << 20
+    with (tmp_path / "file").open("wb") as file:
+        file.write(np.random.default_rng(0).bytes(size))
+        os.fsync(file.fileno())  # a page that is still to be written stays
+    values = np.memmap(tmp_path / "file", np.uint8, "r")
+    total = int(values.sum(dtype=np.int64))
+    before = psutil.Process().memory_info().shared
+    page_out(values.ctypes.data + 10, size - 20)
+    assert before - psutil.Process().memory_info().shared > size * 3 // 4
+    assert int(values.sum(dtype=np.int64)) == total
+    owned = np.ones(1 << 20)
+    page_out(owned.ctypes.data, owned.nbytes)
+    assert owned.sum() == owned.size
