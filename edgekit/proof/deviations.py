@@ -159,7 +159,7 @@ class Deviations:
             if self._runtime.encode(prepared) == list(expected):
                 self._seen.add(kind)
                 return True
-        if self._spaces(text, expected) and self._shown_alike(text, expected):
+        if self._reads_spaces(text, expected):
             self._seen.add("typed_spaces")
             return True
         claimed = {id_: marker for id_, marker in self._claimed.items() if marker in text}
@@ -170,24 +170,27 @@ class Deviations:
             expected
         )
 
-    def _spaces(self, text: str, expected: Sequence[int]) -> bool:
-        """Whether `text` has characters that the vocabulary uses for spaces, and its added tokens are the `expected`
-        ones but for runs of that character."""
+    def _reads_spaces(self, text: str, expected: Sequence[int]) -> bool:
+        """Whether `text`, as it is or with spaces for U+2581 as advised, gets ids that are shown as the `expected` ones are.
+
+        It may also be shown as it was typed. Of the ids, those of added tokens must be the expected ones, but for runs of
+        that character.
+        """
         if META_SPACE not in text or not self._by_text or not self._uses_meta_space:
             return False
         added = {id_ for id_, token in self._facts.token_texts.items() if token.strip(META_SPACE)}
-        found = self._runtime.encode(text)
-        return [id_ for id_ in found if id_ in added] == [id_ for id_ in expected if id_ in added]
+        kept, shown = [id_ for id_ in expected if id_ in added], self._runtime.decode(expected)
+        for read, alike in ((text, (shown, text)), (text.replace(META_SPACE, " "), (shown,))):
+            ids = self._runtime.encode(read)
+            if [id_ for id_ in ids if id_ in added] == kept and self._runtime.decode(ids) in alike:
+                return True
+        return False
 
     @cached_property
     def _uses_meta_space(self) -> bool:
         """Whether the reference shows the character as a space."""
         shown = dict(zip(self._facts.texts, self._facts.decoded, strict=True))
         return shown.get(META_SPACE) == " "
-
-    def _shown_alike(self, text: str, expected: Sequence[int]) -> bool:
-        """Whether the runtime shows its own ids of `text` as it shows the `expected` ones, or as `text` itself."""
-        return self._runtime.decode(self._runtime.encode(text)) in (self._runtime.decode(expected), text)
 
     @cached_property
     def _claimed(self) -> dict[int, str]:
