@@ -22,7 +22,8 @@ from edgekit.base.parts import install_line
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
-from edgekit.targets.target import Export, GgufExport, OnnxExport, Target
+from edgekit.targets.target import Export, GgufExport, OnnxExport, Target, Tune
+from edgekit.tuning.memory import Batch, base_dtype, estimate
 
 BUILD_PARTS = ("torch", "transformers", "peft", "accelerate", "safetensors")
 FORMAT_PARTS = {
@@ -40,6 +41,7 @@ BITS_PER_WEIGHT = {
     "Q4_0": 5.5,
 }
 CHARACTERS_PER_TOKEN = 3.5  # English through a byte-pair tokenizer
+MARKUP_TOKENS = 30  # of a chat template, in a conversation
 TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
 TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
 FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split
@@ -74,6 +76,8 @@ class Plan:
     minutes_expected: float
     download_mib: int = 0
     """Weights that must be downloaded; included in `disk_needed_mib`."""
+    gradient_checkpointing: bool = False
+    """Whether tuning is expected to compute activations again in the backward pass; a GPU decides when tuning starts."""
     chat_template: bool = True
     """Whether the model has a chat template, its own or a given one."""
     missing_parts: list[str] = field(default_factory=list)
@@ -189,6 +193,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         ),  # the genai builder holds the model about three times
         memory_available_mib=hardware.available_memory_mib(),
         minutes_expected=_minutes(parameters, target, data),
+        gradient_checkpointing=_checkpoints(config, parameters, target.tune, data),
         chat_template=model.has_template(source),
     )
     if result.disk_needed_mib > result.disk_free_mib:
@@ -214,6 +219,22 @@ def _plan_export(export: Export, config: dict[str, Any], parameters: int) -> Pla
     elif isinstance(export, OnnxExport):
         kind, bits = export.precision, {"int4": 8.0, "int8": 16.0, "fp32": 32.0}[export.precision]
     return PlannedExport(export.format, kind, round(parameters * bits / 8 / MIB, 1), refusal)
+
+
+def _checkpoints(config: dict[str, Any], parameters: int, options: Tune, data: Dataset) -> bool:
+    """Whether tuning would use gradient checkpointing, by the longest row and the memory of this machine."""
+    if hardware.gpu() or options.gradient_checkpointing != "auto":
+        return options.gradient_checkpointing == "on"
+    dtype = base_dtype(options, hardware.cpu_has_bf16())
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    size = 4 if dtype == "float32" and stored == "float32" else 2
+    rows = [[len(message["content"]) for message in row.messages] for row in data.train]
+    tokens, answer = (
+        min(options.max_length, round(characters / CHARACTERS_PER_TOKEN) + MARKUP_TOKENS)
+        for characters in (max(map(sum, rows), default=0), max((row[-1] for row in rows), default=0))
+    )
+    need = estimate(config, options, Batch(options.batch_size, tokens, answer), dtype, size * parameters)
+    return need.checkpoints(options, hardware.available_memory_mib())
 
 
 def _minutes(parameters: int, target: Target, data: Dataset) -> float:

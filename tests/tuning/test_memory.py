@@ -9,6 +9,10 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from edgekit.base import hardware
+from edgekit.build import plan as planning
+from edgekit.data.rows import Row
+from edgekit.data.splits import Dataset
 from edgekit.targets.target import Tune
 from edgekit.tuning.memory import MIB, SPARE, Batch, Need, base_dtype, estimate
 from edgekit.tuning.trainer import answer_loss
@@ -103,3 +107,19 @@ def test_a_model_of_3_billion_weights_fits_16_gb_with_gradient_checkpointing() -
     need = estimate(qwen, Tune(max_length=512), Batch(8, 512, 64), "float32", 2 * 3.1e9)
     assert need.weights + need.kept > 16000 > need.weights + need.recomputed
     assert need.checkpoints(Tune(), 14000)
+
+
+@pytest.mark.parametrize(("available", "shown"), [(1, True), (1 << 40, False)])
+def test_the_plan_says_whether_activations_are_recomputed(
+    available: int, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "available_memory_mib", lambda: available)
+    monkeypatch.setattr(hardware, "gpu", lambda: None)
+    rows = [
+        Row("a", ({"role": "user", "content": "on " * 40}, {"role": "assistant", "content": "ok"}), None, 1)
+    ]
+    data = Dataset("rows", rows, [], [])
+    config = {**SHAPE, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    assert planning._checkpoints(config, 10_000_000, Tune(), data) is shown
+    assert planning._checkpoints(config, 10_000_000, Tune(gradient_checkpointing="on"), data)
+    assert not planning._checkpoints(config, 10_000_000, Tune(gradient_checkpointing="off"), data)
