@@ -14,6 +14,7 @@ are not UTF-8 have no remedy; they count as the cause when they occur in the ref
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,10 @@ from edgekit.proof.battery import conversations
 from edgekit.proof.facts import ReferenceFacts
 from edgekit.registry import BareText, HasBare, Runtime
 
+LONG_WORD = re.compile(
+    r"[^ \u2581]{100,}"
+)  # onnxruntime-genai 0.18 cuts such words in vocabularies of SentencePiece
+SHORT_WORD = 64  # characters
 LONGEST_PIECE = 32  # bytes; llama-cpp-python 0.3 omits longer tokens (`LlamaModel.detokenize`)
 EXAMPLES = 2  # for each cause
 OTHER = "other"
@@ -49,6 +54,10 @@ CAUSES = {
     "not_nfc": Cause(
         "texts that are not in the Unicode form NFC",
         'Normalise every text first, in Python with unicodedata.normalize("NFC", text).',
+    ),
+    "long_words": Cause(
+        "texts with a word of 100 characters or more without a space, which include Chinese text and addresses",
+        "Encode with edgekit.load where texts may hold them.",
     ),
     "no_token": Cause(
         "texts with bytes that have no token",
@@ -170,6 +179,17 @@ def _encoded(bare: BareText, runtime: Runtime, facts: ReferenceFacts) -> Iterato
             yield Difference("encode", text, causes, text in facts.ordinary, _ids(ids), _ids(got))
 
 
+def cuts_long_words(runtime: Runtime, facts: ReferenceFacts) -> bool:
+    """Whether the bare runtime gives other ids to a text with a long word, and the right ones to it with the word parted."""
+    bare = runtime.bare() if isinstance(runtime, HasBare) else None
+    for text, ids in zip(facts.texts, facts.ids, strict=True):
+        if bare is None or not LONG_WORD.search(text) or (got := bare.encode(text)) == list(ids):
+            continue
+        if "long_words" in _why_encoded(bare, runtime, text, list(ids), got):
+            return True
+    return False
+
+
 def _why_encoded(
     bare: BareText, runtime: Runtime, text: str, expected: list[int], got: list[int]
 ) -> tuple[str, ...]:
@@ -191,7 +211,13 @@ def _why_encoded(
 REMEDIES: dict[str, Callable[[str], str]] = {
     "nul": lambda text: text.replace("\0", ""),
     "not_nfc": lambda text: unicodedata.normalize("NFC", text),
+    "long_words": lambda text: LONG_WORD.sub(_parted, text),
 }
+
+
+def _parted(word: re.Match[str]) -> str:
+    """The word in pieces with spaces between them."""
+    return " ".join(word[0][at : at + SHORT_WORD] for at in range(0, len(word[0]), SHORT_WORD))
 
 
 def _prepared(text: str, causes: Sequence[str]) -> str:

@@ -5,8 +5,9 @@ there. Nobody who writes a file can change that, so it is not a fault of the fil
 such a text would lose it. So each deviation is told, with its consequence, and the gate `deviations` fails only if the
 rows, answers or prompts contain a text that it spoils.
 
-Only llama.cpp has ways of its own, and only for the texts that it knows (`battery.MARKERS`) and for those that its
-converter takes for control tokens (`LOOKS_SPECIAL`). Whatever else differs is a fault, and fails the gates in
+Of the runtimes only llama.cpp has ways of its own, and only for the texts that it knows (`battery.MARKERS`) and for those
+that its converter takes for control tokens (`LOOKS_SPECIAL`). The package onnxruntime-genai, which edgekit's runtime
+completes, cuts long words (`proof.bare`): that concerns an app without edgekit. Whatever else differs is a fault, and fails the gates in
 `proof.text_path`. What other converters leave out, edgekit's own files hold: in a build it is a fault (`own`).
 """
 
@@ -20,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from edgekit.base.events import GateResult
+from edgekit.proof.bare import LONG_WORD, cuts_long_words
 from edgekit.proof.battery import MARKERS
 from edgekit.proof.facts import ReferenceFacts
 from edgekit.registry import GuessesStops, Runtime
@@ -64,6 +66,10 @@ KINDS = {
     "frame": Kind(
         "{runtime} adds BOS or EOS to plain text as tokenizer_config.json asks, and transformers does not",
         "Text without the chat template gets other token ids at its start or end; conversations are not affected.",
+    ),
+    "long_words": Kind(
+        "The tokenizer of {runtime} itself cuts words of 100 characters or more without a space, as in Chinese text",
+        "An app without edgekit gives such a text other token ids; edgekit.load reads it as the model does.",
     ),
     "typed_spaces": Kind(
         f"{{runtime}} gives other token ids to text that contains {META_SPACE} (U+2581), which the vocabulary uses for spaces",
@@ -219,6 +225,8 @@ class Deviations:
 
     def found(self) -> list[Deviation]:
         """Every deviation, after the gates have asked about all differences."""
+        if cuts_long_words(self._runtime, self._facts):
+            self._seen.add("long_words")
         return [
             *self._of_tokens(
                 "hidden_tokens", {i: text for i, text in self.hidden.items() if i in self.markers}
@@ -230,6 +238,7 @@ class Deviations:
             *self._of_tokens("claimed_texts", self._claimed),
             *self._of_text("unicode_form", lambda text: not unicodedata.is_normalized("NFC", text)),
             *self._of_text("frame", lambda text: False),
+            *self._of_text("long_words", lambda text: bool(LONG_WORD.search(text))),
             *self._of_text("typed_spaces", lambda text: META_SPACE in text),
         ]
 

@@ -186,6 +186,41 @@ def test_a_text_that_the_runtime_reads_as_a_token_by_its_own_choice_is_told() ->
     assert "deviations" in judged(Shown(TABLE), replace(reference, contents=("one </s> here",)))[0]
 
 
+@dataclass
+class Package:
+    """A runtime's package without edgekit, which reads the end of a word of `longest` characters otherwise."""
+
+    runtime: FakeRuntime
+    longest: int
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.runtime.encode(text)
+        return [*ids[:-1], 0] if max(map(len, text.split(" "))) >= self.longest else ids
+
+
+@dataclass
+class Packaged(Shown):
+    """A runtime with such a package."""
+
+    name: str = "onnxruntime"
+    longest: int = 100
+
+    def bare(self) -> Package:
+        return Package(self, self.longest)
+
+
+def test_long_words_that_a_package_cuts_are_told_and_fail_where_the_rows_have_some() -> None:
+    failed, found = judged(Packaged(TABLE), facts("a row of short words"))
+    assert failed == {} and [deviation.kind for deviation in found] == ["long_words"]
+    assert "edgekit.load reads it as the model does" in str(found[0])
+    failed, _ = judged(Packaged(TABLE), facts("see https://example.org/" + "a/" * 60))
+    assert list(failed) == ["deviations"]
+    assert (
+        judged(Packaged(TABLE, longest=50), facts("a row"))[1] == []
+    )  # parted words differ as well: another cause
+    assert judged(Shown(TABLE), facts("a" * 200))[1] == []
+
+
 class HidesAWord(Shown):
     """Drops a common word, as a file that types it as a control token."""
 
