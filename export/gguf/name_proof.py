@@ -146,6 +146,7 @@ def _pairs(
     facts: Facts, held: Mapping[str, Stored], rows: Rows, places: Mapping[str, list[str]], config: Any
 ) -> Iterator[Pair]:
     """Each tensor of the file with a counterpart; that of a stack of experts is all of theirs."""
+    turned = _conv1d_weights(config)
     for place, ordered in places.items():
         if place not in held:
             continue
@@ -154,7 +155,10 @@ def _pairs(
         own = int(np.prod(held[place].shape))
         facts.add(size == own, f"{place} has {own} weights, the model's has {size}")
         if size == own:
-            forms = dict(_forms(place, ordered[0], shapes[0], config))
+            if ordered[0].endswith(turned):
+                forms: dict[str, Form] = {"transposed": lambda values: values.T}
+            else:
+                forms = dict(_forms(place, ordered[0], shapes[0], config))
             yield Pair(held[place], ordered, partial(_stack, rows, ordered), forms)
 
 
@@ -182,6 +186,28 @@ def _check_names(
 def _stack(rows: Rows, keys: list[str]) -> Array:
     parts = [rows.read(key, 0, rows.weights.layout[key][1][0]) for key in keys]
     return parts[0] if len(parts) == 1 else np.stack(parts)
+
+
+def _conv1d_weights(config: Any) -> tuple[str, ...]:
+    """The weights that transformers' own class of the model keeps transposed, as GPT-2's `Conv1D` does: `(in, out)`.
+
+    The names are without what may stand before them in a checkpoint. Empty for a class that transformers lacks.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ()
+    prefix = f"{network.base_model_prefix}."
+    return tuple(
+        f"{name.removeprefix(prefix)}.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, Conv1D)
+    )
 
 
 def _forms(place: str, key: str, shape: tuple[int, ...], config: Any) -> Iterator[tuple[str, Form]]:

@@ -47,10 +47,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", {}),
     "nemotron": ("NemotronConfig", {}),
     "starcoder2": ("Starcoder2Config", {"sliding_window": None}),
+    "gpt2": ("GPT2Config", {"n_inner": None, "n_ctx": 512}),
     "glm4": ("Glm4Config", {"head_dim": 32}),
     "exaone4": ("Exaone4Config", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
 }  # fmt: skip
-QUICK = ("gemma2", "qwen3moe")
+QUICK = ("gemma2", "qwen3moe", "gpt2")
 
 
 def make(folder: Path, family: str) -> Path:
@@ -122,6 +123,27 @@ def test_the_file_answers_as_the_model_and_is_proven(family: str, tmp_path: Path
         assert runtime.chat_template.source == CHATML
     finally:
         runtime.close()
+
+
+@needs_converter
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("gpt2", "blk.1.attn_output.weight"),
+        pytest.param("gpt2", "blk.1.attn_qkv.weight", marks=pytest.mark.slow),
+        pytest.param("olmo2", "blk.1.attn_output.weight", marks=pytest.mark.slow),
+    ],
+)
+def test_a_matrix_that_is_transposed_otherwise_is_caught(family: str, name: str, tmp_path: Path) -> None:
+    """GPT-2 keeps its weights transposed, and the converter turns them; other models' weights stay as they are."""
+    model = make(tmp_path / "model", family)
+    file = steps(model, tmp_path / "out")
+
+    def turned(place: str, values: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(values.T).reshape(values.shape) if place == name else values
+
+    failed, _ = proven(changed(file, tmp_path / "turned.gguf", turned), model)
+    assert name in failed["gguf.weights"]
 
 
 @needs_converter
