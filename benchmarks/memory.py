@@ -1,8 +1,9 @@
 """Memory, disk and time of every stage on a model of billions of weights, beside what `plan` expects.
 
     python benchmarks/memory.py --size 0.5 [--verb export|build] [--work FOLDER] [--code CHECKOUT]
+    python benchmarks/memory.py --size sample --verb build
 
-Writes the model of `synthetic.py` and a small data set, and runs one command in a process of its own. Memory is the most
+Writes the model of `synthetic.py`, or takes the sample model, and a small data set, and runs one command in a process of its own. Memory is the most
 that the process tree holds, sampled every 100 ms: all resident pages, those of mapped files included, and the anonymous
 ones alone, which the system cannot drop. Extra disk is the most that lies in the cache and in the output together. A failed
 gate (exit code 3) is no error here: the model's answers are noise. With --code the command runs the edgekit of another
@@ -26,8 +27,12 @@ import synthetic
 from common import MIB, memory_of
 from streaming_export import on_disk
 
+from edgekit.build.defaults import DEFAULT_MODEL
+from edgekit.models.source import describe, parameter_count, resolve
+
 HERE = Path(__file__).parents[1]
 FEW_STEPS = ("tune.epochs=1", "tune.batch_size=8", "profile.repeats=3")
+SAMPLE = "sample"
 EVERY_S, DISK_EVERY = 0.1, 10
 
 
@@ -49,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=synthetic.SIZES, default="0.5")
+    parser.add_argument("--size", choices=(SAMPLE, *synthetic.SIZES), default="0.5")
     parser.add_argument("--verb", choices=("export", "build"), default="export")
     parser.add_argument("--work", type=Path, help="where the working folder is made")
     parser.add_argument("--model", type=Path, help="a model that synthetic.py has written")
@@ -59,10 +64,14 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=16, help="validation rows, and test rows")
     parser.add_argument("--cache", type=Path, help="keeps the finished stages, to go on with them later")
     arguments = parser.parse_args()
-    size = synthetic.SIZES[arguments.size]
+    model = arguments.model
+    if arguments.size == SAMPLE:
+        model, count = Path(DEFAULT_MODEL), parameter_count(describe(resolve(DEFAULT_MODEL)))
+    else:
+        count = synthetic.parameters(synthetic.SIZES[arguments.size])
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         folder = Path(name)
-        model = arguments.model or synthetic.write(folder / "model", size)
+        model = model or synthetic.write(folder / "model", synthetic.SIZES[arguments.size])
         rows = synthetic.write_rows(folder / "rows", arguments.held_out)
         cache, out = (arguments.cache or folder / "cache").resolve(), folder / "out"
         given = [str(model)] if arguments.verb == "export" else ["--model", str(model)]
@@ -70,13 +79,10 @@ def main() -> None:
         for change in (*FEW_STEPS, *arguments.set):
             options += ["--set", change]
         options += ["--formats", arguments.formats] if arguments.formats else []
-        weights = 2 * synthetic.parameters(size) / MIB
         command = [sys.executable, "-m", "edgekit.cli", arguments.verb, *given, *options]
         start = time.time()
         seen, code = watch(command, arguments.code, [cache, out])
-        print(
-            f"\n`{arguments.verb}` of {synthetic.parameters(size):,} weights ({weights:,.0f} MiB in bfloat16)"
-        )
+        print(f"\n`{arguments.verb}` of {count:,} weights ({2 * count / MIB:,.0f} MiB in bfloat16)")
         print("| stage | peak RSS MiB | of it anonymous MiB | seconds |\n|---|--:|--:|--:|")
         spells = [spell for spell in stages(cache) if spell[1] > start]
         spells.append(("last steps", time.time()))

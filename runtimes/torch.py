@@ -25,6 +25,7 @@ from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
+CACHE_BYTES = 2**30  # of keys and values for all of them; a long prompt of a large model takes 100 MiB and more
 SHARED = 256  # tokens of a common beginning from which on it is computed once
 
 
@@ -138,8 +139,9 @@ class TorchModel:
         shared = _common(prompts) if self._sees_all() else 0
         begun = self._begin(prompts[0][:shared]) if shared else None
         answers: list[list[int]] = []
-        for start in range(0, len(prompts), BATCH):
-            part = prompts[start : start + BATCH]
+        size = self._together(max(map(len, prompts), default=0) + max_tokens)
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
             longest = max(map(len, part))
             gaps = [longest - len(ids) for ids in part]
             padded = [
@@ -156,6 +158,15 @@ class TorchModel:
             )  # fmt: skip
             answers += [_until_stop(row, self.stop_ids) for row in found[:, longest:].tolist()]
         return answers
+
+    def _together(self, tokens: int) -> int:
+        """How many answers of up to `tokens` tokens, the prompt included, are computed together."""
+        config = self._model.config.get_text_config()
+        heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        one = 2 * 4 * config.num_hidden_layers * key_heads * head_size * tokens  # bytes in float32
+        return min(BATCH, max(1, CACHE_BYTES // one))
 
     def _sees_all(self) -> bool:
         """Whether every layer attends to all tokens: a sliding window would count the padding between as tokens."""

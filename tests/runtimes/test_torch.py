@@ -202,6 +202,25 @@ def test_broken_folders_are_refused(tiny_llama: Path, tmp_path: Path, fault: str
     assert refusal.value.hint
 
 
+def test_fewer_answers_are_computed_together_where_their_cache_would_be_large(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = model._model.config
+    one = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # bytes of a token
+    sizes: list[int] = []
+    generate = model._model.generate
+
+    def counted(input_ids: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(input_ids))
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model._model, "generate", counted)
+    whole = model.generate_batch(PROMPTS, 4)
+    monkeypatch.setattr(torch_runtime, "CACHE_BYTES", 3 * one * (max(map(len, PROMPTS)) + 4))
+    assert model.generate_batch(PROMPTS, 4) == whole
+    assert sizes == [4, 3, 1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_closed_model_maps_no_file(tmp_path: Path) -> None:
     folder = tiny.make_small(tmp_path / "model", dtype="bfloat16")
