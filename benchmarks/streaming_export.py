@@ -5,8 +5,8 @@
 The sample model, or FOLDER, or with --synthetic a Llama of 1.5 billion seeded weights (3 GB, and 3 GB more for each way
 with a float file between), to Q4_K_M. With --llama-cpp the peer is its `convert_hf_to_gguf.py` and then
 `llama_model_quantize`, the function behind `llama-quantize`; the file between has the smallest type that loses nothing.
-With --genai the model builder of onnxruntime-genai writes its int4 folder too, for memory and time only. Each step is a
-process of its own; memory is the most that the process tree holds: all resident pages, and those that are not pages of
+With --genai the model builder of onnxruntime-genai writes its int4 folder, and edgekit its own, both rounded to the nearest
+without calibration, for memory and time only. Each step is a process of its own; memory is the most that the process tree holds: all resident pages, and those that are not pages of
 a mapped file. Extra disk is what lies in the working folder beside the result.
 """
 
@@ -37,6 +37,16 @@ from edgekit.targets.target import GgufExport
 from edgekit.export.gguf.stream import stream
 stream(Path(sys.argv[1]), Path(sys.argv[2]), GgufExport(format="gguf", type=sys.argv[3]), threads=int(sys.argv[4]))
 """
+ONNX = """
+import sys; from pathlib import Path
+from edgekit.export.onnx.export import export
+from edgekit.registry import ExportContext
+from edgekit.targets.target import OnnxExport
+model = Path(sys.argv[1])
+export(model, Path("onnx"), OnnxExport(format="onnx"), ExportContext(model, [], int(sys.argv[2])), lambda event: None)
+"""
+STREAMED, BUILT = "edgekit, streamed", "edgekit, ONNX"
+PEERS = {STREAMED: ("llama.cpp", "edgekit, float"), BUILT: ("onnxruntime-genai",)}
 FLOATS = """
 import sys; from pathlib import Path
 from edgekit.export.gguf.write import write
@@ -115,9 +125,10 @@ def main() -> None:
                     flush=True,
                 )
         print()
-        ours = costs.pop("edgekit, streamed")
-        for way, theirs in costs.items():
-            print(f"edgekit, streamed / {way}: " + ", ".join(ratios(ours, theirs)))
+        for own, peers in PEERS.items():
+            for way, theirs in costs.items():
+                if own in costs and way.startswith(peers):
+                    print(f"{own} / {way}: " + ", ".join(ratios(costs[own], theirs)))
 
 
 def ratios(ours: list[Way], theirs: list[Way]) -> Iterator[str]:
@@ -131,7 +142,7 @@ def commands(model: Path, checkout: Path | None, genai: bool) -> Iterator[tuple[
     """Each way's name and its processes; they run in a working folder, and `model.gguf` is what they make."""
     kind, python = [TYPE, str(THREADS)], sys.executable
     quantize = [python, "-c", QUANTIZE, "floats.gguf", "model.gguf", *kind]
-    yield "edgekit, streamed", [[python, "-c", STREAM, str(model), "model.gguf", *kind]]
+    yield STREAMED, [[python, "-c", STREAM, str(model), "model.gguf", *kind]]
     yield "edgekit, float file between", [[python, "-c", FLOATS, str(model), "floats.gguf"], quantize]
     if checkout:
         stored = {dtype for dtype, _ in Weights(model).layout.values()}
@@ -147,6 +158,7 @@ def commands(model: Path, checkout: Path | None, genai: bool) -> Iterator[tuple[
         ]
         yield f"llama.cpp, {between} file between", [[*converter, "--outtype", between], quantize]
     if genai:
+        yield BUILT, [[python, "-c", ONNX, str(model), str(THREADS)]]
         builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", "onnx"]
         yield "onnxruntime-genai's builder", [[*builder, "-p", "int4", "-e", "cpu", "-c", "cache"]]
 

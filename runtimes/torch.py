@@ -25,7 +25,9 @@ from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
-CACHE_BYTES = 2**30  # of keys and values for all of them; a long prompt of a large model takes 100 MiB and more
+CACHE_BYTES = (
+    2**30
+)  # of keys and values for all of them; a long prompt of a large model takes 100 MiB and more
 SHARED = 256  # tokens of a common beginning from which on it is computed once
 
 
@@ -165,7 +167,7 @@ class TorchModel:
         heads = config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
-        one = 2 * 4 * config.num_hidden_layers * key_heads * head_size * tokens  # bytes in float32
+        one: int = 2 * 4 * config.num_hidden_layers * key_heads * head_size * tokens  # bytes in float32
         return min(BATCH, max(1, CACHE_BYTES // one))
 
     def _sees_all(self) -> bool:

@@ -19,34 +19,24 @@ from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, UnsupportedError
 from edgekit.base.hub import cache_folder
 from edgekit.base.parts import install_line
+from edgekit.build import needs
+from edgekit.build.file_sizes import file_size
+from edgekit.build.shape import MIB, Shape
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
-from edgekit.targets.target import Export, GgufExport, OnnxExport, Target, Tune
-from edgekit.tuning.memory import Batch, base_dtype, estimate
+from edgekit.targets.target import Export, Target, Tune
+from edgekit.tuning.memory import Need
 
 BUILD_PARTS = ("torch", "transformers", "peft", "accelerate", "safetensors")
 FORMAT_PARTS = {
     "gguf": ("gguf", "llama_cpp"),
     "onnx": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
 }
-BITS_PER_WEIGHT = {
-    "F32": 32.0,
-    "F16": 16.0,
-    "BF16": 16.0,
-    "Q8_0": 8.5,
-    "Q6_K": 8.2,
-    "Q5_K_M": 6.7,
-    "Q4_K_M": 6.2,
-    "Q4_0": 5.5,
-}
-CHARACTERS_PER_TOKEN = 3.5  # English through a byte-pair tokenizer
-MARKUP_TOKENS = 30  # of a chat template, in a conversation
 TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
 TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
 FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split
 FLOPS_SPELLS, FLOPS_SPELL_S, FLOPS_REST_S, FLOPS_RUNS = 3, 0.1, 0.15, 7
-MIB = 2**20
 
 
 @dataclass
@@ -84,6 +74,8 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
     """How the rows were read."""
+    memory_by_stage_mib: dict[str, int] = field(default_factory=dict)
+    """Of the stages that need the most; `memory_needed_mib` is the largest."""
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -168,15 +160,18 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     is_remote = source.kind == "hub" and source.path is None
     counted = hub.weight_count(source.repository, source.revision) if is_remote else None
     parameters = counted or model.parameter_count(config)
-    exports = [_plan_export(export, config, parameters) for export in target.export]
-    float_mib = 4 * parameters / MIB
+    weights = needs.Source.of(config, parameters, is_gguf=source.kind == "gguf")
+    exports = [_plan_export(export, config, weights.shape) for export in target.export]
     places, download_mib = [cache_dir, out], 0.0
     if is_remote:
         download_mib = hub.missing_bytes(source.repository, source.revision) / MIB
         places.append(cache_folder())
-    on_disk = float_mib * (3 if source.kind == "gguf" else 2)  # the base read out, merged, pruned
-    on_disk += sum(export.estimated_mib for export in exports) * 2  # in the cache and in the bundle
-    on_disk += float_mib * len(exports)  # the float file each quantizer starts from
+    available = hardware.available_memory_mib()
+    tuning = needs.tuning(weights, target.tune, data)
+    recomputes = _recomputes(tuning, target.tune, available)
+    memory = needs.stage_memory(
+        weights, target, data, tuning.weights + (tuning.recomputed if recomputes else tuning.kept)
+    )
     result = Plan(
         model=source.name,
         architecture=str((config.get("architectures") or [config.get("model_type")])[0]),
@@ -185,15 +180,14 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         rows=data.rows,
         data=data.notes,
         exports=exports,
-        disk_needed_mib=round(on_disk * 1.1 + download_mib),
+        disk_needed_mib=round(needs.disk(weights, target) + download_mib),
         disk_free_mib=min(map(hardware.free_disk_mib, places)),
         download_mib=round(download_mib),
-        memory_needed_mib=round(
-            float_mib * 3.5 + 1500
-        ),  # the genai builder holds the model about three times
-        memory_available_mib=hardware.available_memory_mib(),
+        memory_needed_mib=round(max(memory.values())),
+        memory_available_mib=available,
+        memory_by_stage_mib={stage: round(needed) for stage, needed in memory.items()},
         minutes_expected=_minutes(parameters, target, data),
-        gradient_checkpointing=_checkpoints(config, parameters, target.tune, data),
+        gradient_checkpointing=recomputes,
         chat_template=model.has_template(source),
     )
     if result.disk_needed_mib > result.disk_free_mib:
@@ -202,45 +196,33 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         )
     if result.memory_needed_mib > result.memory_available_mib:
         result.problems.append(
-            f"memory: about {result.memory_needed_mib} MiB needed, {result.memory_available_mib} MiB available"
+            f"memory: about {result.memory_needed_mib} MiB needed by the stage {max(memory, key=lambda name: memory[name])}, "
+            f"{result.memory_available_mib} MiB available"
         )
     return result
 
 
-def _plan_export(export: Export, config: dict[str, Any], parameters: int) -> PlannedExport:
+def _plan_export(export: Export, config: dict[str, Any], shape: Shape) -> PlannedExport:
     try:
         refusal = registry.load("exporters", export.format).refusal(config, export)
     except EdgekitError as error:
         refusal = error.message
-    kind: str = export.format
-    bits = 16.0
-    if isinstance(export, GgufExport):
-        kind, bits = export.type, BITS_PER_WEIGHT.get(export.type, 6.0)
-    elif isinstance(export, OnnxExport):
-        kind, bits = export.precision, {"int4": 8.0, "int8": 16.0, "fp32": 32.0}[export.precision]
-    return PlannedExport(export.format, kind, round(parameters * bits / 8 / MIB, 1), refusal)
+    kind, size = file_size(shape, export)
+    return PlannedExport(export.format, kind, round(size, 1), refusal)
 
 
-def _checkpoints(config: dict[str, Any], parameters: int, options: Tune, data: Dataset) -> bool:
-    """Whether tuning would use gradient checkpointing, by the longest row and the memory of this machine."""
+def _recomputes(tuning: Need, options: Tune, available_mib: float) -> bool:
+    """Whether tuning would use gradient checkpointing: as asked for, or by the memory of this machine."""
     if hardware.gpu() or options.gradient_checkpointing != "auto":
         return options.gradient_checkpointing == "on"
-    dtype = base_dtype(options, hardware.cpu_has_bf16())
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    size = 4 if dtype == "float32" and stored == "float32" else 2
-    rows = [[len(message["content"]) for message in row.messages] for row in data.train]
-    tokens, answer = (
-        min(options.max_length, round(characters / CHARACTERS_PER_TOKEN) + MARKUP_TOKENS)
-        for characters in (max(map(sum, rows), default=0), max((row[-1] for row in rows), default=0))
-    )
-    need = estimate(config, options, Batch(options.batch_size, tokens, answer), dtype, size * parameters)
-    return need.checkpoints(options, hardware.available_memory_mib())
+    return tuning.checkpoints(options, available_mib)
 
 
 def _minutes(parameters: int, target: Target, data: Dataset) -> float:
     """Minutes for tuning (by arithmetic speed) and for reading the test rows with each variant (by experience)."""
-    characters = sum(len(m["content"]) for row in data.train for m in row.messages) + 60 * len(data.train)
-    tokens = characters / CHARACTERS_PER_TOKEN * target.tune.epochs
+    characters = sum(len(message["content"]) for row in data.train for message in row.messages)
+    characters += needs.TEMPLATE_CHARACTERS * len(data.train)
+    tokens = characters / needs.CHARACTERS_PER_TOKEN * target.tune.epochs
     tune = tokens * TUNE_FLOPS_PER_WEIGHT * parameters / (_flops() * TUNE_EFFICIENCY)
     answers = len(data.test) * (2 + len(target.export)) * 30 * 2 * parameters / (_flops() * 0.1)
     return round((tune + answers) / 60 + 2.0, 1)

@@ -10,6 +10,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from edgekit.base import hardware
+from edgekit.build import needs
 from edgekit.build import plan as planning
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
@@ -113,13 +114,16 @@ def test_a_model_of_3_billion_weights_fits_16_gb_with_gradient_checkpointing() -
 def test_the_plan_says_whether_activations_are_recomputed(
     available: int, shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "available_memory_mib", lambda: available)
     monkeypatch.setattr(hardware, "gpu", lambda: None)
     rows = [
         Row("a", ({"role": "user", "content": "on " * 40}, {"role": "assistant", "content": "ok"}), None, 1)
     ]
     data = Dataset("rows", rows, [], [])
     config = {**SHAPE, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    assert planning._checkpoints(config, 10_000_000, Tune(), data) is shown
-    assert planning._checkpoints(config, 10_000_000, Tune(gradient_checkpointing="on"), data)
-    assert not planning._checkpoints(config, 10_000_000, Tune(gradient_checkpointing="off"), data)
+    source = needs.Source.of(config, 10_000_000)
+    for options, expected in ((Tune(), shown), (tune("on"), True), (tune("off"), False)):
+        assert planning._recomputes(needs.tuning(source, options, data), options, available) is expected
+
+
+def tune(gradient_checkpointing: Any) -> Tune:
+    return Tune(gradient_checkpointing=gradient_checkpointing)

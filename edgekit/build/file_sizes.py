@@ -1,0 +1,108 @@
+"""The sizes of exported files, from the model's config and the types that a target asks for.
+
+GGUF: llama.cpp's mixtures give the embedding and some of the most sensitive tensors a larger type, and rows that do not
+divide into blocks of 256 weights another type (`llama_tensor_get_type` in llama-quant.cpp). ONNX: a block of weights has a
+scale of 32 bits, and layers that are rounded by edgekit a zero point.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from edgekit.build.shape import MIB, Shape
+from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.targets.target import Export, GgufExport, OnnxExport
+
+BITS = {kind.name: 8 * kind.block_bytes / kind.block_size for kind in GGML_TYPES.values()}
+BLOCKS = {kind.name: kind.block_size for kind in GGML_TYPES.values()}
+INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0"}
+"""The types that llama.cpp, with edgekit's choice, gives rows that K types cannot hold; IQ types get Q4_0 or IQ4_NL."""
+TOKEN = 45  # bytes of one token of the vocabulary in a GGUF file: its text, type and merge
+TOKEN_ONNX = 75  # and in tokenizer.json
+ONNX_BITS = {"int4": 4, "int8": 8}
+SCALE_BITS = 32
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Matrices of one kind: the name in both formats, how many weights there are, and the columns of a row."""
+
+    gguf: str
+    onnx: str
+    weights: int
+    columns: int
+
+
+def file_size(shape: Shape, export: Export) -> tuple[str, float]:
+    """The type of the file and about how many MiB it takes; a plug-in's format is taken to have 16 bits a weight."""
+    if isinstance(export, GgufExport):
+        bits = sum(part.weights * _gguf_bits(part, export) for part in _parts(shape))
+        return export.type, bits / 8 / MIB + TOKEN * shape.vocabulary / MIB
+    if isinstance(export, OnnxExport):
+        bits = sum(part.weights * _onnx_bits(part, export) for part in _parts(shape))
+        return export.precision, bits / 8 / MIB + TOKEN_ONNX * shape.vocabulary / MIB
+    return export.format, 2 * shape.parameters / MIB
+
+
+def _parts(shape: Shape) -> Iterator[_Part]:
+    """The model's matrices, scaled so that they hold all its weights."""
+    hidden, mlp = shape.hidden, shape.intermediate
+    parts = [_Part("token_embd", "embed_tokens", shape.embedding, hidden)]
+    if not shape.tied:
+        parts.append(_Part("output", "lm_head", shape.embedding, hidden))
+    for gguf, onnx, rows, columns in (
+        ("attn_q", "q_proj", shape.queries, hidden),
+        ("attn_k", "k_proj", shape.keys, hidden),
+        ("attn_v", "v_proj", shape.keys, hidden),
+        ("attn_output", "o_proj", hidden, shape.queries),
+        ("ffn_gate", "gate_proj", mlp, hidden),
+        ("ffn_up", "up_proj", mlp, hidden),
+        ("ffn_down", "down_proj", hidden, mlp),
+    ):
+        parts.append(_Part(gguf, onnx, shape.layers * rows * columns, columns))
+    share = shape.parameters / max(sum(part.weights for part in parts), 1)
+    for part in parts:
+        yield _Part(part.gguf, part.onnx, round(part.weights * share), part.columns)
+
+
+def _gguf_bits(part: _Part, export: GgufExport) -> float:
+    name = part.gguf if part.gguf in ("token_embd", "output") else f"blk.0.{part.gguf}"
+    asked = [kind for pattern, kind in export.tensor_types.items() if re.search(pattern, f"{name}.weight")]
+    if export.token_embedding_type and part.gguf == "token_embd":
+        asked = [export.token_embedding_type]
+    kinds = asked[:1] or _mixture(part.gguf, export.type)
+    return sum(_bits(kind, part.columns) for kind in kinds) / len(kinds)
+
+
+def _mixture(name: str, type: str) -> list[str]:
+    """The types that the file type gives tensors of this name, equally many of each."""
+    plain = re.sub(r"_[SML]$", "", type)
+    if not plain.endswith("_K") or plain == "Q6_K":
+        return [plain if BITS.get(plain, 8.0) >= 5 or name not in ("token_embd", "output") else "Q6_K"]
+    if name in ("token_embd", "output"):
+        return ["Q6_K"]
+    raised = type.endswith("_M") and name in ("attn_v", "ffn_down")
+    return [plain, "Q6_K" if plain in ("Q4_K", "Q5_K") else "Q5_K"] if raised else [plain]
+
+
+def _bits(type: str, columns: int) -> float:
+    plain = re.sub(r"_[SML]$", "", type)
+    plain = plain if plain in BITS else "Q4_K"
+    if columns % BLOCKS[plain]:
+        plain = INSTEAD.get(plain, "Q5_0")
+    return BITS[plain]
+
+
+def _onnx_bits(part: _Part, export: OnnxExport) -> float:
+    if export.precision == "fp32":
+        return 32.0
+    blocks = 1 / export.block_size
+    if part.onnx in ("embed_tokens", "lm_head"):
+        return 8 + SCALE_BITS * blocks
+    name = f"model.layers.0.mlp.{part.onnx}"
+    wide = any(fnmatchcase(name, pattern) for pattern in export.int8_modules)
+    bits = 8 if wide else ONNX_BITS[export.precision]
+    return bits + (SCALE_BITS + bits) * blocks

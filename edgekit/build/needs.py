@@ -1,0 +1,137 @@
+"""How much memory each stage of a build takes, and how much disk the build, from the model's config and the target.
+
+Memory is the most that the process and its children hold at once, pages of mapped files included: a model of 16 bits stays
+in its files, and the system may drop its pages when others need the memory. Each formula names what is held at a stage's
+peak; `benchmarks/memory.md` has them beside measured figures, and a test holds them to 20 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.base.hardware import cpu_has_bf16
+from edgekit.build.file_sizes import file_size
+from edgekit.build.shape import MIB, Shape
+from edgekit.data.splits import Dataset
+from edgekit.registry import load
+from edgekit.targets.target import Export, Target, Tune
+from edgekit.tuning.memory import SIZES, Batch, Need, base_dtype, estimate
+from edgekit.tuning.tune import PLAIN_ATTENTION_TOKENS
+
+CHARACTERS_PER_TOKEN = 3.5  # English through a byte-pair tokenizer
+TEMPLATE_CHARACTERS = 60  # that a chat template puts around the messages of a row
+PROCESS = 300.0  # MiB: Python with torch, transformers and the runtimes
+TOKENIZER = 1600  # bytes of one token of the vocabulary, in the two tokenizers that a stage holds
+ADAPTERS = 110.0  # MiB: peft and the trainer
+CHILD = 420.0  # MiB: the process that writes an ONNX folder, before it reads the model
+READ_OUT = 2.5  # times a GGUF source's weights in float32, while they are read out and saved
+TEXT_TOKENS = 256  # of a plain text that is scored at once
+CONTEXT, CHUNK = 2048, 512  # tokens of llama.cpp's cache, and those that it computes together
+TOGETHER, CACHE = 24, 1024.0  # answers that torch computes together, and the most that their cache takes, MiB
+ONNX_WRITTEN = 3.2  # times an ONNX folder: rounded, in the builder's graph, and written
+ONNX_OPENED = 2.0  # times an ONNX folder: read, and packed for the processor
+SMALL_FILES = 64.0  # MiB of disk: reports, tokenizers, samples, references
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the model's weights are given."""
+
+    shape: Shape
+    config: Mapping[str, Any]
+    bytes_of_weight: int
+    """In the folder that the build works on: 2 for a model in 16 bits, else 4."""
+    is_gguf: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], parameters: int = 0, *, is_gguf: bool = False) -> Source:
+        """The weights of a model with this `config.json`; a GGUF file is read out in float32."""
+        kind = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        narrow = not is_gguf and kind.removeprefix("torch.") in ("bfloat16", "float16")
+        return cls(Shape.of(config, parameters), config, 2 if narrow else 4, is_gguf)
+
+    @property
+    def weights(self) -> float:
+        """The size of the folder's weights, MiB."""
+        return self.bytes_of_weight * self.shape.parameters / MIB
+
+    @property
+    def process(self) -> float:
+        """A process with the model's tokenizer, MiB."""
+        return PROCESS + TOKENIZER * self.shape.vocabulary / MIB
+
+    def logits(self, tokens: int) -> float:
+        """Logits of so many tokens in float32, MiB."""
+        return 4 * tokens * self.shape.vocabulary / MIB
+
+    def cache(self, tokens: int, width: int) -> float:
+        """Keys and values of so many tokens, MiB; one takes `width` bytes."""
+        return 2 * width * tokens * self.shape.layers * self.shape.keys / MIB
+
+
+def stage_memory(source: Source, target: Target, data: Dataset, tuning_mib: float) -> dict[str, float]:
+    """Peak memory of each stage, MiB, when the base, the adapter and a step of tuning take `tuning_mib`."""
+    process, weights = source.process, source.weights
+    torch = process + weights + source.logits(TEXT_TOKENS)
+    longest = max((_tokens(row.messages) for row in (*data.validation, *data.test)), default=0)
+    answering = process + weights + min(source.cache(TOGETHER * longest, 4), CACHE)
+    needs = {
+        "model": process + READ_OUT * weights * source.is_gguf,
+        "tune": process + ADAPTERS + tuning_mib,
+        "merge": process + ADAPTERS + 2 * weights + 6 * source.shape.embedding / MIB,
+        "reference": max(torch, answering),
+        "eval.base_few_shot": process + weights + CACHE,
+    }
+    for export in target.export:
+        needs |= dict(_export_memory(source, export))
+    return needs
+
+
+def disk(source: Source, target: Target) -> float:
+    """What a build puts into the cache and into its output folder, MiB."""
+    files = [file_size(source.shape, export)[1] for export in target.export]
+    floats = sum(
+        4 * source.shape.parameters / MIB for export in target.export if _has_float_file(source, export)
+    )
+    folders = 1 + source.is_gguf + (target.prune.drop_layers > 0)  # merged, read out, pruned
+    return folders * source.weights + floats + 2 * sum(files) + SMALL_FILES
+
+
+def _has_float_file(source: Source, export: Export) -> bool:
+    if export.format != "gguf":
+        return False
+    steps = load("exporters", export.format).steps(export)
+    return len(steps) > 1 and not any(step.left_out(source.config) for step in steps)
+
+
+def tuning(source: Source, options: Tune, data: Dataset) -> Need:
+    """The base, the adapter with its optimiser, and the activations of the largest batch."""
+    rows = [*data.train, *data.validation]
+    dtype = base_dtype(options, cpu_has_bf16())
+    longest = min(max((_tokens(row.messages) for row in rows), default=0), options.max_length)
+    answer = max((_tokens(row.messages[-1:]) for row in rows), default=0)
+    batch = Batch(options.batch_size, longest, answer, longest <= PLAIN_ATTENTION_TOKENS)
+    size = (
+        source.bytes_of_weight if dtype == "float32" else SIZES[dtype]
+    )  # mapped as stored, or of its own type
+    return estimate(source.config, options, batch, dtype, size * source.shape.parameters)
+
+
+def _tokens(messages: Any) -> int:
+    characters = sum(len(message["content"]) for message in messages) + TEMPLATE_CHARACTERS
+    return round(characters / CHARACTERS_PER_TOKEN)
+
+
+def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]]:
+    process, weights, file = source.process, source.weights, file_size(source.shape, export)[1]
+    scored = process + source.logits(TEXT_TOKENS)
+    if export.format == "gguf":
+        floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
+        yield "quantize.gguf", process + weights + floats
+        buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
+        yield "verify.gguf", scored + max(file, floats) + buffers
+    elif export.format == "onnx":
+        yield "export.onnx", process + CHILD + ONNX_WRITTEN * file
+        yield "verify.onnx", scored + ONNX_OPENED * file + source.logits(TEXT_TOKENS)

@@ -1,0 +1,121 @@
+"""The memory, the disk and the file sizes that `plan` expects, beside those that were measured (`benchmarks/memory.md`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edgekit import registry
+from edgekit.build import needs
+from edgekit.build.file_sizes import file_size
+from edgekit.build.needs import Source
+from edgekit.data.dataset import load_dataset
+from edgekit.models.source import describe, resolve
+from edgekit.targets.target import GgufExport, OnnxExport, Target, Tune
+
+WITHIN = 0.2
+QWEN: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 151936, "tie_word_embeddings": True, "dtype": "bfloat16",
+}  # fmt: skip
+CONFIGS = {
+    "0.5": {**QWEN, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 22},
+    "3": {**QWEN, "hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_hidden_layers": 26},
+}  # fmt: skip
+MEMORY = {  # peak resident MiB of the process tree
+    "0.5": {"quantize.gguf": 1488, "reference": 2016, "export.onnx": 2541},
+    "3": {"quantize.gguf": 6308, "reference": 6648, "verify.gguf": 3741},
+}
+FILES = {
+    "sample": (119.1, 118),
+    "0.5": (406.5, 455),
+    "3": (2352, None),
+}  # MiB of the GGUF file and the ONNX folder
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    found: Target = registry.load("profiles", "targets").load("cpu-int4", [])
+    return found
+
+
+def source_of(size: str) -> Source:
+    if size == "sample":
+        return Source.of(describe(resolve("smollm2-135m")), is_gguf=True)
+    return Source.of(CONFIGS[size])
+
+
+def memory(source: Source, target: Target) -> dict[str, float]:
+    return needs.stage_memory(source, target, load_dataset("demo"), 0.0)
+
+
+@pytest.mark.parametrize(("size", "stage"), [(size, stage) for size, of in MEMORY.items() for stage in of])
+def test_memory_is_as_measured(size: str, stage: str, target: Target) -> None:
+    assert memory(source_of(size), target)[stage] == pytest.approx(MEMORY[size][stage], rel=WITHIN)
+
+
+def test_weights_held_in_float32_would_show(target: Target) -> None:
+    for size in MEMORY:
+        wide = replace(source_of(size), bytes_of_weight=4)
+        assert memory(wide, target)["reference"] > (1 + WITHIN) * MEMORY[size]["reference"]
+
+
+@pytest.mark.parametrize("size", FILES)
+def test_files_are_as_large_as_measured(size: str, target: Target) -> None:
+    for export, measured in zip(target.export, FILES[size], strict=True):
+        if measured is not None:
+            assert file_size(source_of(size).shape, export)[1] == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("export", "bits"),
+    [
+        (GgufExport(format="gguf", type="F16"), 16),
+        (GgufExport(format="gguf", type="Q8_0"), 8.5),
+        (GgufExport(format="gguf", type="Q4_0"), 5.1),  # 4.5, and 6.6 for the embedding
+        (GgufExport(format="gguf", type="Q6_K"), 6.56),
+        (GgufExport(format="gguf", type="Q8_0", token_embedding_type="F16"), 10.8),
+        (GgufExport(format="gguf", type="Q8_0", tensor_types={"ffn": "Q4_K_M"}), 6.88),
+        (OnnxExport(format="onnx", precision="int8"), 9.2),
+        (OnnxExport(format="onnx", int8_modules=["*"]), 9.2),
+        (OnnxExport(format="onnx", precision="fp32"), 32),
+    ],
+)
+def test_a_file_has_the_bits_of_its_types(export: Any, bits: float) -> None:
+    shape = source_of("0.5").shape
+    assert 8 * file_size(shape, export)[1] * 2**20 / shape.parameters == pytest.approx(bits, rel=0.03)
+
+
+def test_a_head_of_its_own_is_counted() -> None:
+    tied, own = (Source.of({**CONFIGS["3"], "tie_word_embeddings": tied}).shape for tied in (True, False))
+    assert own.parameters - tied.parameters == own.embedding
+    export = GgufExport(format="gguf", type="F16")
+    grown = file_size(own, export)[1] - file_size(tied, export)[1]
+    assert grown == pytest.approx(2 * own.embedding / 2**20, rel=0.01)
+
+
+def test_the_disk_holds_a_float_file_only_of_a_small_model(target: Target) -> None:
+    """Sample: read out, merged, and the float file, 513 MiB each; 3 billion weights: merged alone. And each file twice."""
+    small, large = (source_of(size) for size in ("sample", "3"))
+    assert needs.disk(small, target) == pytest.approx(3 * 513 + 2 * 237, rel=0.05)
+    assert needs.disk(large, target) == pytest.approx(5747 + 2 * 4769, rel=0.05)
+    pruned = target.model_copy(update={"prune": target.prune.model_copy(update={"drop_layers": 2})})
+    assert needs.disk(large, pruned) - needs.disk(large, target) == pytest.approx(large.weights)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"dtype": "float32"}, {"dtype": None, "torch_dtype": "float32"}, {"dtype": None}]
+)
+def test_weights_in_float32_take_four_bytes(kind: dict[str, Any]) -> None:
+    assert Source.of({**CONFIGS["3"], **kind}).bytes_of_weight == 4
+    assert Source.of(CONFIGS["3"]).bytes_of_weight == 2
+    assert Source.of(CONFIGS["3"], is_gguf=True).bytes_of_weight == 4
+
+
+def test_tuning_needs_less_when_activations_are_computed_again() -> None:
+    data = load_dataset("demo")
+    need = needs.tuning(source_of("3"), Tune(batch_size=8), data)
+    more = needs.tuning(source_of("3"), Tune(batch_size=32), data)
+    assert need.recomputed < need.kept < more.kept and need.weights == more.weights
