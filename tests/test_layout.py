@@ -64,6 +64,29 @@ def test_a_device_needs_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+WITHOUT_TORCH = (
+    "edgekit.build.pipeline", "edgekit.build.plan", "edgekit.build.runs", "edgekit.proof.verify", "edgekit.tuning.memory",
+    "edgekit.models.source", "edgekit.models.tokenizer", "edgekit.device.isolated", "edgekit.field.status",
+    "edgekit.field.serving.server", "edgekit.field.serving.deployment", "edgekit.field.fleet.fleet",
+    "edgekit.export.onnx.export", "edgekit.export.gguf.write", "edgekit.export.gguf.quantize", "edgekit.export.gguf.convert",
+    "edgekit.export.gguf.convert_process", "edgekit.runtimes.llamacpp", "edgekit.runtimes.onnxruntime", "edgekit.tui",
+    "edgekit.profiles.profiler",
+)  # fmt: skip
+
+
+def test_a_process_that_plans_watches_serves_or_starts_others_needs_no_torch() -> None:
+    """Torch and transformers take 230 MiB and seconds; what needs them imports them when it needs them."""
+    code = f"""
+import importlib, sys
+for name in {WITHOUT_TORCH!r}:
+    importlib.import_module(name)
+    loaded = {{"torch", "transformers"}} & set(sys.modules)
+    assert not loaded, (name, loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("kind", registry.BUILT_IN)
 def test_every_registered_name_is_real(kind: str) -> None:
     for name in registry.names(kind):

@@ -40,7 +40,8 @@ ADVICE = {  # on gates of a budget: of the tuned model and of an exported format
     "answer_top1_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "greedy_agreement": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "rounding": "Merge again; the stored weights are not the merge of this base and this adapter.",
-    "rounding_kld_nats": "The base's 16 bits are too coarse for this adapter: save the base in float32 and build again.",
+    "rounding_kld_nats": "The base's 16 bits are too coarse for this adapter: save the base in float32 and build again, "
+    "or tune with a higher learning_rate or more epochs.",
     "change_error": "Use an adapter that was tuned on this base, with its own alpha and rank; if it was, use a wider type for the base.",
 }
 VALIDATION_ROWS = (

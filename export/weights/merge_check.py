@@ -74,14 +74,17 @@ class Rounding:
     wrong: list[str]
     """Those whose stored values are not the merge, rounded to the nearest value of the type that the base has."""
     relative_error: float
-    """Norm of the change over the norm of the merged tensors, those that the adapter changes."""
+    """Norm of the rounding errors over the norm of the merged tensors, those that the adapter changes."""
+    update_error: float
+    """The same over the norm of the adapter's update: near 1, rounding leaves nothing of it."""
 
 
 def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
     """Merge each tensor again in float32, and compare it with the stored one."""
     weights, written = Weights(base), Weights(merged)
     edits = plan_edits(base, weights, adapter)
-    wrong, error, energy = [name for name in weights if name not in written], 0.0, 0.0
+    wrong = [name for name in weights if name not in written]
+    error = energy = update = 0.0
     for name, stored in written.items():
         exact = apply(edits.get(name, ()), weights[name]) if name in weights else stored.new_empty(0)
         if written.layout[name] != weights.layout.get(name) or not torch.equal(
@@ -91,8 +94,10 @@ def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
         elif name in edits:
             error += float((exact - stored).square_().sum(dtype=torch.float64))
             energy += float(exact.square().sum(dtype=torch.float64))
+            update += float((exact - weights[name]).square_().sum(dtype=torch.float64))
     kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _narrow_types(written))
-    return Rounding(kinds, len(written), wrong, (error / max(energy, 1e-300)) ** 0.5)
+    shares = ((error / max(norm, 1e-300)) ** 0.5 for norm in (energy, update))
+    return Rounding(kinds, len(written), wrong, *shares)
 
 
 def _narrow_types(weights: Weights) -> list[torch.dtype]:

@@ -50,7 +50,13 @@ def _merge_facts(proof: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_merge_that_is_rounded(
     wrong: list[str], kld: float, failed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounding = {"dtype": "bfloat16", "tensors": 9, "wrong": wrong, "relative_error": 0.001}
+    rounding = {
+        "dtype": "bfloat16",
+        "tensors": 9,
+        "wrong": wrong,
+        "relative_error": 0.001,
+        "update_error": 0.1,
+    }
     proof = {"max_abs_logit_difference": 0.0, "n_tokens": 9, "mean_kld_nats": kld, "rounding": rounding}
     facts = _merge_facts(proof, tmp_path, monkeypatch)
     assert {gate.name for gate in facts if not gate.passed} == failed

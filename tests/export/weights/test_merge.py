@@ -455,6 +455,7 @@ def test_a_base_in_16_bits_is_merged_into_16_bits_and_rounded_once(
     rounding = proof["rounding"]
     assert rounding["wrong"] == [] and rounding["tensors"] == len(merged)
     assert 0 < rounding["relative_error"] < 2**-8
+    assert rounding["relative_error"] < rounding["update_error"] < 0.1
     assert 0 < proof["mean_kld_nats"] < 0.01  # of the stored model
     assert (
         merge_proof(base_model(tmp_path / "wide"), adapter, tmp_path / "out", SEQUENCES)["rounding"] is None
@@ -562,6 +563,18 @@ def test_modules_trained_whole_are_held_against_their_float32_values(
     trained = load_file(adapter / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
     merged = Weights(tmp_path / "out")["lm_head.weight"]
     assert torch.equal(merged, trained.to(dtype)) and not torch.equal(merged.float(), trained)
+
+
+def test_the_proof_says_how_much_of_a_light_update_rounding_removes(tmp_path: Path) -> None:
+    base = narrow_base(tmp_path / "base")
+    adapter = adapter_for(base, tmp_path / "adapter")
+    errors = []
+    for factor in (1, 0.1, 0.001):
+        changed_tensors(adapter, lambda t, by=factor: [t[key].mul_(by) for key in t if "lora_B" in key])  # type: ignore[misc]
+        merge(base, adapter, tmp_path / str(factor))
+        errors.append(measure_rounding(base, adapter, tmp_path / str(factor)).update_error)
+    assert errors[0] < 0.1 and errors == sorted(errors)
+    assert errors[2] == pytest.approx(1, abs=0.05)  # nothing is left of it
 
 
 def test_the_proof_finds_wrong_arithmetic_where_rounding_hides_it(
