@@ -129,7 +129,10 @@ def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]
     scored = process + source.logits(TEXT_TOKENS)
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
-        yield "quantize.gguf", process + weights + floats
+        yield (
+            "quantize.gguf",
+            process + max(weights, floats + file),
+        )  # the importance matrix, then the quantizer
         buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":
