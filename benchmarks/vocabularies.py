@@ -187,7 +187,10 @@ def checked(file: Path) -> Any:
 def deviations(told: list[Event]) -> str:
     """The first sentence of each deviation, with fewer examples."""
     found = [event.message for event in told if isinstance(event, Alert) and event.level == "info"]
-    return "; ".join(message.removeprefix("Deviation: ").split(": ")[0] for message in found) or "none"
+    return (
+        "; ".join(message.removeprefix("Deviation: ").split(". ")[0].split(": ")[0] for message in found)
+        or "none"
+    )
 
 
 def mib(path: Path) -> float:

@@ -32,6 +32,7 @@ NAMES_ALL_STOPS = "edgekit.names_all_stops"  # key in a GGUF file that names eve
 UNICODE_FORM = (
     "edgekit.unicode_form"  # key in a GGUF file: the normal form of text that llama.cpp does not make
 )
+TEKKEN, TOKENIZERS = "tekken.json", ("tokenizer.json", "tokenizer.model")
 AUTO_MAP = "auto_map"  # key that names Python files of the folder, which edgekit never runs
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
@@ -200,7 +201,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Raise `UnsupportedError` when only the folder's own code has its tokenizer: another one would split text differently."""
+    """Raise `UnsupportedError` when only the folder's own code has its tokenizer, as another one would split text differently,
+    and when it is only in Mistral's own format."""
+    if (folder / TEKKEN).is_file() and not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UnsupportedError(
+            f"The tokenizer of {folder} is only in {TEKKEN}, and edgekit reads {TOKENIZERS[0]}. Nothing was started.",
+            "Fetch tokenizer.json of the same model into the folder. Where there is none, transformers makes it: pip install "
+            'mistral-common, then python -c "from transformers import TokenizersBackend as T; '
+            f"T.from_pretrained('{folder}', bos_token='<s>', eos_token='</s>').save_pretrained('{folder}')\"",
+        )
     settings = tokenizer_files.read_object(folder / "tokenizer_config.json")
     name = settings.get("tokenizer_class")
     if AUTO_MAP not in settings or not isinstance(name, str) or not name:

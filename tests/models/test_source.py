@@ -154,6 +154,17 @@ def test_a_tokenizer_that_only_the_folder_has_is_refused(small_model: Path, tmp_
     assert not list(tmp_path.rglob("RAN"))
 
 
+def test_a_tokenizer_that_is_only_in_tekken_json_is_refused(small_model: Path, tmp_path: Path) -> None:
+    """transformers reads that file only with another package; without one its error was an `ImportError`."""
+    folder = shutil.copytree(small_model, tmp_path / "mistral")
+    (folder / "tekken.json").write_text("{}")
+    model.read_config(folder)  # tokenizer.json is there
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedError, match="only in tekken.json") as caught:
+        model.read_config(folder)
+    assert "mistral-common" in caught.value.hint and str(folder) in caught.value.hint
+
+
 def test_a_folder_comes_in_with_its_provenance(tiny_llama: Path, tmp_path: Path) -> None:
     model.bring_in(model.resolve(str(tiny_llama)), tmp_path / "out")
     found = json.loads((tmp_path / "out" / "edgekit.json").read_text())
