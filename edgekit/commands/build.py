@@ -123,9 +123,12 @@ def plan(options: PlanOptions) -> None:
 def show_plan(options: PlanOptions) -> None:
     """Print the plan of a build. Raises the error for a build that is not possible."""
     from edgekit.build.plan import plan as make_plan
+    from edgekit.models.source import check_parts
 
     order = options.order
     request = shell.requested(order)
+    if request.source.kind == "folder" and request.source.path is not None:
+        check_parts(request.source.path)
     with shell.working():
         result = make_plan(
             request.source, request.target, request.data, cache_dir=order.cache_dir, out=request.out.parent

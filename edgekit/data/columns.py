@@ -79,13 +79,16 @@ def named(text: str) -> Columns | None:
         part, _, column = (piece.strip() for piece in pair.partition("="))
         if part not in PARTS:
             near = difflib.get_close_matches(part, PARTS, 1)
+            meant = f"'{near[0]}'" if near else f"{column}={part}" if column in PARTS else ""
             faults.append(
-                f"'{pair.strip()}': there is no '{part}'" + (f"; did you mean '{near[0]}'?" if near else "")
+                f"'{pair.strip()}': there is no part '{part}'" + (f"; did you mean {meant}?" if meant else "")
             )
         elif not column:
             faults.append(f"'{pair.strip()}' names no column")
         elif part in of:
             faults.append(f"'{part}' is named twice")
+        elif re.search(rf"[;\s]\s*(?:{'|'.join(PARTS)})\s*=", column):
+            faults.append(f"'{pair.strip()}': separate the parts with commas")
         of[part] = column
     whole = {"messages"} <= of.keys() or {"prompt", "completion"} <= of.keys()
     if not faults and not whole:

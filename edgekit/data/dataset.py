@@ -123,6 +123,15 @@ def load_questions(source: str, options: DataOptions | None = None, emit: Emit =
 
 def _found(source: str, options: DataOptions, emit: Emit) -> tuple[Files, str, str]:
     """The files of a data set, its name, and the commit of a hub data set."""
+    if not source.strip():
+        raise ConfigError(
+            "No data is given.", "Give a file, a folder, a hub data set such as org/name, or demo."
+        )
+    if "://" in source:
+        raise ConfigError(
+            f"{source} is a web address, which is not read.",
+            "Download the file, or give a data set of the Hugging Face hub by its name, such as org/name.",
+        )
     path = Path(source).expanduser()
     named = None if path.exists() else hub.parse(source, options.revision)
     if named is not None:

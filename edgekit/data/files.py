@@ -48,6 +48,11 @@ class Files:
 def in_folder(folder: Path) -> Files:
     """The files of a local folder. Raises `ConfigError` when it has no rows for training, or more than one set of rows."""
     card = folder / "card.json"
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} is the folder of a model, not of rows. Nothing was started.",
+            "Give it with --model, and rows with --data.",
+        )
     if (folder / DICT).is_file():
         return _saved_splits(folder, card)
     if (folder / STATE).is_file():

@@ -51,6 +51,11 @@ def parse(given: str, revision: str = "") -> HubName | None:
         return None  # a file that is missing
     if at and revision and at != revision:
         raise ConfigError(f"{given} and --data-revision {revision} name two revisions.", "Give one of them.")
+    if revision and not re.fullmatch(r"[\w./-]+", revision):
+        raise ConfigError(
+            f"--data-revision '{revision}' is not the name of a branch, a tag or a commit.",
+            "Check --data-revision.",
+        )
     return HubName(repository, files, at or revision or None)
 
 

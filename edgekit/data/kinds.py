@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import gzip
 import io
 import json
@@ -83,9 +84,14 @@ def kind_of(path: Path) -> Kind:
             with gzip.open(path) as unzipped:
                 head = unzipped.read(HEAD)
     except FileNotFoundError:
-        raise ConfigError(
-            f"There is no data file {path}.", "Check the path; `demo` is the built-in data set."
-        ) from None
+        here = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, here, 1)
+        hint = (
+            f"Did you mean {path.with_name(near[0])}?"
+            if near
+            else "Check the path; `demo` is the built-in data set."
+        )
+        raise ConfigError(f"There is no data file {path}.", hint) from None
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     if (kind := _binary(head)) is None:
@@ -147,6 +153,8 @@ def _refuse(path: Path, head: bytes) -> None:
             if is_book
             else ("a ZIP archive", "Unpack it first.")
         )
+    elif path.suffix == ".safetensors":
+        found = ("the weights of a model", "Give its folder with --model, and rows with --data.")
     elif head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         found = ("a Python pickle, which edgekit never opens", "Convert it to JSONL or Parquet.")
     elif head.lstrip()[:1] == b"<":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -160,7 +161,9 @@ class Reader:
             raise ConfigError(
                 f"{path} has no column {' and no column '.join(map(repr, missing))}. Its columns are {here}. "
                 "Nothing was started.",
-                "Correct --columns." if self._given else f"Name them: {naming.OPTION}",
+                f"Correct --columns.{_meant(missing, names)}"
+                if self._given
+                else f"Name them: {naming.OPTION}",
             )
         self.columns = self.columns or columns
         return columns
@@ -178,6 +181,13 @@ def _own(names: tuple[str, ...]) -> Columns | None:
             f"which columns belong to the prompt is not plain: name them with {naming.proposal(names)}"
         )
     return found if own and found and _extends(found, own) else own
+
+
+def _meant(missing: Sequence[str], names: Sequence[str]) -> str:
+    """The columns that were meant by `missing`, where that can be guessed."""
+    lower = {name.lower(): name for name in names}
+    near = [found[0] for name in missing if (found := difflib.get_close_matches(name.lower(), lower, 1))]
+    return f" Did you mean {' and '.join(repr(lower[name]) for name in near)}?" if near else ""
 
 
 def _extends(columns: Columns, others: Columns) -> bool:

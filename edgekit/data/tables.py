@@ -148,7 +148,10 @@ def _by_name(records: Iterator[tuple[int, list[str]]], names: tuple[str, ...]) -
         if len(cells) == len(names):
             yield line, {name: cell for name, cell in zip(names, cells, strict=True) if name}
         else:
-            yield line, Fault(f"it has {len(cells)} cells, and the header has {len(names)}")
+            yield (
+                line,
+                Fault(f"it has {len(cells)} cell{'s' * (len(cells) != 1)}, and the header has {len(names)}"),
+            )
 
 
 def _cells(path: Path, kind: Kind) -> Iterator[tuple[int, list[str]]]:

@@ -31,15 +31,16 @@ def read_given(given: str) -> str:
 
     Raises `ConfigError` for a file that cannot be read or is no template, and `CorruptError` for one beyond the limits.
     """
-    if given == CHATML:
+    if given.lower() == CHATML:
         return CHATML
     path = Path(given).expanduser()
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST_SOURCE + 1)
     except (OSError, ValueError) as error:
+        why = "it is not text in UTF-8" if isinstance(error, ValueError) else reason(error)
         raise ConfigError(
-            f"The chat template {given} cannot be read: {reason(error)}. Nothing was started.",
+            f"The chat template {given} cannot be read: {why}. Nothing was started.",
             f"Give a file with a Jinja template, or the name {CHATML}.",
         ) from error
     try:
@@ -48,6 +49,12 @@ def read_given(given: str) -> str:
         raise ConfigError(
             f"{given} is not a chat template: {error}. Nothing was started.", "Correct the file."
         ) from error
+    if "messages" not in text:
+        raise ConfigError(
+            f"{given} is not a chat template: it does not use `messages`, so no question would reach the model. "
+            "Nothing was started.",
+            f"Give a file with a Jinja template, or the name {CHATML}.",
+        )
     return text
 
 

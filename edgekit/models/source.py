@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import json
 import re
@@ -33,7 +34,9 @@ UNICODE_FORM = (
     "edgekit.unicode_form"  # key in a GGUF file: the normal form of text that llama.cpp does not make
 )
 TEKKEN, TOKENIZERS = "tekken.json", ("tokenizer.json", "tokenizer.model")
+VOCABULARIES = (*TOKENIZERS, "vocab.json", "vocab.txt", TEKKEN)
 AUTO_MAP = "auto_map"  # key that names Python files of the folder, which edgekit never runs
+WEB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+)")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
@@ -109,6 +112,11 @@ def resolve(model: str, revision: str = "", *, offline: bool = False) -> Source:
         raise ConfigError(
             f"{model} and --revision {revision} name two revisions. Nothing was started.", "Give one of them."
         )
+    if revision and not HUB_ID.match(f"org/name@{revision}"):
+        raise ConfigError(
+            f"--revision '{revision}' is not the name of a branch, a tag or a commit. Nothing was started.",
+            "Check --revision.",
+        )
     if revision:
         source = replace(source, given=f"{source.repository}@{revision}")
     if offline and source.kind == "hub":
@@ -118,6 +126,8 @@ def resolve(model: str, revision: str = "", *, offline: bool = False) -> Source:
 
 
 def _resolve(model: str) -> Source:
+    if not model.strip():
+        raise ConfigError("No model is given.", _names())
     if built_in := BUILT_IN.get(model):
         return Source(model, "gguf", _built_in_file(built_in), built_in.licence)
     path = Path(model).expanduser()
@@ -134,11 +144,19 @@ def _resolve(model: str) -> Source:
     if model.startswith((".", "/", "~")):
         raise ConfigError(f"There is no folder or file {model}. Nothing was started.", "Check the path.")
     if not HUB_ID.match(model):
-        raise ConfigError(
-            f"There is no model '{model}'.",
-            f"Give a folder, a .gguf file, a hub id such as org/name or org/name@revision, or a built-in name: {', '.join(BUILT_IN)}.",
-        )
+        near = difflib.get_close_matches(model, BUILT_IN, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        if found := WEB_ADDRESS.match(model):
+            meant = f" Its hub id is {found[1]}."
+        raise ConfigError(f"There is no model '{model}'.{meant}", _names())
     return Source(model, "hub", None)
+
+
+def _names() -> str:
+    return (
+        "Give a folder, a .gguf file, a hub id such as org/name or org/name@revision, or a built-in name: "
+        f"{', '.join(BUILT_IN)}."
+    )
 
 
 def _built_in_file(built_in: BuiltIn) -> Path:
@@ -318,14 +336,23 @@ def _licence(path: Path) -> str:
     return ""
 
 
-def _link_folder(folder: Path, out: Path) -> None:
-    read_config(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+def check_parts(folder: Path) -> None:
+    """Raise `UnsupportedError` when a model folder has no weights, or no tokenizer, that edgekit reads."""
+    if not any(folder.glob("*.safetensors")):
         raise UnsupportedError(
             f"{folder} has no .safetensors weights. edgekit does not load pickled weights (.bin, .pt).",
             "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
         )
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise UnsupportedError(
+            f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}. Nothing was started.",
+            "Copy or download the whole model folder.",
+        )
+
+
+def _link_folder(folder: Path, out: Path) -> None:
+    read_config(folder)
+    check_parts(folder)
     check_folder(folder)
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):

@@ -237,9 +237,10 @@ class Target(Table):
         """
         wanted = [name.strip() for name in formats.split(",") if name.strip()]
         have = [export.format for export in self.export]
-        if unknown := [name for name in wanted if name not in have]:
+        unknown = [name for name in wanted if name not in have]
+        if unknown or (formats.strip() and not wanted):
             raise ConfigError(
-                f"The target {self.name} has no format '{unknown[0]}'. Nothing was started.",
+                f"The target {self.name} has no format '{(unknown or [formats])[0]}'. Nothing was started.",
                 f"Use --formats with one or several of: {', '.join(have)}.",
             )
         kept = [export for export in self.export if export.format in wanted]

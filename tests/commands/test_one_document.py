@@ -55,7 +55,7 @@ def test_a_failed_gate_is_in_the_one_document(
 def test_a_plan_that_cannot_be_done_is_one_document(shell: Any, tiny_build: Any, tmp_path: Path) -> None:
     config = json.loads((tiny_build.model / "config.json").read_text())
     other = tmp_path / "mamba"
-    other.mkdir()
+    shutil.copytree(tiny_build.model, other)
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["Mamba2ForCausalLM"]}))
     done = shell("plan", "--model", other, "--cache-dir", tmp_path, "--json")
     assert done.returncode == 2, done.stderr

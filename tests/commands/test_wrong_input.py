@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,44 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("plan --set export.9.type=Q4_0", 2, ("--set export.9.type=Q4_0: the target's list has 2 entries",)),
     ("plan --formats gguf,tflite", 2, ("cpu-int4 has no format 'tflite'", "one or several of: gguf, onnx")),
     ("plan --model ./nofolder", 2, ("There is no folder or file ./nofolder.",)),
+    ("plan --formats ,", 2, ("cpu-int4 has no format ','", "one or several of: gguf, onnx")),
+    ("plan --model ''", 2, ("No model is given.", "a hub id such as org/name")),
+    ("plan --model smolm2-135m", 2, ("There is no model 'smolm2-135m'. Did you mean smollm2-135m?",)),
+    ("plan --model https://huggingface.co/org/name", 2, ("Its hub id is org/name.",)),
+    (
+        "plan --model org/name --revision 'bad name'",
+        2,
+        ("--revision 'bad name' is not the name of a branch",),
+    ),
+    ("plan --model noweights", 2, ("noweights has no .safetensors weights",)),
+    (
+        "plan --model notokenizer",
+        2,
+        ("notokenizer has no tokenizer: none of tokenizer.json", "whole model folder"),
+    ),
+    ("export notokenizer --out new", 2, ("notokenizer has no tokenizer: none of tokenizer.json",)),
+    (
+        "plan --chat-template empty.jinja",
+        2,
+        ("empty.jinja is not a chat template: it does not use `messages`",),
+    ),
+    ("plan --chat-template binary.jinja", 2, ("binary.jinja cannot be read: it is not text in UTF-8",)),
+    ("plan --chat-template broken.jinja", 2, ("broken.jinja is not a chat template",)),
+    (
+        "plan --chat-template missing.jinja",
+        2,
+        ("missing.jinja cannot be read: No such file", "or the name chatml"),
+    ),
+    ("data audit ''", 2, ("No data is given.", "a hub data set such as org/name")),
+    ("data audit https://huggingface.co/datasets/org/name", 2, ("is a web address", "such as org/name")),
+    ("data audit tabel.csv", 2, ("There is no data file tabel.csv", "Did you mean table.csv?")),
+    ("data audit org/rows --data-revision 'bad name'", 2, ("--data-revision 'bad name' is not the name",)),
+    ("data audit notokenizer", 2, ("is the folder of a model, not of rows", "Give it with --model")),
+    ("data audit notokenizer/model.safetensors", 2, ("is the weights of a model, not rows",)),
+    ("data audit cells.csv", 2, ("cells.csv:2: it has 1 cell, and the header has 2",)),
+    ("data audit table.csv --columns prompt=A,completion=b", 2, ("no column 'A'", "Did you mean 'a'?")),
+    ("data audit table.csv --columns a=prompt,b=completion", 2, ("no part 'a'; did you mean prompt=a?",)),
+    ("data audit table.csv --columns 'prompt=a;completion=b'", 2, ("separate the parts with commas",)),
     ("plan --model no/where --offline", 2, ("There is no folder no/where", "--offline")),
     ("targets validate words.txt", 2, ("a target file's name ends in .toml",)),
     ("targets validate missing.toml", 2, ("missing.toml cannot be read: No such file",)),
@@ -86,6 +125,7 @@ def test_the_fault_is_named(
     capsys: Any,
     monkeypatch: Any,
     small_gguf: Path,
+    small_model: Path,
 ) -> None:
     (tmp_path / "words.txt").write_text("Only words.")
     (tmp_path / "table.csv").write_text("a,b\nq,r\n")
@@ -95,6 +135,12 @@ def test_the_fault_is_named(
     (tmp_path / "half.csv").write_text("\n".join(["prompt,completion", *rows]))
     (tmp_path / "half.csv.card.json").write_text('{"owner": "\\ud800"}')
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
+    (tmp_path / "cells.csv").write_text("a,b\nq\n")
+    for name, without in {"noweights": "*.safetensors", "notokenizer": "token*"}.items():
+        shutil.copytree(small_model, tmp_path / name, ignore=shutil.ignore_patterns(without))
+    (tmp_path / "empty.jinja").touch()
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\0")
+    (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m.content }")
     (tmp_path / "cut.gguf").write_bytes(small_gguf.read_bytes()[:-5000])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
