@@ -78,8 +78,8 @@ def named(text: str) -> Columns | None:
     for pair in filter(None, _PART.split(text)):
         part, _, column = (piece.strip() for piece in pair.partition("="))
         if part not in PARTS:
-            near = difflib.get_close_matches(part, PARTS, 1)
-            meant = f"'{near[0]}'" if near else f"{column}={part}" if column in PARTS else ""
+            near, first = difflib.get_close_matches(part, PARTS, 1), column.partition(",")[0]
+            meant = f"'{near[0]}'" if near else f"{first}={part}" if first in PARTS else ""
             faults.append(
                 f"'{pair.strip()}': there is no part '{part}'" + (f"; did you mean {meant}?" if meant else "")
             )

@@ -135,7 +135,7 @@ def test_the_fault_is_named(
     (tmp_path / "half.csv").write_text("\n".join(["prompt,completion", *rows]))
     (tmp_path / "half.csv.card.json").write_text('{"owner": "\\ud800"}')
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
-    (tmp_path / "cells.csv").write_text("a,b\nq\n")
+    (tmp_path / "cells.csv").write_text("prompt,completion\nq\n")
     for name, without in {"noweights": "*.safetensors", "notokenizer": "token*"}.items():
         shutil.copytree(small_model, tmp_path / name, ignore=shutil.ignore_patterns(without))
     (tmp_path / "empty.jinja").touch()

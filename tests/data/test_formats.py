@@ -353,7 +353,7 @@ def test_every_bad_cell_is_named_with_the_line_where_its_row_begins(tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         read_rows(tmp_path / "rows.csv")
     assert caught.value.faults == [
-        "rows.csv:4: it has 1 cells, and the header has 2",
+        "rows.csv:4: it has 1 cell, and the header has 2",
         "rows.csv:5: no answer: 'completion' is missing or empty",
         "rows.csv:6: no prompt: 'prompt' is missing or empty",
         "rows.csv:9: it has 3 cells, and the header has 2",
@@ -375,7 +375,7 @@ def test_a_column_that_is_not_there_is_named_once(tmp_path: Path) -> None:
         ("prompt=a,prompt=b,completion=c", "'prompt' is named twice"),
         ("prompt=a,completion=", "names no column"),
         ("messages=m,prompt=a,completion=b", "messages contain the prompt"),
-        ("text", "there is no 'text'"),
+        ("text", "there is no part 'text'"),
     ],
 )
 def test_columns_that_are_not_understood_are_refused(columns: str, words: str, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_file_takes_the_place_of_the_models_own_template(tmp_path: Path) -> No
     ("text", "error", "words"),
     [
         ("{% for m in messages %}", ConfigError, "is not a chat template"),
-        ("{{ 'x' * 10**9 }}{% for i in range(10**9) %}x{% endfor %}", CorruptError, "was stopped"),
+        ("{# messages #}{{ 'x' * 10**9 }}{% for i in range(10**9) %}x{% endfor %}", CorruptError, "was stopped"),
         ("x" * (1 << 18), CorruptError, "its program is longer"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", ConfigError, "no special token after an answer"),
         ("{% for m in messages|reverse %}{{ m.content }}<|im_end|>{% endfor %}", ConfigError, "own prompt"),
