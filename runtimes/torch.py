@@ -34,13 +34,16 @@ SHARED = 256  # tokens of a common beginning from which on it is computed once
 def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Path | None = None) -> Runtime:
     """Open the Hugging Face folder `path` in float32, with a PEFT adapter on top unmerged when one is given.
 
-    Weights of 16 bits stay in their files and are widened as they are used: `edgekit.models.mapped`.
+    Weights of 16 bits stay in their files and are widened as they are used, unless the float32 model fits well into memory:
+    `edgekit.models.mapped`.
 
     An answer and its prompt may take `context` tokens together, and no more than the model was made for. Raises `CorruptError` when the weights cannot be read or do not fit the config.
     """
     torch.set_num_threads(threads)
     try:
         model: Any = mapped.load(path)
+        if not torch.cuda.is_available():  # a GPU widens quickly, and has less memory
+            mapped.widen_where_it_fits(model)
         # A folder's own sampling defaults, such as a repetition penalty, would bend greedy answers.
         model.generation_config = GenerationConfig()
         if adapter is not None:

@@ -1,7 +1,8 @@
 """How much memory each stage of a build takes, and how much disk the build, from the model's config and the target.
 
 Memory is the most that the process and its children hold at once, pages of mapped files included: a model of 16 bits stays
-in its files, and the system may drop its pages when others need the memory. Each formula names what is held at a stage's
+in its files, and the system may drop its pages when others need the memory. Where the float32 model fits well into memory
+it is held so for answers, which takes no more than merging. Each formula names what is held at a stage's
 peak; `benchmarks/memory.md` has them beside measured figures, and a test holds them to 20 %.
 """
 

@@ -208,6 +208,24 @@ def test_shards_are_read(small: Callable[..., Path], tmp_path: Path) -> None:
     assert torch.equal(logits(found), logits(network.float().eval()))
 
 
+@pytest.mark.parametrize(("available_mib", "widened"), [(1 << 20, True), (0, False)])
+def test_a_model_that_fits_well_is_widened_in_memory_and_computes_the_same(
+    small: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    available_mib: int,
+    widened: bool,
+) -> None:
+    monkeypatch.setattr(mapped, "available_memory_mib", lambda: available_mib)
+    folder = stored_as(small("llama"), torch.bfloat16, tmp_path / "narrow")
+    network = mapped.load(folder)
+    before = logits(network)
+    mapped.widen_where_it_fits(network)
+    assert (network.get_parameter(LARGE).dtype == torch.float32) is widened
+    assert network.lm_head.weight is network.model.embed_tokens.weight  # tied, once in memory
+    assert torch.equal(logits(network), before)
+
+
 def test_a_layer_gets_weights_of_its_own(small: Callable[..., Path], tmp_path: Path) -> None:
     folder = stored_as(small("llama"), torch.bfloat16, tmp_path / "narrow")
     network = mapped.load(folder)
