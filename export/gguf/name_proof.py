@@ -21,7 +21,8 @@ import numpy as np
 from edgekit.base.errors import UnsupportedError
 from edgekit.base.events import Alert, Emit
 from edgekit.containers.gguf import GgufLayout, read_gguf
-from edgekit.export.gguf.families import interleave, rope_of, typed
+from edgekit.export.gguf import converter
+from edgekit.export.gguf.families import architecture, interleave, rope_of, typed
 from edgekit.export.gguf.stored import GRIDS, file_name_map, stored_tensor, type_of
 from edgekit.export.gguf.vocab_proof import check_vocabulary, prove_vocabulary
 from edgekit.export.weights.rows import Rows
@@ -112,6 +113,7 @@ def prove_by_name(path: Path, model: Path, emit: Emit, *, stage: str) -> StaticP
         alike = [pair for pair in pairs.values() if pair.group == group]
         form = _form(alike)
         references |= {pair.stored.name: _reference(pair, form) for pair in alike}
+    _check_architecture(facts, layout, model)
     _check_parameters(facts, layout, config)
     check_vocabulary(facts, layout, config.vocab_size, model)
     weights, tensors = prove_weights(
@@ -246,6 +248,18 @@ def _reference(pair: Pair, form: str) -> Reference:
             yield f"is stored {other}, and {form} elsewhere", pair.values(other)
 
     return Reference(pair.stored.name, pair.stored.shape, partial(pair.values, form), variants)
+
+
+def _check_architecture(facts: Facts, layout: GgufLayout, model: Path) -> None:
+    """Check the name of the architecture, as far as llama.cpp's converter is kept, whose code says it."""
+    name = architecture(read_config(model))
+    wanted = converter.gguf_architecture(folder, name) if (folder := converter.kept()) else None
+    found = layout.metadata.get("general.architecture")
+    if wanted is not None:
+        facts.add(
+            found == wanted,
+            f"the file is of the architecture {found}, and llama.cpp's of a {name} is {wanted}",
+        )
 
 
 def _check_parameters(facts: Facts, layout: GgufLayout, config: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 import transformers
 import vocabularies
 from fake_runtime import CHATML
+from faults import plant
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -170,6 +171,18 @@ def test_importance_weights_the_rounding(moe: tuple[Path, Path], tmp_path: Path)
     )
     assert weighted.read_bytes() != (tmp_path / "plain.gguf").read_bytes()
     assert proven(weighted, model) == ({}, [])
+
+
+@needs_converter
+def test_another_architecture_with_the_same_tensors_is_caught(moe: tuple[Path, Path], tmp_path: Path) -> None:
+    model, file = moe
+    other = Path(shutil.copy(file, tmp_path / "other.gguf"))
+    plant.plant_other_architecture(other, "qwen2moe")
+    detail = prove(other, model, stage="verify").gates[0].detail
+    assert (
+        "the file is of the architecture qwen2moe, and llama.cpp's of a Qwen3MoeForCausalLM is qwen3moe"
+        in detail
+    )
 
 
 def changed(file: Path, out: Path, change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Path:
