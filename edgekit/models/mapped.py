@@ -155,8 +155,8 @@ def in_float32(module: nn.Module) -> None:
 def widen_where_it_fits(network: nn.Module) -> None:
     """Hold 16-bit weights in float32 in memory if they take at most `COMFORT` of what is available.
 
-    The numbers stay the same. Few tokens at a time, as in decoding, take half to four fifths of the processor time, because
-    nothing is widened on each call.
+    The numbers stay the same. Decoding a batch of 8 with SmolLM2-135M takes about half of the processor time, because nothing
+    is widened on each call; a product over hundreds of tokens takes as long as before.
     """
     if any(value.dtype in NARROW for value in network.parameters()):
         size = sum(torch.float32.itemsize * value.numel() for value in network.parameters())
