@@ -27,7 +27,9 @@ import synthetic
 from common import MIB, memory_of
 from streaming_export import on_disk
 
+from edgekit.build import needs
 from edgekit.build.defaults import DEFAULT_MODEL
+from edgekit.build.request import Order
 from edgekit.models.source import describe, parameter_count, resolve
 
 HERE = Path(__file__).parents[1]
@@ -83,18 +85,30 @@ def main() -> None:
         start = time.time()
         seen, code = watch(command, arguments.code, [cache, out])
         print(f"\n`{arguments.verb}` of {count:,} weights ({2 * count / MIB:,.0f} MiB in bfloat16)")
-        print("| stage | peak RSS MiB | of it anonymous MiB | seconds |\n|---|--:|--:|--:|")
+        print(
+            "| stage | peak RSS MiB | of it anonymous MiB | expected MiB | seconds |\n|---|--:|--:|--:|--:|"
+        )
+        expects = expected(str(model), str(rows))
         spells = [spell for spell in stages(cache) if spell[1] > start]
         spells.append(("last steps", time.time()))
         begin = start
         for stage, end in [*spells, ("whole command", time.time())]:
             begin = start if stage == "whole command" else begin
             rss, anonymous = seen.peaks(begin, end)
-            print(f"| {stage} | {rss:,.0f} | {anonymous:,.0f} | {end - begin:,.0f} |")
+            wanted = f"{expects[stage]:,.0f}" if stage in expects else ""
+            print(f"| {stage} | {rss:,.0f} | {anonymous:,.0f} | {wanted} | {end - begin:,.0f} |")
             begin = end
         print(
             f"\nExit code {code}. Extra disk at most {seen.disk / MIB:,.0f} MiB; the output takes {on_disk(out) / MIB:,.0f} MiB."
         )
+
+
+def expected(model: str, rows: str) -> dict[str, float]:
+    """The memory of each stage that `plan` would expect, MiB; tuning keeps its activations."""
+    request = Order(model=model, data=rows, changes=list(FEW_STEPS)).request()
+    source = needs.Source.of(describe(request.source), is_gguf=request.source.kind == "gguf")
+    tuning = needs.tuning(source, request.target.tune, request.data)
+    return needs.stage_memory(source, request.target, request.data, tuning.weights + tuning.kept)
 
 
 def stages(cache: Path) -> Iterator[tuple[str, float]]:
