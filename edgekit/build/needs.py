@@ -23,15 +23,14 @@ from edgekit.tuning.tune import PLAIN_ATTENTION_TOKENS
 
 CHARACTERS_PER_TOKEN = 3.5  # English through a byte-pair tokenizer
 TEMPLATE_CHARACTERS = 60  # that a chat template puts around the messages of a row
-PROCESS = 300.0  # MiB: Python with torch, transformers and the runtimes
+PROCESS = 545.0  # MiB: Python with torch, transformers, peft and the runtimes, and what tuning leaves behind
 TOKENIZER = 1600  # bytes of one token of the vocabulary, in the two tokenizers that a stage holds
-ADAPTERS = 110.0  # MiB: peft and the trainer
 CHILD = 420.0  # MiB: the process that writes an ONNX folder, before it reads the model
-READ_OUT = 2.5  # times a GGUF source's weights in float32, while they are read out and saved
+READ_OUT = 2.0  # times a GGUF source's weights in float32, while they are read out and saved
 TEXT_TOKENS = 256  # of a plain text that is scored at once
 CONTEXT, CHUNK = 2048, 512  # tokens of llama.cpp's cache, and those that it computes together
 TOGETHER, CACHE = 24, 1024.0  # answers that torch computes together, and the most that their cache takes, MiB
-ONNX_WRITTEN = 3.2  # times an ONNX folder: rounded, in the builder's graph, and written
+HEAD = 200.0  # MiB: a piece of the head, while it is rounded in 64-bit floats
 ONNX_OPENED = 2.0  # times an ONNX folder: read, and packed for the processor
 SMALL_FILES = 64.0  # MiB of disk: reports, tokenizers, samples, references
 
@@ -80,8 +79,8 @@ def stage_memory(source: Source, target: Target, data: Dataset, tuning_mib: floa
     answering = process + weights + min(source.cache(TOGETHER * longest, 4), CACHE)
     needs = {
         "model": process + READ_OUT * weights * source.is_gguf,
-        "tune": process + ADAPTERS + tuning_mib,
-        "merge": process + ADAPTERS + 2 * weights + 6 * source.shape.embedding / MIB,
+        "tune": process + tuning_mib,
+        "merge": process + 2 * weights + 4 * source.shape.embedding / MIB,
         "reference": max(torch, answering),
         "eval.base_few_shot": process + weights + CACHE,
     }
@@ -137,5 +136,6 @@ def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]
         buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":
-        yield "export.onnx", process + CHILD + ONNX_WRITTEN * file
+        embedding = source.bytes_of_weight * source.shape.embedding / MIB
+        yield "export.onnx", process + CHILD + HEAD + embedding + file
         yield "verify.onnx", scored + ONNX_OPENED * file + source.logits(TEXT_TOKENS)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from edgekit.base.memory import give_back
 from edgekit.export.onnx.layout import stacked
 from edgekit.models import accelerator, mapped
 
@@ -199,6 +200,7 @@ def round_network(
             inputs[row] = _run(layer, inputs[row], kwargs)
         for name, module in replacements.items():
             network.set_submodule(name, module)
+        give_back()  # what lies between the rounded weights would stay with the process, layer by layer
         report(number + 1, len(layers), "layers")
 
 
