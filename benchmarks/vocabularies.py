@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from edgekit.export.gguf import write as gguf
 from edgekit.export.gguf.quantize import quantize
 from edgekit.export.onnx import export as onnx
 from edgekit.models.tokenizer import ModelTokenizer
+from edgekit.proof.deviations import KINDS
 from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.held_out import HeldOut, capture_own
 from edgekit.proof.prove import Expected, prove
@@ -185,12 +187,18 @@ def checked(file: Path) -> Any:
 
 
 def deviations(told: list[Event]) -> str:
-    """The first sentence of each deviation, with fewer examples."""
-    found = [event.message for event in told if isinstance(event, Alert) and event.level == "info"]
-    return (
-        "; ".join(message.removeprefix("Deviation: ").split(". ")[0].split(": ")[0] for message in found)
-        or "none"
-    )
+    """The kind of each deviation, and of how many tokens."""
+    found = []
+    for event in told:
+        for kind, named in KINDS.items():
+            pattern = (
+                re.escape(named.concerns)
+                .replace(r"\{runtime\}", ".+")
+                .replace(r"\{tokens\}", r"(\d+) tokens?")
+            )
+            if isinstance(event, Alert) and (match := re.match(f"Deviation: {pattern}", event.message)):
+                found.append(f"{kind} ({match[1]})" if match.groups() else kind)
+    return ", ".join(found) or "none"
 
 
 def mib(path: Path) -> float:
