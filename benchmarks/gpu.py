@@ -182,7 +182,10 @@ class Parts:
             elif what == "importance":
                 yield (
                     "largest_relative_importance_difference",
-                    max(float(np.abs(here[name] / there[name] - 1).max()) for name in here.files),
+                    max(
+                        float(np.abs(here[name] - there[name]).max() / here[name].max())
+                        for name in here.files
+                    ),
                 )
             elif what == "codes":
                 yield "same_gptq_codes", float((here == there).mean())
