@@ -474,6 +474,8 @@ def test_the_real_commands_answer_as_read_here(tmp_path: Path) -> None:
     }
     (odd / "config.json").write_text(json.dumps(config))
     (odd / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (odd / "tokenizer.json").write_text("{}")
+    (odd / "model.safetensors").touch()  # a plan reads no weights
     outcome = replace(choice, model=str(odd)).plan.run()
     assert outcome.code == 2 and wizard.model_finding(choice, outcome).state == "OK"
     found = wizard.target_finding(choice, choice.shown.run(), outcome, HERE)
