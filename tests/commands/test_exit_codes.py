@@ -90,13 +90,16 @@ def test_an_unsupported_architecture_at_plan_time(plan, tiny_llama: Path, tmp_pa
         "num_hidden_layers": 1,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes((tiny_llama / "model.safetensors").read_bytes())
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_bytes((tiny_llama / name).read_bytes())
     fails(plan("--model", folder), 2, "Mamba2ForCausalLM", "gguf", "nothing was started")
 
 
 def test_a_model_that_brings_its_own_code(plan, tmp_path: Path) -> None:
     (tmp_path / "remote").mkdir()
     (tmp_path / "remote" / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "evil.Model"}}))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / "remote" / name).touch()
     fails(plan("--model", tmp_path / "remote"), 2, "auto_map")
 
 
