@@ -106,7 +106,7 @@ def test_fewer_formats_are_built_with_the_stages_and_gates_of_these_alone(
     tiny_build, shell, tmp_path: Path
 ) -> None:
     out = tmp_path / "bundle"
-    arguments = [*tiny_build.command(out, tiny_build.folder / "cache"), "--formats", "gguf"]
+    arguments = [*tiny_build.command(out, tiny_build.cache_copy(tmp_path)), "--formats", "gguf"]
     done = shell(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
