@@ -339,9 +339,14 @@ def _licence(path: Path) -> str:
 def check_parts(folder: Path) -> None:
     """Raise `UnsupportedError` when a model folder has no weights, or no tokenizer, that edgekit reads."""
     if not any(folder.glob("*.safetensors")):
+        if any((*folder.glob("*.bin"), *folder.glob("*.pt"))):
+            raise UnsupportedError(
+                f"{folder} has its weights in pickled files (.bin, .pt), which edgekit does not load. Nothing was started.",
+                "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
+            )
         raise UnsupportedError(
-            f"{folder} has no .safetensors weights. edgekit does not load pickled weights (.bin, .pt).",
-            "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
+            f"{folder} has no weights: no .safetensors file. Nothing was started.",
+            "Copy or download the whole model folder.",
         )
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UnsupportedError(

@@ -35,7 +35,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         2,
         ("--revision 'bad name' is not the name of a branch",),
     ),
-    ("plan --model noweights", 2, ("noweights has no .safetensors weights",)),
+    ("plan --model noweights", 2, ("noweights has no weights: no .safetensors file",)),
     (
         "plan --model notokenizer",
         2,
