@@ -74,12 +74,17 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got some on the CPU")
     plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
     found = func(*plain_args, **plain_kwargs)
-    if func._schema.is_mutable:
-        return args[0]
     on_gpu = named[0].type != "cpu" if named else there
-    return tree_map(
-        lambda value: OnGpu(value) if on_gpu and isinstance(value, torch.Tensor) else value, found
-    )
+    given_back = {
+        id(value.held): value for value in given if isinstance(value, OnGpu)
+    }  # by in-place functions
+
+    def put(value: Any) -> Any:
+        if not on_gpu or not isinstance(value, torch.Tensor):
+            return value
+        return given_back[id(value)] if id(value) in given_back else OnGpu(value)
+
+    return tree_map(put, found)
 
 
 def _plain(value: Any) -> Any:

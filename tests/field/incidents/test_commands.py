@@ -112,12 +112,10 @@ def test_what_is_typed_wrong_is_told(tmp_path: Path, shell, arguments: list[str]
 
 
 def test_a_device_where_nothing_happened_is_left_as_it_is(tmp_path: Path, shell) -> None:
-    state = tmp_path / "state"
-    assert "There is no telemetry yet" in shell("monitor", "--once", "--state", state).stdout
-    listed = shell("incident", "list", "--state", state)
-    assert (
-        listed.returncode == 2 and "There is no state folder" in listed.stderr
-    )  # a misspelled one is not a quiet device
+    for verb in (("monitor", "--once"), ("incident", "list")):  # a misspelled folder is not a quiet device
+        typed = shell(*verb, "--state", tmp_path / "state")
+        assert typed.returncode == 2 and "There is no state folder" in typed.stderr
+    assert "There is no telemetry yet" in shell("monitor", "--once", cwd=tmp_path).stdout
     assert shell("incident", "list", cwd=tmp_path).stdout == "There are no open incidents.\n"
     assert not list(tmp_path.iterdir())
 
