@@ -216,6 +216,11 @@ def has_head(file: Path) -> bool:
     return any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(file).tensors)
 
 
+def adds_bos_itself(file: Path) -> bool:
+    """Whether llama.cpp adds BOS to plain text whatever the file's key says: it does with the splitting rule `gemma4`."""
+    return bool(gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents() == "gemma4")
+
+
 def plant_other_architecture(file: Path, name: str = "smollm3") -> None:
     """The same tensors and parameters under the name of another architecture, which computes something else."""
     reader = gguf.GGUFReader(file)
