@@ -282,8 +282,8 @@ def main() -> None:
             line = "not started: the time is over"
             if time.monotonic() < end or name == "compared":
                 line = run(name, on_cpu, Path(work), end)
-            print(f"- {name}{' (CPU)' if on_cpu else ''}: {line}", file=out, flush=True)
-            print(f"- {name}{' (CPU)' if on_cpu else ''}: {line}", flush=True)
+            for file in (out, sys.stdout):
+                print(f"- {name}{' (CPU)' if on_cpu else ''}: {line}", file=file, flush=True)
 
 
 def run(name: str, on_cpu: bool, work: Path, end: float) -> str:

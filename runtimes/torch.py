@@ -25,9 +25,7 @@ from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
-CACHE_BYTES = (
-    2**30
-)  # of keys and values for all of them; a long prompt of a large model takes 100 MiB and more
+CACHE_BYTES = 2**30  # of their keys and values; a long prompt of a large model takes 100 MiB and more
 SHARED = 256  # tokens of a common beginning from which on it is computed once
 
 

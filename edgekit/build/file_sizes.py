@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from edgekit.build.shape import MIB, Shape
 from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.models.shape import MIB, Shape
 from edgekit.targets.target import Export, GgufExport, OnnxExport
 
 BITS = {kind.name: 8 * kind.block_bytes / kind.block_size for kind in GGML_TYPES.values()}

@@ -14,8 +14,8 @@ from typing import Any
 
 from edgekit.base.hardware import cpu_has_bf16
 from edgekit.build.file_sizes import file_size
-from edgekit.build.shape import MIB, Shape
 from edgekit.data.splits import Dataset
+from edgekit.models.shape import MIB, Shape
 from edgekit.registry import load
 from edgekit.targets.target import Export, Target, Tune
 from edgekit.tuning.memory import SIZES, Batch, Need, base_dtype, estimate
@@ -113,9 +113,8 @@ def tuning(source: Source, options: Tune, data: Dataset) -> Need:
     longest = min(max((_tokens(row.messages) for row in rows), default=0), options.max_length)
     answer = max((_tokens(row.messages[-1:]) for row in rows), default=0)
     batch = Batch(options.batch_size, longest, answer, longest <= PLAIN_ATTENTION_TOKENS)
-    size = (
-        source.bytes_of_weight if dtype == "float32" else SIZES[dtype]
-    )  # mapped as stored, or of its own type
+    # In float32 it stays mapped as it is stored.
+    size = source.bytes_of_weight if dtype == "float32" else SIZES[dtype]
     return estimate(source.config, options, batch, dtype, size * source.shape.parameters)
 
 
@@ -129,10 +128,8 @@ def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]
     scored = process + source.logits(TEXT_TOKENS)
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
-        yield (
-            "quantize.gguf",
-            process + max(weights, floats + file),
-        )  # the importance matrix, then the quantizer
+        # The importance matrix, then the quantizer.
+        yield "quantize.gguf", process + max(weights, floats + file)
         buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":

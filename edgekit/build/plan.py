@@ -21,10 +21,10 @@ from edgekit.base.hub import cache_folder
 from edgekit.base.parts import install_line
 from edgekit.build import needs
 from edgekit.build.file_sizes import file_size
-from edgekit.build.shape import MIB, Shape
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
+from edgekit.models.shape import MIB, Shape
 from edgekit.targets.target import Export, Target, Tune
 from edgekit.tuning.memory import Need
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.models.shape import MIB, Shape
 from edgekit.targets.target import Tune
 
-MIB = 2**20
 SPARE = 0.8  # of the available memory is planned for
 # Values that a layer keeps for the backward pass, per token, in units of the hidden size and of the MLP's size. With a
 # bfloat16 base, norms are in float32 and each input of an adapter is kept twice. `tests/tuning/test_memory.py` counts them.
@@ -63,21 +63,18 @@ def base_dtype(options: Tune, native_bf16: bool) -> str:
 
 def estimate(config: Mapping[str, Any], options: Tune, batch: Batch, dtype: str, base_bytes: float) -> Need:
     """The memory of a step on `batch`, for a base that takes `base_bytes`."""
-    hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
-    heads = int(config.get("num_attention_heads", 1))
-    key_heads = int(config.get("num_key_value_heads") or heads)
-    head_size = int(config.get("head_dim") or hidden // max(heads, 1))
-    mlp = int(config.get("intermediate_size", 4 * hidden))
-    queries, keys = heads * head_size, key_heads * head_size
-
+    shape = Shape.of(config)
+    hidden, mlp, layers, queries, keys = (
+        shape.hidden, shape.intermediate, shape.layers, shape.queries, shape.keys,
+    )  # fmt: skip
     size, tokens = SIZES[dtype], batch.rows * batch.tokens
     of_hidden, of_mlp, of_attention = KEPT[dtype]
     values = of_hidden * max(hidden, queries) + of_mlp * mlp
     if batch.plain_attention:
-        values += of_attention * heads * batch.tokens + 2 * queries
+        values += of_attention * shape.heads * batch.tokens + 2 * queries
     layer = tokens * values * size
     inputs = layers * tokens * hidden * size
-    logits = batch.rows * batch.answer * int(config.get("vocab_size", 0)) * PER_LOGIT
+    logits = batch.rows * batch.answer * shape.vocabulary * PER_LOGIT
     sides = 2 * (hidden + queries) + 2 * (hidden + keys) + 3 * (hidden + mlp)
     adapter = options.rank * layers * sides * PER_ADAPTER_WEIGHT
     return Need(

@@ -20,6 +20,7 @@ class Shape:
     hidden: int
     intermediate: int
     layers: int
+    heads: int
     queries: int
     """Columns of all query heads."""
     keys: int
@@ -43,6 +44,7 @@ class Shape:
             hidden=hidden,
             intermediate=int(config.get("intermediate_size") or 4 * hidden),
             layers=int(config.get("num_hidden_layers", 0)),
+            heads=heads,
             queries=heads * head_size,
             keys=int(config.get("num_key_value_heads") or heads) * head_size,
             tied=bool(config.get("tie_word_embeddings", False)),
