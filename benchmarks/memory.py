@@ -127,7 +127,7 @@ def watch(command: list[str], code: Path, folders: list[Path]) -> tuple[Timeline
         while process.poll() is None:
             seen.samples.append((time.time(), *memory_of(process.pid)))
             if turn % DISK_EVERY == 0:
-                seen.disk = max(seen.disk, sum(on_disk(folder) for folder in folders if folder.exists()))
+                seen.disk = max(seen.disk, on_disk(*folders))
             turn += 1
             time.sleep(EVERY_S)
     return seen, process.returncode

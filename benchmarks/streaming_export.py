@@ -180,10 +180,10 @@ def measure(steps: list[list[str]], work: Path) -> Way:
     return way
 
 
-def on_disk(folder: Path) -> int:
-    """Bytes that the files below `folder` take; holes in them and links take none."""
+def on_disk(*folders: Path) -> int:
+    """Bytes that the files below `folders` take; holes in them and links take none."""
     taken: dict[int, int] = {}
-    for file in folder.rglob("*"):
+    for file in (file for folder in folders for file in folder.rglob("*")):
         try:
             at = file.lstat()
         except FileNotFoundError:  # renamed or removed meanwhile

@@ -15,10 +15,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class StageOutput:
     peak_rss_mib: float
     facts: tuple[GateResult | Measured, ...]
     cached: bool
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of each file, by its path in the folder."""
 
 
 class Cache:
@@ -146,22 +149,60 @@ class Cache:
         self.emit(StageFinished(name, seconds))
         return _output(name, final, record, cached=False)
 
+    def give(self, stage: StageOutput, file: Path, place: Path) -> None:
+        """Leave `file` of a stage, of which `place` is a hard link, to `place`; the cache keeps a symbolic link to it.
+
+        The stage's next use copies it back.
+        """
+        record = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
+        name = file.relative_to(stage.path).as_posix()
+        write_json(stage.path / RECORD, {**record, "given": sorted({*record.get("given", []), name})})
+        link = stage.path.with_name(f"{stage.path.name}.partial")
+        remove(link)
+        link.symlink_to(place.resolve())
+        os.replace(link, file)
+
     def _find(self, name: str, final: Path) -> StageOutput | None:
         try:
             record = json.loads((final / RECORD).read_text(encoding="utf-8"))
-            changed = next(
-                (path for path, state in record["files"].items() if _changed(final / path, state)), None
-            )
+            states = {final / path: state for path, state in record["files"].items()}
+            given = {final / path: states[final / path]["mtime_ns"] for path in record.get("given", ())}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             remove(final)
             return None
+        given = {file: written for file, written in given.items() if file.is_symlink() and file.is_file()}
+        for file in given:
+            self._take_back(file, final)
+        try:
+            changed = next((file for file, state in states.items() if _changed(file, state)), None)
+            for file, written in given.items():
+                os.utime(file, ns=(written, written))
+        except (OSError, ValueError, KeyError, TypeError):
+            remove(final)
+            return None
         if changed is not None:
-            message = f"{final / changed} was changed after stage '{name}' wrote it; the stage runs again."
-            self.emit(Alert("warning", message))
+            what = (
+                f"{changed.readlink()} was moved or removed"
+                if changed.is_symlink()
+                else f"{changed} was changed"
+            )
+            self.emit(Alert("warning", f"{what} after stage '{name}' wrote it; the stage runs again."))
             remove(final)
             return None
         os.utime(final / RECORD)  # the time of last use, for `edgekit cache`
         return _output(name, final, record, cached=True)
+
+    def _take_back(self, file: Path, final: Path) -> None:
+        """Copy a file that an output was given, in place of the symbolic link to it."""
+        staging = final.with_name(f"{final.name}.partial")
+        remove(staging)
+        staging.mkdir()
+        self.emit(Alert("info", f"Copying {file.resolve()} back into the cache."))
+        try:
+            shutil.copyfile(file, staging / file.name)
+            os.replace(staging / file.name, file)
+        finally:
+            remove(staging)
 
 
 @contextmanager
@@ -210,6 +251,7 @@ def _output(name: str, path: Path, record: Mapping[str, Any], *, cached: bool) -
         record["peak_rss_mib"],
         facts,
         cached,
+        {file: state["sha256"] for file, state in record["files"].items()},
     )
 
 

@@ -19,7 +19,10 @@ SUFFIXES = (".work", ".partial")
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished stage, or the remains of an interrupted one; `used` is the time of last use, Unix seconds."""
+    """A finished stage, or the remains of an interrupted one; `used` is the time of last use, Unix seconds.
+
+    `bytes` is what removing it frees: not files that also lie in an output folder.
+    """
 
     stage: str
     key: str
@@ -121,7 +124,7 @@ def _entry(stage: str, path: Path) -> Entry | None:
         if finished
         else max((at.st_mtime for at in status), default=path.stat().st_mtime)
     )
-    size = sum(at.st_size for at in status)
+    size = sum(at.st_size for at in status if at.st_nlink == 1)
     return Entry(
         stage,
         path.stem if not finished else path.name,

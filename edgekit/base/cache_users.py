@@ -38,22 +38,29 @@ def alone(root: Path) -> Iterator[None]:
     with locked(root / LOCKS / DOOR, wait=False, busy=busy, hint="Try again when it has ended."):
         if users := _present(root / LOCKS / USERS):
             raise ConfigError(
-                f"{root} is in use by process {', '.join(users)}; nothing was removed.",
+                f"{root} is in use by process {', '.join(dict.fromkeys(users))}; nothing was removed.",
                 "Run the same command again when that process has ended.",
             )
         yield
 
 
+@contextlib.contextmanager
+def others_wait(root: Path) -> Iterator[int]:
+    """Keep processes from registering as users of the cache; yields how many registrations there are."""
+    with locked(root / LOCKS / DOOR):
+        yield len(_present(root / LOCKS / USERS))
+
+
 def _present(folder: Path) -> list[str]:
-    """The ids of the processes that hold a lock file in `folder`; unused lock files are removed."""
-    found = set()
+    """The ids of the processes that hold a lock file in `folder`, one for each; unused lock files are removed."""
+    found = []
     for file in sorted(folder.glob("*-*")):
         lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            found.add(file.name.partition("-")[0])
+            found.append(file.name.partition("-")[0])
         else:
             lock.release()
             file.unlink(missing_ok=True)
-    return sorted(found)
+    return found

@@ -106,10 +106,20 @@ def _idle_file_cache(stat: Path) -> int:
 
 def free_disk_mib(path: Path) -> int:
     """Free space on the disk that holds `path`, which need not exist yet, MiB."""
+    return psutil.disk_usage(str(_existing(path))).free // MIB
+
+
+def on_one_disk(first: Path, second: Path) -> bool:
+    """Whether two paths, which need not exist yet, are on one file system."""
+    return _existing(first).stat().st_dev == _existing(second).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
     place = path.absolute()
     while not place.exists():
         place = place.parent
-    return psutil.disk_usage(str(place)).free // MIB
+    return place
 
 
 def cpu_flags() -> frozenset[str]:

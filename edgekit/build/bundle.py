@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit.base.artifacts import digest_of, list_files, sha256_file, write_json, written_whole
+from edgekit.base.artifacts import digest_of, list_files, sha256_file, write_json
 from edgekit.base.code import versions
 from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.output import Output, output
 from edgekit.build.request import Request
-from edgekit.device.manifest import MANIFEST, SCHEMA, read_manifest
+from edgekit.device.manifest import MANIFEST, ONE_NAME, SCHEMA, read_manifest
 from edgekit.evaluation.accuracy import cut_after
 from edgekit.field.telemetry.reference import FILE as SIGNALS
 from edgekit.field.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
 from edgekit.models import source as model
 from edgekit.proof.golden import FILE as GOLDEN
 from edgekit.proof.golden import SCHEMA as GOLDEN_SCHEMA
-from edgekit.report.outcome import Outcome
+from edgekit.report.outcome import Artifact, Outcome
 
 if TYPE_CHECKING:
+    from edgekit.base.cache import Cache
     from edgekit.models.tokenizer import ModelTokenizer
 
 REPORT = "report.json"
@@ -68,16 +70,22 @@ def check_free(request: Request) -> None:
 
 
 def write(
-    request: Request, tokenizer: ModelTokenizer, outcome: Outcome, report: dict[str, Any], log: Path
+    request: Request,
+    tokenizer: ModelTokenizer,
+    outcome: Outcome,
+    report: dict[str, Any],
+    cache: Cache,
+    log: Path,
 ) -> None:
     """Write the bundle under a temporary name, and rename it when it is complete."""
     from edgekit.report.html import write_html
     from edgekit.report.readme import bundle_readme
 
-    with written_whole(request.out, force=True) as out:
+    with output(cache, request.out, force=True) as written:
+        out = written.folder
         out.mkdir()
         for artifact in outcome.artifacts:
-            copy(artifact.path, out / artifact.output)
+            put(written, artifact)
         (out / "tokenizer").mkdir()
         for name in TOKENIZER_FILES:
             if (tokenizer.folder / name).is_file():
@@ -109,12 +117,10 @@ def _by_format(outcome: Outcome, values: Sequence[Any]) -> dict[str, Any]:
     return {artifact.format: value for artifact, value in zip(outcome.artifacts, values, strict=True)}
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file or a folder; links are replaced by their contents."""
-    if source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copyfile(source, target)
+def put(written: Output, artifact: Artifact) -> None:
+    """Put the file or folder of `artifact` into an output folder."""
+    one_name = artifact.runtime in ONE_NAME
+    written.put(artifact.steps[-1], artifact.path, artifact.output, one_name=one_name)
 
 
 def _manifest(

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.base.hardware import cpu_has_bf16
+from edgekit.base.output import GIVEN
 from edgekit.build.file_sizes import file_size
 from edgekit.data.splits import Dataset
+from edgekit.device.manifest import ONE_NAME
 from edgekit.models.shape import MIB, Shape
 from edgekit.registry import load
 from edgekit.targets.target import Export, Target, Tune
@@ -89,14 +91,21 @@ def stage_memory(source: Source, target: Target, data: Dataset, tuning_mib: floa
     return needs
 
 
-def disk(source: Source, target: Target) -> float:
-    """What a build puts into the cache and into its output folder, MiB."""
-    files = [file_size(source.shape, export)[1] for export in target.export]
+def disk(source: Source, target: Target, *, one_disk: bool = True) -> float:
+    """What a build puts into the cache and into its output folder, MiB.
+
+    They share the exported files on one disk, except small ones of a reader that refuses links (`edgekit.base.output`).
+    """
+    files = 0.0
+    for export in target.export:
+        size = file_size(source.shape, export)[1]
+        copied = load("exporters", export.format).runtime in ONE_NAME and size <= GIVEN / MIB
+        files += size * (1 + (copied or not one_disk))
     floats = sum(
         4 * source.shape.parameters / MIB for export in target.export if _has_float_file(source, export)
     )
     folders = 1 + source.is_gguf + (target.prune.drop_layers > 0)  # merged, read out, pruned
-    return folders * source.weights + floats + 2 * sum(files) + SMALL_FILES
+    return folders * source.weights + floats + files + SMALL_FILES
 
 
 def _has_float_file(source: Source, export: Export) -> bool:

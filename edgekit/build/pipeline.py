@@ -128,5 +128,5 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         facts=cache.facts,
     )
     report = assemble(outcome)
-    bundle.write(request, tokenizer, outcome, report, log)
+    bundle.write(request, tokenizer, outcome, report, cache, log)
     return report

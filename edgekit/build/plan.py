@@ -166,6 +166,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     if is_remote:
         download_mib = hub.missing_bytes(source.repository, source.revision) / MIB
         places.append(cache_folder())
+    one_disk = hardware.on_one_disk(cache_dir, out)
     available = hardware.available_memory_mib()
     tuning = needs.tuning(weights, target.tune, data)
     recomputes = _recomputes(tuning, target.tune, available)
@@ -180,7 +181,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         rows=data.rows,
         data=data.notes,
         exports=exports,
-        disk_needed_mib=round(needs.disk(weights, target) + download_mib),
+        disk_needed_mib=round(needs.disk(weights, target, one_disk=one_disk) + download_mib),
         disk_free_mib=min(map(hardware.free_disk_mib, places)),
         download_mib=round(download_mib),
         memory_needed_mib=round(max(memory.values())),

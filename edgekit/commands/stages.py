@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -87,10 +88,8 @@ def tune(
             lines = mask_lines(encoded, tokenizer, show_mask)
         else:
             with written_whole(out, force=force) as staging:
-                from edgekit.build.bundle import copy
-
                 adapter = stages.tune(cache, request, base)
-                copy(adapter.path, staging)
+                shutil.copytree(adapter.path, staging)
                 (staging / "stage.json").unlink()
     if show_mask:
         shell.print_json(lines) if json else shell.say("\n".join(lines))
@@ -263,8 +262,9 @@ def export(
     from edgekit import registry
     from edgekit.base.cache import Cache
     from edgekit.base.errors import GateError
+    from edgekit.base.output import output
     from edgekit.build import adapters, checks, stages
-    from edgekit.build.bundle import copy
+    from edgekit.build.bundle import put
     from edgekit.build.plan import less_command, no_template_error, without_option
     from edgekit.build.request import Order
     from edgekit.data.dataset import DataOptions
@@ -296,21 +296,24 @@ def export(
         )
     if not has_template(request.source):
         raise no_template_error(str(model), "export", typed)
-    with shell.working() as emit, written_whole(out, force=force) as staging:
+    with shell.working() as emit:
         cache = Cache(cache_dir, emit)
-        source = bring_in(cache, request.source)
-        artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
-        # with --adapter the base alone is not asked the task, so it need not be certain of its answers
-        reference = checks.capture(cache, request, source, conversations=adapter is None)
-        for artifact in artifacts:
-            checks.verify(cache, request, reference, source, source, artifact)
-        staging.mkdir()
-        for artifact in artifacts:
-            copy(artifact.path, staging / artifact.output)
-        written = adapters.export(cache, request, source, adapter, artifacts, staging) if adapter else {}
+        with output(cache, out, force=force, give=adapter is None) as written:
+            source = bring_in(cache, request.source)
+            artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
+            # with --adapter the base alone is not asked the task, so it need not be certain of its answers
+            reference = checks.capture(cache, request, source, conversations=adapter is None)
+            for artifact in artifacts:
+                checks.verify(cache, request, reference, source, source, artifact)
+            written.folder.mkdir()
+            for artifact in artifacts:
+                put(written, artifact)
+            beside = (
+                adapters.export(cache, request, source, adapter, artifacts, written.folder) if adapter else {}
+            )
     failed = [gate for gate in cache.gates if not gate.passed]
     files = {artifact.format: str(out / artifact.output) for artifact in artifacts}
-    swapped = {format: str(out / name) for format, name in written.items()}
+    swapped = {format: str(out / name) for format, name in beside.items()}
     shell.print_json(
         {"files": files, "adapters": swapped, "gates": [asdict(gate) for gate in cache.gates]}
     ) if json else shell.say("\n".join(f"Exported: {path}" for path in [*files.values(), *swapped.values()]))

@@ -15,6 +15,7 @@ from edgekit.base.errors import CorruptError
 SCHEMA = "edgekit.bundle/1"
 MANIFEST = "manifest.json"
 COPY = "Copy the whole bundle again from a source that you trust."
+ONE_NAME = ("onnxruntime",)  # runtimes whose files edgekit refuses when they have another hard link
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

@@ -19,11 +19,10 @@ from typing import Any
 
 from edgekit.base.artifacts import list_files, sha256_file
 from edgekit.base.errors import CorruptError
-from edgekit.device.manifest import MANIFEST, check_files, read_manifest, release_name
+from edgekit.device.manifest import MANIFEST, ONE_NAME, check_files, read_manifest, release_name
 from edgekit.field.releases import disk
 
 NAME = re.compile(r"[0-9a-f]{12}")
-UNSHARED = ("onnxruntime",)  # runtimes that refuse hard links
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -63,7 +62,7 @@ def _to_copy(entry: Any) -> bool:
 
 def _unshared(manifest: Mapping[str, Any], path: str) -> bool:
     """Whether the runtime that reads this file refuses hard links to it."""
-    formats = [entry for entry in manifest["formats"].values() if entry.get("runtime") in UNSHARED]
+    formats = [entry for entry in manifest["formats"].values() if entry.get("runtime") in ONE_NAME]
     return any(path == entry["path"] or path.startswith(f"{entry['path']}/") for entry in formats)
 
 
