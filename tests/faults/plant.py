@@ -330,6 +330,28 @@ def onnx_weight(folder: Path, node: str) -> tuple[Any, Any, list[str]]:
     return model, found, [name for name in found.input if name in known]
 
 
+def plant_onnx_flipped_setting(role: str) -> Callable[[Path], None]:
+    """tokenizer_config.json asks to add `role` (`bos`, `eos`) to plain text where the model's does not, or the reverse."""
+
+    def flip(folder: Path) -> None:
+        file, key = folder / "tokenizer_config.json", f"add_{role}_token"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**settings, key: not settings.get(key)}), encoding="utf-8")
+
+    return flip
+
+
+def plant_onnx_framing_rule(folder: Path) -> None:
+    """tokenizer.json puts its second added token before plain text, which the model's does not."""
+    file = folder / "tokenizer.json"
+    rules = json.loads(file.read_text(encoding="utf-8"))
+    id_, text = (rules["added_tokens"][1][key] for key in ("id", "content"))
+    plain, token = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": text, "type_id": 0}}
+    known = {text: {"id": text, "ids": [id_], "tokens": [text]}}
+    rule = {"type": "TemplateProcessing", "single": [token, plain], "pair": [plain], "special_tokens": known}
+    file.write_text(json.dumps({**rules, "post_processor": rule}), encoding="utf-8")
+
+
 def plant_onnx_swapped_q_and_k(folder: Path) -> None:
     """Layer 1's q holds k and its k holds q; needs as many key-value heads as heads, and 32 bits."""
     _, _, (name,) = onnx_weight(folder, "/model/layers.1/attn/qkv_proj/")

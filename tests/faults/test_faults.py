@@ -77,15 +77,16 @@ KEYS = ("qwen3", "gemma3", "llama3.1")  # slow: the same keys of the small model
 
 
 @dataclass(frozen=True)
-class RealCase:
-    """A tiny model with a maker's tokenizer, its good file, and what the tokenizer does."""
+class Case:
+    """A tiny model, its good file, and what its tokenizer does."""
 
     model: Path
     good: Path
     facts: ReferenceFacts
 
     @classmethod
-    def make(cls, folder: Path, name: str, **changes: Any) -> RealCase:
+    def make(cls, folder: Path, name: str, **changes: Any) -> Case:
+        """The case of a model with the maker's tokenizer `name`."""
         model = makers.make(folder / "model", name, **changes)
         return cls(model, write(model, folder), ReferenceFacts.of(ModelTokenizer(model)))
 
@@ -96,15 +97,15 @@ class RealCase:
         else:
             opened = subject_of(path).open(threads=1)
             try:
-                found, _ = text_path.identity(opened, self.facts, "gguf", "verify")
+                found, _ = text_path.identity(opened, self.facts, gate.partition(".")[0], "verify")
             finally:
                 opened.close()
         return {result.name: result for result in found}
 
 
 @pytest.fixture(scope="module", params=list(REAL))
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealCase:
-    return RealCase.make(tmp_path_factory.mktemp("real"), request.param, **REAL[request.param])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case.make(tmp_path_factory.mktemp("real"), request.param, **REAL[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +161,13 @@ def test_a_planted_fault_is_caught_by_name(name: str, file: Path, model: Path, c
 
 
 @pytest.mark.slow
-def test_the_good_file_passes_over_a_real_vocabulary(real: RealCase, cache: Cache) -> None:
+def test_the_good_file_passes_over_a_real_vocabulary(real: Case, cache: Cache) -> None:
     assert not failed(check(real.good, real.model, cache))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_caught_over_a_real_vocabulary(name: str, real: RealCase, tmp_path: Path) -> None:
+def test_a_planted_fault_is_caught_over_a_real_vocabulary(name: str, real: Case, tmp_path: Path) -> None:
     fault, gate = FAULTS[name]
     if name == "untied head written as tied" and not plant.has_head(real.good):
         pytest.skip("the model has no head of its own")
@@ -182,7 +183,7 @@ def test_a_planted_fault_is_caught_over_a_real_vocabulary(name: str, real: RealC
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEYS)
 def test_keys_that_frame_plain_text_otherwise_are_caught(name: str, tmp_path: Path) -> None:
-    case = RealCase.make(tmp_path, name)
+    case = Case.make(tmp_path, name)
     gate = "gguf.tokenizer_identity"
     assert gate not in failed(case.check(case.good, gate))
     for role in ("eos",) if plant.adds_bos_itself(case.good) else ("bos", "eos"):
@@ -204,6 +205,32 @@ def test_a_truncated_file_is_corrupt(file: Path, model: Path, cache: Cache) -> N
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_small(tmp_path_factory.mktemp("small") / "llama")
+
+
+@pytest.fixture(scope="module")
+def good_onnx(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small-onnx") / "onnx"
+    options = OnnxExport(format="onnx", precision="fp32")
+    onnx_export.export(small, folder, options, ExportContext(small), ignore)
+    return folder
+
+
+def test_a_folder_that_frames_plain_text_otherwise_is_caught(
+    small: Path, good_onnx: Path, tmp_path: Path
+) -> None:
+    case = Case(small, good_onnx, ReferenceFacts.of(ModelTokenizer(small)))
+    gate = "onnx.tokenizer_identity"
+    assert gate not in failed(case.check(good_onnx, gate))
+    faults = {
+        "bos": plant.plant_onnx_flipped_setting("bos"),
+        "eos": plant.plant_onnx_flipped_setting("eos"),
+        "rule": plant.plant_onnx_framing_rule,
+    }
+    for name, fault in faults.items():
+        folder = shutil.copytree(good_onnx, tmp_path / name)
+        fault(folder)
+        found = failed(case.check(folder, gate))
+        assert "plain text 'a'" in found[gate].detail, name
 
 
 def test_a_ruinous_calibration_set_is_caught(model: Path, cache: Cache, tmp_path: Path) -> None:
@@ -235,11 +262,10 @@ def test_a_ruinous_calibration_set_is_caught(model: Path, cache: Cache, tmp_path
     assert "tensors with the largest error: blk." in found["ruinous"]["gguf.mean_kld_nats"].detail
 
 
-def test_weights_outside_the_folder_are_never_read(small: Path, cache: Cache, tmp_path: Path) -> None:
-    folder = tmp_path / "onnx"
-    onnx_export.export(
-        small, folder, OnnxExport(format="onnx", precision="fp32"), ExportContext(small), ignore
-    )
+def test_weights_outside_the_folder_are_never_read(
+    small: Path, good_onnx: Path, cache: Cache, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(good_onnx, tmp_path / "onnx")
     (folder / "model.onnx.data").rename(tmp_path / "model.onnx.data")
     graph = onnx.load(folder / "model.onnx", load_external_data=False)
     for tensor in graph.graph.initializer:

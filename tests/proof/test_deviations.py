@@ -187,6 +187,42 @@ def test_a_text_that_the_runtime_reads_as_a_token_by_its_own_choice_is_told() ->
 
 
 @dataclass
+class Frames(Shown):
+    """Puts these ids before and after plain text."""
+
+    before: tuple[int, ...] = (256,)
+    after: tuple[int, ...] = ()
+
+    def framed(self, text: str) -> list[int]:
+        return [*self.before, *self.encode(text), *self.after]
+
+
+@dataclass
+class AsSet(Frames):
+    """A reference whose maker's settings ask for no BOS, which its tokenizer adds nevertheless."""
+
+    def framed_as_set(self, text: str) -> list[int]:
+        return self.encode(text)
+
+
+def test_plain_text_that_is_framed_as_the_makers_settings_ask_is_told() -> None:
+    reference = ReferenceFacts.of(AsSet(TABLE), contents=["a row"])
+    failed, found = judged(Frames(TABLE, before=()), reference)
+    assert failed == {} and [deviation.kind for deviation in found] == ["frame"]
+    assert "as tokenizer_config.json asks, and transformers does not" in str(found[0])
+    assert judged(Frames(TABLE), reference) == ({}, [])  # as transformers does: no deviation
+
+
+@pytest.mark.parametrize(
+    "frame", [{"before": (257,)}, {"before": (256, 256)}, {"before": (), "after": (258,)}]
+)
+def test_plain_text_that_nobody_asked_to_frame_so_is_a_fault(frame: dict[str, tuple[int, ...]]) -> None:
+    failed, found = judged(Frames(TABLE, **frame), ReferenceFacts.of(AsSet(TABLE)))
+    assert list(failed) == ["tokenizer_identity"] and found == []
+    assert "with the BOS and EOS that are added to it" in failed["tokenizer_identity"].detail
+
+
+@dataclass
 class Package:
     """A runtime's package without edgekit, which reads the end of a word of `longest` characters otherwise."""
 
