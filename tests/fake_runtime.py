@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
+from edgekit.models.words import Approximation
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -47,6 +48,10 @@ class FakeRuntime:
     @property
     def template(self) -> ChatTemplate:
         return self.chat_template
+
+    @property
+    def approximations(self) -> dict[str, Approximation]:
+        return {}
 
     @property
     def begin_ids(self) -> list[int]:

@@ -169,12 +169,12 @@ def widen(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-def make_small(folder: Path, family: str = "llama", **changes: Any) -> Path:
-    """The same with a tokenizer of 520 tokens and a ChatML template: whole builds and checks take seconds."""
+def make_small(folder: Path, family: str = "llama", kind: str = "gpt-2", **changes: Any) -> Path:
+    """The same with a tokenizer of 520 tokens (of this kind) and a ChatML template: whole builds and checks take seconds."""
     import vocabularies
     from fake_runtime import CHATML
 
-    small = vocabularies.for_transformers()
+    small = vocabularies.for_transformers(kind)
     small.chat_template = CHATML
     return make(folder, family, tokens=small, **changes)
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
 from edgekit.export.gguf import vocab as gguf_vocab
+from edgekit.models import words
 
 TEXT = [
     "The pump in hall 12 shows 3.5 bar; it's 1999 or 2024, we'll see. They'RE loud, DON'T touch.",
@@ -18,6 +19,8 @@ TEXT = [
     "def read(x):\n    if x  > 10:\n\t\treturn x ** 2\n\n\n    return   None\r\n",
     "Приёмник 42, 温度は 37 度です。 مضخة ١٢ 🚀🚀 👩‍🔧 ½ Ⅻ x² …  “quoted”   spaces     end",
 ]
+# Words that runtimes split otherwise than the rules by case, often enough to be merged by these.
+BY_CASE = ["x;\n// ÜBER ÉCOLE ÜBER; ÉCOLE", "مَضَخَّة e\u0301te\u0301;\n// He'll Ankara'daki"] * 3
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -38,17 +41,19 @@ PRE_TOKENIZERS = {
     "smaug-bpe": _split(gguf_vocab.LLAMA3),
     "qwen2": _split(gguf_vocab.QWEN2),
     "deepseek-v3": _split(*gguf_vocab.DEEPSEEK3),
+    "tekken": _split(words.TEKKEN),
+    "gpt-4o": _split(words.GPT4O),
 }
 
 
 def byte_level(kind: str = "gpt-2") -> Tokenizer:
     """Byte-level BPE that splits text as llama.cpp's `kind`."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind in ("llama-bpe", "tekken")))
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[kind]
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        TEXT * 3,
+        TEXT * 3 + (BY_CASE if kind in ("tekken", "gpt-4o") else []),
         trainers.BpeTrainer(
             vocab_size=520, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
         ),
@@ -99,12 +104,12 @@ def write_gguf(vocabulary: gguf_vocab.Vocabulary, file: Path) -> None:
     writer.close()
 
 
-def for_transformers() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that a model folder can be saved with."""
+def for_transformers(kind: str = "gpt-2") -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of this kind that a model folder can be saved with."""
     names = {
         "unk_token": SPECIAL[0],
         "bos_token": SPECIAL[1],
         "eos_token": SPECIAL[2],
         "pad_token": SPECIAL[2],
     }
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level(), **names)
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level(kind), **names)

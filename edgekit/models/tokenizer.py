@@ -12,9 +12,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Row
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.tokenizer_files import DEFAULT, size_of_vocabulary, without_rows
-
-# How GPT-2 splits a text into words before merging (Radford et al. 2019); byte-level pre-tokenizers of other models too.
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from edgekit.models.words import Approximation, approximations
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -87,6 +85,12 @@ class ModelTokenizer:
         if isinstance(eos, bool):
             end = [self.tokenizer.eos_token_id] if eos else []
         return [*begin, *plain, *end]
+
+    @cached_property
+    def approximations(self) -> dict[str, Approximation]:
+        """What runtimes make of the tokenizer, by their names, as far as they do not reproduce its rule for words."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return {} if backend is None else approximations(backend)
 
     @cached_property
     def begin_ids(self) -> list[int]:

@@ -33,6 +33,7 @@ SCRIPTS = [
     "Zażółć gęślą jaźń.",
     "Árvíztűrő tükörfúrógép.",
     "Pijamalı hasta yağız şoföre çabucak güvendi. İstanbul, ılık.",
+    "Ankara'daki evde, Türkiye'nin, 2024'te İzmir'den.",
     "Kæmi ný öxi hér, ykist þjófum nú bæði víl og ádrepa.",
     "Đây là một câu tiếng Việt có đầy đủ dấu thanh.",
     "Съешь ещё этих мягких французских булок, да выпей чаю.",

@@ -5,10 +5,12 @@ there. Nobody who writes a file can change that, so it is not a fault of the fil
 such a text would lose it. So each deviation is told, with its consequence, and the gate `deviations` fails only if the
 rows, answers or prompts contain a text that it spoils.
 
-Of the runtimes only llama.cpp has ways of its own, and only for the texts that it knows (`battery.MARKERS`) and for those
-that its converter takes for control tokens (`LOOKS_SPECIAL`). The package onnxruntime-genai, which edgekit's runtime
-completes, cuts long words (`proof.bare`): that concerns an app without edgekit. Whatever else differs is a fault, and fails the gates in
-`proof.text_path`. What other converters leave out, edgekit's own files hold: in a build it is a fault (`own`).
+llama.cpp has ways of its own for the texts that it knows (`battery.MARKERS`) and for those that its converter takes for
+control tokens (`LOOKS_SPECIAL`). Both runtimes have their own form of two rules that split text into words
+(`models.words`): a difference counts only if the ids are exactly those of that form. The package onnxruntime-genai, which
+edgekit's runtime completes, cuts long words (`proof.bare`): that concerns an app without edgekit. Whatever else differs is
+a fault, and fails the gates in `proof.text_path`. What other converters leave out, edgekit's own files hold: in a build it
+is a fault (`own`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ NAMES_TOKENS = "llama.cpp"  # the runtime that knows tokens by their text
 # What llama.cpp's converter takes for a control token (`does_token_look_special` in `conversion/base.py`).
 LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 META_SPACE = "\u2581"  # stands for a space in the vocabularies of SentencePiece
+OTHER_IDS = "Such a text gets other token ids than the model was trained on, so answers to it may be worse."
+SPLITS = {"llama.cpp": "split_words", "onnxruntime": "split_slashes"}  # by the runtime's name
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,16 @@ KINDS = {
     "unicode_form": Kind(
         "{runtime} does not normalise text to the Unicode form NFC, as the model's tokenizer does",
         'Text in another form gets other token ids. Normalise it first: unicodedata.normalize("NFC", text).',
+    ),
+    "split_words": Kind(
+        "{runtime} splits words with combining marks (as in vowelled Arabic, Hindi or Thai) and words with accented capitals "
+        "(such as \u00dcBER) otherwise than the model's tokenizer",
+        OTHER_IDS,
+    ),
+    "split_slashes": Kind(
+        "{runtime} takes a slash for a word of its own where it follows punctuation and a line break, as in code with "
+        "comments, and the model's tokenizer does not",
+        OTHER_IDS,
     ),
     "frame": Kind(
         "{runtime} adds BOS or EOS to plain text as tokenizer_config.json asks, and transformers does not",
@@ -110,6 +124,7 @@ class Deviations:
         self._by_text = runtime.name == NAMES_TOKENS
         # another converter may have left out what edgekit writes
         self._lacking = self._by_text and not own
+        self._split = facts.split.get(runtime.name)
         self._seen: set[str] = set()
 
     @cached_property
@@ -159,8 +174,12 @@ class Deviations:
     def explains_encoding(self, text: str, expected: Sequence[int]) -> bool:
         """Whether the runtime gives `text` the `expected` ids once it is prepared as a deviation asks.
 
-        Or whether only markers differ, which the runtime reads as the token of this text and the reference as others.
+        Or whether it gives exactly the ids that its form of the tokenizer's rule for words makes, or only markers differ,
+        which the runtime reads as the token of this text and the reference as others.
         """
+        if self._split and self._split.ids.get(text) == tuple(self._runtime.encode(text)):
+            self._seen.add(SPLITS[self._runtime.name])
+            return True
         for kind, prepared in self._prepared(text):
             if self._runtime.encode(prepared) == list(expected):
                 self._seen.add(kind)
@@ -237,6 +256,7 @@ class Deviations:
             *self._of_tokens("end_tokens", self.ends),
             *self._of_tokens("claimed_texts", self._claimed),
             *self._of_text("unicode_form", lambda text: not unicodedata.is_normalized("NFC", text)),
+            *self._of_words(),
             *self._of_text("frame", lambda text: False),
             *self._of_text("long_words", lambda text: bool(LONG_WORD.search(text))),
             *self._of_text("typed_spaces", lambda text: META_SPACE in text),
@@ -252,6 +272,10 @@ class Deviations:
 
     def _of_text(self, kind: str, affected: Callable[[str], bool]) -> list[Deviation]:
         return [self._told(kind, 0, [], self._first(affected))] if kind in self._seen else []
+
+    def _of_words(self) -> list[Deviation]:
+        kind = SPLITS.get(self._runtime.name, "")
+        return [self._told(kind, 0, [], self._split.first)] if self._split and kind in self._seen else []
 
     def _told(self, kind: str, count: int, texts: Sequence[str], spoiled: str) -> Deviation:
         named = KINDS[kind]
@@ -269,7 +293,8 @@ def gate(found: Sequence[Deviation], prefix: str, stage: str) -> GateResult:
     spoiling = [deviation for deviation in found if deviation.spoiled]
     if spoiling:
         first = spoiling[0]
-        detail = f"the rows contain {_around(first)}, and {first}"
+        where = "rows or the chat template" if first.kind in SPLITS.values() else "rows"
+        detail = f"the {where} contain {_around(first)}, and {first}"
     else:
         detail = "; ".join(map(str, found)) or "none"
     share = 1 - len(spoiling) / max(len(found), 1)

@@ -9,6 +9,7 @@ from typing import Protocol
 from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Message, contents_of
 from edgekit.models.chat import ChatTemplate
+from edgekit.models.words import Approximation
 from edgekit.proof import texts as general
 from edgekit.proof.battery import battery, random_sequences, special_strings
 
@@ -29,6 +30,10 @@ class ReferenceTokenizer(Protocol):
 
     def framed_as_set(self, text: str) -> list[int]:
         """The same as the maker's settings ask for it, which the tokenizer may not follow."""
+
+    @property
+    def approximations(self) -> Mapping[str, Approximation]:
+        """What runtimes make of the tokenizer, by their names, as far as they do not reproduce its rule for words."""
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -52,6 +57,31 @@ class ReferenceTokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Split:
+    """What a runtime's own form of the rule for words makes of texts: its ids of those that get others than the reference's.
+
+    `first` is the first such text of the task's rows or of the template, from the word on that is split otherwise; empty
+    when there is none.
+    """
+
+    ids: Mapping[str, tuple[int, ...]]
+    first: str
+
+    @classmethod
+    def of(
+        cls, form: Approximation, reference: ReferenceTokenizer, texts: Iterable[str], own: Iterable[str]
+    ) -> Split:
+        """What `form` makes of `texts`, and of the task's `own`."""
+
+        def from_it(text: str) -> str:
+            at = form.differs_at(text)
+            return "" if at is None or form.encode(text) == reference.encode(text) else text[at:]
+
+        ids = {text: tuple(form.encode(text)) for text in texts if from_it(text)}
+        return cls(ids, next(filter(None, map(from_it, own)), ""))
+
+
+@dataclass(frozen=True)
 class ReferenceFacts:
     """The text path of a reference, as plain data.
 
@@ -60,6 +90,7 @@ class ReferenceFacts:
     person might write. Without a `template` there are no conversations. `contents` are the texts of the task's rows:
     no deviation of a runtime may spoil them. `vocabulary` has the id of each token, by its stored text. `framed` has the
     ids of the text `PLAIN` with BOS and EOS as the tokenizer adds them, `framed_as_set` as the maker's settings ask.
+    `split` has what each runtime, by its name, makes of the tokenizer's rule for words where it does not reproduce it.
     """
 
     texts: tuple[str, ...]
@@ -74,6 +105,7 @@ class ReferenceFacts:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     framed: tuple[int, ...] = ()
     framed_as_set: tuple[int, ...] = ()
+    split: Mapping[str, Split] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -97,6 +129,8 @@ class ReferenceFacts:
         texts = list(dict.fromkeys([*written, *drawn]))
         ids = [reference.encode(text) for text in texts]
         added = set(reference.added_tokens)
+        own = tuple(dict.fromkeys([*rows_text, *contents_of(rows), *contents]))
+        searched = [*own, template.source] if template else own
         return cls(
             texts=tuple(texts),
             ids=tuple(map(tuple, ids)),
@@ -111,7 +145,11 @@ class ReferenceFacts:
             vocabulary=reference.vocabulary,
             framed=tuple(reference.framed(PLAIN)),
             framed_as_set=tuple(reference.framed_as_set(PLAIN)),
-            contents=tuple(dict.fromkeys([*rows_text, *contents_of(rows), *contents])),
+            contents=own,
+            split={
+                name: Split.of(form, reference, texts, searched)
+                for name, form in reference.approximations.items()
+            },
         )
 
 

@@ -72,7 +72,8 @@ VERIFY_ADVICE = {  # on differences of a file from the model it claims to be
     "vocabulary": "Convert it again with the model's own tokenizer files.",
     "weights": "The file's weights differ from the model's: convert or merge it again from the right weights. If the check "
     "names an update that the type rounds away, give those tensors another type (tensor_types).",
-    "tokenizer_identity": "Convert it again with the model's own tokenizer files.",
+    "tokenizer_identity": "Convert it with edgekit export. Another converter may have left out tokenizer files of the model, or "
+    "named a wrong rule for splitting text into words (tokenizer.ggml.pre of a GGUF file).",
     "detokenization": "Convert it again with the model's own tokenizer files.",
     "template_identity": "Put the model's own chat template into the file.",
     "template_branches": "Do not use this template: put the model's own into the file.",

@@ -31,7 +31,8 @@ import gguf
 
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.models.source import NAMES_ALL_STOPS, UNICODE_FORM
-from edgekit.models.tokenizer import GPT2_PATTERN, load_tokenizer
+from edgekit.models.tokenizer import load_tokenizer
+from edgekit.models.words import GPT2_PATTERN, GPT4O, TEKKEN, pattern_of, steps
 
 DIGIT = r"\p{N}"
 LLAMA3 = (
@@ -52,6 +53,12 @@ PRE_TOKENIZERS = {
     ((LLAMA3,), False): "smaug-bpe",
     ((QWEN2,), False): "qwen2",
     (DEEPSEEK3, False): "deepseek-v3",
+    ((TEKKEN,), True): "tekken",
+    ((GPT4O,), False): "gpt-4o",
+    (
+        (GPT4O,),
+        True,
+    ): "gpt-4o",  # llama.cpp merges there; every word of GPT-OSS's vocabulary is what its merges give
 }
 SPACE = "\u2581"
 NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}  # of the special tokens of Phi-3 (llama-vocab.cpp)
@@ -223,17 +230,8 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return merges
 
 
-def _steps(part: Mapping[str, Any] | None, children: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, with nested sequences flattened."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [step for child in part[children] for step in _steps(child, children)]
-    return [part]
-
-
 def _unicode_form(rules: Mapping[str, Any]) -> str:
-    return "NFC" if {"type": "NFC"} in _steps(rules.get("normalizer"), "normalizers") else ""
+    return "NFC" if {"type": "NFC"} in steps(rules.get("normalizer"), "normalizers") else ""
 
 
 def _kind(
@@ -251,21 +249,21 @@ def _pre_tokenizer(rules: Mapping[str, Any]) -> str:
     Qwen's NFC normalizer is accepted. llama.cpp has no counterpart, so text that is not in NFC gets other ids there; the
     file records the form (`UNICODE_FORM`), so that a caller can normalise the text first.
     """
-    for step in _steps(rules.get("normalizer"), "normalizers"):
+    for step in steps(rules.get("normalizer"), "normalizers"):
         if step["type"] != "NFC":
             raise _unsupported(f"its normalizer {step['type']} has no counterpart")
     patterns: list[str] = []
-    steps = _steps(rules.get("pre_tokenizer"), "pretokenizers")
-    for step in steps:
+    splitting = steps(rules.get("pre_tokenizer"), "pretokenizers")
+    for step in splitting:
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
             patterns += [GPT2_PATTERN] if step.get("use_regex", True) else []
         elif step["type"] == "Digits" and step["individual_digits"]:
             patterns.append(DIGIT)
-        elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-            patterns.append(step["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n"))
+        elif pattern := pattern_of(step):
+            patterns.append(pattern)
         else:
             raise _unsupported(f"its pre-tokenizer {json.dumps(step)} has no counterpart")
-    if not steps or steps[-1]["type"] != "ByteLevel":
+    if not splitting or splitting[-1]["type"] != "ByteLevel":
         raise _unsupported("its pre-tokenizer does not end in ByteLevel")
     whole_words = bool(rules["model"].get("ignore_merges"))
     if (name := PRE_TOKENIZERS.get((tuple(patterns), whole_words))) is None:
@@ -284,14 +282,14 @@ def _sentencepiece_kind(
     if rules["model"].get("ignore_merges"):
         raise _unsupported("it uses ignore_merges together with a byte fallback")
     spaces: list[str] = []
-    for step in _steps(rules.get("normalizer"), "normalizers"):
+    for step in steps(rules.get("normalizer"), "normalizers"):
         if step["type"] == "Replace" and (step["pattern"].get("String"), step["content"]) == (" ", SPACE):
             spaces.append("replace")
         elif step["type"] == "Prepend" and step["prepend"] == SPACE:
             spaces.append("prepend")
         else:
             raise _unsupported(f"its normalizer {json.dumps(step)} has no counterpart")
-    for step in _steps(rules.get("pre_tokenizer"), "pretokenizers"):
+    for step in steps(rules.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] == "Metaspace" and step["replacement"] == SPACE and not step.get("split", True):
             spaces += {"always": ["prepend"], "never": []}.get(
                 step["prepend_scheme"], [step["prepend_scheme"]]
@@ -399,6 +397,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _framing(rules: Mapping[str, Any]) -> set[str]:
     """The special tokens that the tokenizer adds around a text."""
-    steps = _steps(rules.get("post_processor"), "processors")
-    parts = [part for step in steps for part in step.get("single", [])]
+    framing = steps(rules.get("post_processor"), "processors")
+    parts = [part for step in framing for part in step.get("single", [])]
     return {part["SpecialToken"]["id"] for part in parts if "SpecialToken" in part}

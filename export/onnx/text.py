@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.models.tokenizer import GPT2_PATTERN
+from edgekit.models.words import GPT2_PATTERN
 
 
 def adapt(tokenizer: dict[str, Any], added: Mapping[int, Any]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgekit.export.gguf.vocab import LLAMA3
 from edgekit.proof.battery import MARKERS
 
 Array = NDArray[np.float32]
@@ -162,6 +163,12 @@ def plant_flipped_key(role: str) -> Callable[[Path], None]:
         rewrite(file, added={key: not (found and found.contents())})
 
     return flip
+
+
+def plant_wrong_words(file: Path) -> None:
+    """Another rule for splitting text into words."""
+    own = gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents()
+    rewrite(file, fields={"tokenizer.ggml.pre": "qwen2" if own != "qwen2" else "gpt-2"})
 
 
 def plant_swapped_q_and_k(file: Path) -> None:
@@ -350,6 +357,14 @@ def plant_onnx_framing_rule(folder: Path) -> None:
     known = {text: {"id": text, "ids": [id_], "tokens": [text]}}
     rule = {"type": "TemplateProcessing", "single": [token, plain], "pair": [plain], "special_tokens": known}
     file.write_text(json.dumps({**rules, "post_processor": rule}), encoding="utf-8")
+
+
+def plant_onnx_wrong_words(folder: Path) -> None:
+    """The rule of Llama 3 for splitting text into words."""
+    file = folder / "tokenizer.json"
+    rules = json.loads(file.read_text(encoding="utf-8"))
+    rules["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": LLAMA3}
+    file.write_text(json.dumps(rules), encoding="utf-8")
 
 
 def plant_onnx_swapped_q_and_k(folder: Path) -> None:

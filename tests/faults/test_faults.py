@@ -28,11 +28,12 @@ from edgekit.export.gguf.quantize import quantize
 from edgekit.export.onnx import export as onnx_export
 from edgekit.models.source import resolve
 from edgekit.models.tokenizer import ModelTokenizer
-from edgekit.proof import text_path
+from edgekit.proof import bare, text_path
 from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.prove import weights
 from edgekit.proof.verify import subject_of, verify_file
 from edgekit.registry import ExportContext
+from edgekit.runtimes.llamacpp import open_model
 from edgekit.targets.target import Budget, OnnxExport
 
 BUDGET = Budget(
@@ -51,6 +52,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "BOS added or left out": (plant.plant_flipped_key("bos"), "gguf.tokenizer_identity"),
     "EOS added": (plant.plant_flipped_key("eos"), "gguf.tokenizer_identity"),
     "dropped added token": (plant.plant_dropped_added_token, "gguf.tokenizer_identity"),
+    "wrong rule for words": (plant.plant_wrong_words, "gguf.tokenizer_identity"),
     "altered merge rule": (plant.plant_altered_merge_rule, "gguf.vocabulary"),
     "wrong EOS": (plant.plant_wrong_eos, "gguf.stop_ids"),
     "missing EOT": (plant.plant_missing_eot, "gguf.stop_ids"),
@@ -191,6 +193,40 @@ def test_keys_that_frame_plain_text_otherwise_are_caught(name: str, tmp_path: Pa
         plant.plant_flipped_key(role)(file)
         found = failed(case.check(file, gate))
         assert "plain text 'a'" in found[gate].detail
+
+
+@pytest.fixture(scope="module")
+def by_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A model with Mistral's rule for words, which both runtimes have in a form of their own."""
+    folder = tmp_path_factory.mktemp("by-case")
+    model = tiny.make_small(folder / "model", kind="tekken")
+    return Case(model, write(model, folder), ReferenceFacts.of(ModelTokenizer(model), ["ÜBER", "x;\n// y"]))
+
+
+def test_another_rule_than_that_which_llama_cpp_approximates_is_caught(by_case: Case, tmp_path: Path) -> None:
+    gate = "gguf.tokenizer_identity"
+    found = by_case.check(by_case.good, gate)
+    assert found[gate].passed and "such as ÜBER" in found["gguf.deviations"].detail
+    assert not found["gguf.deviations"].passed  # the word stands in the rows
+    without = bare.compare(open_model(by_case.good, threads=1), by_case.facts)
+    assert without and without.causes()["split_words"] and without.gate("gguf", "verify").passed
+    for rule in ("pixtral", "gpt-4o"):
+        file = Path(shutil.copyfile(by_case.good, tmp_path / f"{rule}.gguf"))
+        plant.rewrite(file, fields={"tokenizer.ggml.pre": rule})
+        assert gate in failed(by_case.check(file, gate)), rule
+
+
+def test_another_rule_than_that_which_onnxruntime_approximates_is_caught(
+    by_case: Case, tmp_path: Path
+) -> None:
+    gate, good = "onnx.tokenizer_identity", tmp_path / "onnx"
+    options = OnnxExport(format="onnx", precision="fp32")
+    onnx_export.export(by_case.model, good, options, ExportContext(by_case.model), ignore)
+    found = by_case.check(good, gate)
+    assert found[gate].passed and "takes a slash" in found["onnx.deviations"].detail
+    assert not found["onnx.deviations"].passed
+    plant.plant_onnx_wrong_words(good)
+    assert gate in failed(by_case.check(good, gate))
 
 
 def test_a_truncated_file_is_corrupt(file: Path, model: Path, cache: Cache) -> None:

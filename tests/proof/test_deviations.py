@@ -5,11 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
-from fake_runtime import SPECIAL, FakeRuntime, bigram
+from fake_runtime import CHATML, SPECIAL, FakeRuntime, bigram
 
 from edgekit.base.events import GateResult
+from edgekit.models.chat import ChatTemplate
+from edgekit.models.words import Approximation
 from edgekit.proof import text_path
 from edgekit.proof.deviations import Deviation, Deviations
 from edgekit.proof.facts import ReferenceFacts
@@ -220,6 +223,66 @@ def test_plain_text_that_nobody_asked_to_frame_so_is_a_fault(frame: dict[str, tu
     failed, found = judged(Frames(TABLE, **frame), ReferenceFacts.of(AsSet(TABLE)))
     assert list(failed) == ["tokenizer_identity"] and found == []
     assert "with the BOS and EOS that are added to it" in failed["tokenizer_identity"].detail
+
+
+class Parts(Approximation):
+    """A form of a rule for words that takes a sharp s for a word of its own, which gets another id."""
+
+    def __init__(self) -> None:
+        pass
+
+    def differs_at(self, text: str) -> int | None:
+        return None if (at := text.find("\u00df")) < 0 else at
+
+    def encode(self, text: str) -> list[int]:
+        return Shown(TABLE).encode(text.replace("\u00df", "ss"))
+
+
+@dataclass
+class Approximated(Shown):
+    """A reference whose rule for words both runtimes have in this form only."""
+
+    @property
+    def approximations(self) -> dict[str, Approximation]:
+        return {"llama.cpp": Parts(), "onnxruntime": Parts()}
+
+
+@dataclass
+class Splits(Shown):
+    """A runtime with this form of the rule; with another if it `loses` capitals as well."""
+
+    loses: bool = False
+
+    def encode(self, text: str) -> list[int]:
+        return Parts().encode(text.replace("B", "b") if self.loses else text)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama.cpp", "split_words"), ("onnxruntime", "split_slashes")])
+def test_words_that_a_runtime_splits_otherwise_are_told_and_fail_where_the_rows_have_some(
+    name: str, kind: str
+) -> None:
+    def reference(row: str, **changes: Any) -> ReferenceFacts:
+        return ReferenceFacts.of(Approximated(TABLE, **changes), contents=[row])
+
+    runtime = Splits(TABLE, name=name)
+    for own in (False, True):
+        failed, found = judged(runtime, reference("a row"), own=own)
+        assert failed == {} and [deviation.kind for deviation in found] == [kind]
+    failed, _ = judged(runtime, reference("the Stra\u00dfe here"))
+    assert list(failed) == ["deviations"]
+    assert failed["deviations"].detail.startswith(
+        "the rows or the chat template contain '\u00dfe here', and "
+    )
+    template = ChatTemplate(CHATML.replace("You help.", "Hei\u00dft"), "<|im_start|>", "<|im_end|>")
+    changed = Splits(TABLE, name=name, chat_template=template)
+    assert list(judged(changed, reference("a row", chat_template=template))[0]) == ["deviations"]
+
+
+def test_only_the_ids_of_the_runtimes_own_form_are_a_deviation() -> None:
+    reference = ReferenceFacts.of(Approximated(TABLE))
+    assert list(judged(Splits(TABLE, loses=True), reference)[0]) == ["tokenizer_identity"]
+    assert list(judged(Splits(TABLE, name="another"), reference)[0]) == ["tokenizer_identity"]
+    assert judged(Approximated(TABLE), reference) == ({}, [])  # a runtime that has the rule itself
 
 
 @dataclass

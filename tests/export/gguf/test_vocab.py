@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import unicodedata
 from collections.abc import Callable
@@ -21,13 +22,26 @@ from tokenizers import AddedToken, Tokenizer, normalizers, processors
 
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.export.gguf.vocab import UNICODE_FORM, read_tokens, read_vocabulary
+from edgekit.models.words import Approximation, approximations
 
 BYTE_LEVEL = list(vocabularies.PRE_TOKENIZERS)
 SPECIAL = vocabularies.SPECIAL
 PIECES = [
     *"abrtW019.,;'!()_-/\n\t =é日ж½²🚀",
     *["  ", "    ", "\r\n", "\n\n\n", "'s", "'RE", "'ll", "don't", "return", "pump", "1234", "٣٤", "�"],
-    *["<|im_start|>", "<|endoftext|>", "<unk>", "<eos>", "<0x0A>", "▁", "e\u0301", "\u00a0", "\u3000"],
+    *[
+        "<|im_start|>",
+        "<|endoftext|>",
+        "<unk>",
+        "<eos>",
+        "<0x0A>",
+        "▁",
+        "e\u0301",
+        "\u00a0",
+        "\u3000",
+        "ÜBER",
+        "Мир",
+    ],
 ]
 texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=40).map("".join)
 
@@ -62,22 +76,56 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 @given(text=texts)
 @settings(max_examples=150, deadline=None)
 def test_ids_are_the_tokenizers_own(kind: str, pairs: dict[str, Pair], text: str) -> None:
+    """Or exactly what edgekit says that llama.cpp makes of a rule for words that it does not reproduce."""
     tokenizer, model = pairs[kind]
-    assert ids(model, text) == tokenizer.encode(text, add_special_tokens=False).ids
+    own = tokenizer.encode(text, add_special_tokens=False).ids
+    form = approximation(kind)
+    assert ids(model, text) == (form.encode(text) if form else own)
+    if form and form.differs_at(text) is None:
+        assert form.encode(text) == own
 
 
-@pytest.mark.parametrize(("kind", "other"), [("smollm", "gpt-2"), ("llama-bpe", "qwen2"), ("qwen2", "gpt-2")])
+@functools.cache
+def approximation(kind: str) -> Approximation | None:
+    byte_level = kind in BYTE_LEVEL
+    return approximations(vocabularies.byte_level(kind)).get("llama.cpp") if byte_level else None
+
+
+@pytest.mark.parametrize("kind", ["tekken", "gpt-4o"])
+@pytest.mark.parametrize("word", ["ÜBER", "مَضَخَّة"])
+def test_words_that_llama_cpp_splits_otherwise_are_found(
+    kind: str, word: str, pairs: dict[str, Pair]
+) -> None:
+    tokenizer, model = pairs[kind]
+    text, form = f"the pump {word}", approximation(kind)
+    assert form and form.differs_at(text) == len("the pump")  # a word begins with the space before it
+    assert ids(model, text) == form.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids
+    assert form.differs_at("The pump, Über, über ДОМ") is None
+
+
+OTHER_RULES = [
+    ("smollm", "gpt-2"), ("llama-bpe", "qwen2"), ("qwen2", "gpt-2"), ("tekken", "pixtral"), ("tekken", "gpt-4o"),
+    ("gpt-4o", "llama-bpe"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "other"), OTHER_RULES)
 def test_another_splitting_rule_is_seen(
     kind: str, other: str, pairs: dict[str, Pair], tmp_path: Path
 ) -> None:
-    """The texts above tell the rules apart: with the wrong name some ids differ."""
+    """The texts above tell the rules apart: with the wrong name some ids are neither the tokenizer's nor an approximation."""
     tokenizer = pairs[kind][0]
     folder = vocabularies.save(tokenizer, tmp_path / kind)
-    found = read_vocabulary(folder, tokenizer.get_vocab_size())
-    vocabularies.write_gguf(replace(found, tokens=replace(found.tokens, pre=other)), tmp_path / "wrong.gguf")
+    rule = read_vocabulary(folder, tokenizer.get_vocab_size())
+    vocabularies.write_gguf(replace(rule, tokens=replace(rule.tokens, pre=other)), tmp_path / "wrong.gguf")
     wrong = llama_cpp.Llama(str(tmp_path / "wrong.gguf"), vocab_only=True, verbose=False)
-    samples = [a + b + c for a in PIECES for b in PIECES for c in ("1234", "  x\n")]
-    assert any(ids(wrong, text) != tokenizer.encode(text, add_special_tokens=False).ids for text in samples)
+    samples = ["Ankara'daki", *(a + b + c for a in PIECES for b in PIECES for c in ("1234", "  x\n"))]
+    form = approximation(kind)
+    for text in samples:
+        found, own = ids(wrong, text), tokenizer.encode(text, add_special_tokens=False).ids
+        if found not in (own, form.encode(text) if form else own):
+            return
+    pytest.fail("no text tells the rules apart")
 
 
 def test_the_sample_models_tokenizer_is_written_as_its_own_file_has_it(tiny_llama: Path) -> None:
