@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
+
+from edgekit.base.memory import give_back, keep_for_good
 
 if TYPE_CHECKING:
     import field_state
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+# Workers that each compute on every core wait for one another most of the time.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 TINY_TARGET = """
 schema = 1
@@ -46,6 +52,13 @@ accuracy_gain_points = -100.0 # nor does it learn the task in six steps
 """
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Collections do not look at what earlier modules have imported."""
+    give_back()
+    keep_for_good()
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +111,11 @@ class TinyBuild:
     """A whole build of the tiny model: where things are, and what to type to repeat it."""
 
     folder: Path
-    model: Path
+
+    @property
+    def model(self) -> Path:
+        """The model that was built, as a Hugging Face folder."""
+        return self.folder / "model"
 
     @property
     def bundle(self) -> Path:
@@ -139,20 +156,32 @@ def shell() -> Shell:
 
 @pytest.fixture(scope="session")
 def tiny_build(tmp_path_factory: pytest.TempPathFactory) -> TinyBuild:
-    """One real build from rows to bundle on a tiny model with a small tokenizer, in both formats."""
+    """One real build from rows to bundle on a tiny model with a small tokenizer, in both formats.
+
+    The first worker that asks for it makes it, and each worker gets a copy of its own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-build"
+    with FileLock(f"{made}.lock"):
+        if not (made / "bundle" / "manifest.json").is_file():
+            shutil.rmtree(made, ignore_errors=True)
+            make_tiny_build(TinyBuild(made))
+    return TinyBuild(Path(shutil.copytree(made, tmp_path_factory.mktemp("build") / "tiny", symlinks=True)))
+
+
+def make_tiny_build(build: TinyBuild) -> None:
+    """Make the model, the data and the target in the build's folder, and build them."""
     import tiny
 
     from edgekit.data import demo
 
-    folder = tmp_path_factory.mktemp("build")
-    model = tiny.make_small(folder / "model")
-    demo.write(folder / "data", 48, 16, 12)
-    (folder / "tiny.toml").write_text(TINY_TARGET)
-    build = TinyBuild(folder, model)
+    build.folder.mkdir()
+    tiny.make_small(build.model)
+    demo.write(build.folder / "data", 48, 16, 12)
+    (build.folder / "tiny.toml").write_text(TINY_TARGET)
     command = [sys.executable, Path(__file__).with_name("recorded.py"), build.log, *build.arguments]
     done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
-    return build
 
 
 @pytest.fixture(scope="module")

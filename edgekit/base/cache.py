@@ -31,7 +31,7 @@ from edgekit.base.code import code_of, own_code, versions_of
 from edgekit.base.errors import StageError, reason
 from edgekit.base.events import Alert, Emit, Event, GateResult, Measured, StageFinished, StageStarted
 from edgekit.base.locks import locked
-from edgekit.base.memory import PeakRss, give_back
+from edgekit.base.memory import PeakRss, give_back, keep_for_good
 
 RECORD = "stage.json"
 SMALL = 1 << 20  # bytes; smaller files are read again whenever their stage is reused
@@ -145,6 +145,7 @@ class Cache:
         finally:
             remove(out)
             give_back()  # before the next stage needs it
+            keep_for_good()  # what the stage has imported
         remove(work)
         self.emit(StageFinished(name, seconds))
         return _output(name, final, record, cached=False)

@@ -19,9 +19,9 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import Connection
@@ -106,6 +106,7 @@ class IsolatedRuntime:
                 pass_fds=[theirs.fileno()],
             )
         self._connection = Connection(ours.detach())
+        self._reader = ThreadPoolExecutor(1)  # a read that can be given up after a time limit
         try:
             facts = self._receive("opening it")
         except BaseException:
@@ -196,6 +197,7 @@ class IsolatedRuntime:
 
     def close(self) -> None:
         """End the child process."""
+        self._reader.shutdown()
         self._connection.close()
         self._child.close()
 
@@ -221,31 +223,26 @@ class IsolatedRuntime:
         raise RAISED[kind](message, hint)
 
     def _received(self, what: str, limit: int) -> bytes:
-        late = threading.Event()
         limit_s = min(self._limits.step_s, self._limits.total_s - self._taken_s)
         if limit_s <= 0:
             self._child.kill()
             raise self._too_late(what, limit_s)
         start = time.monotonic()
-
-        def end() -> None:
-            late.set()
-            self._child.kill()
-
-        timer = threading.Timer(limit_s, end)
-        timer.start()
         try:
-            return self._connection.recv_bytes(limit)
+            return self._reader.submit(self._connection.recv_bytes, limit).result(limit_s)
+        except TimeoutError as error:
+            self._child.kill()
+            raise self._too_late(what, limit_s) from error
         except (EOFError, OSError) as error:
-            if late.is_set():
-                raise self._too_late(what, limit_s) from error
             self._child.kill()
             how = self._child.how_it_ended()
             raise self._corrupt(
                 f"{self._runtime} crashed while {what} ({how}); its memory limit is {self._memory_mib:.0f} MiB"
             ) from error
+        except BaseException:  # such as Ctrl-C: the reader would wait on
+            self._child.kill()
+            raise
         finally:
-            timer.cancel()
             self._taken_s += time.monotonic() - start
 
     def _too_late(self, what: str, limit_s: float) -> errors.CorruptError:

@@ -1,6 +1,7 @@
 """The sample model, for real: from its GGUF file to a proven GGUF file and ONNX folder."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def build(shell, folder: Path, *changes: str) -> dict:
     write_rows(folder / "data")
     sets = [part for value in (*SHORT, *changes) for part in ("--set", value)]
     places = ("--data", folder / "data", "--out", folder / "bundle", "--cache-dir", folder / "cache")
-    done = shell("build", *places, *sets, "--json")
+    threads = ("--threads", os.environ["OMP_NUM_THREADS"])  # a share of the cores: other tests run beside it
+    done = shell("build", *places, *sets, *threads, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

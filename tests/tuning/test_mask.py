@@ -46,6 +46,7 @@ def plain(tokenizer: ModelTokenizer, ids: list[int]) -> str:
 def test_supervised_ids_are_the_answer_with_its_stop_token(
     tokenizer: ModelTokenizer, question: str, answer: str
 ) -> None:
+    assume(tokenizer.stop_ids.isdisjoint(tokenizer.encode(answer)))  # else the row is left out
     assume(
         plain(tokenizer, tokenizer.encode(answer)) == answer
     )  # the vocabulary lacks a few bytes of rare planes
