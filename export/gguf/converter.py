@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from edgekit.base.artifacts import digest_of, sha256_file
@@ -29,6 +29,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 PARTS = ("conversion", "gguf-py")  # the folders that the script imports from
 NAMES = Path("conversion") / "__init__.py"  # holds the table of architectures
 TABLE = "TEXT_MODEL_MAP"
+ARCHITECTURES = Path(__file__).with_name("architectures.json")
 INSIDE = ("vendor", "llama.cpp")  # where llama.cpp lies in the archive, below its first folder
 LARGEST = 1 << 22  # bytes of one file of the converter
 TIMEOUT_S = 1800
@@ -69,39 +70,13 @@ def architectures(folder: Path) -> frozenset[str]:
     return frozenset()
 
 
-def gguf_architecture(folder: Path, name: str) -> str | None:
-    """What the converter in `folder` writes as `general.architecture` of the model class `name`, without importing it.
+def gguf_architecture(name: str) -> str | None:
+    """What the converter writes as `general.architecture` of the model class `name`; None where that depends on the model.
 
-    None when its code does not say so plainly.
+    Known without the converter's files: `tools/list_architectures.py` reads it from those of the pinned version.
     """
-    for file in sorted((folder / PARTS[0]).glob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if f'"{name}"' not in text or file.name == NAMES.name:
-            continue
-        classes = {part.name: part for part in ast.parse(text).body if isinstance(part, ast.ClassDef)}
-        for found in classes.values():
-            if any(isinstance(one, ast.Constant) and one.value == name for one in _arguments(found)):
-                return _architecture_of(found, classes)
-    return None
-
-
-def _arguments(found: ast.ClassDef) -> list[ast.expr]:
-    """The arguments of the decorators of a class."""
-    return [one for call in found.decorator_list if isinstance(call, ast.Call) for one in call.args]
-
-
-def _architecture_of(found: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> str | None:
-    """The `model_arch` of a class, or of the first of its bases in the same file; None where an instance changes it."""
-    import gguf  # not above: the child process imports this module before it chooses the converter's own gguf
-
-    if "self.model_arch = " in ast.unparse(found):
-        return None
-    for part in found.body:
-        if isinstance(part, ast.Assign) and any(ast.unparse(one) == "model_arch" for one in part.targets):
-            known = gguf.MODEL_ARCH.__members__.get(ast.unparse(part.value).rpartition(".")[2])
-            return None if known is None else gguf.MODEL_ARCH_NAMES[known]
-    bases = [classes[base.id] for base in found.bases if isinstance(base, ast.Name) and base.id in classes]
-    return _architecture_of(bases[0], classes) if bases else None
+    known: dict[str, str] = json.loads(ARCHITECTURES.read_text(encoding="utf-8"))
+    return known.get(name)
 
 
 def set_up() -> tuple[Path, frozenset[str]]:

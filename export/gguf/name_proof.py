@@ -251,10 +251,9 @@ def _reference(pair: Pair, form: str) -> Reference:
 
 
 def _check_architecture(facts: Facts, layout: GgufLayout, model: Path) -> None:
-    """Check the name of the architecture, as far as llama.cpp's converter is kept, whose code says it."""
+    """Check the name of the architecture, where llama.cpp has one for all models of this class."""
     name = architecture(read_config(model))
-    wanted = converter.gguf_architecture(folder, name) if (folder := converter.kept()) else None
-    found = layout.metadata.get("general.architecture")
+    wanted, found = converter.gguf_architecture(name), layout.metadata.get("general.architecture")
     if wanted is not None:
         facts.add(
             found == wanted,

@@ -149,3 +149,10 @@ def test_a_checkout_without_a_table_of_architectures_lists_none(tmp_path: Path) 
     (tmp_path / "conversion").mkdir()
     (tmp_path / converter.NAMES).write_text("TEXT_MODEL_MAP: dict[str, str] = {\n")
     assert converter.architectures(tmp_path) == frozenset()
+
+
+@pytest.mark.skipif(converter.kept() is None, reason=f"no converter of llama.cpp; keep it: {converter.SETUP}")
+def test_the_list_of_architectures_is_what_the_kept_converter_says() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "list_architectures.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == json.loads(converter.ARCHITECTURES.read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as arrays
 from edgekit import registry
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import ignore
+from edgekit.export.gguf import converter
 from edgekit.export.gguf import write as export
 from edgekit.export.gguf.families import deinterleave, interleave
 from edgekit.export.gguf.proof import prove
@@ -201,6 +202,24 @@ def test_another_model_is_found_out(make: Make, write: Write) -> None:
     assert structure.passed and not weights.passed and weights.value < 0.1
     other = prove(file, make("qwen2"), stage="x").gates[0]
     assert "the file is of the architecture llama, the model is qwen2" in other.detail
+
+
+def test_another_architecture_is_found_without_the_converter(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a family that edgekit writes, and of a model class that only the converter writes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    assert converter.kept() is None
+    model, file = copied(write("llama", "F32"), tmp_path)
+    other = shutil.copytree(model, tmp_path / "olmo")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "architectures": ["OlmoForCausalLM"]}))
+    found = details(prove(file, other, stage="x"))["gguf.structure"]
+    assert "the file is of the architecture llama, and llama.cpp's of a OlmoForCausalLM is olmo" in found
+    plant.plant_other_architecture(file, "olmo")
+    assert "of the architecture" not in details(prove(file, other, stage="x"))["gguf.structure"]
+    found = details(prove(file, model, stage="x"))["gguf.structure"]
+    assert "the file is of the architecture olmo, the model is llama" in found
 
 
 def test_settings_that_the_model_lacks_are_found(write: Write, tmp_path: Path) -> None:
