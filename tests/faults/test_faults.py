@@ -318,12 +318,13 @@ def test_weights_outside_the_folder_are_never_read(
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_no_clean_file_is_refused(family: str, cache: Cache, tmp_path: Path) -> None:
-    """Each family in three types; `BUDGET` allows what rounding does to a random model, which is sure of nothing."""
+    """Each family as written and rounded; `BUDGET` allows what rounding does to a random model, which is sure of nothing."""
     model = tiny.make_small(tmp_path / family, family)
     gguf_export.write(model, tmp_path / "F32.gguf", ignore)
-    for type in ("F16", "Q8_0"):
+    rounded = ("F16", "Q8_0") if family == "llama" else ("Q8_0",)
+    for type in rounded:
         quantize(tmp_path / "F32.gguf", tmp_path / f"{type}.gguf", tiny.gguf_options(type), threads=1)
-    for type in ("F32", "F16", "Q8_0"):
+    for type in ("F32", *rounded):
         found = failed(check(tmp_path / f"{type}.gguf", model, cache))
         assert not found, (type, found)
         assert gguf.GGUFReader(tmp_path / f"{type}.gguf").tensors
