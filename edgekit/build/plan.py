@@ -26,6 +26,7 @@ from edgekit.models import given_template, hub
 from edgekit.models import source as model
 from edgekit.models.shape import MIB, Shape
 from edgekit.targets.target import Export, Target, Tune
+from edgekit.tuning import modules
 from edgekit.tuning.memory import Need
 
 BUILD_PARTS = ("torch", "transformers", "peft", "accelerate", "safetensors")
@@ -74,6 +75,8 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
     """How the rows were read."""
+    left_out: str = ""
+    """Modules that get no adapter, in a sentence."""
     memory_by_stage_mib: dict[str, int] = field(default_factory=dict)
     """Of the stages that need the most; `memory_needed_mib` is the largest."""
 
@@ -152,7 +155,7 @@ def missing_parts_error(parts: Sequence[str]) -> MissingPartError:
 def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path, out: Path) -> Plan:
     """Estimate what building `source` for `target` needs. Problems are in the result; see `Plan.check`.
 
-    Raises only for a missing part, or a model whose config cannot be read.
+    Raises only for a missing part, a model whose config cannot be read, or modules that cannot get an adapter.
     """
     if parts := missing_parts(target.export):
         raise missing_parts_error(parts)
@@ -160,6 +163,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     is_remote = source.kind == "hub" and source.path is None
     counted = hub.weight_count(source.repository, source.revision) if is_remote else None
     parameters = counted or model.parameter_count(config)
+    left_out = modules.chosen(config, target.tune).left_out
     weights = needs.Source.of(config, parameters, is_gguf=source.kind == "gguf")
     exports = [_plan_export(export, config, weights.shape) for export in target.export]
     places, download_mib = [cache_dir, out], 0.0
@@ -189,6 +193,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         memory_by_stage_mib={stage: round(needed) for stage, needed in memory.items()},
         minutes_expected=_minutes(parameters, target, data),
         gradient_checkpointing=recomputes,
+        left_out=left_out,
         chat_template=model.has_template(source),
     )
     if result.disk_needed_mib > result.disk_free_mib:

@@ -19,6 +19,7 @@ def plan_table(plan: Plan) -> RenderableType:
         "rows": rows,
         "time": f"about {plan.minutes_expected:.0f} min on this machine",
         **({"tuning": "with gradient checkpointing, to save memory"} if plan.gradient_checkpointing else {}),
+        **({"adapter": plan.left_out} if plan.left_out else {}),
         **({"download": f"about {plan.download_mib:,} MiB of weights"} if plan.download_mib else {}),
         "disk": f"about {plan.disk_needed_mib:,} MiB needed, {plan.disk_free_mib:,} MiB free",
         "memory": f"about {plan.memory_needed_mib:,} MiB needed, {plan.memory_available_mib:,} MiB available",

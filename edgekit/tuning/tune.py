@@ -24,6 +24,7 @@ from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows
 from edgekit.tuning.memory import SIZES, Batch, base_dtype, estimate
+from edgekit.tuning.modules import Modules, chosen, not_added
 
 # On a CPU, up to about this many tokens, the backward pass of fused attention takes two to four times as long as plain
 # matrix products. Beyond it, the (T, T) scores of plain attention take too much memory.
@@ -67,6 +68,7 @@ def tune(
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = _dtype(options, device)
+    modules = chosen(read_config(model), options)
     rows, held_out, left_out = _encode(model, data, options, emit)
     inputs = {
         "config": sha256_file(model / "config.json"),
@@ -87,9 +89,11 @@ def tune(
                 )
             )
         batch = _largest_batch([*rows, *held_out], options, device)
+        if modules.left_out:
+            emit(Alert("info", modules.left_out))
         recomputes = _recomputes(model, options, batch, device, dtype, emit)
         run.gradient_checkpointing = recomputes
-        adapted = _adapted(model, options, device, dtype, batch)
+        adapted = _adapted(model, options, modules, device, dtype, batch)
         arguments = _arguments(options, device, dtype, work, recomputes)
         trainer = AnswerTrainer(rows, model=adapted, args=arguments)
         trainer.remove_callback(PrinterCallback)
@@ -190,7 +194,7 @@ def _encode(
     return encoded, held_out, len(left_out)
 
 
-def _adapted(model: Path, options: Tune, device: str, dtype: str, batch: Batch) -> Any:
+def _adapted(model: Path, options: Tune, modules: Modules, device: str, dtype: str, batch: Batch) -> Any:
     """The frozen base with a new adapter, whose initial weights depend only on the seed.
 
     A base that computes in float32 stays in its files in the type in which it is stored: `edgekit.models.mapped`.
@@ -225,17 +229,14 @@ def _adapted(model: Path, options: Tune, device: str, dtype: str, batch: Batch) 
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         use_rslora=options.rslora,
-        target_modules=options.modules,
+        target_modules=modules.names,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(options.seed)
     try:
         return get_peft_model(base, config)
     except ValueError as error:  # peft: a name in target_modules that the model does not have
-        raise ConfigError(
-            f"An adapter cannot be added to the modules {options.modules}: {error}",
-            'Set modules = "all-linear".',
-        ) from error
+        raise not_added(options, error) from error
 
 
 def _arguments(options: Tune, device: str, dtype: str, work: Path, recomputes: bool) -> Any:

@@ -28,6 +28,7 @@ from edgekit.export.gguf.vocab_proof import check_vocabulary, prove_vocabulary
 from edgekit.export.weights.rows import Rows
 from edgekit.export.weights.weight_compare import Array, Reference, Stored
 from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
+from edgekit.models.network import without_weights
 from edgekit.models.source import read_config
 
 # Parameters that mean the same in every architecture, by their names in the file and in `config.json`.
@@ -195,14 +196,9 @@ def _conv1d_weights(config: Any) -> tuple[str, ...]:
 
     The names are without what may stand before them in a checkpoint. Empty for a class that transformers lacks.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    try:
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    if (network := without_weights(config)) is None:
         return ()
     prefix = f"{network.base_model_prefix}."
     return tuple(
