@@ -14,6 +14,7 @@ from edgekit import registry
 from edgekit.base.artifacts import digest_of, size_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import Emit, Event, GateResult, Progress
+from edgekit.base.memory import give_back
 from edgekit.build.bundle import longest_answer
 from edgekit.build.request import Request
 from edgekit.data.rows import content_of, contents_of
@@ -107,6 +108,7 @@ def _score(request: Request, store: HeldOut, runtime: str, path: Path, cache: Ca
         return score(opened, store.reference, cache.emit, stage=stage)
     finally:
         opened.close()
+        give_back()  # the file is opened again, by a child process
 
 
 def verify(
@@ -146,6 +148,7 @@ def verify(
             [row.messages[:-1] for row in rows],
             contents,
         )
+        give_back()
         runtime = subject.open(request.threads)
         try:
             found = prove.opened(

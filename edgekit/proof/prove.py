@@ -15,6 +15,7 @@ from typing import Any
 from edgekit import registry
 from edgekit.base.errors import UnsupportedError
 from edgekit.base.events import Alert, Emit, GateResult
+from edgekit.base.memory import give_back
 from edgekit.device.isolated import TimeLimits, open_isolated
 from edgekit.models.source import read_config
 from edgekit.proof import bare, gates, text_path
@@ -154,6 +155,7 @@ def prove(
     static = weights(subject, model, emit, stage)
     if static:
         tell(static.gates)
+    give_back()  # what the comparison of the weights has freed
     runtime = subject.open(threads)
     try:
         scored = score(runtime, expected.held_out.reference, emit, stage=stage)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.base.events import Emit, Measured, Progress, ignore
+from edgekit.base.memory import page_out
 from edgekit.export.weights.merge import apply, plan_edits
 from edgekit.export.weights.safetensors_io import Weights
 from edgekit.models import accelerator, mapped
@@ -86,7 +87,8 @@ def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
     wrong = [name for name in weights if name not in written]
     error = energy = update = 0.0
     for name, stored in written.items():
-        exact = apply(edits.get(name, ()), weights[name]) if name in weights else stored.new_empty(0)
+        given = weights[name] if name in weights else stored.new_empty(0)
+        exact = apply(edits.get(name, ()), given)
         if written.layout[name] != weights.layout.get(name) or not torch.equal(
             exact.to(stored.dtype), stored
         ):
@@ -94,7 +96,9 @@ def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
         elif name in edits:
             error += float((exact - stored).square_().sum(dtype=torch.float64))
             energy += float(exact.square().sum(dtype=torch.float64))
-            update += float((exact - weights[name]).square_().sum(dtype=torch.float64))
+            update += float((exact - given).square_().sum(dtype=torch.float64))
+        for mapped_pages in (given, stored):  # or both models would be in memory at the end
+            page_out(mapped_pages.data_ptr(), mapped_pages.nbytes)
     kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _narrow_types(written))
     shares = ((error / max(norm, 1e-300)) ** 0.5 for norm in (energy, update))
     return Rounding(kinds, len(written), wrong, *shares)
