@@ -20,12 +20,12 @@ from edgekit.base.memory import give_back
 from edgekit.models import accelerator, mapped
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
+from edgekit.models.shape import ANSWERS_CACHE
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes.checks import check_fits, check_ids
 
 BATCH = 32  # answers computed together
-CACHE_BYTES = 2**30  # of their keys and values; a long prompt of a large model takes 100 MiB and more
 SHARED = 256  # tokens of a common beginning from which on it is computed once
 
 
@@ -169,7 +169,7 @@ class TorchModel:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
         one: int = 2 * 4 * config.num_hidden_layers * key_heads * head_size * tokens  # bytes in float32
-        return min(BATCH, max(1, CACHE_BYTES // one))
+        return min(BATCH, max(1, ANSWERS_CACHE // one))
 
     def _sees_all(self) -> bool:
         """Whether every layer attends to all tokens: a sliding window would count the padding between as tokens."""

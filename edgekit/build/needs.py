@@ -17,7 +17,8 @@ from edgekit.base.output import GIVEN
 from edgekit.build.file_sizes import file_size
 from edgekit.data.splits import Dataset
 from edgekit.device.manifest import ONE_NAME
-from edgekit.models.shape import MIB, Shape
+from edgekit.evaluation.accuracy import CHUNK as ANSWERED
+from edgekit.models.shape import ANSWERS_CACHE, MIB, Shape
 from edgekit.registry import load
 from edgekit.targets.target import Export, Target, Tune
 from edgekit.tuning.memory import SIZES, Batch, Need, base_dtype, estimate
@@ -31,7 +32,6 @@ CHILD = 420.0  # MiB: the process that writes an ONNX folder, before it reads th
 READ_OUT = 2.0  # times a GGUF source's weights in float32, while they are read out and saved
 TEXT_TOKENS = 256  # of a plain text that is scored at once
 CONTEXT, CHUNK = 2048, 512  # tokens of llama.cpp's cache, and those that it computes together
-TOGETHER, CACHE = 24, 1024.0  # answers that torch computes together, and the most that their cache takes, MiB
 HEAD = 200.0  # MiB: a piece of the head, while it is rounded in 64-bit floats
 ONNX_OPENED = 2.0  # times an ONNX folder: read, and packed for the processor
 SMALL_FILES = 64.0  # MiB of disk: reports, tokenizers, samples, references
@@ -78,13 +78,14 @@ def stage_memory(source: Source, target: Target, data: Dataset, tuning_mib: floa
     process, weights = source.process, source.weights
     torch = process + weights + source.logits(TEXT_TOKENS)
     longest = max((_tokens(row.messages) for row in (*data.validation, *data.test)), default=0)
-    answering = process + weights + min(source.cache(TOGETHER * longest, 4), CACHE)
+    most = ANSWERS_CACHE / MIB
+    answering = process + weights + min(source.cache(ANSWERED * longest, 4), most)
     needs = {
         "model": process + READ_OUT * weights * source.is_gguf,
         "tune": process + tuning_mib,
         "merge": process + 2 * weights + 4 * source.shape.embedding / MIB,
         "reference": max(torch, answering),
-        "eval.base_few_shot": process + weights + CACHE,
+        "eval.base_few_shot": process + weights + most,
     }
     for export in target.export:
         needs |= dict(_export_memory(source, export))

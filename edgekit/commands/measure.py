@@ -54,6 +54,7 @@ def evaluate(
     ] = Path("samples.jsonl"),
     threads: shell.Threads = 0,
     force: shell.Force = False,
+    offline: shell.Offline = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
@@ -66,7 +67,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise ConfigError(f"There is no split '{split}'.", f"Use one of: {', '.join(SPLITS)}.")
-    rows = getattr(shell.dataset(data, DataOptions(columns, data_revision, drop_leaks)), split)
+    rows = getattr(shell.dataset(data, DataOptions(columns, data_revision, drop_leaks, offline)), split)
     rows = rows[:limit] if limit else rows
     with shell.working() as emit, written_whole(out, force=force) as log:
         runtime = subject_at(artifact).open_for(shell.cores(threads), CONTEXT)

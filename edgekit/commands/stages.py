@@ -132,6 +132,7 @@ def prune(
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,
     force: shell.Force = False,
+    offline: shell.Offline = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
@@ -143,7 +144,7 @@ def prune(
     from edgekit.targets.target import Prune
 
     _need_folder(model, "config.json")
-    rows = shell.dataset(data, DataOptions(columns, data_revision, drop_leaks)).train[:64]
+    rows = shell.dataset(data, DataOptions(columns, data_revision, drop_leaks, offline)).train[:64]
     with shell.working() as emit, written_whole(out, force=force) as staging:
         calibration = ModelTokenizer(model).render_ids(rows)
         options = Prune(drop_layers=drop_layers)
@@ -250,6 +251,7 @@ def export(
     cache_dir: shell.CacheDir = defaults.DEFAULT_CACHE,
     threads: shell.Threads = 0,
     force: shell.Force = False,
+    offline: shell.Offline = False,
     json: shell.Json = False,
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
@@ -276,8 +278,8 @@ def export(
     if adapter:
         _need_folder(adapter, "adapter_config.json")
     order = Order(
-        target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force,
-        reading=DataOptions(columns, data_revision, drop_leaks), chat_template=chat_template,
+        target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force, offline,
+        reading=DataOptions(columns, data_revision, drop_leaks, offline), chat_template=chat_template,
     )  # fmt: skip
     request = shell.requested(replace(order, offline=True))
     config, given = read_config(model), request.target.export

@@ -9,6 +9,8 @@ from typing import Any
 from edgekit.models.source import parameter_count
 
 MIB = 2**20
+# Bytes of the keys and values of answers that torch computes together; one long prompt of a large model takes 100 MiB.
+ANSWERS_CACHE = 2**30
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,10 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("plan --data table.csv --columns promt=a", 2, ("did you mean 'prompt'?",)),
     ("data audit words.txt", 2, ("is plain text, not rows; it begins with 'Only words.'",)),
     ("data audit no/rows --offline", 2, ("taken as a hub data set", "not whole in the hub's cache")),
+    *(
+        (f"{verb} --data no/rows --offline", 2, ("taken as a hub data set", "not whole in the hub's cache"))
+        for verb in ("eval cut.gguf", "prune noweights --drop-layers 1", "export noweights")
+    ),
     ("plan --data table.csv --data-revision v1", 2, ("needs a hub data set",)),
     ("plan --columns prompt=a,completion=b", 2, ("The demo data has its own columns",)),
     ("drift score words.txt --reference missing.npz", 2, ("There is no file missing.npz",)),

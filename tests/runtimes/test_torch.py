@@ -216,7 +216,7 @@ def test_fewer_answers_are_computed_together_where_their_cache_would_be_large(
 
     monkeypatch.setattr(model._model, "generate", counted)
     whole = model.generate_batch(PROMPTS, 4)
-    monkeypatch.setattr(torch_runtime, "CACHE_BYTES", 3 * one * (max(map(len, PROMPTS)) + 4))
+    monkeypatch.setattr(torch_runtime, "ANSWERS_CACHE", 3 * one * (max(map(len, PROMPTS)) + 4))
     assert model.generate_batch(PROMPTS, 4) == whole
     assert sizes == [4, 3, 1]
 
