@@ -87,7 +87,8 @@ class Parts:
         model = get_peft_model(base, config)
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, fused=True)
-        sampler = LengthGroupedSampler([len(row.input_ids) for row in rows], options.batch_size, options.seed)
+        lengths = [len(row.input_ids) for row in rows]
+        sampler = LengthGroupedSampler(lambda epoch: lengths, options.batch_size, options.seed)
         order, tokens, start = list(sampler), 0, time.perf_counter()
         for first in range(0, len(order), options.batch_size):
             batch = collate([rows[place] for place in order[first : first + options.batch_size]])

@@ -122,7 +122,8 @@ def tuning(source: Source, options: Tune, data: Dataset) -> Need:
     dtype = base_dtype(options, cpu_has_bf16())
     longest = min(max((_tokens(row.messages) for row in rows), default=0), options.max_length)
     answer = max((_tokens(row.messages[-1:]) for row in rows), default=0)
-    batch = Batch(options.batch_size, longest, answer, longest <= PLAIN_ATTENTION_TOKENS)
+    rows_at_once = options.batch_size * (1 + options.twins)
+    batch = Batch(rows_at_once, longest, answer, longest <= PLAIN_ATTENTION_TOKENS)
     # In float32 it stays mapped as it is stored.
     size = source.bytes_of_weight if dtype == "float32" else SIZES[dtype]
     return estimate(source.config, options, batch, dtype, size * source.shape.parameters)

@@ -42,6 +42,7 @@ class PlanOptions:
     drop_leaks: shell.DropLeaks = False
     out: shell.Out = None
     set_: shell.Set = None
+    robust: shell.Robust = False
     formats: shell.Formats = ""
     chat_template: shell.ChatTemplate = ""
     llama_cpp: LlamaCpp = None
@@ -63,7 +64,7 @@ class PlanOptions:
             self.model,
             self.data,
             self.out,
-            self.set_ or [],
+            shell.changes(self.set_, self.robust),
             self.formats,
             self.llama_cpp,
             self.cache_dir,

@@ -111,6 +111,13 @@ Set = Annotated[
         help="Change one value of the target, such as tune.epochs=2. Can be repeated.",
     ),
 ]
+Robust = Annotated[
+    bool,
+    typer.Option(
+        "--robust",
+        help="Tune for noisy input, other phrasings and requests out of scope (the target's [tune.robustness]).",
+    ),
+]
 Formats = Annotated[
     str,
     typer.Option(
@@ -206,6 +213,11 @@ def dataset(data: str, options: DataOptions) -> Dataset:
 
     with working() as emit:
         return load_dataset(data, options, emit)
+
+
+def changes(given: list[str] | None, robust: bool) -> list[str]:
+    """The values of the target that --set and --robust change."""
+    return [*(given or []), *["tune.robust=true"] * robust]
 
 
 def requested(order: Order) -> Request:

@@ -37,6 +37,7 @@ def tune(
     data_revision: shell.DataRevision = "",
     drop_leaks: shell.DropLeaks = False,
     set_: shell.Set = None,
+    robust: shell.Robust = False,
     chat_template: shell.ChatTemplate = "",
     show_mask: Annotated[
         int,
@@ -63,7 +64,8 @@ def tune(
 
     reading = DataOptions(columns, data_revision, drop_leaks, offline)
     order = Order(
-        target, model, data, out, set_ or [], "", None, cache_dir, threads, force, offline, reading, chat_template, revision
+        target, model, data, out, shell.changes(set_, robust), "", None, cache_dir, threads, force, offline, reading,
+        chat_template, revision,
     )  # fmt: skip
     request = shell.requested(order)
     if parts := missing_parts([]):

@@ -24,6 +24,11 @@ GgufType = Literal[
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
 
+NoiseFamily = Literal[
+    "typos", "case", "punctuation", "filler", "distractor", "spacing", "homoglyphs", "ocr", "language_mix", "elongation"
+]  # fmt: skip
+
+
 class Device(Table):
     """The machine that a target describes. On any other machine, measured speed and memory are marked as simulated."""
 
@@ -45,6 +50,29 @@ class Device(Table):
         if self.threads > host.cores:
             return f"needs {self.threads} cores"
         return f"needs {self.memory_mib} MiB" if self.memory_mib > host.memory_mib else ""
+
+
+class Robustness(Table):
+    """The parts of robust tuning; each can be turned off alone. They count only with `robust = true` in `[tune]`."""
+
+    noise: list[NoiseFamily] = ["typos", "case", "punctuation", "filler", "distractor"]
+    """Families of noise in the user's messages; an empty list turns noise off. `edgekit eval robust` measures all ten."""
+    noisy_share: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Share of the rows that are noisy in an epoch, others in each."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Largest share of words that a family changes; each row draws its own."""
+    phrased_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the rows that are asked in another frame, or with the system message reworded; 0 turns it off."""
+    consistency: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the divergence between the answers of a row and its noisy twin (R-Drop, Liang et al. 2021,
+    arXiv 2106.14448); 0 turns it off."""
+    paired_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the rows that are trained beside their noisy twin. It costs as much more time."""
+    abstain: str = "auto"
+    """The answer to a request that is out of scope. `auto` takes that of the rows, or `out_of_scope` where the answers are a
+    closed set; an empty text turns it off."""
+    out_of_scope_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Requests of edgekit's own that are out of scope, as a share of the rows."""
 
 
 class Tune(Table):
@@ -86,11 +114,21 @@ class Tune(Table):
     qlora: bool = False
     """4-bit base through bitsandbytes (Dettmers et al. 2023, arXiv 2305.14314); needs a CUDA GPU."""
     seed: int = 7
-    """Seed of initialisation and row order."""
+    """Seed of initialisation, row order and noise."""
+    robust: bool = False
+    """Tune for noise, other phrasings and requests out of scope: the table `[tune.robustness]`."""
+    robustness: Robustness = Robustness()
+
+    @property
+    def twins(self) -> bool:
+        """Whether a batch may hold a row and its noisy twin for each example."""
+        chosen = self.robustness
+        return self.robust and chosen.consistency > 0 and chosen.paired_share > 0 and bool(chosen.noise)
 
     def of_result(self) -> dict[str, Any]:
         """The values that the adapter depends on: a run may be resumed with another value of the rest."""
-        return self.model_dump(exclude={"gradient_checkpointing"})
+        unused = set() if self.robust else {"robustness"}
+        return self.model_dump(exclude={"gradient_checkpointing", *unused})
 
 
 class Prune(Table):

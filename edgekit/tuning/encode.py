@@ -68,6 +68,19 @@ def encode_rows(
     return encoded, left_out
 
 
+def encode_variant(
+    row: Row, template: ChatTemplate, tokenizer: ModelTokenizer, max_length: int, otherwise: EncodedRow
+) -> EncodedRow:
+    """A changed form of a row as ids; `otherwise`, its usual form, when the change makes it too long or is not accepted.
+
+    A chat template may refuse a system message, and noise may make a row too long.
+    """
+    try:
+        return _encode(row, template, tokenizer, max_length)
+    except (_LeftOut, ConfigError):
+        return otherwise
+
+
 def _encode(row: Row, template: ChatTemplate, tokenizer: ModelTokenizer, max_length: int) -> EncodedRow:
     if not row.answer.strip():
         raise _LeftOut("it has no answer")

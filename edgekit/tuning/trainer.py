@@ -7,18 +7,19 @@ uninterrupted one bit for bit on the same machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
 from edgekit.base.errors import StageError
 from edgekit.tuning.encode import IGNORED, EncodedRow
 
+Example = tuple[EncodedRow, ...]
 POOL = 32  # batches whose rows are sorted by length as one group
 
 
@@ -35,12 +36,16 @@ def collate(rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
     }
 
 
-def answer_loss(model: nn.Module, head: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """The summed cross-entropy of the supervised tokens, nats, and how many there are.
+def answer_logits(
+    model: nn.Module, head: nn.Module, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits `(N, V)` of the positions that predict an answer token, those tokens `(N,)`, and their rows `(N,)`.
 
-    The head, the widest layer, gets only the N positions that predict an answer token, `(N, hidden)`.
+    The head, the widest layer, gets only the N positions, `(N, hidden)`.
     """
-    targets = batch["labels"][:, 1:].flatten()
+    targets = batch["labels"][:, 1:]
+    rows, _ = (targets != IGNORED).nonzero(as_tuple=True)
+    targets = targets.flatten()
     places = (targets != IGNORED).nonzero().squeeze(1)
 
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -51,13 +56,72 @@ def answer_loss(model: nn.Module, head: nn.Module, batch: dict[str, Tensor]) -> 
         logits = model(input_ids=batch["input_ids"]).logits
     finally:
         hook.remove()
-    return F.cross_entropy(logits.float(), targets[places], reduction="sum"), len(places)
+    return logits.float(), targets[places], rows
+
+
+def answer_loss(model: nn.Module, head: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """The summed cross-entropy of the supervised tokens, nats, and how many there are."""
+    logits, targets, _ = answer_logits(model, head, batch)
+    return F.cross_entropy(logits, targets, reduction="sum"), len(targets)
+
+
+def divergence(logits: Tensor, rows: Tensor, pairs: Tensor) -> Tensor:
+    """How far the answers of paired rows differ, nats: the mean of both KL divergences, summed over answer tokens.
+
+    `logits` are `(N, V)`, `rows` the row of each `(N,)`, and `pairs` two rows with the same answer each, `(P, 2)`. A pair
+    whose answers have unequal numbers of tokens is left out. The regulariser of R-Drop (Liang et al. 2021,
+    arXiv 2106.14448), here between a row and its noisy twin.
+    """
+    total = logits.new_zeros(())
+    for one, other in pairs.tolist():
+        mine, theirs = logits[rows == one], logits[rows == other]
+        if len(mine) == len(theirs):
+            first, second = mine.log_softmax(-1), theirs.log_softmax(-1)
+            total = total + ((first.exp() - second.exp()) * (first - second)).sum() / 2
+    return total
+
+
+class Examples(Dataset[Example]):
+    """The examples of each epoch: a row, or a row beside its noisy twin. The epochs take turns when there are more."""
+
+    def __init__(self, epochs: Sequence[Sequence[Example]]) -> None:
+        self.epochs = epochs
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the examples of `epoch`, from 0."""
+        self.epoch = epoch % len(self.epochs)
+
+    def lengths(self, epoch: int) -> list[int]:
+        """Tokens of each example of `epoch`: those of its longest row."""
+        examples = self.epochs[epoch % len(self.epochs)]
+        return [max(len(row.input_ids) for row in example) for example in examples]
+
+    def __len__(self) -> int:
+        return len(self.epochs[self.epoch])
+
+    def __getitem__(self, place: int) -> Example:
+        return self.epochs[self.epoch][place]
+
+
+def collate_examples(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """A batch of all rows of `examples`, and `pairs` `(P, 2)`: the places of rows and their twins."""
+    rows: list[EncodedRow] = []
+    pairs: list[tuple[int, int]] = []
+    for example in examples:
+        if len(example) == 2:
+            pairs.append((len(rows), len(rows) + 1))
+        rows += example
+    return {**collate(rows), "pairs": torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)}
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Batches of rows of similar length in random order, which depends on the seed and the epoch."""
+    """Batches of rows of similar length in random order, which depends on the seed and the epoch.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    `lengths` are those of the rows in an epoch, of which each has as many.
+    """
+
+    def __init__(self, lengths: Callable[[int], Sequence[int]], batch_size: int, seed: int) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -68,11 +132,12 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths(self.epoch))
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed << 16) + self.epoch)
-        order, size = torch.randperm(len(self), generator=generator).tolist(), self.batch_size
+        lengths = self.lengths(self.epoch)
+        order, size = torch.randperm(len(lengths), generator=generator).tolist(), self.batch_size
         even = len(order) // size * size
         order, short = (
             order[:even],
@@ -80,7 +145,7 @@ class LengthGroupedSampler(Sampler[int]):
         )  # the remaining rows form a short batch at the end of the epoch
         batches: list[list[int]] = []
         for start in range(0, even, size * POOL):
-            pool = sorted(order[start : start + size * POOL], key=self.lengths.__getitem__)
+            pool = sorted(order[start : start + size * POOL], key=lengths.__getitem__)
             batches += [pool[place : place + size] for place in range(0, len(pool), size)]
         for batch in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[batch]
@@ -88,16 +153,24 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class AnswerTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with `answer_loss` and a length-grouped order; `read()` returns the loss and tokens of a step."""
+    """Trainer with `answer_loss` and a length-grouped order; `read()` returns the loss and tokens of a step.
 
-    def __init__(self, rows: Sequence[EncodedRow], **options: Any) -> None:
-        super().__init__(train_dataset=list(rows), data_collator=collate, **options)
+    `consistency` is the weight of the divergence between a row's answer and its twin's. `read()` does not count it.
+    """
+
+    def __init__(self, examples: Examples, consistency: float = 0.0, **options: Any) -> None:
+        super().__init__(train_dataset=examples, data_collator=collate_examples, **options)
         # Trainer then passes the number of supervised tokens of all accumulated batches to compute_loss.
         self.model_accepts_loss_kwargs = True
-        lengths = [len(row.input_ids) for row in rows]
-        self.sampler = LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
+        self.examples, self.consistency = examples, consistency
+        self.sampler = LengthGroupedSampler(examples.lengths, self.args.train_batch_size, self.args.seed)
         self._loss = 0.0
         self._tokens = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the examples of `epoch`, from 0."""
+        self.sampler.set_epoch(epoch)
+        self.examples.set_epoch(epoch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         return self.sampler
@@ -114,10 +187,13 @@ class AnswerTrainer(Trainer):  # type: ignore[misc]
         Raises `StageError` when it is not finite; the weights are then unchanged by this step.
         """
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        total, _ = answer_loss(model, head, inputs)
-        loss: Tensor = total / num_items_in_batch
+        logits, targets, rows = answer_logits(model, head, inputs)
+        loss: Tensor = F.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
         loss *= self.accelerator.num_processes  # gradients are averaged over processes, not summed
         self._loss += loss.item()
+        if self.consistency and len(inputs["pairs"]):
+            apart = divergence(logits, rows, inputs["pairs"]) / num_items_in_batch
+            loss = loss + self.consistency * self.accelerator.num_processes * apart
         self._tokens += int(inputs["lengths"].sum())
         if not math.isfinite(self._loss):
             raise diverged("loss", self.state.global_step + 1)

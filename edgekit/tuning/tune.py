@@ -18,11 +18,14 @@ from edgekit.base.errors import ConfigError, MissingPartError, StageError
 from edgekit.base.events import Alert, Emit, ignore
 from edgekit.base.hardware import available_memory_mib, cpu_has_bf16
 from edgekit.base.parts import missing_part
+from edgekit.data import out_of_scope
+from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.models.source import parameter_count, read_config
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
-from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows
+from edgekit.tuning import robust
+from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows, encode_variant
 from edgekit.tuning.memory import SIZES, Batch, base_dtype, estimate
 from edgekit.tuning.modules import Modules, chosen, not_added
 
@@ -57,7 +60,7 @@ def tune(
         from transformers import PrinterCallback
 
         from edgekit.tuning import checkpoint
-        from edgekit.tuning.trainer import AnswerTrainer
+        from edgekit.tuning.trainer import AnswerTrainer, Examples
         from edgekit.tuning.watch import Watch
     except ModuleNotFoundError as error:
         raise missing_part(error) from error
@@ -69,7 +72,8 @@ def tune(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = _dtype(options, device)
     modules = chosen(read_config(model), options)
-    rows, held_out, left_out = _encode(model, data, options, emit)
+    epochs, held_out, left_out = _encode(model, data, options, emit)
+    rows = [row for examples in epochs for example in examples for row in example]
     inputs = {
         "config": sha256_file(model / "config.json"),
         "options": options.of_result(),
@@ -95,7 +99,8 @@ def tune(
         run.gradient_checkpointing = recomputes
         adapted = _adapted(model, options, modules, device, dtype, batch)
         arguments = _arguments(options, device, dtype, work, recomputes)
-        trainer = AnswerTrainer(rows, model=adapted, args=arguments)
+        consistency = options.robustness.consistency if options.robust else 0.0
+        trainer = AnswerTrainer(Examples(epochs), consistency, model=adapted, args=arguments)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Watch(trainer, held_out, options, run=run, resumed=found, work=work, emit=emit))
         try:
@@ -143,7 +148,10 @@ def _largest_batch(rows: Sequence[EncodedRow], options: Tune, device: str) -> Ba
     longest = max(len(row.input_ids) for row in rows)
     answer = max(len(row.input_ids) - row.prompt_length for row in rows)
     plain = device == "cpu" and longest <= PLAIN_ATTENTION_TOKENS
-    return Batch(options.batch_size, longest, answer, plain)
+    twins = (
+        options.robust and options.robustness.consistency > 0
+    )  # a batch may hold two rows for each example
+    return Batch(options.batch_size * (1 + twins), longest, answer, plain)
 
 
 def _recomputes(model: Path, options: Tune, batch: Batch, device: str, dtype: str, emit: Emit) -> bool:
@@ -169,21 +177,38 @@ def _recomputes(model: Path, options: Tune, batch: Batch, device: str, dtype: st
 
 def _encode(
     model: Path, data: Dataset, options: Tune, emit: Emit
-) -> tuple[list[EncodedRow], list[EncodedRow], int]:
-    """Training and validation rows as ids with checked masks, and the number of rows left out."""
+) -> tuple[list[list[tuple[EncodedRow, ...]]], list[EncodedRow], int]:
+    """The examples of each epoch and the validation rows as ids with checked masks, and the number of rows left out."""
     tokenizer = ModelTokenizer(model)
-    encoded, left_out = encode_rows(data.train, tokenizer.chat_template, tokenizer, options.max_length)
+    template, longest = tokenizer.chat_template, options.max_length
+    encoded, left_out = encode_rows(data.train, template, tokenizer, longest)
     held_out: list[EncodedRow] = []
     if data.validation:
-        held_out, more = encode_rows(data.validation, tokenizer.chat_template, tokenizer, options.max_length)
+        rows = robust.validation_of(data.validation, options) if options.robust else data.validation
+        held_out, more = encode_rows(rows, template, tokenizer, longest)
         left_out += more
-    both = [*encoded, *held_out]
+    epochs: list[list[tuple[EncodedRow, ...]]] = [[(row,) for row in encoded]]
+    if options.robust:
+        plain = {row.id: row for row in encoded}
+        usable = [row for row in data.train if row.id in plain]
+        epochs = [
+            [
+                tuple(
+                    encode_variant(row, template, tokenizer, longest, plain.get(row.id, encoded[0]))
+                    for row in example
+                )
+                for example in examples
+            ]
+            for examples in robust.epochs_of(usable, options)
+        ]
+        _tell_robust(options, data.train, emit)
+    both = [*(row for examples in epochs for example in examples for row in example), *held_out]
     check_mask(both, [row.labels for row in both])
     if left_out:
         shown = "; ".join(left_out[:LEFT_OUT_SHOWN]) + (" ..." if len(left_out) > LEFT_OUT_SHOWN else "")
         hint = "Increase max_length or fix these rows."
         emit(Alert("warning", f"{len(left_out)} rows are not used for tuning: {shown}", hint))
-    if merges := sum(row.boundary_merge for row in both):
+    if merges := sum(row.boundary_merge for row in (*encoded, *held_out)):
         emit(
             Alert(
                 "info",
@@ -191,7 +216,28 @@ def _encode(
                 "these rows are tuned with the ids that the model sees when it answers.",
             )
         )
-    return encoded, held_out, len(left_out)
+    return epochs, held_out, len(left_out)
+
+
+def _tell_robust(options: Tune, rows: Sequence[Row], emit: Emit) -> None:
+    """Say what robust tuning adds to the rows."""
+    chosen = options.robustness
+    answer = out_of_scope.answer_of(rows, chosen.abstain)
+    parts = [f"noise ({', '.join(chosen.noise)})"] if chosen.noise else []
+    parts += ["other phrasings"] if chosen.phrased_share else []
+    parts += ["agreement between rows and their noisy twins"] if chosen.consistency and chosen.noise else []
+    parts += (
+        [f"requests out of scope, answered with {answer!r}"] if answer and chosen.out_of_scope_share else []
+    )
+    emit(Alert("info", f"Tuning is robust: {'; '.join(parts) or 'every part of it is turned off'}."))
+    if not answer and chosen.abstain:
+        emit(
+            Alert(
+                "info",
+                "Requests out of scope are not trained: the answers are no closed set of labels.",
+                "Set tune.robustness.abstain to the answer that they should get.",
+            )
+        )
 
 
 def _adapted(model: Path, options: Tune, modules: Modules, device: str, dtype: str, batch: Batch) -> Any:

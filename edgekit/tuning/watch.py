@@ -58,8 +58,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             checkpoint.restore(self.resumed, parts["optimizer"], parts["lr_scheduler"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Set the sampler's epoch: accelerate does not when several processes skip to the step where they resume."""
-        self.trainer.sampler.set_epoch(int(state.epoch))
+        """Set the epoch: accelerate does not when several processes skip to the step where they resume."""
+        self.trainer.set_epoch(int(state.epoch))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Seed dropout with the number of the step."""

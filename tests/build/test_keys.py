@@ -28,7 +28,7 @@ from edgekit.data.splits import Dataset
 from edgekit.models.source import resolve
 from edgekit.proof.drift import Drift
 from edgekit.proof.source import bring_in
-from edgekit.targets.target import Target
+from edgekit.targets.target import Robustness, Target
 
 DRIFT = asdict(Drift(0.1, 0.2, 0.9, 10))
 RESULTS: dict[str, dict[str, Any]] = {
@@ -168,13 +168,16 @@ def other(value: Any) -> Any:
             return [*value, value[0] if value else "x"]
         case dict():
             return {**value, "x": "y"}
+        case Robustness():
+            return value.model_copy(update={"strength": 0.5})
     raise TypeError(type(value))
 
 
 TABLES: dict[str, set[str]] = {
     "tune": {"tune"}, "prune": {"prune"}, "profile": PROFILE, "device": PROFILE, "budget": VERIFY,
 }  # fmt: skip
-NO_RESULT = {("tune", "gradient_checkpointing")}  # its value changes how a result is computed, not the result
+# A value that changes how a result is computed, and the parts of robust tuning, which is off here.
+NO_RESULT = {("tune", "gradient_checkpointing"), ("tune", "robustness")}
 TARGET: Target = registry.load("profiles", "targets").load("cpu-int4", [])
 OPTIONS = [
     (table, name)

@@ -321,7 +321,7 @@ def test_order_is_a_function_of_seed_and_epoch_and_wastes_little() -> None:
     lengths = [choose.randint(20, 400) for _ in range(203)]
 
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = LengthGroupedSampler(lengths, 8, seed)
+        sampler = LengthGroupedSampler(lambda epoch: lengths, 8, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 

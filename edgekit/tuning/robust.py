@@ -1,0 +1,74 @@
+"""The rows of robust tuning: noise, other phrasings, twins, and requests out of scope, anew in every epoch.
+
+Each epoch has every training row once: as it is, noisy, in another frame, or beside its noisy twin, whose answer the
+consistency term then holds to the row's own. What becomes of a row depends on the seed, its id and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+from edgekit.data import out_of_scope
+from edgekit.data.noise import noisy
+from edgekit.data.phrasings import PHRASINGS
+from edgekit.data.rows import Row
+from edgekit.targets.target import Robustness, Tune
+
+Example = tuple[Row, ...]
+VALIDATION = "validation"
+
+
+def epochs_of(rows: Sequence[Row], options: Tune) -> list[list[Example]]:
+    """The examples of each epoch: one row, or a row and its noisy twin. Every epoch has as many."""
+    robustness = options.robustness
+    answer = out_of_scope.answer_of(rows, robustness.abstain)
+    count = round(robustness.out_of_scope_share * len(rows)) if answer else 0
+    epochs = []
+    for epoch in range(math.ceil(options.epochs)):
+        seed = f"{options.seed}:{epoch}"
+        found = [_example(row, robustness, f"{seed}:{row.id}") for row in rows]
+        beyond = out_of_scope.rows_out_of_scope(rows, answer, count, seed)
+        epochs.append([*found, *((_varied(row, robustness, f"{seed}:{row.id}"),) for row in beyond)])
+    return epochs
+
+
+def validation_of(rows: Sequence[Row], options: Tune) -> list[Row]:
+    """The validation rows, and each once more with noise, so that the best checkpoint is the best on both."""
+    robustness = options.robustness
+    if not robustness.noise:
+        return list(rows)
+    return [
+        *rows,
+        *(_with_noise(row, robustness, Random(f"{VALIDATION}:{options.seed}:{row.id}")) for row in rows),
+    ]
+
+
+def _example(row: Row, options: Robustness, seed: str) -> Example:
+    random = Random(seed)
+    if options.consistency > 0 and options.noise and random.random() < options.paired_share:
+        return (row, _phrased(_with_noise(row, options, random), options, random))
+    return (_varied(row, options, seed),)
+
+
+def _varied(row: Row, options: Robustness, seed: str) -> Row:
+    random = Random(f"varied:{seed}")
+    if options.noise and random.random() < options.noisy_share:
+        row = _with_noise(row, options, random)
+    return _phrased(row, options, random)
+
+
+def _with_noise(row: Row, options: Robustness, random: Random) -> Row:
+    """The row with one family of noise, or with two."""
+    count = min(len(options.noise), random.choice((1, 1, 2)))
+    for family in random.sample(options.noise, count):
+        strength = options.strength * random.random()
+        row = noisy(row, family, str(random.random()), strength, held_out=False)
+    return row
+
+
+def _phrased(row: Row, options: Robustness, random: Random) -> Row:
+    if random.random() >= options.phrased_share:
+        return row
+    return random.choice([each for each in PHRASINGS if not each.held_out]).of(row)
