@@ -19,7 +19,7 @@ from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.output import Output, output
 from edgekit.build.request import Request
 from edgekit.device.manifest import MANIFEST, ONE_NAME, SCHEMA, read_manifest
-from edgekit.evaluation.accuracy import cut_after
+from edgekit.evaluation.answering import cut_after
 from edgekit.field.telemetry.reference import FILE as SIGNALS
 from edgekit.field.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
 from edgekit.models import source as model

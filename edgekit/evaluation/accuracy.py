@@ -11,12 +11,11 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
 from edgekit.device.prompt import encode_prompt
+from edgekit.evaluation.answering import Asked, answered
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
 from edgekit.registry import Runtime
-
-CHUNK = 24  # prompts answered between two readings of the progress
 
 
 def evaluate(
@@ -51,17 +50,14 @@ def evaluate(
         runtime.encode(prompt) if shots else encode_prompt(runtime, row.messages[:-1])
         for row, prompt in zip(rows, prompts, strict=True)
     ]
-    expected = [len(runtime.encode(row.answer)) for row in rows]
-    by_length = sorted(range(len(rows)), key=lambda index: (expected[index], len(ids[index])))
+    asked = [Asked(one, len(runtime.encode(row.answer))) for one, row in zip(ids, rows, strict=True)]
     answers = [""] * len(rows)
-    correct = 0
-    for start in range(0, len(rows), CHUNK):
-        chunk = by_length[start : start + CHUNK]
-        enough = min(max_tokens, cut_after(max(expected[index] for index in chunk)))
-        for index, answer in zip(chunk, runtime.generate_batch([ids[i] for i in chunk], enough), strict=True):
-            answers[index] = runtime.decode(answer).strip()
-            correct += answers[index] == rows[index].answer.strip()
-        done = start + len(chunk)
+    correct = done = 0
+    for chunk in answered(runtime, asked, max_tokens):
+        for index, answer in chunk.items():
+            answers[index] = answer
+            correct += answer == rows[index].answer.strip()
+        done += len(chunk)
         emit(Progress(stage, done, len(rows), "rows", f"accuracy {correct / done:.1%}"))
 
     samples: list[dict[str, Any]] = [
@@ -84,11 +80,6 @@ def evaluate(
         "per_label": _per_label(samples),
         **({"shots": len(shots.examples)} if shots else {}),
     }
-
-
-def cut_after(expected: int) -> int:
-    """The number of tokens after which an answer is cut: longer ones than `expected` are wrong and may never end."""
-    return round(1.25 * expected) + 4
 
 
 def _same_json(expected: str, answer: str) -> bool:

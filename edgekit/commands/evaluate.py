@@ -1,0 +1,141 @@
+"""`edgekit eval task|compare`, and `edgekit compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgekit.base.errors import ConfigError
+from edgekit.build import defaults
+from edgekit.commands import shell
+from edgekit.commands.artifact import Artifact, subject_at
+
+if TYPE_CHECKING:
+    from edgekit.data.splits import Dataset
+    from edgekit.registry import Runtime
+
+CONTEXT = 2048  # maximum tokens of a prompt and its answer together
+
+
+class Verbs(TyperGroup):
+    """The verbs of `eval`, where `edgekit eval ARTIFACT` is `edgekit eval task ARTIFACT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `task` before anything that is not a verb; a misspelt verb that is no file is refused."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            meant = get_close_matches(args[0], self.commands, n=1)
+            if meant and not Path(args[0]).exists():
+                ctx.fail(f"There is no verb and no file '{args[0]}'. Did you mean '{meant[0]}'?")
+            args = ["task", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=Verbs, help="Measure a model file on the rows of a split.", no_args_is_help=True)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `eval` and `compare` to `parent`."""
+    parent.add_typer(app, name="eval")
+    parent.command("compare")(compare)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What every verb of `eval` takes: the model file, and the rows it is measured on."""
+
+    artifact: Artifact
+    data: shell.Data = defaults.DEFAULT_DATA
+    columns: shell.Columns = ""
+    data_revision: shell.DataRevision = ""
+    drop_leaks: shell.DropLeaks = False
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test"
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64
+    threads: shell.Threads = 0
+    force: shell.Force = False
+    offline: shell.Offline = False
+    json: shell.Json = False
+    quiet: shell.Quiet = False
+    verbose: shell.Verbose = False
+
+    def dataset(self) -> Dataset:
+        """The rows of `--data`. Raises `ConfigError` for an unknown split."""
+        from edgekit.data.dataset import DataOptions
+        from edgekit.data.splits import SPLITS
+
+        if self.split not in SPLITS:
+            raise ConfigError(f"There is no split '{self.split}'.", f"Use one of: {', '.join(SPLITS)}.")
+        given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline)
+        return shell.dataset(self.data, given)
+
+    def rows_of(self, dataset: Dataset) -> list[Any]:
+        """The rows to measure."""
+        rows: list[Any] = getattr(dataset, self.split)
+        return rows[: self.limit] if self.limit else rows
+
+    @contextmanager
+    def opened(self) -> Iterator[Runtime]:
+        """The model file in its runtime, which is closed at the end."""
+        runtime = subject_at(self.artifact).open_for(shell.cores(self.threads), CONTEXT)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
+
+
+LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
+
+
+@dataclass(frozen=True)
+class TaskOptions(EvalOptions):
+    """The options of `eval task`."""
+
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("samples.jsonl")
+
+
+@app.command("task")
+@shell.takes(TaskOptions)
+def task(options: TaskOptions) -> None:
+    """Measure the exact-match accuracy of greedy answers on the rows of a split, and log every sample."""
+    from edgekit.base.artifacts import written_whole
+    from edgekit.evaluation import accuracy as evaluation
+
+    rows = options.rows_of(options.dataset())
+    with (
+        shell.working() as emit,
+        written_whole(options.out, force=options.force) as log,
+        options.opened() as runtime,
+    ):
+        result = evaluation.evaluate(
+            runtime, rows, max_tokens=options.max_tokens, log=log, emit=emit, stage="eval"
+        )
+    shell.print_json(result) if options.json else shell.say(
+        f"{result['accuracy']:.1%} of {result['n']} answers are right; samples: {options.out}"
+    )
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="A sample log, such as BUNDLE/samples/tuned.jsonl.")],
+    second: Annotated[Path, typer.Argument(help="Another log of the same rows.")],
+    json: shell.Json = False,
+    verbose: shell.Verbose = False,
+) -> None:
+    """List the answers that changed between right and wrong in two sample logs, with McNemar's exact test."""
+    from edgekit.evaluation.compare import compare as compare_logs
+
+    result = compare_logs(first, second)
+    if json:
+        shell.print_json(result)
+        return
+    for name, value in result.items():
+        shell.say(
+            f"{name:<20} {value if not isinstance(value, list) else ', '.join(map(str, value)) or 'none'}"
+        )
