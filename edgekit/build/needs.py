@@ -17,7 +17,7 @@ from edgekit.base.output import GIVEN
 from edgekit.build.file_sizes import file_size
 from edgekit.data.splits import Dataset
 from edgekit.device.manifest import ONE_NAME
-from edgekit.evaluation.accuracy import CHUNK as ANSWERED
+from edgekit.evaluation.answering import CHUNK as ANSWERED
 from edgekit.models.shape import ANSWERS_CACHE, MIB, Shape
 from edgekit.registry import load
 from edgekit.targets.target import Export, Target, Tune
