@@ -149,7 +149,7 @@ def _pairs(
     facts: Facts, held: Mapping[str, Stored], rows: Rows, places: Mapping[str, list[str]], config: Any
 ) -> Iterator[Pair]:
     """Each tensor of the file with a counterpart; that of a stack of experts is all of theirs."""
-    turned = _conv1d_weights(config)
+    turned = _turned_weights(config)
     for place, ordered in places.items():
         if place not in held:
             continue
@@ -159,7 +159,7 @@ def _pairs(
         facts.add(size == own, f"{place} has {own} weights, the model's has {size}")
         if size == own:
             if ordered[0].endswith(turned):
-                forms: dict[str, Form] = {"transposed": lambda values: values.T}
+                forms: dict[str, Form] = {"transposed": lambda values: values.swapaxes(-1, -2)}
             else:
                 forms = dict(_forms(place, ordered[0], shapes[0], config))
             yield Pair(held[place], ordered, partial(_stack, rows, ordered), forms)
@@ -191,8 +191,9 @@ def _stack(rows: Rows, keys: list[str]) -> Array:
     return parts[0] if len(parts) == 1 else np.stack(parts)
 
 
-def _conv1d_weights(config: Any) -> tuple[str, ...]:
-    """The weights that transformers' own class of the model keeps transposed, as GPT-2's `Conv1D` does: `(in, out)`.
+def _turned_weights(config: Any) -> tuple[str, ...]:
+    """The weights that transformers' own class of the model keeps transposed, `(in, out)`: GPT-2's `Conv1D`, and the experts
+    of GPT-OSS, each of which is so.
 
     The names are without what may stand before them in a checkpoint. Empty for a class that transformers lacks.
     """
@@ -202,9 +203,11 @@ def _conv1d_weights(config: Any) -> tuple[str, ...]:
         return ()
     prefix = f"{network.base_model_prefix}."
     return tuple(
-        f"{name.removeprefix(prefix)}.weight"
+        f"{name.removeprefix(prefix)}.{own}"
         for name, module in network.named_modules()
-        if isinstance(module, Conv1D)
+        for own, value in module.named_parameters(recurse=False)
+        if (value.ndim == 2 and isinstance(module, Conv1D))
+        or (value.ndim == 3 and getattr(module, "is_transposed", False))
     )
 
 

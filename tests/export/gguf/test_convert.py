@@ -53,13 +53,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("Exaone4Config", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
 }  # fmt: skip
 QUICK = ("gemma2", "qwen3moe", "gpt2")
+# Square experts, which the model keeps transposed; the converter parts those that the model holds together.
+GPT_OSS: tuple[str, dict[str, Any]] = (
+    "GptOssConfig",
+    {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64, "sliding_window": 8,
+     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+)  # fmt: skip
 
 
 def make(folder: Path, family: str) -> Path:
     """A seeded tiny model of an architecture that edgekit does not write itself."""
     tokens = vocabularies.for_transformers()
     tokens.chat_template = CHATML
-    name, extra = FAMILIES[family]
+    name, extra = (FAMILIES | {"gpt-oss": GPT_OSS})[family]
     config = getattr(transformers, name)(vocab_size=len(tokens), **{**tiny.SHAPE, **extra})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).float()
@@ -145,6 +151,23 @@ def test_a_matrix_that_is_transposed_otherwise_is_caught(family: str, name: str,
 
     failed, _ = proven(changed(file, tmp_path / "turned.gguf", turned), model)
     assert name in failed["gguf.weights"]
+
+
+@needs_converter
+@pytest.mark.slow
+def test_experts_that_the_model_keeps_transposed_are_proven(tmp_path: Path) -> None:
+    model = make(tmp_path / "model", "gpt-oss")
+    file = steps(model, tmp_path / "out")
+    failed, (told,) = proven(file, model)
+    assert failed == {} and "experts.gate_up_proj" in told
+
+    def turned(place: str, values: NDArray[Any]) -> NDArray[Any]:
+        return (
+            np.ascontiguousarray(values.swapaxes(1, 2)) if place == "blk.1.ffn_down_exps.weight" else values
+        )
+
+    failed, _ = proven(changed(file, tmp_path / "turned.gguf", turned), model)
+    assert "blk.1.ffn_down_exps.weight" in failed["gguf.weights"]
 
 
 @needs_converter

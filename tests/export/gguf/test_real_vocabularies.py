@@ -25,8 +25,9 @@ import vocabularies
 from edgekit.containers.gguf import read_gguf
 from edgekit.export.gguf import converter
 from edgekit.export.gguf.vocab import SPACE, Vocabulary, read_vocabulary
-from edgekit.models.tokenizer import load_tokenizer
+from edgekit.models.tokenizer import ModelTokenizer, load_tokenizer
 from edgekit.models.tokenizer_files import without_rows
+from edgekit.proof.facts import ReferenceFacts
 
 # Tokens that are shown by transformers, and that llama.cpp by their text makes control tokens, which it does not show.
 HIDDEN = {
@@ -226,3 +227,16 @@ def test_runs_of_spaces_as_the_tokenizer_json_has_them_would_be_shown_as_such(
     wrong = opened(replace(vocabulary, tokens=replace(tokens, texts=texts)), tmp_path)
     ids = wrong.tokenize(b"a  b", add_bos=False, special=True)
     assert [piece(wrong, token, special=True) for token in ids] == ["a", SPACE * 2, "b"]
+
+
+@pytest.mark.slow
+def test_gpt_oss_is_read_as_llama_cpps_form_of_its_rule_says(tmp_path: Path) -> None:
+    """Exactly so, over the whole battery, and otherwise than by the model for some of it."""
+    folder = makers.tokenizer_folder("gpt-oss")
+    found = read_vocabulary(folder, 201088)
+    assert found.tokens.pre == "gpt-4o"
+    model, facts = opened(found, tmp_path), ReferenceFacts.of(ModelTokenizer(folder))
+    split = facts.split["llama.cpp"].ids
+    for text, own in zip(facts.texts, facts.ids, strict=True):
+        assert model.tokenize(text.encode(), add_bos=False, special=True) == list(split.get(text, own)), text
+    assert len(split) > 100
