@@ -127,6 +127,14 @@ class HasControlTokens(Protocol):
 
 
 @runtime_checkable
+class ScoresAnswers(Protocol):
+    """A runtime that can tell how likely given answers are, and computes their prompt once for all of them."""
+
+    def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The log-likelihood in nats of each of `answers`, each with a stop id after it, as the answer to `prompt`."""
+
+
+@runtime_checkable
 class FramesText(Protocol):
     """A runtime whose own tools put tokens such as BOS around text that no chat template rendered."""
 

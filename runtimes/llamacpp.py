@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.containers.gguf_content import check_gguf
 from edgekit.models.chat import REFUSALS, ChatTemplate
+from edgekit.models.likelihood import answer_likelihood
 from edgekit.models.sampling import Sampling
 from edgekit.models.source import MERGED, NAMES_ALL_STOPS, SOURCE_DIGEST, UNICODE_FORM
 from edgekit.registry import LogitsProcessor, Runtime
@@ -180,9 +181,9 @@ class _Context:
         """Forget every sequence."""
         lib.llama_memory_clear(self._memory, False)
 
-    def forget(self, sequence: int) -> None:
-        """Forget one sequence."""
-        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def forget(self, sequence: int, start: int = -1) -> bool:
+        """Forget one sequence, from position `start` on; False where the model can forget a whole sequence only."""
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def decode(
         self,
@@ -321,6 +322,31 @@ class LlamaCpp:
                 if stop > first:
                     rows[start + skipped - first : stop - first] = context.logits(stop - start - skipped)
         return rows
+
+    def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The log-likelihood in nats of each of `answers`, each with a stop id after it, as the answer to `prompt`.
+
+        The prompt is computed once, and each answer, of at most 128 tokens, in one batch after it.
+        """
+        longest = max(map(len, answers), default=0)
+        check_fits(len(prompt), longest, self._context)
+        if longest > LOGITS_CHUNK:
+            raise ConfigError(
+                f"An answer of {longest} tokens is too long to be scored.",
+                f"Give answers of at most {LOGITS_CHUNK}.",
+            )
+        stops, found = sorted(self._stop_ids), []
+        with self._fresh_context() as context:
+            context.prefill(prompt)
+            first = context.logits(1).copy()
+            for answer in answers:
+                context.decode(answer, len(prompt))
+                rows = np.concatenate([first, context.logits(len(answer))])
+                found.append(answer_likelihood(rows, answer, stops))
+                if not context.forget(0, len(prompt)):
+                    context.clear()
+                    context.prefill(prompt)
+        return found
 
     def generate(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,

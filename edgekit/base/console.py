@@ -80,7 +80,9 @@ class Narrator:
     def _progress(self, event: events.Progress) -> None:
         if self._live:
             if event.stage not in self._tasks:
-                self._tasks[event.stage] = self._bars.add_task(event.stage, total=event.total, note="")
+                self._tasks[event.stage] = self._bars.add_task(
+                    event.stage, total=event.total, completed=int(event.done), note=""
+                )
             self._bars.update(
                 self._tasks[event.stage], completed=event.done, total=event.total, note=event.note
             )

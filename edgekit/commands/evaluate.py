@@ -1,4 +1,4 @@
-"""`edgekit eval task|compare`, and `edgekit compare`."""
+"""`edgekit eval task|robust|calibration|compare`, and `edgekit compare`."""
 
 from __future__ import annotations
 
@@ -89,6 +89,14 @@ class EvalOptions:
         finally:
             runtime.close()
 
+    def about(self, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
+        """What was measured on what, for the document."""
+        return {
+            "artifact": str(self.artifact),
+            "runtime": runtime.name,
+            "data": {"name": dataset.name, "sha256": dataset.digest, "split": self.split},
+        }
+
 
 LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
 
@@ -119,6 +127,97 @@ def task(options: TaskOptions) -> None:
     shell.print_json(result) if options.json else shell.say(
         f"{result['accuracy']:.1%} of {result['n']} answers are right; samples: {options.out}"
     )
+
+
+@dataclass(frozen=True)
+class RobustOptions(EvalOptions):
+    """The options of `eval robust`."""
+
+    families: Annotated[
+        str,
+        typer.Option(
+            "--families", metavar="NAMES", help="Families of noise, such as typos,case. Default: all ten."
+        ),
+    ] = ""
+    strength: Annotated[
+        float, typer.Option("--strength", min=0.0, max=1.0, help="Share of the words that noise changes.")
+    ] = 0.2
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 7
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("robustness.jsonl")
+
+
+@app.command("robust")
+@shell.takes(RobustOptions)
+def robust(options: RobustOptions) -> None:
+    """Measure what accuracy loses under noise and in other phrasings of the task, and log every sample.
+
+    A run that was interrupted goes on from its last answers when the same command is typed again.
+    """
+    from edgekit.base.artifacts import digest_of, sha256_tree, written_whole
+    from edgekit.evaluation import robust as evaluation
+    from edgekit.evaluation.kept import Kept
+
+    noise = evaluation.Noise.of(options.families, options.strength, options.seed)
+    dataset = options.dataset()
+    rows = options.rows_of(dataset)
+    with (
+        shell.working() as emit,
+        written_whole(options.out, force=options.force) as log,
+        options.opened() as runtime,
+    ):
+        answers_depend_on = [sha256_tree(options.artifact), runtime.name, options.max_tokens]
+        kept = Kept(options.out, digest_of(answers_depend_on), emit)
+        most = options.max_tokens
+        result = evaluation.evaluate(runtime, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
+    kept.remove()
+    result |= options.about(dataset, runtime) | {"samples": str(options.out)}
+    if options.json:
+        shell.print_json(result)
+        return
+    from rich.console import Console
+
+    from edgekit.report.evaluation_tables import robustness_table
+
+    Console().print(robustness_table(result))
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(EvalOptions):
+    """The options of `eval calibration`."""
+
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("calibration.jsonl")
+
+
+@app.command("calibration")
+@shell.takes(CalibrationOptions)
+def calibration(options: CalibrationOptions) -> None:
+    """Choose each answer among those of the training rows, and measure whether the model's confidence can be trusted.
+
+    For rows whose answers are labels. A temperature is fitted on the validation rows.
+    """
+    from edgekit.base.artifacts import written_whole
+    from edgekit.evaluation import calibration as evaluation
+    from edgekit.evaluation.choices import candidates
+
+    dataset = options.dataset()
+    labels = candidates(dataset.train)
+    fitted_on = dataset.validation[: options.limit] if options.limit else dataset.validation
+    with (
+        shell.working() as emit,
+        written_whole(options.out, force=options.force) as log,
+        options.opened() as runtime,
+    ):
+        rows = options.rows_of(dataset)
+        result = evaluation.evaluate(runtime, fitted_on, rows, labels, log=log, emit=emit)
+    result |= options.about(dataset, runtime) | {"samples": str(options.out)}
+    if options.json:
+        shell.print_json(result)
+        return
+    from rich.console import Console
+
+    from edgekit.report.evaluation_tables import calibration_table
+
+    Console().print(calibration_table(result))
 
 
 @app.command("compare")

@@ -17,6 +17,7 @@ Apps that open their own bundle with `edgekit.load` use no child process; the ch
 from __future__ import annotations
 
 import json
+import math
 import socket
 import sys
 import time
@@ -35,6 +36,7 @@ from edgekit import registry
 from edgekit.base import errors
 from edgekit.base.artifacts import size_of
 from edgekit.base.child import Child
+from edgekit.device.likelihood import likelihoods
 from edgekit.models.chat import ChatTemplate
 from edgekit.models.sampling import Sampling
 from edgekit.registry import (
@@ -191,6 +193,14 @@ class IsolatedRuntime:
         found = self.ask("computing answers", "generate_batch", plain, max_tokens)
         return [list(map(int, answer)) for answer in found]
 
+    def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The log-likelihood in nats of each of `answers`, each with a stop id after it, as the answer to `prompt`."""
+        ids, plain = list(map(int, prompt)), [list(map(int, answer)) for answer in answers]
+        found = [float(value) for value in self.ask("scoring answers", "score_answers", ids, plain)]
+        if len(found) != len(plain) or any(math.isnan(value) for value in found):
+            raise self._corrupt(f"{self.name} scores answers with NaN, so the weights are damaged")
+        return found
+
     def bare(self) -> BareText | None:
         """The text path of the runtime's own package, in the child process; None if the runtime has none."""
         return _IsolatedBare(self) if self._has_bare else None
@@ -308,6 +318,8 @@ class _Server:
             ids, max_tokens, sampling, ignore_stop = arguments
             answer = self._model.generate(ids, max_tokens, Sampling(*sampling), ignore_stop=ignore_stop)
             return list(map(int, answer)), None
+        if method == "score_answers":
+            return likelihoods(self._model, *arguments), None
         if method.startswith("bare.") and isinstance(self._model, HasBare):
             self._bare = self._bare or self._model.bare()
             return getattr(self._bare, method.removeprefix("bare."))(*arguments), None

@@ -40,7 +40,7 @@ def encode_prompt(runtime: Runtime, messages: Sequence[Message]) -> list[int]:
     marked = [{key: _marked(value, starts, mark) for key, value in message.items()} for message in messages]
     _check_text(runtime, [value for message in marked for value in message.values()], mark, tokens)
     first, *rest = runtime.chat_template.render(marked, add_generation_prompt=True).split(mark)
-    return [*runtime.encode(first), *(id_ for piece in rest for id_ in _continued(runtime, piece))]
+    return [*runtime.encode(first), *(id_ for piece in rest for id_ in continued(runtime, piece))]
 
 
 def _starts(tokens: Iterable[str]) -> re.Pattern[str] | None:
@@ -76,7 +76,7 @@ def _check_text(runtime: Runtime, texts: Iterable[Any], mark: str, tokens: froze
                     )
 
 
-def _continued(runtime: Runtime, piece: str) -> list[int]:
+def continued(runtime: Runtime, piece: str) -> list[int]:
     """Ids of a piece that continues another: without the space that SentencePiece adds before a text."""
     line, ids = runtime.encode("\n"), runtime.encode("\n" + piece)
     return ids[len(line) :] if ids[: len(line)] == line else runtime.encode(piece)

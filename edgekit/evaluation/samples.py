@@ -19,14 +19,14 @@ def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_log(path: Path) -> dict[str, bool]:
-    """Whether each row of a sample log was answered correctly, by id.
+    """Whether each row of a sample log was answered correctly, by id; by id and variant in a log of `eval robust`.
 
     Raises `ConfigError` when there is no such file and `CorruptError` when it is malformed or empty.
     """
     try:
         with path.open(encoding="utf-8") as lines:
             samples = [json.loads(line) for line in lines]
-        found = {str(sample["id"]): bool(sample["correct"]) for sample in samples}
+        found = {_key(sample): bool(sample["correct"]) for sample in samples}
     except FileNotFoundError:
         raise ConfigError(
             f"There is no sample log {path}.", "Sample logs are in the folder samples/ of a bundle."
@@ -39,3 +39,7 @@ def read_log(path: Path) -> dict[str, bool]:
     if not found:
         raise CorruptError(f"{path} holds no samples.", "Evaluate the model again.")
     return found
+
+
+def _key(sample: Mapping[str, Any]) -> str:
+    return f"{sample['id']} ({sample['variant']})" if "variant" in sample else str(sample["id"])

@@ -124,9 +124,58 @@ def bootstrap_mean(
     import numpy as np
 
     index = np.unique(clusters, return_inverse=True)[1]
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    columns = np.stack([np.bincount(index, values), np.bincount(index).astype(float)], axis=1)
+    drawn = resampled_sums(columns, resamples=resamples, seed=seed)
+    return percentile_interval(drawn[:, 0] / drawn[:, 1], z)
+
+
+def resampled_sums(
+    values: NDArray[np.floating], *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """The sums of the columns of `values (N, K)` over rows drawn with replacement, `(resamples, K)`.
+
+    All columns of a row are drawn together, so that their sums in one resample can be compared: a statistic of them has
+    the paired bootstrap interval `percentile_interval(statistic)`. The same on every call.
+    """
+    import numpy as np
+
+    rng, count = np.random.default_rng(seed), len(values)
+    return np.stack([values[rng.integers(count, size=count)].sum(axis=0) for _ in range(resamples)])
+
+
+def percentile_interval(drawn: NDArray[np.floating], z: float = TWO_SIDED_95) -> Interval:
+    """The percentile interval of a statistic from its values on resamples; those that are not finite are left out."""
+    import numpy as np
+
+    finite = drawn[np.isfinite(drawn)]
+    if not len(finite):
+        return Interval(-math.inf, math.inf)
     outside = 0.5 * math.erfc(z / math.sqrt(2))
-    low, high = np.quantile(means, [outside, 1 - outside])
+    low, high = np.quantile(finite, [outside, 1 - outside])
     return Interval(float(low), float(high))
+
+
+def drop_rate(
+    clean: NDArray[np.floating], noisy: NDArray[np.floating], z: float = TWO_SIDED_95
+) -> tuple[float | None, Interval]:
+    """The performance drop rate `1 - noisy / clean` of accuracies on the same items, and its paired bootstrap interval.
+
+    `clean (N,)` and `noisy (N,)` are 1 where an item is answered rightly, or a mean over several noises. Without any right
+    clean answer there is no rate (None). Where the bootstrap has no width, as without any change, the interval is that of
+    `paired_difference`, divided by the clean accuracy. Source: PromptRobust, Zhu et al. 2023, arXiv 2306.04528.
+    """
+    import numpy as np
+
+    right, count = float(clean.sum()), len(clean)
+    if not right:
+        return None, Interval(-math.inf, 1.0)
+    rate = 1 - float(noisy.sum()) / right
+    drawn = resampled_sums(np.stack([clean, noisy], axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        interval = percentile_interval(1 - drawn[:, 1] / drawn[:, 0], z)
+    if interval.low < interval.high:
+        return rate, interval
+    change = noisy - clean
+    lost, won = float(-change[change < 0].sum()), float(change[change > 0].sum())
+    low, high = paired_difference(lost, won, count, z)
+    return rate, Interval(-high * count / right, min(1.0, -low * count / right))

@@ -107,6 +107,18 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("monitor --json --state missing", 2, ("There is no state folder missing",)),
     ("tui nowhere", 2, ("'nowhere' is not one of 'build', 'run'",)),
     ("run words.txt hello", 2, ("words.txt is not a bundle, a .gguf file",)),
+    (
+        "eval robust words.txt --families typo",
+        2,
+        ("no family of noise 'typo'. Did you mean typos?", "Use some of"),
+    ),
+    (
+        "eval robst words.gguf",
+        2,
+        ("no verb and no file 'robst'. Did you mean 'robust'?", "eval --help"),
+    ),
+    ("eval words.gguf --split dev", 2, ("There is no split 'dev'.",)),
+    ("eval missing.gguf", 2, ("There is no file missing.gguf.",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
 ]
 

@@ -7,16 +7,18 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest, multinomial
+from scipy.stats import binomtest, bootstrap, multinomial
 
 from edgekit.evaluation.statistics import (
     ONE_SIDED_95,
     TWO_SIDED_95,
     bootstrap_mean,
     clustered_share,
+    drop_rate,
     mcnemar,
     mcnemar_worse,
     paired_difference,
+    resampled_sums,
     wilson,
 )
 
@@ -123,3 +125,46 @@ def test_the_bootstrap_draws_whole_clusters() -> None:
     assert low < means.mean() < high
     narrow = bootstrap_mean(values, np.arange(1000))
     assert narrow.high - narrow.low < (high - low) / 3
+
+
+# The drop rate
+
+
+def test_the_drop_rates_interval_is_scipys_paired_bootstrap() -> None:
+    rng = np.random.default_rng(5)
+    clean = (rng.random(200) < 0.9).astype(float)
+    noisy = np.where(rng.random(200) < 0.2, 0.0, clean)
+    rate, (low, high) = drop_rate(clean, noisy)
+    assert rate == pytest.approx(1 - noisy.sum() / clean.sum())
+    expected = bootstrap(
+        (clean, noisy), lambda c, n, axis: 1 - n.sum(axis) / c.sum(axis), paired=True, n_resamples=4000,
+        method="percentile", vectorized=True, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    apart = drop_rate(clean, rng.permutation(noisy))[1]  # the same accuracies of items that are not paired
+    assert apart.high - apart.low > 1.15 * (high - low)
+
+
+def test_a_drop_rate_without_a_change_is_not_sure_and_without_a_right_answer_there_is_none() -> None:
+    clean = np.array([1.0] * 20 + [0.0] * 20)
+    rate, (low, high) = drop_rate(clean, clean)
+    expected = paired_difference(0, 0, 40)
+    assert rate == 0 and (low, high) == pytest.approx((2 * expected.low, 2 * expected.high))
+    assert drop_rate(np.zeros(4), np.ones(4))[0] is None
+    better, interval = drop_rate(clean, np.ones(40))
+    assert better == -1 and interval.low < -1 < interval.high < 0
+
+
+def test_one_right_answer_that_is_lost_proves_little() -> None:
+    """Each resample with a right clean answer has a drop rate of 1, so the bootstrap alone would be sure."""
+    rate, interval = drop_rate(np.array([1.0] + [0.0] * 5), np.zeros(6))
+    assert rate == 1 == interval.high and interval.low < 0
+    changed = paired_difference(1, 0, 6)
+    assert interval.low == pytest.approx(-6 * changed.high)
+
+
+def test_resamples_draw_whole_rows() -> None:
+    values = np.arange(12.0)[:, None] * [1.0, -2.0]
+    drawn = resampled_sums(values, resamples=50)
+    assert drawn.shape == (50, 2) and np.allclose(drawn[:, 1], -2 * drawn[:, 0])
+    assert len(set(drawn[:, 0])) > 10 and np.array_equal(drawn, resampled_sums(values, resamples=50))

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from scipy.special import log_softmax, logsumexp
 
+from edgekit.base.errors import ConfigError
 from edgekit.base.events import ignore
+from edgekit.device.isolated import open_isolated
+from edgekit.device.likelihood import likelihoods
 from edgekit.export.gguf import write as gguf
 from edgekit.export.onnx import export as onnx
 from edgekit.models.sampling import Sampling
@@ -90,3 +94,31 @@ def test_a_very_low_temperature_never_chooses_a_forbidden_token(model: Any, temp
     assert len(answer) == 4 and set(answer) <= set(allowed)
     if temperature < 1e-5:
         assert answer == greedy
+
+
+ANSWERS = [[130, 131], [130], [200, 7, 44, 130, 91], [130, 131]]
+
+
+def test_the_likelihood_of_an_answer_is_that_of_its_tokens_and_a_stop(model: Any) -> None:
+    """Whether the prompt is computed once or with each answer, and whatever was scored before."""
+    found = likelihoods(model, PROMPT, ANSWERS)
+    assert found[0] == found[3]
+    for answer, value in zip(ANSWERS, found, strict=True):
+        rows = log_softmax(model.logits([*PROMPT, *answer])[len(PROMPT) - 1 :].astype(float), axis=1)
+        expected = sum(rows[place][token] for place, token in enumerate(answer))
+        expected += logsumexp(rows[-1][sorted(model.stop_ids)])
+        assert value == pytest.approx(expected, abs=0.02 * len(answer) * rows.std())
+
+
+def test_a_child_process_scores_answers_as_the_model_does(folder: Path, tmp_path: Path) -> None:
+    gguf.write(folder, tmp_path / "model.gguf", ignore)
+    inside = load("runtimes", "llama.cpp")(tmp_path / "model.gguf", threads=1, context=128)
+    child = open_isolated("llama.cpp", tmp_path / "model.gguf", threads=1, context=128)
+    try:
+        assert likelihoods(child, PROMPT, ANSWERS) == pytest.approx(inside.score_answers(PROMPT, ANSWERS))
+        for opened in (inside, child):
+            with pytest.raises(ConfigError, match="exceed the context of 128"):
+                opened.score_answers(PROMPT, [[130] * 120])
+    finally:
+        child.close()
+        inside.close()

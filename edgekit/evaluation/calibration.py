@@ -1,0 +1,183 @@
+"""Calibration: whether a model that is 90 % sure is right in 90 % of the cases, and what it gains by answering only when sure.
+
+Expected calibration error: Naeini et al. 2015 (AAAI) with bins of equal width, Nguyen and O'Connor 2015 (EMNLP) with bins of
+equal mass. Temperature: Guo et al. 2017, arXiv 1706.04599. Risk and coverage: Geifman and El-Yaniv 2017, arXiv 1705.08500.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.base.errors import ConfigError
+from edgekit.base.events import Emit
+from edgekit.data.rows import Row
+from edgekit.evaluation.choices import Scored, score
+from edgekit.evaluation.samples import write_log
+from edgekit.evaluation.statistics import wilson
+from edgekit.models.likelihood import log_softmax
+from edgekit.registry import Runtime
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCHEMA = "edgekit.calibration/1"
+BINS = 15
+RISKS = (0.01, 0.02)
+COLDEST, HOTTEST = 1e-3, 1e3
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def evaluate(
+    runtime: Runtime,
+    validation: Sequence[Row],
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    *,
+    log: Path,
+    emit: Emit,
+) -> dict[str, Any]:
+    """Choose one of `labels` for each of `rows`, and compare confidence with truth; the temperature is that of `validation`.
+
+    `log` gets one JSON object for each row, completely or not at all. Returns the document of schema
+    `edgekit.calibration/1`. Raises `ConfigError` when no row's answer is one of the labels.
+    """
+    fitted_on = score(runtime, validation, labels, emit, "eval.validation")
+    scored = score(runtime, rows, labels, emit, "eval.calibration")
+    for found, of in ((fitted_on, "validation"), (scored, "evaluated")):
+        if not found.rows:
+            raise ConfigError(
+                f"No answer of the {of} rows is an answer of the training rows.",
+                "Use splits with the same labels.",
+            )
+    temperature = fit_temperature(fitted_on.scores, fitted_on.right)
+    sure = probabilities(scored.scores, temperature)
+    _write(log, scored, sure, labels)
+    return {
+        "schema": SCHEMA,
+        "n": len(scored.rows),
+        "left_out": len(rows) - len(scored.rows),
+        "labels": len(labels),
+        "temperature": temperature,
+        "validation_rows": len(fitted_on.rows),
+        "before": figures(probabilities(scored.scores, 1.0), scored.right),
+        "after": figures(sure, scored.right),
+    }
+
+
+def _write(log: Path, scored: Scored, sure: NDArray[np.float64], labels: Sequence[str]) -> None:
+    chosen = sure.argmax(axis=1)
+    write_log(
+        log,
+        [
+            {
+                "id": row.id,
+                "label": row.label,
+                "expected": row.answer.strip(),
+                "answer": labels[place],
+                "correct": labels[place] == row.answer.strip(),
+                "confidence": float(sure[index, place]),
+                "scores": dict(zip(labels, np.round(scored.scores[index], 6).tolist(), strict=True)),
+            }
+            for index, (row, place) in enumerate(zip(scored.rows, chosen, strict=True))
+        ],
+    )
+
+
+def probabilities(scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """The softmax of `scores (N, K)` divided by the temperature."""
+    found: NDArray[np.float64] = np.exp(log_softmax(scores / temperature))
+    return found
+
+
+def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> float:
+    """The temperature with the smallest negative log-likelihood of the right answers, between 0.001 and 1000.
+
+    The likelihood is convex in the inverse of the temperature, so a golden-section search on its logarithm finds the minimum.
+    """
+
+    def loss(logarithm: float) -> float:
+        return nll(log_softmax(scores / math.exp(logarithm)), right)
+
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    for _ in range(60):
+        left, middle = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        low, high = (low, middle) if loss(left) <= loss(middle) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def nll(log_sure: NDArray[np.float64], right: NDArray[np.int64]) -> float:
+    """The mean negative log-probability of the right answers, nats."""
+    return float(-log_sure[np.arange(len(right)), right].mean())
+
+
+def figures(sure: NDArray[np.float64], right: NDArray[np.int64]) -> dict[str, Any]:
+    """Every figure of probabilities `sure (N, K)` of K candidates, of which `right (N,)` is the right one.
+
+    `brier` is the squared error summed over the candidates (Brier 1950). `reliability` holds the bins of equal width.
+    """
+    confidence, correct = sure.max(axis=1), sure.argmax(axis=1) == right
+    count = len(right)
+    truth = np.eye(sure.shape[1])[right]
+    floor = np.log(np.maximum(sure, np.finfo(float).tiny))
+    width = _bins(np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1), confidence, correct)
+    order = np.argsort(confidence, kind="stable")
+    mass = np.empty(count, int)
+    mass[order] = np.arange(count) * BINS // count
+    return {
+        "accuracy": float(correct.mean()),
+        "wilson_95": list(wilson(int(correct.sum()), count)),
+        "confidence": float(confidence.mean()),
+        "ece": _error(width, count),
+        "ece_equal_mass": _error(_bins(mass, confidence, correct), count),
+        "brier": float(((sure - truth) ** 2).sum(axis=1).mean()),
+        "nll": nll(floor, right),
+        **selective(confidence, correct),
+        "reliability": width,
+    }
+
+
+def _bins(
+    places: NDArray[np.int64], confidence: NDArray[np.float64], correct: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    """The bins that hold rows: their number of rows, mean confidence and accuracy."""
+    return [
+        {
+            "n": int(chosen.sum()),
+            "confidence": float(confidence[chosen].mean()),
+            "accuracy": float(correct[chosen].mean()),
+        }
+        for place in range(BINS)
+        if (chosen := places == place).any()
+    ]
+
+
+def _error(bins: Sequence[dict[str, Any]], count: int) -> float:
+    """The mean difference of confidence and accuracy, weighted by the rows of each bin."""
+    return float(sum(one["n"] * abs(one["confidence"] - one["accuracy"]) for one in bins)) / count
+
+
+def selective(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> dict[str, Any]:
+    """What is gained by answering the surest rows only.
+
+    `aurc` is the mean error over all coverages, `coverage_at_risk` the largest share of rows that can be answered with at most
+    that error. Rows of equal confidence are answered together, with their mean error.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    _, group = np.unique(-confidence[order], return_inverse=True)
+    wrong = ~correct[order]
+    mean = (np.bincount(group, wrong) / np.bincount(group))[group]
+    risk = np.cumsum(mean) / np.arange(1, len(mean) + 1)
+    last = np.append(group[1:] != group[:-1], True)  # a threshold lies between different confidences only
+    return {
+        "aurc": float(risk.mean()),
+        "coverage_at_risk": {
+            f"{limit:g}": float(max((place + 1 for place in np.flatnonzero(last & (risk <= limit + 1e-12))), default=0))
+            / len(risk)
+            for limit in RISKS
+        },
+    }  # fmt: skip

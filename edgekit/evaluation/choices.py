@@ -1,0 +1,62 @@
+"""Constrained choice: the likelihood that a model gives to each of a few answers, and so its confidence in one.
+
+A model that must give one of K labels is asked for none: the likelihood of each label after the prompt is computed, the end of
+the answer included, and divided by its number of tokens, as lm-evaluation-harness does for `acc_norm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.base.errors import ConfigError
+from edgekit.base.events import Emit, Progress
+from edgekit.data.rows import Row
+from edgekit.device.likelihood import likelihoods
+from edgekit.device.prompt import continued, encode_prompt
+from edgekit.registry import Runtime
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST = 200  # candidates; more are free text rather than labels
+
+
+def candidates(train: Sequence[Row]) -> list[str]:
+    """The different answers of the training rows, sorted. Raises `ConfigError` for one or for more than 200."""
+    found = sorted({row.answer.strip() for row in train})
+    if not 2 <= len(found) <= MOST:
+        raise ConfigError(
+            f"The training rows have {len(found):,} different answers, and a choice needs 2 to {MOST}.",
+            "Use rows whose answers are labels; `edgekit eval task` measures free answers.",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of N rows: `scores (N, K)`, nats for each token, of the K candidates, and the place of the right one."""
+
+    rows: tuple[Row, ...]
+    scores: NDArray[np.float64]
+    right: NDArray[np.int64]
+
+
+def score(runtime: Runtime, rows: Sequence[Row], labels: Sequence[str], emit: Emit, stage: str) -> Scored:
+    """The length-normalised log-likelihood of each of `labels` as the answer to each row.
+
+    Rows whose answer is not one of `labels` are left out.
+    """
+    place = {label: index for index, label in enumerate(labels)}
+    known = tuple(row for row in rows if row.answer.strip() in place)
+    answers = [continued(runtime, label) for label in labels]
+    tokens = np.array([len(answer) + 1 for answer in answers])  # with the end
+    scores = np.empty((len(known), len(labels)))
+    for index, row in enumerate(known):
+        prompt = encode_prompt(runtime, row.messages[:-1])
+        scores[index] = np.array(likelihoods(runtime, prompt, answers)) / tokens
+        emit(Progress(stage, index + 1, len(known), "rows"))
+    return Scored(known, scores, np.array([place[row.answer.strip()] for row in known], np.int64))

@@ -1,0 +1,68 @@
+"""Answers of an evaluation that was interrupted: kept beside its log, and used when it is run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.events import Alert, Emit
+
+SCHEMA = "edgekit.samples.part/1"
+NEEDED = {"prompt", "expected", "answer"}
+
+
+class Kept:
+    """The file `LOG.part`: each sample as soon as it is answered. It is removed when the log itself is written.
+
+    Its first line holds `digest`, of the model file and the options that an answer depends on. Where it is another one, the
+    file begins anew, with a warning. A line that an interruption cut is asked again.
+    """
+
+    def __init__(self, log: Path, digest: str, emit: Emit) -> None:
+        self._path = log.with_name(f"{log.name}.part")
+        self._answers: dict[tuple[str, str], str] = {}
+        head = {"schema": SCHEMA, "digest": digest}
+        lines = _objects(self._path)
+        same = bool(lines) and lines[0] == head
+        if lines and not same:
+            emit(
+                Alert(
+                    "warning", f"{self._path} is of another model file or other options.", "It is replaced."
+                )
+            )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        if same:
+            self.add([line for line in lines[1:] if line.keys() >= NEEDED])
+            emit(Alert("info", f"{len(self._answers):,} answers of an interrupted run are used."))
+
+    def answer(self, prompt: str, expected: str) -> str | None:
+        """The answer to `prompt`, cut as the answer `expected` demands; None if it was not asked."""
+        return self._answers.get((prompt, expected))
+
+    def add(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep samples, each with `prompt`, `expected` and `answer`."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for sample in samples:
+                self._answers[sample["prompt"], sample["expected"]] = sample["answer"]
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of the lines of `path`, without damaged lines; none where there is no such file."""
+    found = []
+    if path.is_file():
+        for line in path.read_text("utf-8", errors="replace").split("\n"):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                found.append(value)
+    return found

@@ -1,0 +1,103 @@
+"""The tables at the end of `edgekit eval robust` and `edgekit eval calibration`; they fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgekit.report.summary import NONE, figure, percent
+
+FIGURES = {
+    "calibration error, equal width": "ece",
+    "calibration error, equal mass": "ece_equal_mass",
+    "Brier score": "brier",
+    "negative log-likelihood": "nll",
+    "area under risk and coverage": "aurc",
+}
+COLUMNS = ("", "right", "95 %", "drop", "95 %", "changed")
+
+
+def robustness_table(result: Mapping[str, Any]) -> Group:
+    """One row for each variant of a document of schema `edgekit.robustness/1`, and its averages in words.
+
+    `drop` is the performance drop rate, `changed` the share of answers that differ from those to the rows as they are.
+    """
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    clean = result["clean"]
+    table.add_row("as they are", percent(clean["accuracy"]), _interval(clean["wilson_95"]))
+    families = result["families"]
+    _section(table, "noise", [one for one in families if not one["held_out"]])
+    _section(table, "unseen noise", [one for one in families if one["held_out"]])
+    _section(table, "unseen phrasings", result["phrasings"])
+    lines: list[RenderableType] = [table, "", *map(Text, _words(result))]
+    return Group(*lines)
+
+
+def calibration_table(result: Mapping[str, Any]) -> Group:
+    """The figures of a document of schema `edgekit.calibration/1`, before and after the temperature, and the bins."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    before, after = result["before"], result["after"]
+    for column in ("", "as it is", f"temperature {figure(result['temperature'])}"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, key in FIGURES.items():
+        table.add_row(name, *(f"{one[key]:.4f}" for one in (before, after)))
+    for risk in after["coverage_at_risk"]:
+        shares = (one["coverage_at_risk"][risk] for one in (before, after))
+        table.add_row(f"answered at {percent(float(risk))} error", *map(percent, shares))
+    bins = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("confidence", "right", "rows"):
+        bins.add_column(column, justify="right", no_wrap=True)
+    for one in after["reliability"]:
+        bins.add_row(percent(one["confidence"]), percent(one["accuracy"]), f"{one['n']:,}")
+    known = f" {percent(after['accuracy'])} [{_interval(after['wilson_95'])}] of {result['n']} rows are right, among {result['labels']} answers"
+    left = f"; {result['left_out']} rows have another answer" if result["left_out"] else ""
+    return Group(table, "", bins, "", Text(known + left), Text(f" Samples: {result['samples']}"))
+
+
+def _section(table: Table, title: str, variants: Sequence[Mapping[str, Any]]) -> None:
+    if variants:
+        table.add_row(Text(title, "dim"))
+    for one in variants:
+        table.add_row(
+            f"  {one['name']}",
+            percent(one["accuracy"]),
+            _interval(one["wilson_95"]),
+            percent(one["pdr"]),
+            _interval(one["pdr_95"]),
+            percent(one["changed"]),
+        )
+
+
+def _words(result: Mapping[str, Any]) -> list[str]:
+    """The averages, as one line each."""
+    found = []
+    for key, what in (("seen", "noise that robust tuning uses"), ("held_out", "unseen noise")):
+        mean = result[key]
+        if mean:
+            found.append(
+                f" Mean drop, {what}: {percent(mean['pdr'])} [{_interval(mean['pdr_95'])}] in {mean['families']} families"
+            )
+    worst = max([*result["families"], *result["phrasings"]], key=lambda one: one["pdr"] or 0.0, default=None)
+    if worst and worst["pdr"]:
+        found.append(f" Largest drop: {percent(worst['pdr'])}, {worst['name']}")
+    spread = result["template_spread"]
+    found.append(
+        f" Spread over {spread['phrasings']} phrasings: {100 * spread['spread']:.1f} points"
+        f" [{_interval(spread['bootstrap_95'])}]"
+    )
+    always, alike = result["worst_case"]["all"]["accuracy"], result["consistency"]["all"]["share"]
+    found.append(
+        f" Right in every variant: {percent(always)} of {result['n']} items; answered alike: {percent(alike)}"
+    )
+    return [*found, f" Samples: {result['samples']}"]
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    """Both ends in percent; a dash where there is no interval."""
+    return NONE if ends is None else f"{100 * ends[0]:.1f}..{100 * ends[1]:.1f}"

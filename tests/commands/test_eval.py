@@ -1,0 +1,64 @@
+"""`edgekit eval`: its verbs, what is taken as `task`, and one document with --json."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.cli import main
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """`main` takes over the signals of its process."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def typed(tmp_path: Path, small_gguf: Path, monkeypatch: Any, capsys: Any) -> Any:
+    (tmp_path / "model.gguf").symlink_to(small_gguf)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, code: int = 0) -> Any:
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", *words])
+        said = capsys.readouterr()
+        assert ended.value.code == code, said.err
+        return said
+
+    return run
+
+
+def test_a_path_without_a_verb_is_evaluated_on_the_task(typed: Any) -> None:
+    options = ("--limit", "2", "--max-tokens", "2", "--json", "--threads", "1")
+    plain = json.loads(typed("model.gguf", *options).out)
+    assert plain.keys() == {"accuracy", "n", "wilson_95", "json_match", "per_label"} and plain["n"] == 2
+    assert json.loads(typed(*options, "model.gguf", "--force").out) == plain
+    assert json.loads(typed("task", "model.gguf", *options, "--force").out) == plain
+    assert len(Path("samples.jsonl").read_text().splitlines()) == 2
+    assert json.loads(typed("compare", "samples.jsonl", "samples.jsonl", "--json").out)["n"] == 2
+
+
+def test_robustness_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
+    options = ("--limit", "2", "--max-tokens", "2", "--families", "typos,ocr", "--threads", "1")
+    found = json.loads(typed("robust", "model.gguf", *options, "--json").out)
+    assert found["schema"] == "edgekit.robustness/1" and found["n"] == 2 and found["artifact"] == "model.gguf"
+    assert [one["name"] for one in found["families"]] == ["typos", "ocr"]
+    assert found["data"]["name"] == "demo" and found["runtime"] == "llama.cpp"
+    assert len(Path("robustness.jsonl").read_text().splitlines()) == 2 * (
+        1 + 2 + found["template_spread"]["phrasings"]
+    )
+    assert "already exists" in typed("robust", "model.gguf", *options, code=2).err
+    table = typed("robust", "model.gguf", *options, "--out", "again.jsonl").out
+    for word in ("as they are", "unseen noise", "ocr", "Spread over 5 phrasings", "Samples: again.jsonl"):
+        assert word in table
+    assert Path("again.jsonl").read_bytes() == Path("robustness.jsonl").read_bytes()
+    assert max(map(len, table.splitlines())) <= 80
