@@ -27,6 +27,7 @@ import synthetic
 from common import MIB, memory_of
 from streaming_export import on_disk
 
+from edgekit.base.hardware import available_memory_mib
 from edgekit.build import needs
 from edgekit.build.defaults import DEFAULT_MODEL
 from edgekit.build.request import Order
@@ -108,7 +109,9 @@ def expected(model: str, rows: str) -> dict[str, float]:
     request = Order(model=model, data=rows, changes=list(FEW_STEPS)).request()
     source = needs.Source.of(describe(request.source), is_gguf=request.source.kind == "gguf")
     tuning = needs.tuning(source, request.target.tune, request.data)
-    return needs.stage_memory(source, request.target, request.data, tuning.weights + tuning.kept)
+    return needs.stage_memory(
+        source, request.target, request.data, tuning.weights + tuning.kept, available_memory_mib()
+    )
 
 
 def stages(cache: Path) -> Iterator[tuple[str, float]]:

@@ -1,8 +1,7 @@
 """How much memory each stage of a build takes, and how much disk the build, from the model's config and the target.
 
 Memory is the most that the process and its children hold at once, pages of mapped files included: a model of 16 bits stays
-in its files, and the system may drop its pages when others need the memory. Where the float32 model fits well into memory
-it is held so for answers, which takes no more than merging. Each formula names what is held at a stage's
+in its files, and the system may drop its pages when others need the memory. Each formula names what is held at a stage's
 peak; `benchmarks/memory.md` has them beside measured figures, and a test holds them to 20 %.
 """
 
@@ -18,7 +17,7 @@ from edgekit.build.file_sizes import file_size
 from edgekit.data.splits import Dataset
 from edgekit.device.manifest import ONE_NAME
 from edgekit.evaluation.answering import CHUNK as ANSWERED
-from edgekit.models.shape import ANSWERS_CACHE, MIB, Shape
+from edgekit.models.shape import ANSWERS_CACHE, MIB, Shape, fits_in_float32
 from edgekit.registry import load
 from edgekit.targets.target import Export, Target, Tune
 from edgekit.tuning.memory import SIZES, Batch, Need, base_dtype, estimate
@@ -73,19 +72,26 @@ class Source:
         return 2 * width * tokens * self.shape.layers * self.shape.keys / MIB
 
 
-def stage_memory(source: Source, target: Target, data: Dataset, tuning_mib: float) -> dict[str, float]:
-    """Peak memory of each stage, MiB, when the base, the adapter and a step of tuning take `tuning_mib`."""
+def stage_memory(
+    source: Source, target: Target, data: Dataset, tuning_mib: float, available_mib: float
+) -> dict[str, float]:
+    """Peak memory of each stage, MiB, when the base, the adapter and a step of tuning take `tuning_mib`.
+
+    A model of 16 bits answers in float32 where it fits well into `available_mib`.
+    """
     process, weights = source.process, source.weights
-    torch = process + weights + source.logits(TEXT_TOKENS)
+    wide = fits_in_float32(source.shape.parameters, available_mib)
+    opened = process + (4 * source.shape.parameters / MIB if wide else weights)
+    torch = opened + source.logits(TEXT_TOKENS)
     longest = max((_tokens(row.messages) for row in (*data.validation, *data.test)), default=0)
     most = ANSWERS_CACHE / MIB
-    answering = process + weights + min(source.cache(ANSWERED * longest, 4), most)
+    answering = opened + min(source.cache(ANSWERED * longest, 4), most)
     needs = {
         "model": process + READ_OUT * weights * source.is_gguf,
         "tune": process + tuning_mib,
         "merge": process + 2 * weights + 4 * source.shape.embedding / MIB,
         "reference": max(torch, answering),
-        "eval.base_few_shot": process + weights + most,
+        "eval.base_few_shot": opened + most,
     }
     for export in target.export:
         needs |= dict(_export_memory(source, export))

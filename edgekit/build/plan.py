@@ -175,7 +175,11 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     tuning = needs.tuning(weights, target.tune, data)
     recomputes = _recomputes(tuning, target.tune, available)
     memory = needs.stage_memory(
-        weights, target, data, tuning.weights + (tuning.recomputed if recomputes else tuning.kept)
+        weights,
+        target,
+        data,
+        tuning.weights + (tuning.recomputed if recomputes else tuning.kept),
+        available,
     )
     result = Plan(
         model=source.name,

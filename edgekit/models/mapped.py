@@ -30,9 +30,9 @@ from edgekit.containers.safetensors import (
     StoredTensor,
     read_safetensors,
 )
+from edgekit.models.shape import fits_in_float32
 
 WIDENED = 1 << 22  # weights of one product that are in float32 at a time, 16 MiB
-COMFORT = 0.25  # of the available memory
 KEPT = 1 << 16  # parameters of a module that are widened once, when it is loaded: norms and the like
 Edit = Callable[[Tensor], Tensor]
 NARROW = (torch.float16, torch.bfloat16)
@@ -153,14 +153,14 @@ def in_float32(module: nn.Module) -> None:
 
 
 def widen_where_it_fits(network: nn.Module) -> None:
-    """Hold 16-bit weights in float32 in memory if they take at most `COMFORT` of what is available.
+    """Hold 16-bit weights in float32 in memory if they take at most a quarter of what is available.
 
     The numbers stay the same. Decoding a batch of 8 with SmolLM2-135M takes about half of the processor time, because nothing
     is widened on each call; a product over hundreds of tokens takes as long as before.
     """
     if any(value.dtype in NARROW for value in network.parameters()):
-        size = sum(torch.float32.itemsize * value.numel() for value in network.parameters())
-        if size <= COMFORT * available_memory_mib() * 2**20:
+        count = sum(value.numel() for value in network.parameters())
+        if fits_in_float32(count, available_memory_mib()):
             in_float32(network)
 
 

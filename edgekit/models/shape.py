@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekit.models.source import parameter_count
 
+COMFORT = 0.25  # of the available memory
 MIB = 2**20
 # Bytes of the keys and values of answers that torch computes together; one long prompt of a large model takes 100 MiB.
 ANSWERS_CACHE = 2**30
@@ -51,3 +52,8 @@ class Shape:
             keys=int(config.get("num_key_value_heads") or heads) * head_size,
             tied=bool(config.get("tie_word_embeddings", False)),
         )
+
+
+def fits_in_float32(parameters: int, available_mib: float) -> bool:
+    """Whether a model of 16 bits is held in float32 while it answers: it then takes at most a quarter of the memory."""
+    return 4 * parameters / MIB <= COMFORT * available_mib

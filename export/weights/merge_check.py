@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from edgekit.base.events import Emit, Measured, Progress, ignore
-from edgekit.base.memory import page_out
+from edgekit.base.memory import give_back, page_out
 from edgekit.export.weights.merge import apply, plan_edits
 from edgekit.export.weights.safetensors_io import Weights
 from edgekit.models import accelerator, mapped
+
+TOGETHER = 16  # positions whose distributions are compared at once: of 152,000 tokens one takes 1.2 MiB in 64-bit floats
 
 
 def merge_proof(
@@ -41,15 +42,16 @@ def merge_proof(
         for ids in sequences:
             np.save(spill, _logits(unmerged, ids).numpy())
         del unmerged
-        gc.collect()
+        give_back()
         if narrow:
             edits = {
                 name: partial(apply, functions)
                 for name, functions in plan_edits(base, Weights(base), adapter).items()
             }
             exact = _differences(spill, accelerator.place(mapped.load(base, edits)), sequences)
-            gc.collect()
+            give_back()
         stored = _differences(spill, accelerator.place(mapped.load(merged)), sequences, emit)
+    give_back()  # a model stays mapped until it is collected
     klds = np.concatenate(stored.divergences)
     proof = {
         "max_abs_logit_difference": (exact if narrow else stored).largest,
@@ -122,11 +124,13 @@ def _differences(
     found = _Differences()
     spill.seek(0)
     for done, ids in enumerate(sequences, 1):
-        expected, actual = torch.from_numpy(np.load(spill)), _logits(model, ids)
-        found.largest = max(found.largest, (expected - actual).abs().max().item())
-        p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
-        found.divergences.append((p.exp() * (p - q)).sum(-1).numpy())
-        found.agreed += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        reference, logits = torch.from_numpy(np.load(spill)), _logits(model, ids)
+        for start in range(0, len(logits), TOGETHER):
+            expected, actual = (rows[start : start + TOGETHER] for rows in (reference, logits))
+            found.largest = max(found.largest, (expected - actual).abs().max().item())
+            p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+            found.divergences.append((p.exp() * (p - q)).sum(-1).numpy())
+            found.agreed += int((expected.argmax(-1) == actual.argmax(-1)).sum())
         emit(Progress("merge.proof", done, len(sequences), "sequences"))
     return found
 

@@ -54,15 +54,22 @@ def computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "cpu_has_bf16", lambda: True)
 
 
-def memory(source: Source, target: Target) -> dict[str, float]:
+def memory(source: Source, target: Target, available: float = 4096) -> dict[str, float]:
     data = load_dataset("demo")
     tuning = needs.tuning(source, target.tune, data)
-    return needs.stage_memory(source, target, data, tuning.weights + tuning.kept)
+    return needs.stage_memory(source, target, data, tuning.weights + tuning.kept, available)
 
 
 @pytest.mark.parametrize(("size", "stage"), [(size, stage) for size, of in MEMORY.items() for stage in of])
 def test_memory_is_as_measured(size: str, stage: str, target: Target) -> None:
     assert memory(source_of(size), target)[stage] == pytest.approx(MEMORY[size][stage], rel=WITHIN)
+
+
+def test_a_model_that_fits_well_into_memory_answers_in_float32(target: Target) -> None:
+    small, large = (source_of(size) for size in ("0.5", "3"))
+    assert memory(small, target, 20000)["reference"] == pytest.approx(2767, rel=WITHIN)
+    assert memory(small, target)["reference"] < 0.8 * 2767
+    assert memory(large, target, 20000) == memory(large, target)
 
 
 def test_weights_held_in_float32_would_show(target: Target) -> None:
