@@ -86,10 +86,14 @@ def stage_memory(
     longest = max((_tokens(row.messages) for row in (*data.validation, *data.test)), default=0)
     most = ANSWERS_CACHE / MIB
     answering = opened + min(source.cache(ANSWERED * longest, 4), most)
+    # The proof holds one model at a time, and the logits of a row of both.
+    merging = 2 * source.logits(longest)
+    if source.bytes_of_weight > 2:
+        merging = weights + 4 * source.shape.embedding / MIB
     needs = {
         "model": process + READ_OUT * weights * source.is_gguf,
         "tune": process + tuning_mib,
-        "merge": process + 2 * weights + 4 * source.shape.embedding / MIB,
+        "merge": process + weights + merging,
         "reference": max(torch, answering),
         "eval.base_few_shot": opened + most,
     }
@@ -143,13 +147,13 @@ def _tokens(messages: Any) -> int:
 def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]]:
     process, weights, file = source.process, source.weights, file_size(source.shape, export)[1]
     scored = process + source.logits(TEXT_TOKENS)
+    embedding = source.bytes_of_weight * source.shape.embedding / MIB
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
-        # The importance matrix, then the quantizer.
-        yield "quantize.gguf", process + max(weights, floats + file)
+        # The importance matrix, which needs few rows of the embedding, then the quantizer.
+        yield "quantize.gguf", process + max(weights - embedding, floats + file)
         buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":
-        embedding = source.bytes_of_weight * source.shape.embedding / MIB
         yield "export.onnx", process + CHILD + HEAD + embedding + file
         yield "verify.onnx", scored + ONNX_OPENED * file + source.logits(TEXT_TOKENS)

@@ -22,16 +22,19 @@ QWEN: dict[str, Any] = {
 }  # fmt: skip
 CONFIGS = {
     "0.5": {**QWEN, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_hidden_layers": 22},
+    "1.5": {**QWEN, "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 24},
     "3": {**QWEN, "hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_hidden_layers": 26},
 }  # fmt: skip
 MEMORY = {  # peak resident MiB of the process tree
     "sample": {"model": 1564, "tune": 1783, "merge": 1538, "quantize.gguf": 1134, "reference": 1476},
-    "0.5": {"quantize.gguf": 1488, "reference": 2016, "export.onnx": 2541},
+    "0.5": {"quantize.gguf": 1548, "reference": 2016, "export.onnx": 2153},
+    "1.5": {"quantize.gguf": 3028, "export.onnx": 3592, "reference": 3743, "verify.gguf": 2409},
     "3": {"quantize.gguf": 6308, "reference": 6648, "verify.gguf": 3741},
 }
 FILES = {
     "sample": (119.1, 118),
-    "0.5": (406.5, 455),
+    "0.5": (413, 449),
+    "1.5": (1186, 1284),
     "3": (2352, None),
 }  # MiB of the GGUF file and the ONNX folder
 
