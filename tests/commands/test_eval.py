@@ -62,3 +62,16 @@ def test_robustness_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
         assert word in table
     assert Path("again.jsonl").read_bytes() == Path("robustness.jsonl").read_bytes()
     assert max(map(len, table.splitlines())) <= 80
+
+
+def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
+    rows = [f"question {number},{'yes' if number % 3 else 'no'}" for number in range(60)]
+    Path("rows.csv").write_text("\n".join(["prompt,completion", *rows]))
+    options = ("calibration", "model.gguf", "--data", "rows.csv", "--limit", "4", "--threads", "1")
+    found = json.loads(typed(*options, "--json").out)
+    assert found["schema"] == "edgekit.calibration/1" and found["labels"] == 2 and 0 < found["n"] <= 4
+    assert len(Path("calibration.jsonl").read_text().splitlines()) == found["n"]
+    table = typed(*options, "--out", "again.jsonl").out
+    for word in ("calibration error, equal mass", "answered at 1.0", "Samples: again.jsonl"):
+        assert word in table
+    assert "different answers, and a choice needs" in typed("calibration", "model.gguf", code=2).err
