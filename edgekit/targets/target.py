@@ -59,7 +59,7 @@ class Robustness(Table):
     """Families of noise in the user's messages; an empty list turns noise off. `edgekit eval robust` measures all ten."""
     noisy_share: Annotated[float, Field(ge=0, le=1)] = 0.6
     """Share of the rows that are noisy in an epoch, others in each."""
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.4
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Largest share of words that a family changes; each row draws its own."""
     phrased_share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of the rows that are asked in another frame, or with the system message reworded; 0 turns it off."""

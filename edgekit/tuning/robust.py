@@ -18,6 +18,8 @@ from edgekit.targets.target import Robustness, Tune
 
 Example = tuple[Row, ...]
 VALIDATION = "validation"
+TYPOS = "typos"
+LEAST = 0.2  # of the largest strength
 
 
 def epochs_of(rows: Sequence[Row], options: Tune) -> list[list[Example]]:
@@ -60,10 +62,16 @@ def _varied(row: Row, options: Robustness, seed: str) -> Row:
 
 
 def _with_noise(row: Row, options: Robustness, random: Random) -> Row:
-    """The row with one family of noise, or with two."""
+    """The row with one family of noise, or with two.
+
+    Half of the rows get typos, because what breaks words into other tokens is the hardest, of whatever family.
+    """
     count = min(len(options.noise), random.choice((1, 1, 2)))
-    for family in random.sample(options.noise, count):
-        strength = options.strength * random.random()
+    families = random.sample(options.noise, count)
+    if TYPOS in options.noise and TYPOS not in families and random.random() < 0.5:
+        families[0] = TYPOS
+    for family in families:
+        strength = random.uniform(LEAST * options.strength, options.strength)
         row = noisy(row, family, str(random.random()), strength, held_out=False)
     return row
 
