@@ -139,6 +139,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "edgekit"
         message = re.sub(r"Value error, |, unable to parse .*", "", error.format_message())
+        if not message.strip():  # no verb was typed, and the help has been printed
+            sys.exit(ExitCode.USAGE)
         _fail(ExitCode.USAGE, message, f"See `{command} --help`.")
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import registry
 from edgekit.base.artifacts import digest_of, size_of
 from edgekit.base.cache import Cache, StageOutput
-from edgekit.base.events import Emit, Event, GateResult, Progress
+from edgekit.base.events import Alert, Emit, Event, GateResult, Progress
 from edgekit.base.memory import give_back
 from edgekit.build.bundle import longest_answer
 from edgekit.build.request import Request
@@ -23,6 +23,7 @@ from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import read_log
 from edgekit.models.source import read_config
 from edgekit.proof import bare, gates, golden, held_out, prove
+from edgekit.proof.deviations import Deviation
 from edgekit.proof.drift import Drift, Scored, score
 from edgekit.proof.facts import ReferenceFacts
 from edgekit.proof.held_out import HeldOut
@@ -194,6 +195,8 @@ def verify(
         if artifact.format in registry.names(kind)
     ]
     stage = cache.stage(name, inputs, run, modules)
+    for each in stage.result["deviations"]:
+        cache.emit(Alert("info", f"Deviation of the {artifact.format.upper()} file: {Deviation(**each)}"))
     return Proof(
         stage,
         *(

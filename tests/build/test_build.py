@@ -56,6 +56,9 @@ def test_the_bundle_is_whole(tiny_build) -> None:
     assert set(bare) == {"gguf", "onnx"} and bare["onnx"]["causes"]["nul"] > 0
     assert all(entry["texts"] > 2000 and entry["advice"] for entry in bare.values())
     assert "Remove it from every text." in (tiny_build.bundle / "README.md").read_text()
+    told = (tiny_build.bundle / "events.jsonl").read_text()
+    (deviation,) = manifest["deviations"]["gguf"]
+    assert f"Deviation of the GGUF file: {deviation['concerns']}" in told
 
 
 def test_the_report_has_every_key_filled(tiny_build) -> None:

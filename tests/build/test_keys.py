@@ -32,7 +32,7 @@ from edgekit.targets.target import Robustness, Target
 
 DRIFT = asdict(Drift(0.1, 0.2, 0.9, 10))
 RESULTS: dict[str, dict[str, Any]] = {
-    "merge": DRIFT, "drift": DRIFT, "verify": {"drift": {}, "from_input": {}}, "profile": {"entries": []},
+    "merge": DRIFT, "drift": DRIFT, "verify": {"drift": {}, "from_input": {}, "deviations": []}, "profile": {"entries": []},
     "signals": {"signals": {}, "sure": []},
 }  # fmt: skip
 FORMATS = ("gguf", "onnx")

@@ -47,6 +47,11 @@ def test_a_path_without_a_verb_is_evaluated_on_the_task(typed: Any) -> None:
     assert json.loads(typed("compare", "samples.jsonl", "samples.jsonl", "--json").out)["n"] == 2
 
 
+def test_a_group_without_a_verb_prints_its_help_and_no_empty_error(typed: Any) -> None:
+    said = typed(code=2)
+    assert "calibration" in said.out and said.err == ""
+
+
 def test_robustness_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
     options = ("--limit", "2", "--max-tokens", "2", "--families", "typos,ocr", "--threads", "1")
     found = json.loads(typed("robust", "model.gguf", *options, "--json").out)
