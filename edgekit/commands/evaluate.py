@@ -18,6 +18,10 @@ from edgekit.commands import shell
 from edgekit.commands.artifact import Artifact, subject_at
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rich.console import RenderableType
+
     from edgekit.data.splits import Dataset
     from edgekit.registry import Runtime
 
@@ -75,9 +79,9 @@ class EvalOptions:
         given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline)
         return shell.dataset(self.data, given)
 
-    def rows_of(self, dataset: Dataset) -> list[Any]:
-        """The rows to measure."""
-        rows: list[Any] = getattr(dataset, self.split)
+    def rows_of(self, dataset: Dataset, split: str = "") -> list[Any]:
+        """The rows of `split`, by default those to measure, as many as `--limit` allows."""
+        rows: list[Any] = getattr(dataset, split or self.split)
         return rows[: self.limit] if self.limit else rows
 
     @contextmanager
@@ -96,6 +100,21 @@ class EvalOptions:
             "runtime": runtime.name,
             "data": {"name": dataset.name, "sha256": dataset.digest, "split": self.split},
         }
+
+
+def show(
+    options: RobustOptions | CalibrationOptions,
+    result: dict[str, Any],
+    table: Callable[[Mapping[str, Any]], RenderableType],
+) -> None:
+    """Print what was measured, as one JSON document or as a table."""
+    document = result | {"samples": str(options.out)}
+    if options.json:
+        shell.print_json(document)
+        return
+    from rich.console import Console
+
+    Console().print(table(document))
 
 
 LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
@@ -156,6 +175,7 @@ def robust(options: RobustOptions) -> None:
     from edgekit.base.artifacts import digest_of, sha256_tree, written_whole
     from edgekit.evaluation import robust as evaluation
     from edgekit.evaluation.kept import Kept
+    from edgekit.report.evaluation_tables import robustness_table
 
     noise = evaluation.Noise.of(options.families, options.strength, options.seed)
     dataset = options.dataset()
@@ -170,15 +190,7 @@ def robust(options: RobustOptions) -> None:
         most = options.max_tokens
         result = evaluation.evaluate(runtime, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
     kept.remove()
-    result |= options.about(dataset, runtime) | {"samples": str(options.out)}
-    if options.json:
-        shell.print_json(result)
-        return
-    from rich.console import Console
-
-    from edgekit.report.evaluation_tables import robustness_table
-
-    Console().print(robustness_table(result))
+    show(options, result | options.about(dataset, runtime), robustness_table)
 
 
 @dataclass(frozen=True)
@@ -198,10 +210,11 @@ def calibration(options: CalibrationOptions) -> None:
     from edgekit.base.artifacts import written_whole
     from edgekit.evaluation import calibration as evaluation
     from edgekit.evaluation.choices import candidates
+    from edgekit.report.evaluation_tables import calibration_table
 
     dataset = options.dataset()
     labels = candidates(dataset.train)
-    fitted_on = dataset.validation[: options.limit] if options.limit else dataset.validation
+    fitted_on = options.rows_of(dataset, "validation")
     with (
         shell.working() as emit,
         written_whole(options.out, force=options.force) as log,
@@ -209,15 +222,7 @@ def calibration(options: CalibrationOptions) -> None:
     ):
         rows = options.rows_of(dataset)
         result = evaluation.evaluate(runtime, fitted_on, rows, labels, log=log, emit=emit)
-    result |= options.about(dataset, runtime) | {"samples": str(options.out)}
-    if options.json:
-        shell.print_json(result)
-        return
-    from rich.console import Console
-
-    from edgekit.report.evaluation_tables import calibration_table
-
-    Console().print(calibration_table(result))
+    show(options, result | options.about(dataset, runtime), calibration_table)
 
 
 @app.command("compare")

@@ -62,11 +62,12 @@ def answer_of(rows: Sequence[Row], chosen: str = "auto") -> str:
     return forms.pop() if len(forms) == 1 else ANSWER
 
 
-def rows_out_of_scope(rows: Sequence[Row], answer: str, count: int, seed: str) -> list[Row]:
-    """At most `count` requests that no training row resembles, each with `answer` and the frame of one of `rows`."""
+def rows_out_of_scope(
+    rows: Sequence[Row], texts: Sequence[str], answer: str, count: int, seed: str
+) -> list[Row]:
+    """At most `count` of the requests `texts`, each with `answer` and the frame of one of `rows`."""
     random = Random(seed)
-    fitting = _unlike(rows)
-    chosen = random.sample(fitting, min(count, len(fitting)))
+    chosen = random.sample(texts, min(count, len(texts)))
     found = []
     for place, text in enumerate(chosen):
         frame = rows[random.randrange(len(rows))].messages[0]
@@ -76,8 +77,8 @@ def rows_out_of_scope(rows: Sequence[Row], answer: str, count: int, seed: str) -
     return found
 
 
-def _unlike(rows: Sequence[Row]) -> list[str]:
-    """Requests of which no row holds a large share of the words."""
+def unlike(rows: Sequence[Row]) -> list[str]:
+    """Requests that no training row resembles: none holds a large share of their words."""
     holders: dict[str, set[int]] = defaultdict(set)
     for place, row in enumerate(rows):
         for message in row.messages[:-1]:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Log-probabilities of `logits (..., V)`, nats."""
-    shifted = np.asarray(logits, np.float64) - logits.max(axis=-1, keepdims=True)
-    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    found = logits.astype(np.float64)
+    found -= found.max(axis=-1, keepdims=True)
+    found -= np.log(np.exp(found).sum(axis=-1, keepdims=True))
     return found
 
 

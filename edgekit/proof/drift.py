@@ -35,6 +35,7 @@ from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.evaluation.statistics import ONE_SIDED_95, bootstrap_mean, clustered_share
+from edgekit.models.likelihood import log_softmax
 from edgekit.registry import Runtime
 
 Floats = NDArray[np.float64]
@@ -274,10 +275,7 @@ def _logits(runtime: Runtime, ids: Sequence[int], start: int) -> NDArray[np.floa
 
 
 def _log_softmax(logits: NDArray[np.floating]) -> Floats:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max()
-    shifted -= np.log(np.exp(shifted).sum())
-    return np.maximum(shifted, FLOOR)
+    return np.maximum(log_softmax(logits), FLOOR)
 
 
 def _f(x: Floats) -> Floats:

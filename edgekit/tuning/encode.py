@@ -40,6 +40,10 @@ class EncodedRow:
         return [IGNORED] * self.prompt_length + self.input_ids[self.prompt_length :]
 
 
+Example = tuple[EncodedRow, ...]
+"""What is trained as one: a row, or a row beside its noisy twin."""
+
+
 class _LeftOut(Exception):
     """Why a row cannot be used."""
 

@@ -27,12 +27,13 @@ def epochs_of(rows: Sequence[Row], options: Tune) -> list[list[Example]]:
     robustness = options.robustness
     answer = out_of_scope.answer_of(rows, robustness.abstain)
     count = round(robustness.out_of_scope_share * len(rows)) if answer else 0
+    beyond = out_of_scope.unlike(rows) if count else []
     epochs = []
     for epoch in range(math.ceil(options.epochs)):
         seed = f"{options.seed}:{epoch}"
         found = [_example(row, robustness, f"{seed}:{row.id}") for row in rows]
-        beyond = out_of_scope.rows_out_of_scope(rows, answer, count, seed)
-        epochs.append([*found, *((_varied(row, robustness, f"{seed}:{row.id}"),) for row in beyond)])
+        asked = out_of_scope.rows_out_of_scope(rows, beyond, answer, count, seed)
+        epochs.append([*found, *((_varied(row, robustness, f"{seed}:{row.id}"),) for row in asked)])
     return epochs
 
 

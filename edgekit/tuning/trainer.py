@@ -17,9 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 
 from edgekit.base.errors import StageError
-from edgekit.tuning.encode import IGNORED, EncodedRow
+from edgekit.tuning.encode import IGNORED, EncodedRow, Example
 
-Example = tuple[EncodedRow, ...]
 POOL = 32  # batches whose rows are sorted by length as one group
 
 
@@ -43,9 +42,8 @@ def answer_logits(
 
     The head, the widest layer, gets only the N positions, `(N, hidden)`.
     """
-    targets = batch["labels"][:, 1:]
-    rows, _ = (targets != IGNORED).nonzero(as_tuple=True)
-    targets = targets.flatten()
+    labels = batch["labels"][:, 1:]
+    targets = labels.flatten()
     places = (targets != IGNORED).nonzero().squeeze(1)
 
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -56,7 +54,7 @@ def answer_logits(
         logits = model(input_ids=batch["input_ids"]).logits
     finally:
         hook.remove()
-    return logits.float(), targets[places], rows
+    return logits.float(), targets[places], places // labels.shape[1]
 
 
 def answer_loss(model: nn.Module, head: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:

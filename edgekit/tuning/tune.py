@@ -25,7 +25,7 @@ from edgekit.models.source import parameter_count, read_config
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Tune
 from edgekit.tuning import robust
-from edgekit.tuning.encode import EncodedRow, check_mask, encode_rows, encode_variant
+from edgekit.tuning.encode import EncodedRow, Example, check_mask, encode_rows, encode_variant
 from edgekit.tuning.memory import SIZES, Batch, base_dtype, estimate
 from edgekit.tuning.modules import Modules, chosen, not_added
 
@@ -148,10 +148,7 @@ def _largest_batch(rows: Sequence[EncodedRow], options: Tune, device: str) -> Ba
     longest = max(len(row.input_ids) for row in rows)
     answer = max(len(row.input_ids) - row.prompt_length for row in rows)
     plain = device == "cpu" and longest <= PLAIN_ATTENTION_TOKENS
-    twins = (
-        options.robust and options.robustness.consistency > 0
-    )  # a batch may hold two rows for each example
-    return Batch(options.batch_size * (1 + twins), longest, answer, plain)
+    return Batch(options.batch_size * (1 + options.twins), longest, answer, plain)
 
 
 def _recomputes(model: Path, options: Tune, batch: Batch, device: str, dtype: str, emit: Emit) -> bool:
@@ -177,7 +174,7 @@ def _recomputes(model: Path, options: Tune, batch: Batch, device: str, dtype: st
 
 def _encode(
     model: Path, data: Dataset, options: Tune, emit: Emit
-) -> tuple[list[list[tuple[EncodedRow, ...]]], list[EncodedRow], int]:
+) -> tuple[list[list[Example]], list[EncodedRow], int]:
     """The examples of each epoch and the validation rows as ids with checked masks, and the number of rows left out."""
     tokenizer = ModelTokenizer(model)
     template, longest = tokenizer.chat_template, options.max_length
@@ -187,7 +184,7 @@ def _encode(
         rows = robust.validation_of(data.validation, options) if options.robust else data.validation
         held_out, more = encode_rows(rows, template, tokenizer, longest)
         left_out += more
-    epochs: list[list[tuple[EncodedRow, ...]]] = [[(row,) for row in encoded]]
+    epochs: list[list[Example]] = [[(row,) for row in encoded]]
     if options.robust:
         plain = {row.id: row for row in encoded}
         usable = [row for row in data.train if row.id in plain]

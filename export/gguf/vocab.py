@@ -55,10 +55,8 @@ PRE_TOKENIZERS = {
     (DEEPSEEK3, False): "deepseek-v3",
     ((TEKKEN,), True): "tekken",
     ((GPT4O,), False): "gpt-4o",
-    (
-        (GPT4O,),
-        True,
-    ): "gpt-4o",  # llama.cpp merges there; every word of GPT-OSS's vocabulary is what its merges give
+    # llama.cpp merges whole words too; every word of GPT-OSS's vocabulary is what its merges give.
+    ((GPT4O,), True): "gpt-4o",
 }
 SPACE = "\u2581"
 NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}  # of the special tokens of Phi-3 (llama-vocab.cpp)

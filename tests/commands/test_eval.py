@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgekit.cli import main
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """`main` takes over the signals of its process."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

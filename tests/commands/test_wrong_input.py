@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,15 +119,6 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval missing.gguf", 2, ("There is no file missing.gguf.",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
 ]
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """`main` takes over the signals of its process."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("typed", "code", "words"), WRONG, ids=[typed for typed, _, _ in WRONG])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgekit.data.dataset import load_dataset
-from edgekit.data.out_of_scope import ANSWER, answer_of, requests, rows_out_of_scope
+from edgekit.data.out_of_scope import ANSWER, answer_of, requests, rows_out_of_scope, unlike
 from edgekit.data.rows import Row
 
 
@@ -42,7 +42,8 @@ def test_the_demos_rows_have_their_own_answer() -> None:
 
 def test_a_request_like_a_training_row_is_left_out() -> None:
     rows = [row("what is the capital of Norway", "capital"), row("play some music", "music")]
-    found = {each.messages[-2]["content"] for each in rows_out_of_scope(rows, ANSWER, 10_000, "7")}
+    asked = rows_out_of_scope(rows, unlike(rows), ANSWER, 10_000, "7")
+    found = {each.messages[-2]["content"] for each in asked}
     assert "what is the capital of Norway?" not in found
     assert "why is the sky blue?" in found and len(found) > 250 and found < set(requests())
 
@@ -50,6 +51,8 @@ def test_a_request_like_a_training_row_is_left_out() -> None:
 def test_they_have_the_frame_of_the_rows_and_depend_on_the_seed() -> None:
     system = {"role": "system", "content": "Answer with the intent."}
     rows = [Row("a", (system, *row("play", "music").messages), "music")]
-    found = rows_out_of_scope(rows, "none", 5, "7")
+    texts = unlike(rows)
+    found = rows_out_of_scope(rows, texts, "none", 5, "7")
     assert all(each.messages[0] == system and each.answer == "none" for each in found)
-    assert found == rows_out_of_scope(rows, "none", 5, "7") != rows_out_of_scope(rows, "none", 5, "8")
+    assert found == rows_out_of_scope(rows, texts, "none", 5, "7")
+    assert found != rows_out_of_scope(rows, texts, "none", 5, "8")
