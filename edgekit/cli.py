@@ -30,6 +30,7 @@ from edgekit.commands import (
     doctor,
     drift,
     evaluate,
+    evaluate_task,
     incident,
     measure,
     monitor,
@@ -93,6 +94,8 @@ for module in (
     doctor,
 ):
     module.register(app)
+for module in (evaluate_task,):
+    module.register(evaluate.app)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""`edgekit eval task|robust|calibration|compare`, and `edgekit compare`."""
+"""`edgekit eval robust|calibration|compare` and `edgekit compare`; the other verbs of `eval` are in modules beside this one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from edgekit.base.events import Emit
     from edgekit.data.splits import Dataset
+    from edgekit.evaluation.kept import Kept
     from edgekit.registry import Runtime
 
 CONTEXT = 2048  # maximum tokens of a prompt and its answer together
@@ -69,14 +71,14 @@ class EvalOptions:
     quiet: shell.Quiet = False
     verbose: shell.Verbose = False
 
-    def dataset(self) -> Dataset:
-        """The rows of `--data`. Raises `ConfigError` for an unknown split."""
+    def dataset(self, keep: tuple[str, ...] = ()) -> Dataset:
+        """The rows of `--data`, with their columns `keep`. Raises `ConfigError` for an unknown split."""
         from edgekit.data.dataset import DataOptions
         from edgekit.data.splits import SPLITS
 
         if self.split not in SPLITS:
             raise ConfigError(f"There is no split '{self.split}'.", f"Use one of: {', '.join(SPLITS)}.")
-        given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline)
+        given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline, keep)
         return shell.dataset(self.data, given)
 
     def rows_of(self, dataset: Dataset, split: str = "") -> list[Any]:
@@ -102,8 +104,38 @@ class EvalOptions:
         }
 
 
+LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
+
+
+@dataclass(frozen=True)
+class LoggedOptions(EvalOptions):
+    """What a verb of `eval` takes that logs every sample."""
+
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("samples.jsonl")
+
+    @contextmanager
+    def log(self) -> Iterator[tuple[Emit, Path, Runtime]]:
+        """An `emit` that prints progress, the new log to write, and the opened model file."""
+        from edgekit.base.artifacts import written_whole
+
+        with (
+            shell.working() as emit,
+            written_whole(self.out, force=self.force) as log,
+            self.opened() as runtime,
+        ):
+            yield emit, log, runtime
+
+    def kept(self, runtime: Runtime, emit: Emit, *more: Any) -> Kept:
+        """The answers of an interrupted run with the same model file, `--max-tokens` and `more`."""
+        from edgekit.base.artifacts import digest_of, sha256_tree
+        from edgekit.evaluation.kept import Kept
+
+        answers_depend_on = [sha256_tree(self.artifact), runtime.name, self.max_tokens, *more]
+        return Kept(self.out, digest_of(answers_depend_on), emit)
+
+
 def show(
-    options: RobustOptions | CalibrationOptions,
+    options: LoggedOptions,
     result: dict[str, Any],
     table: Callable[[Mapping[str, Any]], RenderableType],
 ) -> None:
@@ -117,39 +149,8 @@ def show(
     Console().print(table(document))
 
 
-LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
-
-
 @dataclass(frozen=True)
-class TaskOptions(EvalOptions):
-    """The options of `eval task`."""
-
-    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("samples.jsonl")
-
-
-@app.command("task")
-@shell.takes(TaskOptions)
-def task(options: TaskOptions) -> None:
-    """Measure the exact-match accuracy of greedy answers on the rows of a split, and log every sample."""
-    from edgekit.base.artifacts import written_whole
-    from edgekit.evaluation import accuracy as evaluation
-
-    rows = options.rows_of(options.dataset())
-    with (
-        shell.working() as emit,
-        written_whole(options.out, force=options.force) as log,
-        options.opened() as runtime,
-    ):
-        result = evaluation.evaluate(
-            runtime, rows, max_tokens=options.max_tokens, log=log, emit=emit, stage="eval"
-        )
-    shell.print_json(result) if options.json else shell.say(
-        f"{result['accuracy']:.1%} of {result['n']} answers are right; samples: {options.out}"
-    )
-
-
-@dataclass(frozen=True)
-class RobustOptions(EvalOptions):
+class RobustOptions(LoggedOptions):
     """The options of `eval robust`."""
 
     families: Annotated[
@@ -172,29 +173,21 @@ def robust(options: RobustOptions) -> None:
 
     A run that was interrupted goes on from its last answers when the same command is typed again.
     """
-    from edgekit.base.artifacts import digest_of, sha256_tree, written_whole
     from edgekit.evaluation import robust as evaluation
-    from edgekit.evaluation.kept import Kept
     from edgekit.report.evaluation_tables import robustness_table
 
     noise = evaluation.Noise.of(options.families, options.strength, options.seed)
     dataset = options.dataset()
     rows = options.rows_of(dataset)
-    with (
-        shell.working() as emit,
-        written_whole(options.out, force=options.force) as log,
-        options.opened() as runtime,
-    ):
-        answers_depend_on = [sha256_tree(options.artifact), runtime.name, options.max_tokens]
-        kept = Kept(options.out, digest_of(answers_depend_on), emit)
-        most = options.max_tokens
+    with options.log() as (emit, log, runtime):
+        kept, most = options.kept(runtime, emit), options.max_tokens
         result = evaluation.evaluate(runtime, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
     kept.remove()
     show(options, result | options.about(dataset, runtime), robustness_table)
 
 
 @dataclass(frozen=True)
-class CalibrationOptions(EvalOptions):
+class CalibrationOptions(LoggedOptions):
     """The options of `eval calibration`."""
 
     out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("calibration.jsonl")
@@ -207,7 +200,6 @@ def calibration(options: CalibrationOptions) -> None:
 
     For rows whose answers are labels. A temperature is fitted on the validation rows.
     """
-    from edgekit.base.artifacts import written_whole
     from edgekit.evaluation import calibration as evaluation
     from edgekit.evaluation.choices import candidates
     from edgekit.report.evaluation_tables import calibration_table
@@ -215,11 +207,7 @@ def calibration(options: CalibrationOptions) -> None:
     dataset = options.dataset()
     labels = candidates(dataset.train)
     fitted_on = options.rows_of(dataset, "validation")
-    with (
-        shell.working() as emit,
-        written_whole(options.out, force=options.force) as log,
-        options.opened() as runtime,
-    ):
+    with options.log() as (emit, log, runtime):
         rows = options.rows_of(dataset)
         result = evaluation.evaluate(runtime, fitted_on, rows, labels, log=log, emit=emit)
     show(options, result | options.about(dataset, runtime), calibration_table)

@@ -27,13 +27,15 @@ class DataOptions:
     """How the rows that `--data` names are read: the options that every verb with `--data` has beside it.
 
     `columns` names the columns (`prompt=text,completion=category`), `revision` is that of a hub data set, `drop_leaks`
-    leaves out rows whose prompts are also in a later split, and `offline` forbids downloads.
+    leaves out rows whose prompts are also in a later split, and `offline` forbids downloads. `keep` are further columns
+    that the rows keep, where they have them.
     """
 
     columns: str = ""
     revision: str = ""
     drop_leaks: bool = False
     offline: bool = False
+    keep: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
@@ -115,7 +117,7 @@ def load_questions(source: str, options: DataOptions | None = None, emit: Emit =
     if not Path(source).expanduser().is_file():
         return load_dataset(source, options, emit).test
     files, _, _ = _found(source, options, emit)
-    reader = Reader(naming.named(options.columns))
+    reader = Reader(naming.named(options.columns), options.keep)
     for path in files.parts["train"]:
         reader.add(path)
     return reader.finish(source)
@@ -157,7 +159,7 @@ def _read(files: Files, source: str, options: DataOptions) -> tuple[dict[str, li
     errors: list[ConfigError] = []
     for split, paths in files.parts.items():
         try:
-            readers.append(Reader(columns))
+            readers.append(Reader(columns, options.keep))
             for path in paths:
                 readers[-1].add(path, files.name_of(path))
             parts[split] = readers[-1].finish(source)

@@ -12,7 +12,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.data import columns as naming
 from edgekit.data.columns import Columns
 from edgekit.data.kinds import UNREADABLE, Kind, kind_of, not_utf8, unreadable
-from edgekit.data.rows import SHAPES, Fault, Row, row_of
+from edgekit.data.rows import SHAPES, Fault, Row, others, row_of
 from edgekit.data.tables import Table, open_lines
 
 MAX_FAULTS_SHOWN = 20
@@ -32,10 +32,12 @@ class Reader:
     """Reads files one after the other, with the same columns in all of them; `finish` gives the rows.
 
     `kind` and `columns` are what the first file is and the columns that it is read by; `copies` counts the rows that are
-    exact copies of others, and `joined` has the places of rows of a TSV file that may be several rows.
+    exact copies of others, and `joined` has the places of rows of a TSV file that may be several rows. `keep` are further
+    columns to keep where a record has them (`Row.more`).
     """
 
-    def __init__(self, given: Columns | None = None) -> None:
+    def __init__(self, given: Columns | None = None, keep: Sequence[str] = ()) -> None:
+        self._more = Columns({name: name for name in keep})
         self.kind = ""
         self.copies = 0
         self.joined: list[str] = []
@@ -88,7 +90,9 @@ class Reader:
         """
         names = table.names or ()
         fixed = self._check(path, table, names) if names else self._given
-        for number, values in table.read(fixed.needed(names) if fixed and names else ()):
+        more = [name for name in self._more.needed(names) if name in names]
+        needed = [*dict.fromkeys([*fixed.needed(names), *more])] if fixed and names else ()
+        for number, values in table.read(needed):
             self._read += 1
             try:
                 if isinstance(values, Fault):
@@ -107,7 +111,9 @@ class Reader:
                 columns = fixed or _own(tuple(values))
                 if columns is None:
                     raise Fault(f"no conversation: a row needs {SHAPES}")
-                self._keep(replace(row_of(values, columns, table.classes), line=number, file=name))
+                row = row_of(values, columns, table.classes)
+                kept = others(values, self._more.of, table.classes)
+                self._keep(replace(row, line=number, file=name, more=kept))
             except Fault as fault:
                 self._bad += 1
                 if len(self._faults) < MAX_FAULTS_SHOWN:

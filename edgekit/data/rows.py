@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.data.columns import Columns
@@ -23,13 +23,17 @@ class Fault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation whose last message is the answer to learn; `line` counts rows where a file has no lines."""
+    """One conversation whose last message is the answer to learn; `line` counts rows where a file has no lines.
+
+    `more` has the other columns that were asked for, such as the language, as text. No result of a build depends on them.
+    """
 
     id: str
     messages: tuple[Message, ...]
     label: str | None = None
     line: int = 0
     file: str = ""
+    more: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def answer(self) -> str:
@@ -73,6 +77,19 @@ def row_of(values: Mapping[str, Any], columns: Columns, classes: Mapping[str, tu
     if system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return Row(_identity(found.get("id"), messages), tuple(messages), label)
+
+
+def others(
+    values: Mapping[str, Any], names: Iterable[str], classes: Mapping[str, tuple[str, ...]]
+) -> dict[str, str]:
+    """The columns `names` of a record as text, other values than text as JSON; those that are missing or empty are left out."""
+    found = {name: _value(values, name, classes) for name in names}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in found.items()
+        if value not in (None, "") and not _is_nan(value)
+    }
+    return {name: text.encode("utf-8", "backslashreplace").decode() for name, text in texts.items()}
 
 
 def _identity(given: Any, messages: Sequence[Message]) -> str:
@@ -123,9 +140,14 @@ def _text(value: Any, column: str) -> str | None:
         raise Fault(
             f"'{column}' must be text, not {'bytes' if isinstance(value, bytes) else 'a list or an object'}"
         )
-    if isinstance(value, float) and math.isnan(value):  # an empty value of pandas
+    if _is_nan(value):
         return None
     return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether it is NaN, an empty value of pandas."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _needed(what: str, value: Any, column: str) -> str:

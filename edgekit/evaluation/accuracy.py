@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
-from edgekit.device.prompt import encode_prompt
-from edgekit.evaluation.answering import Asked, answered
+from edgekit.evaluation.answering import fill
 from edgekit.evaluation.few_shot import FewShot
+from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
 from edgekit.registry import Runtime
@@ -33,52 +33,62 @@ def evaluate(
     Rows with answers of similar length are asked together, and much longer answers are cut. With `shots`, each prompt
     starts with an explanation of the task and examples; the result then has the number of examples as `shots`.
 
-    Returns `accuracy`, `n`, `wilson_95` (interval of the accuracy), `json_match` (share that is equal as JSON, at
-    least the accuracy on JSON answers) and `per_label`. `log` gets one JSON object for each row, in the order of the
-    rows, completely or not at all. Raises `ConfigError` when there are no rows.
+    Returns `figures`. `log` gets one JSON object for each row, in the order of the rows, completely or not at all. Raises
+    `ConfigError` when there are no rows.
+    """
+    samples = answer_rows(runtime, rows, max_tokens=max_tokens, emit=emit, stage=stage, shots=shots)
+    write_log(log, samples)
+    return {**figures(samples), **({"shots": len(shots.examples)} if shots else {})}
+
+
+def answer_rows(
+    runtime: Runtime,
+    rows: Sequence[Row],
+    *,
+    max_tokens: int,
+    emit: Emit,
+    stage: str,
+    shots: FewShot | None = None,
+    kept: Kept | None = None,
+) -> list[dict[str, Any]]:
+    """A sample of each row, with the model's answer. Answers in `kept` are not asked again, and it gets the new ones.
+
+    Raises `ConfigError` when there are no rows.
     """
     if not rows:
         raise ConfigError("There are no rows to evaluate.", "Add test rows to --data.")
     template = runtime.chat_template
-    prompts = [
-        shots.render(row, template)
-        if shots
-        else template.render(row.messages[:-1], add_generation_prompt=True)
-        for row in rows
-    ]
-    ids = [  # without examples, encoded as an endpoint does, which keeps control tokens in messages as text
-        runtime.encode(prompt) if shots else encode_prompt(runtime, row.messages[:-1])
-        for row, prompt in zip(rows, prompts, strict=True)
-    ]
-    asked = [Asked(one, len(runtime.encode(row.answer))) for one, row in zip(ids, rows, strict=True)]
-    answers = [""] * len(rows)
-    correct = done = 0
-    for chunk in answered(runtime, asked, max_tokens):
-        for index, answer in chunk.items():
-            answers[index] = answer
-            correct += answer == rows[index].answer.strip()
-        done += len(chunk)
-        emit(Progress(stage, done, len(rows), "rows", f"accuracy {correct / done:.1%}"))
-
+    conversations = [shots.messages(row, template) if shots else row.messages[:-1] for row in rows]
     samples: list[dict[str, Any]] = [
         {
             "id": row.id,
             "label": row.label,
-            "prompt": prompt,
+            "prompt": template.render(messages, add_generation_prompt=True),
             "expected": row.answer.strip(),
-            "answer": answer,
-            "correct": answer == row.answer.strip(),
         }
-        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
+        for row, messages in zip(rows, conversations, strict=True)
     ]
-    write_log(log, samples)
+    done = 0
+    for count in fill(runtime, samples, conversations, max_tokens, kept):
+        done += count
+        correct = sum(sample.get("correct", False) for sample in samples)
+        emit(Progress(stage, done, len(rows), "rows", f"accuracy {correct / done:.1%}"))
+    return samples
+
+
+def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The accuracy of answered samples: `accuracy`, `n`, `wilson_95`, `json_match` and `per_label`.
+
+    `wilson_95` is the interval of the accuracy, and `json_match` the share that is equal as JSON, which is at least the
+    accuracy on answers in JSON.
+    """
+    correct = sum(sample["correct"] for sample in samples)
     return {
-        "accuracy": correct / len(rows),
-        "n": len(rows),
-        "wilson_95": list(wilson(correct, len(rows))),
-        "json_match": sum(_same_json(s["expected"], s["answer"]) for s in samples) / len(rows),
+        "accuracy": correct / len(samples),
+        "n": len(samples),
+        "wilson_95": list(wilson(correct, len(samples))),
+        "json_match": sum(_same_json(s["expected"], s["answer"]) for s in samples) / len(samples),
         "per_label": _per_label(samples),
-        **({"shots": len(shots.examples)} if shots else {}),
     }
 
 
@@ -89,7 +99,7 @@ def _same_json(expected: str, answer: str) -> bool:
         return False
 
 
-def _per_label(samples: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _per_label(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     labels = sorted({sample["label"] for sample in samples if sample["label"] is not None})
     result = {}
     for label in labels:

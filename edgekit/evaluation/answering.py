@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from edgekit.data.rows import Message
+from edgekit.device.prompt import encode_prompt
+from edgekit.evaluation.kept import Kept
 from edgekit.registry import Runtime
 
 CHUNK = 24  # prompts answered between two readings of the progress
@@ -43,3 +47,44 @@ def answered(runtime: Runtime, asked: Sequence[Asked], max_tokens: int) -> Itera
             index: runtime.decode(answer[: asked[index].most]).strip()
             for index, answer in zip(chunk, answers, strict=True)
         }
+
+
+def fill(
+    runtime: Runtime,
+    samples: Sequence[dict[str, Any]],
+    conversations: Sequence[Sequence[Message]],
+    max_tokens: int,
+    kept: Kept | None = None,
+) -> Iterator[int]:
+    """Ask the samples that have no answer yet; yields how many were answered at once.
+
+    `conversations` are the messages before each answer. A sample has `prompt` and `expected`, and gets `answer` and
+    `correct`: whether both are equal. Answers in `kept` are not asked again, and it gets the new ones. Messages are encoded
+    as an endpoint does, which keeps control tokens in them as text.
+    """
+    if kept is not None and (again := sum(known(sample, kept) for sample in samples)):
+        yield again
+    missing = [index for index, sample in enumerate(samples) if "answer" not in sample]
+    asked = [
+        Asked(encode_prompt(runtime, conversations[index]), len(runtime.encode(samples[index]["expected"])))
+        for index in missing
+    ]
+    for chunk in answered(runtime, asked, max_tokens):
+        new = [samples[missing[index]] for index in chunk]
+        for sample, answer in zip(new, chunk.values(), strict=True):
+            _answer(sample, answer)
+        if kept is not None:
+            kept.add(new)
+        yield len(new)
+
+
+def known(sample: dict[str, Any], kept: Kept) -> bool:
+    """Give a sample without an answer the kept one; whether there was one."""
+    answer = None if "answer" in sample else kept.answer(sample["prompt"], sample["expected"])
+    if answer is not None:
+        _answer(sample, answer)
+    return answer is not None
+
+
+def _answer(sample: dict[str, Any], answer: str) -> None:
+    sample["answer"], sample["correct"] = answer, answer == sample["expected"]

@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit
 from edgekit.data.rows import Row
-from edgekit.evaluation.choices import Scored, score
+from edgekit.evaluation.choices import probabilities, samples_of, score
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
 from edgekit.models.likelihood import log_softmax
@@ -56,7 +56,7 @@ def evaluate(
             )
     temperature = fit_temperature(fitted_on.scores, fitted_on.right)
     sure = probabilities(scored.scores, temperature)
-    _write(log, scored, sure, labels)
+    write_log(log, samples_of(scored, sure, labels))
     return {
         "schema": SCHEMA,
         "n": len(scored.rows),
@@ -67,31 +67,6 @@ def evaluate(
         "before": figures(probabilities(scored.scores, 1.0), scored.right),
         "after": figures(sure, scored.right),
     }
-
-
-def _write(log: Path, scored: Scored, sure: NDArray[np.float64], labels: Sequence[str]) -> None:
-    chosen = sure.argmax(axis=1)
-    write_log(
-        log,
-        [
-            {
-                "id": row.id,
-                "label": row.label,
-                "expected": row.answer.strip(),
-                "answer": labels[place],
-                "correct": labels[place] == row.answer.strip(),
-                "confidence": float(sure[index, place]),
-                "scores": dict(zip(labels, np.round(scored.scores[index], 6).tolist(), strict=True)),
-            }
-            for index, (row, place) in enumerate(zip(scored.rows, chosen, strict=True))
-        ],
-    )
-
-
-def probabilities(scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """The softmax of `scores (N, K)` divided by the temperature."""
-    found: NDArray[np.float64] = np.exp(log_softmax(scores / temperature))
-    return found
 
 
 def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> float:

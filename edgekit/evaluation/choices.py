@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
 from edgekit.device.likelihood import likelihoods
 from edgekit.device.prompt import continued, encode_prompt
+from edgekit.evaluation.few_shot import FewShot
+from edgekit.models.likelihood import log_softmax
 from edgekit.registry import Runtime
 
 if TYPE_CHECKING:
@@ -45,10 +47,17 @@ class Scored:
     right: NDArray[np.int64]
 
 
-def score(runtime: Runtime, rows: Sequence[Row], labels: Sequence[str], emit: Emit, stage: str) -> Scored:
+def score(
+    runtime: Runtime,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    emit: Emit,
+    stage: str,
+    shots: FewShot | None = None,
+) -> Scored:
     """The length-normalised log-likelihood of each of `labels` as the answer to each row.
 
-    Rows whose answer is not one of `labels` are left out.
+    Rows whose answer is not one of `labels` are left out. With `shots`, each prompt starts with an explanation and examples.
     """
     place = {label: index for index, label in enumerate(labels)}
     known = tuple(row for row in rows if row.answer.strip() in place)
@@ -56,7 +65,31 @@ def score(runtime: Runtime, rows: Sequence[Row], labels: Sequence[str], emit: Em
     tokens = np.array([len(answer) + 1 for answer in answers])  # with the end
     scores = np.empty((len(known), len(labels)))
     for index, row in enumerate(known):
-        prompt = encode_prompt(runtime, row.messages[:-1])
+        asked = shots.messages(row, runtime.chat_template) if shots else row.messages[:-1]
+        prompt = encode_prompt(runtime, asked)
         scores[index] = np.array(likelihoods(runtime, prompt, answers)) / tokens
         emit(Progress(stage, index + 1, len(known), "rows"))
     return Scored(known, scores, np.array([place[row.answer.strip()] for row in known], np.int64))
+
+
+def probabilities(scores: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """The softmax of `scores (N, K)` divided by the temperature."""
+    found: NDArray[np.float64] = np.exp(log_softmax(scores / temperature))
+    return found
+
+
+def samples_of(scored: Scored, sure: NDArray[np.float64], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A sample of each row, whose answer is the label with the highest of the probabilities `sure (N, K)`."""
+    chosen = sure.argmax(axis=1)
+    return [
+        {
+            "id": row.id,
+            "label": row.label,
+            "expected": row.answer.strip(),
+            "answer": labels[place],
+            "correct": labels[place] == row.answer.strip(),
+            "confidence": float(sure[index, place]),
+            "scores": dict(zip(labels, np.round(scored.scores[index], 6).tolist(), strict=True)),
+        }
+        for index, (row, place) in enumerate(zip(scored.rows, chosen, strict=True))
+    ]

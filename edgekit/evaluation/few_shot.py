@@ -31,30 +31,40 @@ class FewShot:
     examples: tuple[Row, ...]
 
     def render(self, row: Row, template: ChatTemplate) -> str:
-        """The prompt of `row`; a template without system messages gets the explanation in the first question."""
+        """The prompt of `row`."""
+        return template.render(self.messages(row, template), add_generation_prompt=True)
+
+    def messages(self, row: Row, template: ChatTemplate) -> Sequence[Message]:
+        """The messages before the answer to `row`; a template without system messages gets the explanation in the first question."""
         if not self.task:
-            return template.render(row.messages[:-1], add_generation_prompt=True)
+            return row.messages[:-1]
         asked = row.messages[:-1]
         system = [message["content"] for message in asked if message["role"] == "system"]
         shown = [message for example in self.examples for message in example.messages]
         turns = [message for message in (*shown, *asked) if message["role"] != "system"]
         task = "\n\n".join([self.task, *system])
+        told: list[Message] = [{"role": "system", "content": task}, *turns]
         try:
-            told: list[Message] = [{"role": "system", "content": task}, *turns]
-            return template.render(told, add_generation_prompt=True)
+            template.render(told, add_generation_prompt=True)
         except ConfigError:
             first: Message = {"role": turns[0]["role"], "content": f"{task}\n\n{turns[0]['content']}"}
-            return template.render([first, *turns[1:]], add_generation_prompt=True)
+            return [first, *turns[1:]]
+        return told
 
 
 def prepare(
-    runtime: Runtime, train: Sequence[Row], rows: Sequence[Row], max_tokens: int, context: int = CONTEXT
+    runtime: Runtime,
+    train: Sequence[Row],
+    rows: Sequence[Row],
+    max_tokens: int,
+    context: int = CONTEXT,
+    most: int = MOST_SHOTS,
 ) -> FewShot:
-    """At most eight training rows that fit the context before the longest of `rows`, with different labels first.
+    """At most `most` training rows that fit the context before the longest of `rows`, with different labels first.
 
     The choice is the same on every call. If not even the explanation fits `context` tokens, nothing is added.
     """
-    chosen, task = _varied(train)[:MOST_SHOTS], describe(train)
+    chosen, task = _varied(train)[:most], describe(train)
     large = sorted(rows, key=lambda row: -sum(len(message["content"]) for message in row.messages[:-1]))[:3]
     for count in range(len(chosen), -1, -1):
         shots = FewShot(task, tuple(chosen[:count]))

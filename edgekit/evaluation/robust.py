@@ -18,8 +18,7 @@ from edgekit.base.events import Emit, Progress
 from edgekit.data.noise import FAMILIES, STRENGTH, perturbed
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.rows import Row
-from edgekit.device.prompt import encode_prompt
-from edgekit.evaluation.answering import Asked, answered
+from edgekit.evaluation.answering import fill, known
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import (
@@ -99,11 +98,12 @@ def evaluate(
         raise ConfigError("There are no rows to evaluate.", "Add test rows to --data.")
     asked = variants(rows, noise)
     samples = [sample for variant in asked for sample in _samples(runtime, variant)]
-    done = sum(_known(sample, kept) for sample in samples)
+    done = sum(known(sample, kept) for sample in samples)
     emit(Progress(STAGE, done, len(samples), "answers"))
     for start in range(0, len(samples), len(rows)):
         part = samples[start : start + len(rows)]
-        for count in _ask(runtime, part, asked[start // len(rows)].rows, max_tokens, kept):
+        conversations = [row.messages[:-1] for row in asked[start // len(rows)].rows]
+        for count in fill(runtime, part, conversations, max_tokens, kept):
             done += count
             right = [sample["correct"] for sample in part if "answer" in sample]
             note = f"{part[0]['variant']}: accuracy {sum(right) / len(right):.1%}"
@@ -131,41 +131,6 @@ def _samples(runtime: Runtime, variant: Variant) -> Iterator[dict[str, Any]]:
             "prompt": template.render(row.messages[:-1], add_generation_prompt=True),
             "expected": row.answer.strip(),
         }
-
-
-def _known(sample: dict[str, Any], kept: Kept) -> bool:
-    """Fill in a kept answer; whether there is one."""
-    answer = kept.answer(sample["prompt"], sample["expected"])
-    if answer is not None:
-        _fill(sample, answer)
-    return answer is not None
-
-
-def _fill(sample: dict[str, Any], answer: str) -> None:
-    sample["answer"], sample["correct"] = answer, answer == sample["expected"]
-
-
-def _ask(
-    runtime: Runtime, samples: Sequence[dict[str, Any]], rows: Sequence[Row], max_tokens: int, kept: Kept
-) -> Iterator[int]:
-    """Fill in the missing answers, and keep them; yields how many were asked at once.
-
-    A prompt that an earlier variant has, such as noise that found nothing to change, is not asked again.
-    """
-    again = sum("answer" not in sample and _known(sample, kept) for sample in samples)
-    if again:
-        yield again
-    missing = [index for index, sample in enumerate(samples) if "answer" not in sample]
-    asked = [
-        Asked(encode_prompt(runtime, rows[index].messages[:-1]), len(runtime.encode(rows[index].answer)))
-        for index in missing
-    ]
-    for chunk in answered(runtime, asked, max_tokens):
-        new = [samples[missing[index]] for index in chunk]
-        for sample, answer in zip(new, chunk.values(), strict=True):
-            _fill(sample, answer)
-        kept.add(new)
-        yield len(new)
 
 
 def summarize(samples: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def robustness_table(result: Mapping[str, Any]) -> Group:
     for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     clean = result["clean"]
-    table.add_row("as they are", percent(clean["accuracy"]), _interval(clean["wilson_95"]))
+    table.add_row("as they are", percent(clean["accuracy"]), interval(clean["wilson_95"]))
     families = result["families"]
     _section(table, "noise", [one for one in families if not one["held_out"]])
     _section(table, "unseen noise", [one for one in families if one["held_out"]])
@@ -55,7 +55,7 @@ def calibration_table(result: Mapping[str, Any]) -> Group:
         bins.add_column(column, justify="right", no_wrap=True)
     for one in after["reliability"]:
         bins.add_row(percent(one["confidence"]), percent(one["accuracy"]), f"{one['n']:,}")
-    known = f" {percent(after['accuracy'])} [{_interval(after['wilson_95'])}] of {result['n']} rows are right, among {result['labels']} answers"
+    known = f" {percent(after['accuracy'])} [{interval(after['wilson_95'])}] of {result['n']} rows are right, among {result['labels']} answers"
     left = f"; {result['left_out']} rows have another answer" if result["left_out"] else ""
     return Group(table, "", bins, "", Text(known + left), Text(f" Samples: {result['samples']}"))
 
@@ -67,9 +67,9 @@ def _section(table: Table, title: str, variants: Sequence[Mapping[str, Any]]) ->
         table.add_row(
             f"  {one['name']}",
             percent(one["accuracy"]),
-            _interval(one["wilson_95"]),
+            interval(one["wilson_95"]),
             percent(one["pdr"]),
-            _interval(one["pdr_95"]),
+            interval(one["pdr_95"]),
             percent(one["changed"]),
         )
 
@@ -81,7 +81,7 @@ def _words(result: Mapping[str, Any]) -> list[str]:
         mean = result[key]
         if mean:
             found.append(
-                f" Mean drop, {what}: {percent(mean['pdr'])} [{_interval(mean['pdr_95'])}] in {mean['families']} families"
+                f" Mean drop, {what}: {percent(mean['pdr'])} [{interval(mean['pdr_95'])}] in {mean['families']} families"
             )
     worst = max([*result["families"], *result["phrasings"]], key=lambda one: one["pdr"] or 0.0, default=None)
     if worst and worst["pdr"]:
@@ -89,7 +89,7 @@ def _words(result: Mapping[str, Any]) -> list[str]:
     spread = result["template_spread"]
     found.append(
         f" Spread over {spread['phrasings']} phrasings: {100 * spread['spread']:.1f} points"
-        f" [{_interval(spread['bootstrap_95'])}]"
+        f" [{interval(spread['bootstrap_95'])}]"
     )
     always, alike = result["worst_case"]["all"]["accuracy"], result["consistency"]["all"]["share"]
     found.append(
@@ -98,6 +98,6 @@ def _words(result: Mapping[str, Any]) -> list[str]:
     return [*found, f" Samples: {result['samples']}"]
 
 
-def _interval(ends: Sequence[float] | None) -> str:
+def interval(ends: Sequence[float] | None) -> str:
     """Both ends in percent; a dash where there is no interval."""
     return NONE if ends is None else f"{100 * ends[0]:.1f}..{100 * ends[1]:.1f}"

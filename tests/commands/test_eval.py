@@ -29,11 +29,52 @@ def typed(tmp_path: Path, small_gguf: Path, monkeypatch: Any, capsys: Any) -> An
 def test_a_path_without_a_verb_is_evaluated_on_the_task(typed: Any) -> None:
     options = ("--limit", "2", "--max-tokens", "2", "--json", "--threads", "1")
     plain = json.loads(typed("model.gguf", *options).out)
-    assert plain.keys() == {"accuracy", "n", "wilson_95", "json_match", "per_label"} and plain["n"] == 2
+    assert plain.keys() >= {"accuracy", "n", "wilson_95", "json_match", "per_label"} and plain["n"] == 2
+    assert (
+        plain["schema"] == "edgekit.task/1"
+        and plain["json"]["n"] == 2
+        and plain["samples"] == "samples.jsonl"
+    )
     assert json.loads(typed(*options, "model.gguf", "--force").out) == plain
     assert json.loads(typed("task", "model.gguf", *options, "--force").out) == plain
     assert len(Path("samples.jsonl").read_text().splitlines()) == 2
     assert json.loads(typed("compare", "samples.jsonl", "samples.jsonl", "--json").out)["n"] == 2
+
+
+def test_a_task_is_measured_by_choice_by_column_and_with_examples(typed: Any) -> None:
+    rows = [
+        f"question {number},{'yes' if number % 3 else 'no'},{'de' if number % 2 else 'en'}"
+        for number in range(60)
+    ]
+    Path("rows.csv").write_text("\n".join(["prompt,completion,tongue", *rows]))
+    options = (
+        "task",
+        "model.gguf",
+        "--data",
+        "rows.csv",
+        "--split",
+        "train",
+        "--limit",
+        "9",
+        "--threads",
+        "1",
+    )
+    found = json.loads(typed(*options, "--choice", "--slices", "tongue", "--slice-rows", "2", "--json").out)
+    assert found["labels"] == 2 and found["n"] == 9 and found["left_out"] == 0
+    assert {one["value"] for one in found["slices"] if one["by"] == "tongue"} == {"de", "en"}
+    assert {json.loads(line)["answer"] for line in Path("samples.jsonl").read_text().splitlines()} <= {
+        "yes",
+        "no",
+    }
+    table = typed(
+        *options, "--shots", "2", "--slices", "tongue", "--out", "shots.jsonl", "--max-tokens", "2"
+    ).out
+    for word in ("all rows", "by tongue", "2 examples in each prompt", "Samples: shots.jsonl"):
+        assert word in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert json.loads(Path("shots.jsonl").read_text().splitlines()[0])["prompt"].count("question") == 3
+    assert "No row has a value in a column 'langage'" in typed(*options, "--slices", "langage", code=2).err
+    assert not Path("shots.jsonl.part").exists()
 
 
 def test_a_group_without_a_verb_prints_its_help_and_no_empty_error(typed: Any) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
 from edgekit.base.errors import ConfigError, MissingPartError
-from edgekit.data.reading import read_rows
+from edgekit.data.reading import Reader, read_rows
 from edgekit.data.rows import Row
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).filter(
@@ -177,11 +177,23 @@ LATER: list[tuple[Record, Record, list[str]]] = [
 ]
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet", "rows.arrow"])
+def test_other_columns_are_kept_where_they_are_asked_for(name: str, tmp_path: Path) -> None:
+    records = [
+        {"prompt": f"question {n}", "completion": "a", "language": "de" if n else "", "more": f"m{n}"}
+        for n in range(3)
+    ]
+    WRITERS[name](tmp_path / name, records)
+    reader = Reader(keep=("language", "missing"))
+    reader.add(tmp_path / name)
+    rows = reader.finish(name)
+    assert [row.more for row in rows] == [{}, {"language": "de"}, {"language": "de"}]
+    assert rows == read_rows(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
 @pytest.mark.parametrize(("record", "columns"), GUESSED, ids=[columns for _, columns in GUESSED])
 def test_plain_columns_are_guessed(record: Record, columns: str, name: str, tmp_path: Path) -> None:
-    from edgekit.data.reading import Reader
-
     WRITERS[name](tmp_path / name, [record])
     reader = Reader()
     reader.add(tmp_path / name)

@@ -1,0 +1,82 @@
+"""`edgekit eval task`: how well a model file does its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from edgekit.commands import shell
+from edgekit.commands.evaluate import LoggedOptions, show
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `task` to `parent`, the group `eval`."""
+    parent.command("task")(task)
+
+
+@dataclass(frozen=True)
+class TaskOptions(LoggedOptions):
+    """The options of `eval task`."""
+
+    choice: Annotated[
+        bool,
+        typer.Option(
+            "--choice", help="Take the most likely of the training rows' answers, instead of a generated one."
+        ),
+    ] = False
+    shots: Annotated[
+        int,
+        typer.Option(
+            "--shots", min=0, help="Training rows shown as examples in each prompt, as many as fit it."
+        ),
+    ] = 0
+    slices: Annotated[
+        str,
+        typer.Option(
+            "--slices", metavar="COLUMNS", help="Columns of the data whose values are measured separately."
+        ),
+    ] = ""
+    slice_rows: Annotated[
+        int, typer.Option("--slice-rows", min=1, help="Fewest rows of a slice named among the worst.")
+    ] = 10
+
+
+@shell.takes(TaskOptions)
+def task(options: TaskOptions) -> None:
+    """Measure the accuracy on the rows of a split, in all and in slices, and log every sample.
+
+    A run that was interrupted goes on from its last answers when the same command is typed again.
+    """
+    from edgekit.base.events import Alert
+    from edgekit.evaluation import few_shot
+    from edgekit.evaluation.choices import candidates
+    from edgekit.evaluation.slices import Slicing
+    from edgekit.evaluation.task import Task, evaluate
+    from edgekit.report.task_table import task_table
+
+    slicing = Slicing.of(options.slices, options.slice_rows)
+    dataset = options.dataset(slicing.keep)
+    rows = options.rows_of(dataset)
+    slicing.check(rows)
+    labels = tuple(candidates(dataset.train)) if options.choice else ()
+    with options.log() as (emit, log, runtime):
+        shots = None
+        if options.shots:
+            shots = few_shot.prepare(
+                runtime, dataset.train, rows, options.max_tokens, few_shot.CONTEXT, options.shots
+            )
+            if len(shots.examples) < options.shots:
+                emit(
+                    Alert(
+                        "warning",
+                        f"Only {len(shots.examples)} of {options.shots} examples fit the prompt, or are there.",
+                    )
+                )
+        kept = None if labels else options.kept(runtime, emit)
+        asked = Task(options.max_tokens, labels, shots, slicing)
+        result = evaluate(runtime, rows, asked, log=log, kept=kept, emit=emit)
+    if kept:
+        kept.remove()
+    show(options, result | options.about(dataset, runtime), task_table)

@@ -1,0 +1,79 @@
+"""How well a model does its task: exact match or constrained choice, JSON answers by their parts, and the worst slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.errors import ConfigError
+from edgekit.base.events import Emit
+from edgekit.data.rows import Row
+from edgekit.evaluation.accuracy import answer_rows, figures
+from edgekit.evaluation.few_shot import FewShot
+from edgekit.evaluation.kept import Kept
+from edgekit.evaluation.samples import write_log
+from edgekit.evaluation.slices import Slicing, slices, worst
+from edgekit.evaluation.slots import slot_figures
+from edgekit.registry import Runtime
+
+SCHEMA = "edgekit.task/1"
+STAGE = "eval"
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the rows are asked, and how the answers are counted.
+
+    With `labels`, each answer is the most likely one of them; without, it is generated. `shots` are examples in the prompt.
+    """
+
+    max_tokens: int = 64
+    labels: tuple[str, ...] = ()
+    shots: FewShot | None = None
+    slicing: Slicing = field(default_factory=Slicing)
+
+
+def evaluate(
+    runtime: Runtime, rows: Sequence[Row], task: Task, *, log: Path, kept: Kept | None, emit: Emit
+) -> dict[str, Any]:
+    """Answer every row and compare with its answer. Returns the document of schema `edgekit.task/1`.
+
+    `log` gets one JSON object for each row, completely or not at all. Generated answers in `kept` are not asked again, and it
+    gets the new ones. Raises `ConfigError` without rows, and when no row's answer is one of the labels.
+    """
+    given = len(rows)
+    if task.labels:
+        rows, samples = _chosen(runtime, rows, task, emit)
+    else:
+        samples = answer_rows(
+            runtime, rows, max_tokens=task.max_tokens, emit=emit, stage=STAGE, shots=task.shots, kept=kept
+        )
+    write_log(log, samples)
+    found = {"schema": SCHEMA, **figures(samples), "json": slot_figures(samples)}
+    cut = slices(rows, [sample["correct"] for sample in samples], task.slicing)
+    return {
+        **found,
+        "shots": len(task.shots.examples) if task.shots else 0,
+        "labels": len(task.labels),
+        "left_out": given - len(rows),
+        "slices": cut,
+        "worst": worst(cut, found["accuracy"], task.slicing.at_least),
+        "slice_rows": task.slicing.at_least,
+    }
+
+
+def _chosen(
+    runtime: Runtime, rows: Sequence[Row], task: Task, emit: Emit
+) -> tuple[Sequence[Row], list[dict[str, Any]]]:
+    """The rows whose answer is one of the labels, and a sample of each with the most likely label."""
+    from edgekit.evaluation.choices import probabilities, samples_of, score
+
+    scored = score(runtime, rows, task.labels, emit, STAGE, task.shots)
+    if not scored.rows:
+        raise ConfigError(
+            "No answer of the evaluated rows is an answer of the training rows.",
+            "Leave out --choice, or use splits with the same labels.",
+        )
+    return scored.rows, samples_of(scored, probabilities(scored.scores), task.labels)
