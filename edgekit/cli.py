@@ -30,6 +30,7 @@ from edgekit.commands import (
     doctor,
     drift,
     evaluate,
+    evaluate_robust,
     evaluate_task,
     incident,
     measure,
@@ -94,7 +95,7 @@ for module in (
     doctor,
 ):
     module.register(app)
-for module in (evaluate_task,):
+for module in (evaluate_task, evaluate_robust):
     module.register(evaluate.app)
 
 

@@ -1,4 +1,4 @@
-"""`edgekit eval robust|calibration|compare` and `edgekit compare`; the other verbs of `eval` are in modules beside this one."""
+"""`edgekit eval calibration|compare` and `edgekit compare`; the other verbs of `eval` are in modules beside this one."""
 
 from __future__ import annotations
 
@@ -147,43 +147,6 @@ def show(
     from rich.console import Console
 
     Console().print(table(document))
-
-
-@dataclass(frozen=True)
-class RobustOptions(LoggedOptions):
-    """The options of `eval robust`."""
-
-    families: Annotated[
-        str,
-        typer.Option(
-            "--families", metavar="NAMES", help="Families of noise, such as typos,case. Default: all ten."
-        ),
-    ] = ""
-    strength: Annotated[
-        float, typer.Option("--strength", min=0.0, max=1.0, help="Share of the words that noise changes.")
-    ] = 0.2
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 7
-    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("robustness.jsonl")
-
-
-@app.command("robust")
-@shell.takes(RobustOptions)
-def robust(options: RobustOptions) -> None:
-    """Measure what accuracy loses under noise and in other phrasings of the task, and log every sample.
-
-    A run that was interrupted goes on from its last answers when the same command is typed again.
-    """
-    from edgekit.evaluation import robust as evaluation
-    from edgekit.report.evaluation_tables import robustness_table
-
-    noise = evaluation.Noise.of(options.families, options.strength, options.seed)
-    dataset = options.dataset()
-    rows = options.rows_of(dataset)
-    with options.log() as (emit, log, runtime):
-        kept, most = options.kept(runtime, emit), options.max_tokens
-        result = evaluation.evaluate(runtime, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
-    kept.remove()
-    show(options, result | options.about(dataset, runtime), robustness_table)
 
 
 @dataclass(frozen=True)

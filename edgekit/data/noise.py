@@ -91,8 +91,19 @@ def perturbed(
 
 def noisy(row: Row, family: str, seed: str, strength: float = STRENGTH, *, held_out: bool = True) -> Row:
     """One row with noise in the last message of the user."""
-    keep = frozenset(word.lower() for word in _TOKEN.findall(row.answer))
+    keep = words_of_answer(row)
     return asked(row, lambda text: perturb(text, family, seed, strength, keep, held_out=held_out))
+
+
+def words_of_answer(row: Row) -> frozenset[str]:
+    """The words of the row's answer, in lower case: another word there would ask for another answer."""
+    return frozenset(word.lower() for word in _TOKEN.findall(row.answer))
+
+
+def last_question(row: Row) -> str:
+    """The text of the last message of the user; empty where it has none."""
+    texts = [message["content"] for message in row.messages[:-1] if message["role"] == "user"]
+    return texts[-1] if texts else ""
 
 
 def asked(row: Row, change: Callable[[str], str]) -> Row:

@@ -22,7 +22,7 @@ class Kept:
 
     def __init__(self, log: Path, digest: str, emit: Emit) -> None:
         self._path = log.with_name(f"{log.name}.part")
-        self._answers: dict[tuple[str, str], str] = {}
+        self._samples: dict[tuple[str, str], dict[str, Any]] = {}
         head = {"schema": SCHEMA, "digest": digest}
         lines = _objects(self._path)
         same = bool(lines) and lines[0] == head
@@ -36,17 +36,22 @@ class Kept:
         self._path.write_text(json.dumps(head) + "\n", encoding="utf-8")
         if same:
             self.add([line for line in lines[1:] if line.keys() >= NEEDED])
-            emit(Alert("info", f"{len(self._answers):,} answers of an interrupted run are used."))
+            emit(Alert("info", f"{len(self._samples):,} answers of an interrupted run are used."))
 
     def answer(self, prompt: str, expected: str) -> str | None:
         """The answer to `prompt`, cut as the answer `expected` demands; None if it was not asked."""
-        return self._answers.get((prompt, expected))
+        sample = self.sample(prompt, expected)
+        return None if sample is None else str(sample["answer"])
+
+    def sample(self, prompt: str, expected: str) -> dict[str, Any] | None:
+        """The whole sample of `prompt`; None if there is none."""
+        return self._samples.get((prompt, expected))
 
     def add(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep samples, each with `prompt`, `expected` and `answer`."""
         with self._path.open("a", encoding="utf-8") as file:
             for sample in samples:
-                self._answers[sample["prompt"], sample["expected"]] = sample["answer"]
+                self._samples[sample["prompt"], sample["expected"]] = dict(sample)
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
     def remove(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.base.errors import ConfigError
+from edgekit.data.noise import last_question
 from edgekit.data.rows import Row
 from edgekit.evaluation.statistics import wilson
 
@@ -81,7 +82,7 @@ def worst(found: Sequence[Mapping[str, Any]], accuracy: float, at_least: int) ->
 
 def _lengths(rows: Sequence[Row]) -> list[str | None]:
     """The number of words of each row's last question, as one of at most four ranges with about equally many rows."""
-    words = [len(row.messages[-2]["content"].split()) for row in rows]
+    words = [len(last_question(row).split()) for row in rows]
     ranked = sorted(words)
     ends = sorted({ranked[len(ranked) * part // QUARTERS - 1] for part in range(1, QUARTERS)} | {ranked[-1]})
     starts = [ranked[0], *(end + 1 for end in ends)]

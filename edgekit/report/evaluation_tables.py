@@ -1,4 +1,4 @@
-"""The tables at the end of `edgekit eval robust` and `edgekit eval calibration`; they fit 80 columns."""
+"""The tables at the end of `edgekit eval robust`, with `--adversarial` too, and `edgekit eval calibration`; they fit 80 columns."""
 
 from __future__ import annotations
 
@@ -58,6 +58,38 @@ def calibration_table(result: Mapping[str, Any]) -> Group:
     known = f" {percent(after['accuracy'])} [{interval(after['wilson_95'])}] of {result['n']} rows are right, among {result['labels']} answers"
     left = f"; {result['left_out']} rows have another answer" if result["left_out"] else ""
     return Group(table, "", bins, "", Text(known + left), Text(f" Samples: {result['samples']}"))
+
+
+def adversarial_table(result: Mapping[str, Any]) -> Group:
+    """The figures of a document of schema `edgekit.adversarial/1`, and examples of what was found."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("", "share", "95 %", "rows"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, key in (("right as they are", "clean"), ("right after the search", "attacked")):
+        found = result[key]
+        table.add_row(name, percent(found["accuracy"]), interval(found["wilson_95"]), f"{result['n']:,}")
+    table.add_row(
+        "right answers changed",
+        percent(result["success"]),
+        interval(result["success_95"]),
+        f"{result['searched']:,}",
+    )
+    lines = []
+    if result["searched"]:
+        lines.append(
+            f" Queries for each row: {result['mean_queries']:.1f} on average, at most {result['queries']}"
+        )
+    if result["succeeded"]:
+        lines.append(f" Where an answer changed: {result['mean_queries_of_successes']:.1f}")
+        lines[-1] += f", and {result['mean_words_of_successes']:.1f} words changed"
+    for one in result["examples"]:
+        lines += [
+            "",
+            f" {one['id']}: {one['attacked']}",
+            f"   expected {one['expected']}",
+            f"   answered {one['answer']}",
+        ]
+    return Group(table, "", *map(Text, [*lines, "", f" Samples: {result['samples']}"]))
 
 
 def _section(table: Table, title: str, variants: Sequence[Mapping[str, Any]]) -> None:

@@ -99,6 +99,28 @@ def test_robustness_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
     assert max(map(len, table.splitlines())) <= 80
 
 
+def test_a_search_for_slips_is_one_document_and_a_table(typed: Any) -> None:
+    options = (
+        "robust",
+        "model.gguf",
+        "--adversarial",
+        "--limit",
+        "2",
+        "--max-tokens",
+        "2",
+        "--queries",
+        "5",
+        "--threads",
+        "1",
+    )
+    found = json.loads(typed(*options, "--json").out)
+    assert found["schema"] == "edgekit.adversarial/1" and found["n"] == 2 and found["queries"] == 5
+    assert len(Path("robustness.jsonl").read_text().splitlines()) == 2
+    table = typed(*options, "--out", "again.jsonl").out
+    for word in ("right after the search", "right answers changed", "Samples: again.jsonl"):
+        assert word in table
+
+
 def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
     rows = [f"question {number},{'yes' if number % 3 else 'no'}" for number in range(60)]
     Path("rows.csv").write_text("\n".join(["prompt,completion", *rows]))

@@ -111,6 +111,11 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("no family of noise 'typo'. Did you mean typos?", "Use some of"),
     ),
     (
+        "eval robust words.gguf --adversarial --queries 1",
+        2,
+        ("--queries': Input should be greater than or equal to 4",),
+    ),
+    (
         "eval robst words.gguf",
         2,
         ("no verb and no file 'robst'. Did you mean 'robust'?", "eval --help"),
