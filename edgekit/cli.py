@@ -30,6 +30,7 @@ from edgekit.commands import (
     doctor,
     drift,
     evaluate,
+    evaluate_counterfactual,
     evaluate_robust,
     evaluate_task,
     incident,
@@ -95,7 +96,7 @@ for module in (
     doctor,
 ):
     module.register(app)
-for module in (evaluate_task, evaluate_robust):
+for module in (evaluate_task, evaluate_robust, evaluate_counterfactual):
     module.register(evaluate.app)
 
 

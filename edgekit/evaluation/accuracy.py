@@ -10,7 +10,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
-from edgekit.evaluation.answering import fill
+from edgekit.evaluation.answering import fill, sample_of
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
@@ -59,15 +59,7 @@ def answer_rows(
         raise ConfigError("There are no rows to evaluate.", "Add test rows to --data.")
     template = runtime.chat_template
     conversations = [shots.messages(row, template) if shots else row.messages[:-1] for row in rows]
-    samples: list[dict[str, Any]] = [
-        {
-            "id": row.id,
-            "label": row.label,
-            "prompt": template.render(messages, add_generation_prompt=True),
-            "expected": row.answer.strip(),
-        }
-        for row, messages in zip(rows, conversations, strict=True)
-    ]
+    samples = [sample_of(runtime, row, messages) for row, messages in zip(rows, conversations, strict=True)]
     done = 0
     for count in fill(runtime, samples, conversations, max_tokens, kept):
         done += count

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.data.rows import Message
+from edgekit.data.rows import Message, Row
 from edgekit.device.prompt import encode_prompt
 from edgekit.evaluation.kept import Kept
 from edgekit.registry import Runtime
@@ -47,6 +47,14 @@ def answered(runtime: Runtime, asked: Sequence[Asked], max_tokens: int) -> Itera
             index: runtime.decode(answer[: asked[index].most]).strip()
             for index, answer in zip(chunk, answers, strict=True)
         }
+
+
+def sample_of(
+    runtime: Runtime, row: Row, messages: Sequence[Message] | None = None, **more: Any
+) -> dict[str, Any]:
+    """A sample of `row` without the answer, with the values `more`; `messages` are asked in place of its own."""
+    prompt = runtime.chat_template.render(messages or row.messages[:-1], add_generation_prompt=True)
+    return {"id": row.id, **more, "label": row.label, "prompt": prompt, "expected": row.answer.strip()}
 
 
 def fill(

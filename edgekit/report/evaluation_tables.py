@@ -1,4 +1,4 @@
-"""The tables at the end of `edgekit eval robust`, with `--adversarial` too, and `edgekit eval calibration`; they fit 80 columns."""
+"""The tables at the end of `edgekit eval robust`, `calibration` and `counterfactual`; they fit 80 columns."""
 
 from __future__ import annotations
 
@@ -89,6 +89,21 @@ def adversarial_table(result: Mapping[str, Any]) -> Group:
             f"   expected {one['expected']}",
             f"   answered {one['answer']}",
         ]
+    return Group(table, "", *map(Text, [*lines, "", f" Samples: {result['samples']}"]))
+
+
+def counterfactual_table(result: Mapping[str, Any]) -> Group:
+    """The figures of a document of schema `edgekit.counterfactual/1`, and answers that changed."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("", "changed", "95 %", "rows", "lost", "won"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for one in (*result["kinds"], {"about": "all", **result["all"]}):
+        share = (percent(one["changed"]), interval(one["changed_95"]) if one["n"] else NONE)
+        table.add_row(one["about"], *share, *(f"{one[key]:,}" for key in ("n", "lost", "won")))
+    lines = [f" {result['asked']} of {result['n']} rows have such words; lost and won are right answers"]
+    for one in result["examples"]:
+        swaps = ", ".join(f"{before} → {after}" for before, after in one["swaps"])
+        lines += ["", f" {one['id']}: {swaps}", f"   before {one['before']}", f"   after  {one['answer']}"]
     return Group(table, "", *map(Text, [*lines, "", f" Samples: {result['samples']}"]))
 
 

@@ -121,6 +121,20 @@ def test_a_search_for_slips_is_one_document_and_a_table(typed: Any) -> None:
         assert word in table
 
 
+def test_counterfactual_swaps_are_one_document_and_a_table(typed: Any) -> None:
+    rows = [f"is {'he' if number % 2 else 'Omar'} here {number},yes" for number in range(60)]
+    Path("rows.csv").write_text("\n".join(["prompt,completion", *rows]))
+    options = ("counterfactual", "model.gguf", "--data", "rows.csv", "--max-tokens", "2", "--threads", "1")
+    found = json.loads(typed(*options, "--json").out)
+    assert found["schema"] == "edgekit.counterfactual/1" and found["all"]["n"] == found["asked"] == found["n"]
+    assert len(Path("counterfactual.jsonl").read_text().splitlines()) == 2 * found["n"]
+    table = typed(*options, "--out", "again.jsonl").out
+    for word in ("he and she, him and her", "changed", "Samples: again.jsonl"):
+        assert word in table
+    Path("rows.csv").write_text("\n".join(["prompt,completion", *[f"nothing {n},yes" for n in range(60)]]))
+    assert "has a name, a pronoun or a spelling" in typed(*options, "--force", code=2).err
+
+
 def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
     rows = [f"question {number},{'yes' if number % 3 else 'no'}" for number in range(60)]
     Path("rows.csv").write_text("\n".join(["prompt,completion", *rows]))
