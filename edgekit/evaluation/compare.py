@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.base.errors import ConfigError
+from edgekit.evaluation.noninferiority import Judgement, judge
 from edgekit.evaluation.samples import read_log
 from edgekit.evaluation.statistics import TWO_SIDED_95, Interval, mcnemar, paired_difference
 
@@ -31,6 +32,10 @@ class Change:
         """The interval of `points` (Tango's score interval for paired rows)."""
         low, high = paired_difference(len(self.lost), len(self.won), self.n, z)
         return Interval(100 * low, 100 * high)
+
+    def judged(self, margin_points: float, bound_points: float | None = None) -> Judgement:
+        """The change held against a margin: `noninferiority.judge`."""
+        return judge(len(self.lost), len(self.won), self.n, margin_points, bound_points)
 
     @property
     def mcnemar_p(self) -> float:

@@ -130,12 +130,8 @@ def accuracy_drop(change: Change, budget: Budget, prefix: str, stage: str) -> Ga
 
     The upper bound may be twice the limit, and at least one point above it, because a drop of zero cannot be shown.
     """
-    low, high = (-bound for bound in change.interval(ONE_SIDED_95)[::-1])
     limit = budget.accuracy_drop_points
-    measured = Measured(-_points(change), _changed(change), Interval(low, high), change.n)
-    return _at_most(
-        f"{prefix}.accuracy_drop_points", measured, limit, stage, most=limit + max(limit, LEAST_POINTS)
-    )
+    return _drop(f"{prefix}.accuracy_drop_points", change, _changed(change), limit, stage)
 
 
 def accuracy_gain(change: Change, against: str, budget: Budget, stage: str = "tune") -> GateResult:
@@ -143,19 +139,22 @@ def accuracy_gain(change: Change, against: str, budget: Budget, stage: str = "tu
 
     It passes when the lower bound of the gain is above the limit. `against` says how the base was prompted.
     """
-    low, high = change.interval(ONE_SIDED_95)
     limit = budget.accuracy_gain_points
+    found = change.judged(-limit)
     detail = f"compared with the base {against}: {_changed(change)}"
-    passed = low > limit
-    if not passed and _points(change) > limit:
-        detail += f"; {change.n} rows show a gain of only {low:+.1f} points with 95 % confidence"
-    return GateResult(
-        "tune.accuracy_gain_points", _points(change), limit, passed, detail, stage, low, high, change.n
-    )
+    if not found.shown and found.points > limit:
+        detail += f"; {change.n} rows show a gain of only {found.low:+.1f} points with 95 % confidence"
+    name = "tune.accuracy_gain_points"
+    return GateResult(name, found.points, limit, found.shown, detail, stage, found.low, found.high, change.n)
 
 
-def _points(change: Change) -> float:
-    return round(change.points, 6)  # in binary, 0.95 - 0.93 is slightly more than two points
+def _drop(name: str, change: Change, detail: str, limit: float, stage: str) -> GateResult:
+    """Passed when the loss is at most `limit` points, and shown to be below twice that or one point more."""
+    most = limit + max(limit, LEAST_POINTS)
+    found = change.judged(limit, most)
+    told = f"the upper bound is {-found.low:.3g}, above {most:g}"
+    measured = Measured(-found.points, detail, Interval(-found.high, -found.low), change.n)
+    return _judged(name, measured, limit, found.within, found.shown, told, stage)
 
 
 def _changed(change: Change) -> str:

@@ -18,12 +18,10 @@ from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Message, Row
 from edgekit.device.loaded import load
 from edgekit.device.manifest import read_manifest
-from edgekit.evaluation.statistics import ONE_SIDED_95, mcnemar_worse, paired_difference
+from edgekit.evaluation.noninferiority import MARGIN_POINTS, rows_needed, worse_slices
+from edgekit.evaluation.noninferiority import judge as judge_change
 from edgekit.proof.golden import read_golden
 
-MARGIN_POINTS = 2.0
-CLASS_P = 0.05  # divided among all classes
-MOST_ROWS = 1_000_000
 ANSWERS_FOLLOW_FROM = (
     "system",
     "max_tokens",
@@ -135,18 +133,19 @@ def judge(
             flips.append(Flip(question.id, question.label, expected, old, new, lost=old == expected))
     n, lost = len(questions), sum(flip.lost for flip in flips)
     won = len(flips) - lost
-    worst = 100 * paired_difference(lost, won, n, ONE_SIDED_95).low
-    worse = _worse_classes(questions, flips, margin_points)
+    change = judge_change(lost, won, n, margin_points)
+    worst = change.low
+    worse = worse_slices(_classes(questions, flips), margin_points)
     detail = (
         f"{lost} of {n} answers lost and {won} won, accuracy {right_before / n:.1%} to {right_after / n:.1%}, "
         f"lower 95 % bound of the change {worst:+.1f} points, limit {-margin_points:+.1f}"
     )
     if worse:
         detail += f"; worse in {', '.join(worse)}"
-    within = worst > -margin_points and not worse
+    within = change.shown and not worse
     if not within and same_files and same == n:
         within, detail = True, f"the same model files, and the same {n} answers"
-    unproven = not within and not worse and 100 * (won - lost) / n >= -margin_points
+    unproven = not within and not worse and change.verdict == "unproven"
     needed = rows_needed(lost / n, won / n, margin_points) if unproven else 0
     return Comparison(
         passed=within,
@@ -164,27 +163,6 @@ def judge(
     )
 
 
-def rows_needed(lost: float, won: float, margin_points: float = MARGIN_POINTS) -> int:
-    """The smallest number of questions that proves non-inferiority at these shares of lost and won answers.
-
-    It is 133 for a margin of 2 points and no changed answer, and 0 when no number up to a million suffices.
-    """
-
-    def proves(n: int) -> bool:
-        return 100 * paired_difference(lost * n, won * n, n, ONE_SIDED_95).low > -margin_points
-
-    high = 1
-    while not proves(high):
-        high *= 2
-        if high > MOST_ROWS:
-            return 0
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if proves(middle) else (middle, high)
-    return high
-
-
 def model_of(bundle: Path, format: str) -> dict[str, Any]:
     """Everything that determines the greedy answers of a format: its files' digests and the manifest's settings."""
     manifest = read_manifest(bundle)
@@ -197,17 +175,12 @@ def model_of(bundle: Path, format: str) -> dict[str, Any]:
     return {"files": digests, **{key: manifest.get(key) for key in ANSWERS_FOLLOW_FROM}}
 
 
-def _worse_classes(questions: Sequence[Question], flips: Sequence[Flip], margin_points: float) -> list[str]:
+def _classes(questions: Sequence[Question], flips: Sequence[Flip]) -> dict[str, tuple[int, int, int]]:
+    """The lost, won and all questions of each class."""
     sizes = Counter(question.label for question in questions if question.label is not None)
-    worse = []
-    for label, size in sorted(sizes.items()):
-        lost = sum(flip.lost for flip in flips if flip.label == label)
-        n = sum(flip.label == label for flip in flips)
-        if 100 * (2 * lost - n) / size > margin_points and mcnemar_worse(lost, n - lost) < CLASS_P / len(
-            sizes
-        ):
-            worse.append(label)
-    return worse
+    lost = Counter(flip.label for flip in flips if flip.lost)
+    won = Counter(flip.label for flip in flips if not flip.lost)
+    return {label: (lost[label], won[label], size) for label, size in sizes.items()}
 
 
 def _answers(bundle: Path, questions: Sequence[Question], format: str, threads: int | None) -> list[str]:
