@@ -42,6 +42,9 @@ threads = [1]
 repeats = 3
 prompt_tokens = 16
 generate_tokens = 8
+[evaluate]
+robust_rows = 2
+robust_families = ["typos"]
 [budget]
 mean_kld_nats = 0.05
 top1_agreement = 0.8

@@ -93,6 +93,9 @@ def write(
         (out / "samples").mkdir()
         for name, answers in outcome.answers.items():
             shutil.copyfile(answers.path / "samples.jsonl", out / "samples" / f"{name}.jsonl")
+        for name, measured in outcome.robustness.items():
+            (out / "samples" / "robust").mkdir(exist_ok=True)
+            shutil.copyfile(measured.path / "samples.jsonl", out / "samples" / "robust" / f"{name}.jsonl")
         write_json(out / REPORT, report)
         golden = [kept.result for kept in outcome.golden]
         write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": _by_format(outcome, golden)})

@@ -141,7 +141,7 @@ def verify(
             (step for step, found in drifts.items() if found.mean_kld_nats > budget.mean_kld_nats), last
         )
         subject = prove.Subject(artifact.path, artifact.format, artifact.runtime)
-        static = prove.weights(subject, source.path, _counting_for(name, cache.emit), last)
+        static = prove.weights(subject, source.path, counting_for(name, cache.emit), last)
         entered = _from_input(cache, request, store, drifts, tuned, source, artifact)
         facts = ReferenceFacts.of(
             tokenizer_of(source),
@@ -235,7 +235,7 @@ def verify_adapter(
         cache.emit(replace(gate, name=f"{format}.adapter_{what}"))
 
 
-def _counting_for(stage: str, emit: Emit) -> Emit:
+def counting_for(stage: str, emit: Emit) -> Emit:
     """An `emit` that shows progress as that of `stage`, where a gate blames another."""
 
     def renamed(event: Event) -> None:

@@ -1,6 +1,6 @@
 """The pipeline from a model and rows to a proven bundle: the list of stages.
 
-    model ─ tune ─ merge ─ prune ─┬─ export.gguf ─ quantize.gguf ─┬─ verify ─ eval ─ profile ─ bundle
+    model ─ tune ─ merge ─ prune ─┬─ export.gguf ─ quantize.gguf ─┬─ verify ─ eval ─ robust ─ profile ─ bundle
                                   └─ export.onnx ─────────────────┘
 
 Each stage is a function in `edgekit.build.stages`, which makes something, or `edgekit.build.checks`, which compares it
@@ -17,7 +17,7 @@ from edgekit import registry
 from edgekit.base.cache import Cache
 from edgekit.base.errors import EdgekitError
 from edgekit.base.events import Emit, fan_out, jsonl_writer
-from edgekit.build import bundle, checks, runs, stages
+from edgekit.build import bundle, checks, robustness, runs, stages
 from edgekit.build.plan import plan
 from edgekit.build.request import Request
 from edgekit.models import source as model
@@ -63,6 +63,7 @@ def stage_names(target: Target, config: Mapping[str, Any]) -> list[str]:
         *("reference", "drift.model", *(["drift.prune"] if pruned else [])),
         *(f"verify.{format}" for format in formats),
         *(f"eval.{name}" for name in ("base", "tuned", *formats, "base_few_shot")),
+        *(f"robust.{name}" for name in ("tuned", *formats) if target.evaluate.robust),
         *(f"{kind}.{format}" for kind in ("golden", "signals", "profile") for format in formats),
     ]
 
@@ -104,6 +105,11 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
     answers = {variant[0]: checks.evaluate(cache, request, *variant, longest) for variant in variants}
     answers["base_few_shot"] = checks.evaluate_few_shot(cache, request, base, longest)
     cache.emit(checks.gain(request, answers))
+    robust = {
+        subject.name: robustness.measure(cache, request, subject, answers[subject.name], longest)
+        for subject in (robustness.Subject(*variant) for variant in variants if variant[0] != "base")
+        if request.target.evaluate.robust
+    }
     golden = [checks.golden_answers(cache, request, artifact, longest) for artifact in artifacts]
     system = bundle.shared_system(request)
     signals = [checks.signals(cache, request, artifact, system, longest) for artifact in artifacts]
@@ -112,6 +118,9 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         change = checks.changed(answers["tuned"], answers[artifact.format])
         for gate in checks.budget_gates(request, artifact, change, speed):
             cache.emit(gate)
+        if robust:
+            for gate in robustness.limits(request, artifact, robust["tuned"], robust[artifact.format]):
+                cache.emit(gate)
 
     outcome = Outcome(
         model=request.source.name,
@@ -122,6 +131,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         from_input=from_input,
         proofs=proofs,
         answers=answers,
+        robustness=robust,
         golden=golden,
         signals=signals,
         speeds=speeds,

@@ -21,6 +21,7 @@ from edgekit.base.hub import cache_folder
 from edgekit.base.parts import install_line
 from edgekit.build import needs
 from edgekit.build.file_sizes import file_size
+from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
@@ -35,6 +36,7 @@ FORMAT_PARTS = {
     "onnx": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
 }
 TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
+ROBUST_TIME = 1.7  # of robust tuning beside plain tuning: benchmarks/robustness.md
 TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
 FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split
 FLOPS_SPELLS, FLOPS_SPELL_S, FLOPS_REST_S, FLOPS_RUNS = 3, 0.1, 0.15, 7
@@ -229,12 +231,17 @@ def _recomputes(tuning: Need, options: Tune, available_mib: float) -> bool:
 
 
 def _minutes(parameters: int, target: Target, data: Dataset) -> float:
-    """Minutes for tuning (by arithmetic speed) and for reading the test rows with each variant (by experience)."""
+    """Minutes for tuning (by arithmetic speed) and for answering the test rows with each model (by experience)."""
     characters = sum(len(message["content"]) for row in data.train for message in row.messages)
     characters += needs.TEMPLATE_CHARACTERS * len(data.train)
     tokens = characters / needs.CHARACTERS_PER_TOKEN * target.tune.epochs
+    tokens *= ROBUST_TIME if target.tune.robust else 1
     tune = tokens * TUNE_FLOPS_PER_WEIGHT * parameters / (_flops() * TUNE_EFFICIENCY)
-    answers = len(data.test) * (2 + len(target.export)) * 30 * 2 * parameters / (_flops() * 0.1)
+    asked = len(data.test) * (2 + len(target.export))
+    if (evaluated := target.evaluate).robust:
+        variants = len(evaluated.robust_families) + sum(phrasing.held_out for phrasing in PHRASINGS)
+        asked += min(evaluated.robust_rows, len(data.test)) * variants * (1 + len(target.export))
+    answers = asked * 30 * 2 * parameters / (_flops() * 0.1)
     return round((tune + answers) / 60 + 2.0, 1)
 
 

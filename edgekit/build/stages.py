@@ -12,7 +12,7 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.request import Request
-from edgekit.data.rows import Row, content_of
+from edgekit.data.rows import Row, content_of, spread_over
 from edgekit.models.source import read_config
 from edgekit.registry import ExportContext
 from edgekit.report.outcome import Artifact
@@ -168,6 +168,4 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
 
 def calibration_rows(request: Request) -> Sequence[Row]:
     """The calibration rows: training rows spread over the whole set."""
-    count = request.target.quantize.calibration_rows
-    rows = request.data.train
-    return rows[:: max(1, len(rows) // count)][:count] if count else []
+    return spread_over(request.data.train, request.target.quantize.calibration_rows)

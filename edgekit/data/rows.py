@@ -51,6 +51,11 @@ def content_of(rows: Sequence[Row]) -> list[list[Any]]:
     return [[row.id, [dict(message) for message in row.messages], row.label] for row in rows]
 
 
+def spread_over(rows: Sequence[Row], count: int) -> Sequence[Row]:
+    """`count` rows at equal distances, or all if there are fewer; none for 0."""
+    return rows[:: max(1, len(rows) // count)][:count] if count else []
+
+
 def contents_of(conversations: Iterable[Sequence[Message]]) -> Iterator[str]:
     """The text of every message."""
     for messages in conversations:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
+from edgekit.base.texts import one_line
 from edgekit.data.noise import FAMILIES, STRENGTH, perturbed
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.rows import Row
@@ -22,6 +23,7 @@ from edgekit.evaluation.answering import fill, known
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import (
+    ONE_SIDED_95,
     drop_rate,
     paired_difference,
     percentile_interval,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 SCHEMA = "edgekit.robustness/1"
 STAGE = "eval.robust"
 CLEAN = "clean"
+WORST_ROWS = 5
+LONGEST = 200  # characters of a text in the list of the worst rows
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def evaluate(
         "strength": noise.strength,
         "seed": noise.seed,
         **summarize(samples, len(rows)),
+        "worst_rows": worst_rows(samples, [row for variant in asked for row in variant.rows], len(rows)),
     }
 
 
@@ -137,7 +142,7 @@ def summarize(samples: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
     """The figures of the samples of `count` items, those of one variant after the other, the clean one first.
 
     `families` and `phrasings` hold accuracy, performance drop rate and the share of changed answers, with 95 % intervals;
-    `seen` and `held_out` average the families of either kind.
+    `seen` and `held_out` average the families of either kind, `noise` all of them. `pdr_bounds` are one-sided.
     """
     import numpy as np
 
@@ -171,6 +176,7 @@ def summarize(samples: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "clean": _accuracy(right[0]),
         "families": [{**one, "about": FAMILIES[one["name"]].about} for one in families],
+        "noise": _average(right, chosen("noise")),
         "seen": _average(right, chosen("noise", False)),
         "held_out": _average(right, chosen("noise", True)),
         "phrasings": phrasings,
@@ -185,6 +191,35 @@ def summarize(samples: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
     found["consistency"] = {
         name: _share("share", np.all(same[places], axis=0)) for name, places in ways.items()
     }
+    return found
+
+
+def worst_rows(samples: Sequence[dict[str, Any]], asked: Sequence[Row], count: int) -> list[dict[str, Any]]:
+    """The rows that are right as they are and wrong in the most variants, each with its first wrong answer; at most five.
+
+    `samples` and the rows `asked` are those of one variant of `count` items after the other, the clean one first.
+    """
+    wrong: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        if not sample["correct"] and samples[place % count]["correct"]:
+            wrong.setdefault(place % count, []).append(place)
+    found = []
+    for places in sorted(wrong.values(), key=len, reverse=True)[:WORST_ROWS]:
+        first = samples[places[0]]
+        said = next(
+            (one["content"] for one in reversed(asked[places[0]].messages[:-1]) if one["role"] == "user"), ""
+        )
+        found.append(
+            {
+                "id": first["id"],
+                "label": first["label"],
+                "wrong_in": [samples[place]["variant"] for place in places],
+                "of": len(samples) // count - 1,
+                "asked": one_line(said, LONGEST),
+                "expected": one_line(first["expected"], LONGEST),
+                "answer": one_line(first["answer"], LONGEST),
+            }
+        )
     return found
 
 
@@ -208,7 +243,13 @@ def _average(right: NDArray[np.float64], places: Sequence[int]) -> dict[str, Any
     if not places:
         return None
     mean = right[places].mean(axis=0)
-    return {"families": len(places), "accuracy": float(mean.mean()), **_drop(right[0], mean)}
+    rate, bounds = drop_rate(right[0], mean, ONE_SIDED_95)
+    return {
+        "families": len(places),
+        "accuracy": float(mean.mean()),
+        **_drop(right[0], mean),
+        "pdr_bounds": None if rate is None else list(bounds),
+    }
 
 
 def _spread(right: NDArray[np.float64]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,43 @@ def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
         staging.write_text("".join(lines), encoding="utf-8")
 
 
-def read_log(path: Path) -> dict[str, bool]:
-    """Whether each row of a sample log was answered correctly, by id; by id and variant in a log of `eval robust`.
+@dataclass(frozen=True)
+class Scored:
+    """One line of a log: which row, asked in which variant (empty for the row itself), and whether the answer is right."""
+
+    id: str
+    label: str
+    variant: str
+    correct: bool
+
+    @property
+    def key(self) -> str:
+        """The id, with the variant behind it in a log of `eval robust`."""
+        return f"{self.id} ({self.variant})" if self.variant else self.id
+
+
+def read_scored(path: Path) -> list[Scored]:
+    """The lines of a sample log.
 
     Raises `ConfigError` when there is no such file and `CorruptError` when it is malformed or empty.
     """
     try:
         with path.open(encoding="utf-8") as lines:
             samples = [json.loads(line) for line in lines]
-        found = {_key(sample): bool(sample["correct"]) for sample in samples}
+        found = [
+            Scored(
+                str(one["id"]),
+                str(one.get("label") or ""),
+                str(one.get("variant") or ""),
+                bool(one["correct"]),
+            )
+            for one in samples
+        ]
     except FileNotFoundError:
         raise ConfigError(
             f"There is no sample log {path}.", "Sample logs are in the folder samples/ of a bundle."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(
             f"{path} is not a complete log of `edgekit eval`: {'a line has no ' + str(error) if isinstance(error, KeyError) else reason(error)}.",
             "Evaluate the model again.",
@@ -41,5 +65,9 @@ def read_log(path: Path) -> dict[str, bool]:
     return found
 
 
-def _key(sample: Mapping[str, Any]) -> str:
-    return f"{sample['id']} ({sample['variant']})" if "variant" in sample else str(sample["id"])
+def read_log(path: Path) -> dict[str, bool]:
+    """Whether each row of a sample log was answered correctly, by id; by id and variant in a log of `eval robust`.
+
+    Raises as `read_scored` does.
+    """
+    return {one.key: one.correct for one in read_scored(path)}

@@ -19,7 +19,9 @@ sizes are exact; neither has an interval, nor has the 99th percentile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +134,27 @@ def accuracy_drop(change: Change, budget: Budget, prefix: str, stage: str) -> Ga
     """
     limit = budget.accuracy_drop_points
     return _drop(f"{prefix}.accuracy_drop_points", change, _changed(change), limit, stage)
+
+
+def robust_drop(changes: Mapping[str, Change], limit: float, prefix: str, stage: str) -> GateResult:
+    """The largest drop of accuracy from the tuned model to the file in any variant of the rows, percentage points.
+
+    Each variant is judged as `accuracy_drop` is, and all must pass.
+    """
+    name = f"{prefix}.robust_drop_points"
+    found = [
+        _drop(name, change, f"{variant}: {_changed(change)}", limit, stage)
+        for variant, change in changes.items()
+    ]
+    return max(found, key=lambda gate: (not gate.passed, gate.value, gate.high))
+
+
+def drop_rate(noise: Mapping[str, Any], n: int, limit: float, prefix: str, stage: str) -> GateResult:
+    """The mean performance drop rate of a file under noise: `noise` of a document of schema `edgekit.robustness/1`."""
+    name, detail = f"{prefix}.robust_drop_rate", f"mean over {noise['families']} families, {n} rows"
+    if noise["pdr"] is None:
+        return GateResult(name, 1.0, limit, False, f"{detail}; no row is right without noise", stage, n=n)
+    return _at_most(name, Measured(noise["pdr"], detail, tuple(noise["pdr_bounds"]), n), limit, stage)
 
 
 def accuracy_gain(change: Change, against: str, budget: Budget, stage: str = "tune") -> GateResult:

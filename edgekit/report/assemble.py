@@ -32,7 +32,8 @@ def assemble(outcome: Outcome) -> dict[str, Any]:
         *{stage.name: stage for stage in outcome.made}.values(),
         *(step for artifact in outcome.artifacts for step in artifact.steps),
     ]
-    done += [*(proof.stage for proof in outcome.proofs), *outcome.answers.values(), *outcome.speeds]
+    done += [*(proof.stage for proof in outcome.proofs), *outcome.answers.values()]
+    done += [*outcome.robustness.values(), *outcome.speeds]
     gates = outcome.gates
     parameters = model.parameter_count(model.read_config(outcome.made[-1].path))
     return {
@@ -43,6 +44,7 @@ def assemble(outcome: Outcome) -> dict[str, Any]:
         "artifacts": [_artifact(artifact, parameters) for artifact in outcome.artifacts],
         "stages": [_stage(stage, drifts.get(stage.name), entered.get(stage.name)) for stage in done],
         "evaluation": {name: stage.result for name, stage in outcome.answers.items()},
+        "robustness": {name: stage.result for name, stage in outcome.robustness.items()},
         "profile": [entry for stage in outcome.speeds for entry in stage.result["entries"]],
         "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
         "tuning": {metric: _history(outcome.facts, metric) for metric in ("loss", "validation_loss")},

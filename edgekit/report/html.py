@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from edgekit.proof.calibration import Bin, calibration_error
-from edgekit.report import plots, summary
+from edgekit.report import plots, robustness, summary
 
 MOST_CHANGED = 20
 _environment = Environment(
@@ -49,6 +49,10 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         files=[variant for variant in variants if variant.path],
         pictures=_pictures(report, variants),
         gate_groups=_gate_groups(report),
+        robust_models=list(report.get("robustness") or {}),
+        robust_rows=robustness.table(report),
+        robust_words=robustness.short(report),
+        worst_rows=robustness.worst_rows(report),
         profile_groups=[
             (f"{artifact} in {runtime}", list(rows))
             for (artifact, runtime), rows in groupby(
@@ -126,6 +130,14 @@ def _pictures(report: Mapping[str, Any], variants: list[summary.Variant]) -> lis
             caption += " Hollow dot: another file is both smaller and closer to the tuned model."
         caption += " Dashed line: the budget." if size_limit or drift_limit else ""
         pictures.append(("Size against drift", caption, plots.pareto(sized, size_limit, drift_limit)))
+    if measured := list(report.get("robustness") or {}):
+        caption = (
+            "Share of right answers on some rows as they are (clean), with noise, and in other phrasings."
+        )
+        caption += f" Full dot: {measured[-1]}, with its 95 % Wilson interval."
+        caption += f" Hollow: {summary.join(measured[:-1])}." if measured[1:] else ""
+        picture = plots.robustness(measured, robustness.table(report))
+        pictures.append(("Noise and other phrasings", caption, picture))
     if drifted:
         caption = "Mean KL divergence after each stage, in nats, log scale, with 95 % intervals. Full dot: from the tuned"
         caption += " model. Hollow dot: from the input of the stage."

@@ -47,7 +47,8 @@ class Outcome:
     """All results of a finished build.
 
     `made` are the model stages in order, the exported folder last; `drift` and `from_input` hold their drift by stage:
-    from the tuned model, and from the input of each stage. `proofs`, `golden`, `signals` and `speeds` follow `artifacts`.
+    from the tuned model, and from the input of each stage. `answers` and `robustness` hold the measured
+    models by name; `proofs`, `golden`, `signals` and `speeds` follow `artifacts`.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Outcome:
     from_input: Mapping[str, Drift]
     proofs: Sequence[Proof]
     answers: Mapping[str, StageOutput]
+    robustness: Mapping[str, StageOutput]
     golden: Sequence[StageOutput]
     signals: Sequence[StageOutput]
     speeds: Sequence[StageOutput]

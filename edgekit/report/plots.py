@@ -82,6 +82,33 @@ def accuracy(variants: Sequence[Variant]) -> Markup:
     return _svg(ROW * len(scored) + 24, "Share of right answers: " + "; ".join(words), parts)
 
 
+def robustness(
+    names: Sequence[str], rows: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]]
+) -> Markup:
+    """Dots of the share of right answers of each model in each variant, the rows as they are first.
+
+    `rows` hold the figures of the models `names`; the last model is the full dot and has its 95 % Wilson interval.
+    """
+    left, height = _margin([name for name, _ in rows]), ROW * len(rows)
+    axis = Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left + 8, WIDTH - 64)
+    parts, words = [_columns(axis, height, [f"{100 * t:.0f} %" for t in axis.ticks])], []
+    for place, (variant, found) in enumerate(rows):
+        y = ROW * place + ROW / 2
+        parts.append(_text(left - 10, y + 4, variant, "name", "end"))
+        told = [(name, one) for name, one in zip(names, found, strict=True) if one]
+        for name, one in told:
+            x, last = axis.at(one["accuracy"]), name == names[-1]
+            if last:
+                low, high = map(axis.at, one["wilson_95"])
+                parts.append(_line(low, y, high, y, "whisker"))
+                parts.append(_text(WIDTH, y + 4, percent(one["accuracy"]), "name", "end"))
+            parts.append(
+                _tag("circle", class_="mark" if last else "hollow", cx=x, cy=y, r=4 if last else 6.5)
+            )
+        words.append(f"{variant}: " + ", ".join(f"{name} {percent(one['accuracy'])}" for name, one in told))
+    return _svg(height + 24, "Right answers with noise and in other phrasings: " + "; ".join(words), parts)
+
+
 def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Markup:
     """A waterfall of the mean KL divergence (nats, log scale), stage by stage, with 95 % intervals.
 

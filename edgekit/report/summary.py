@@ -12,6 +12,8 @@ NONE = "–"  # shown where nothing was measured
 WORDS = {
     "accuracy_drop_points": "accuracy lost, percentage points",
     "accuracy_gain_points": "accuracy gained by tuning, percentage points",
+    "robust_drop_points": "accuracy lost with noise or in another phrasing, percentage points",
+    "robust_drop_rate": "share of right answers lost under noise, mean",
     "mean_kld_nats": "mean KL divergence, nats",
     "p99_kld_nats": "99th percentile of KL divergence, nats",
     "peak_rss_mib": "peak memory, MiB",
@@ -29,6 +31,8 @@ WORDS = {
 ADVICE = {  # on gates of a budget: of the tuned model and of an exported format
     "accuracy_gain_points": "Tuning was not shown to help: add training rows or epochs, or test rows if the gain is small.",
     "accuracy_drop_points": "Use a wider type for this format; report.html shows the answers that changed.",
+    "robust_drop_points": "Use a wider type for this format, or tune with --robust.",
+    "robust_drop_rate": "Tune with --robust, or add training rows that are typed as your users type.",
     "mean_kld_nats": "Use a wider type in this format's [[export]] table, or more calibration_rows.",
     "p99_kld_nats": "A few tokens changed much: use a wider type, or keep the output head at 8 bits.",
     "peak_rss_mib": "Use a narrower type or a smaller model, or raise budget.peak_rss_mib.",
@@ -48,11 +52,14 @@ VALIDATION_ROWS = (
     "Add validation rows: the value is within the limit, and the sample is too small to show that it holds. "
     "In edgekit verify, give --data and omit --quick."
 )
+ROBUST_ROWS = "Raise evaluate.robust_rows: the value is within the limit, and the sample is too small to show that it holds."
 TEST_ROWS = "Add test rows: the value is within the limit, and the sample is too small to show that it holds."
 # For a value within its limit that failed by its bounds. The plain texts are fixed, so they have no such advice.
 SAMPLE_ADVICE = {
     "accuracy_gain_points": TEST_ROWS,
     "accuracy_drop_points": TEST_ROWS,
+    "robust_drop_points": ROBUST_ROWS,
+    "robust_drop_rate": ROBUST_ROWS,
     "mean_kld_nats": VALIDATION_ROWS,
     "top1_agreement": VALIDATION_ROWS,
     "answer_top1_agreement": VALIDATION_ROWS,
@@ -105,6 +112,13 @@ class Variant:
     drift: Mapping[str, Any]
     speed: Mapping[str, Any]
     """The profile row with the thread count of the fastest decoding."""
+    robustness: Mapping[str, Any]
+    """What noise and other phrasings cost, as `edgekit.evaluation.robust` measures it; empty where it was not measured."""
+
+    @property
+    def noise(self) -> float | None:
+        """The share of right answers with noise, mean over the families."""
+        return (self.robustness.get("noise") or {}).get("accuracy")
 
     @property
     def decode(self) -> float | None:
@@ -142,6 +156,7 @@ def _variant(
         bits_per_weight=artifact.get("bits_per_weight"),
         drift=next((drift for drift in reversed(drifts) if drift), {}),
         speed=max(rows, key=lambda row: median(row.get("decode_tokens_per_s")) or 0.0, default={}),
+        robustness=(report.get("robustness") or {}).get(name) or {},
     )
 
 

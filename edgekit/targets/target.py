@@ -209,6 +209,24 @@ class Profile(Table):
     """Measured runs."""
 
 
+class Evaluate(Table):
+    """What a build measures of the tuned model and of each file, beyond accuracy on the test rows."""
+
+    robust: bool = True
+    """Ask some test rows with noise and in other phrasings: a short form of `edgekit eval robust`."""
+    robust_rows: Annotated[int, Field(ge=1)] = 24
+    """Test rows that are asked so, spread over all of them. Each is asked once for each family of noise and each of five
+    phrasings."""
+    robust_families: Annotated[list[NoiseFamily], Field(min_length=1)] = [
+        "typos",
+        "case",
+        "distractor",
+        "homoglyphs",
+        "ocr",
+    ]
+    """Families of noise that are measured. By default three that robust tuning uses and two that it never uses."""
+
+
 class Budget(Table):
     """Limits on an exported file; exit code 3 when one is exceeded. Drift is measured from the tuned, merged fp32 model.
 
@@ -242,6 +260,12 @@ class Budget(Table):
     SmolLM2-135M has 0.05 to 0.08, that of a larger model less."""
     accuracy_drop_points: Annotated[float, Field(ge=0)] = 2.0
     """Largest loss of exact-match accuracy from the tuned model's, percentage points."""
+    robust_drop_points: Annotated[float, Field(ge=0)] | None = None
+    """Largest loss of accuracy from the tuned model's in any family of noise or phrasing, percentage points. A
+    limit of 1 takes at least 133 rows (`evaluate.robust_rows`); with 24, none below 5.1 can be shown to be kept."""
+    robust_drop_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest performance drop rate of a file under noise, mean over the families: 0.2 means that noise may turn a fifth of
+    its right answers wrong."""
     accuracy_gain_points: Annotated[float, Field(ge=-100, lt=100)] = 0.0
     """Gain in exact-match accuracy that tuning must be shown to bring over the base, percentage points; -100 turns the
     gate off."""
@@ -264,6 +288,7 @@ class Target(Table):
     quantize: Quantize = Quantize()
     export: Annotated[list[Export], Field(min_length=1)]
     profile: Profile = Profile()
+    evaluate: Evaluate = Evaluate()
     budget: Budget = Budget()
     rule: list[Rule] = []
     """Alert rules for deployed models; by default those of `edgekit.field.incidents.defaults`."""
@@ -289,6 +314,13 @@ class Target(Table):
         formats = [export.format for export in self.export]
         if len(set(formats)) < len(formats):
             raise ValueError("two [[export]] tables have the same format; make a target for each")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_are_measured(self) -> Target:
+        chosen = self.budget.robust_drop_points, self.budget.robust_drop_rate
+        if not self.evaluate.robust and chosen != (None, None):
+            raise ValueError("a limit on robustness needs evaluate.robust = true, which measures it")
         return self
 
     @model_validator(mode="after")

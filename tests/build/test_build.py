@@ -84,6 +84,17 @@ def test_the_report_has_every_key_filled(tiny_build) -> None:
     for kind in ("gguf", "onnx"):
         assert {f"{kind}.{gate}" for gate in GATES} <= {gate["name"] for gate in report["gates"]}
     assert report["tuning"]["loss"] and report["tuning"]["validation_loss"]
+    assert list(report["robustness"]) == ["tuned", "gguf", "onnx"]
+    for name, found in report["robustness"].items():
+        assert found["n"] == 2 and [one["name"] for one in found["families"]] == ["typos"]
+        log = (tiny_build.bundle / f"samples/robust/{name}.jsonl").read_text().splitlines()
+        assert len(log) == 2 * (2 + found["template_spread"]["phrasings"])
+        answers = {
+            one["id"]: one["answer"]
+            for one in map(json.loads, (tiny_build.bundle / f"samples/{name}.jsonl").read_text().splitlines())
+        }
+        clean = [one for one in map(json.loads, log) if one["variant"] == "clean"]
+        assert clean and all(one["answer"] == answers[one["id"]] for one in clean)
 
 
 def test_a_second_run_takes_everything_from_the_cache(tiny_build, shell) -> None:
@@ -102,7 +113,7 @@ def test_another_target_value_redoes_only_what_depends_on_it(tiny_build, shell, 
     ]
     report = json.loads(shell(*arguments, "--json").stdout)
     redone = {stage["name"] for stage in report["stages"] if not stage["cached"]}
-    assert redone == {"quantize.gguf", "verify.gguf", "eval.gguf", "profile.gguf"}
+    assert redone == {"quantize.gguf", "verify.gguf", "eval.gguf", "robust.gguf", "profile.gguf"}
 
 
 def test_fewer_formats_are_built_with_the_stages_and_gates_of_these_alone(
@@ -110,7 +121,7 @@ def test_fewer_formats_are_built_with_the_stages_and_gates_of_these_alone(
 ) -> None:
     out = tmp_path / "bundle"
     arguments = [*tiny_build.command(out, tiny_build.cache_copy(tmp_path)), "--formats", "gguf"]
-    done = shell(*arguments, "--json")
+    done = shell(*arguments, "--set", "evaluate.robust=false", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [artifact["format"] for artifact in report["artifacts"]] == ["gguf"]
@@ -121,6 +132,9 @@ def test_fewer_formats_are_built_with_the_stages_and_gates_of_these_alone(
     assert all(stage["cached"] for stage in report["stages"])
     manifest = json.loads((out / "manifest.json").read_text())
     assert list(manifest["formats"]) == ["gguf"] and not (out / "onnx").exists()
+    assert report["robustness"] == {} and not (out / "samples" / "robust").exists()
+    assert not [stage["name"] for stage in report["stages"] if stage["name"].startswith("robust")]
+    assert "Noise and other phrasings" not in (out / "report.html").read_text()
 
 
 def test_a_bundle_of_something_else_is_not_overwritten(tiny_build, shell) -> None:

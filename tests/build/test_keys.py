@@ -19,7 +19,7 @@ import tiny
 from edgekit import registry
 from edgekit.base import cache, code, hardware
 from edgekit.base.cache import Cache, StageOutput
-from edgekit.build import checks, stages
+from edgekit.build import checks, robustness, stages
 from edgekit.build.pipeline import stage_names
 from edgekit.build.request import Request
 from edgekit.data.dataset import load_dataset
@@ -41,6 +41,7 @@ VERIFY, EVAL, GOLDEN, SIGNALS, PROFILE = (
     {f"{kind}.{name}" for name in FORMATS} for kind in ("verify", "eval", "golden", "signals", "profile")
 )
 FEW_SHOT = {"eval.base_few_shot"}
+ROBUST = {"robust.tuned", "robust.gguf", "robust.onnx"}
 EVALS = EVAL | FEW_SHOT | {"eval.base", "eval.tuned"}
 
 
@@ -95,8 +96,9 @@ class World:
             checks.verify(cache, request, reference, merged, pruned, artifact)
         variants = [("base", base.digest, "torch", base.path), ("tuned", merged.digest, "torch", merged.path)]
         variants += [(each.format, each.digest, each.runtime, each.path) for each in artifacts]
-        for variant in variants:
-            checks.evaluate(cache, request, *variant, self.max_tokens)
+        answers = {each[0]: checks.evaluate(cache, request, *each, self.max_tokens) for each in variants}
+        for subject in (robustness.Subject(*each) for each in variants[1:]):
+            robustness.measure(cache, request, subject, answers[subject.name], self.max_tokens)
         checks.evaluate_few_shot(cache, request, base, self.max_tokens)
         for artifact in artifacts:
             checks.golden_answers(cache, request, artifact, self.max_tokens)
@@ -136,7 +138,7 @@ def no_tokenizer() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def finished(model: Path, rows: Dataset, tmp_path_factory: pytest.TempPathFactory) -> World:
-    changes = ["prune.drop_layers=1", "quantize.calibration_rows=4"]
+    changes = ["prune.drop_layers=1", "quantize.calibration_rows=4", "evaluate.robust_rows=1"]
     target: Target = registry.load("profiles", "targets").load("cpu-int4", changes)
     root = tmp_path_factory.mktemp("cache")
     world = World(root, Request(resolve(str(model)), rows, target, root / "out", root, threads=1))
@@ -175,9 +177,10 @@ def other(value: Any) -> Any:
 
 TABLES: dict[str, set[str]] = {
     "tune": {"tune"}, "prune": {"prune"}, "profile": PROFILE, "device": PROFILE, "budget": VERIFY,
+    "evaluate": ROBUST,
 }  # fmt: skip
-# A value that changes how a result is computed, and the parts of robust tuning, which is off here.
-NO_RESULT = {("tune", "gradient_checkpointing"), ("tune", "robustness")}
+# Values that change how a result is computed, whether it is, and the parts of robust tuning, which is off here.
+NO_RESULT = {("tune", "gradient_checkpointing"), ("tune", "robustness"), ("evaluate", "robust")}
 TARGET: Target = registry.load("profiles", "targets").load("cpu-int4", [])
 OPTIONS = [
     (table, name)
@@ -234,7 +237,7 @@ ROW_CHANGES: dict[str, Callable[[Row], Row]] = {
 SPLITS: dict[str, set[str]] = {
     "train": {"tune", "prune"} | EXPORTS | VERIFY | FEW_SHOT | SIGNALS,  # no text of the data may be spoiled
     "validation": {"tune", "merge", "reference"} | VERIFY | GOLDEN | SIGNALS,
-    "test": {"reference"} | VERIFY | EVALS,
+    "test": {"reference"} | VERIFY | EVALS | ROBUST,
 }
 
 
@@ -260,12 +263,14 @@ def test_the_line_of_a_row_and_the_name_of_the_data_do_not_count(world: World) -
 INPUTS: dict[str, set[str]] = {
     "model": {"tune", "merge", "drift.model", "eval.base"} | FEW_SHOT,
     "tune": {"merge"},
-    "merge": {"prune", "reference", "eval.tuned"} | VERIFY,
+    "merge": {"prune", "reference", "eval.tuned", "robust.tuned"} | VERIFY,
     "prune": {"drift.prune"} | EXPORTS | VERIFY,
     "export.gguf": {"quantize.gguf", "verify.gguf"},
-    "quantize.gguf": {f"{kind}.gguf" for kind in ("verify", "eval", "golden", "signals", "profile")},
-    "export.onnx": {f"{kind}.onnx" for kind in ("verify", "eval", "golden", "signals", "profile")},
+    "quantize.gguf": {f"{kind}.gguf" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")},
+    "export.onnx": {f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")},
     "reference": {"drift.model", "drift.prune"} | VERIFY,
+    "eval.tuned": {"robust.tuned"},
+    "eval.gguf": {"robust.gguf"},
 }  # fmt: skip
 
 
@@ -278,14 +283,14 @@ def test_each_input_that_another_stage_made(world: World, stage: str) -> None:
 
 
 def test_each_other_input(world: World, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inference = {"reference", "drift.model", "drift.prune"} | VERIFY | EVALS | GOLDEN | SIGNALS
+    inference = {"reference", "drift.model", "drift.prune"} | VERIFY | EVALS | ROBUST | GOLDEN | SIGNALS
     before = world.request
     world.change(threads=2)
     assert world.ran() == {"tune"} | EXPORTS | inference
     world.request, world.system = before, "Be brief."
     assert world.ran() == SIGNALS
     world.system, world.max_tokens = None, 21
-    assert world.ran() == EVALS | GOLDEN | SIGNALS
+    assert world.ran() == EVALS | ROBUST | GOLDEN | SIGNALS
     world.max_tokens = 20
     world.change(source=replace(before.source, licence="MIT"))
     assert world.ran() == {"model"}
@@ -344,13 +349,21 @@ MODULES: dict[str, set[str]] = {
     "edgekit.tuning.encode": {"tune"},
     "edgekit.export.weights.merge_check": {"merge"},
     "edgekit.export.weights.prune": {"prune"},
-    "edgekit.runtimes.torch": {"reference", "drift.model", "drift.prune", "eval.base", "eval.tuned"}
+    "edgekit.runtimes.torch": {
+        "reference",
+        "drift.model",
+        "drift.prune",
+        "eval.base",
+        "eval.tuned",
+        "robust.tuned",
+    }
     | FEW_SHOT
     | VERIFY,
     "edgekit.runtimes.onnxruntime": {
-        f"{kind}.onnx" for kind in ("verify", "eval", "golden", "signals", "profile")
+        f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")
     },
     "edgekit.evaluation.accuracy": EVALS,
+    "edgekit.evaluation.robust": ROBUST,
     "edgekit.proof.battery": VERIFY | GOLDEN,
     "edgekit.field.telemetry.reference": SIGNALS,
     "edgekit.profiles.probe": PROFILE,
@@ -399,7 +412,9 @@ def test_a_new_name_in_the_registry_does_not_count(world: World, monkeypatch: py
 def test_another_implementation_of_a_name_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name is the same, and the module that it stands for is declared."""
     monkeypatch.setitem(registry.BUILT_IN["runtimes"], "onnxruntime", "edgekit.runtimes.torch:open_model")
-    assert world.ran() == {f"{kind}.onnx" for kind in ("verify", "eval", "golden", "signals", "profile")}
+    assert world.ran() == {
+        f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")
+    }
 
 
 @pytest.mark.parametrize("runtime", registry.names("runtimes"))

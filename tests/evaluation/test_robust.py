@@ -98,6 +98,16 @@ def test_a_model_that_fails_on_upper_case_shows_it_in_that_family_alone(tmp_path
     assert found["worst_case"]["phrasings"]["accuracy"] == 1
 
 
+def test_the_rows_that_fail_most_are_named_with_what_was_asked(tmp_path: Path) -> None:
+    fails = lambda prompt: (
+        "number 3" in prompt and question(prompt) != f"{QUESTIONS[3]}, number 3" or "number 5<" in prompt
+    )
+    first, second = run(model(fails), tmp_path)["worst_rows"]
+    assert first["id"] == "3" and first["label"] == "x" and first["of"] == 15 >= len(first["wrong_in"]) > 5
+    assert first["answer"] == "wrong" and first["expected"] == "a3" and "number 3" in first["asked"]
+    assert second["id"] == "5" and second["wrong_in"] == ["tagged"]
+
+
 def test_a_model_that_fails_in_one_frame_shows_the_spread(tmp_path: Path) -> None:
     half = {row.id for row in ROWS[::2]}
     fails = lambda prompt: (

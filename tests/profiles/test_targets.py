@@ -205,3 +205,13 @@ def test_an_unknown_key_is_always_found_on_its_line(
         faults = faults_of(write(tmp_path_factory.mktemp("t"), text))
         assert list(faults) == [5 + blank]
         assert f"{table}.{key}" in faults[5 + blank]
+
+
+def test_a_limit_on_robustness_needs_its_measurement() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        targets.load("cpu-int4", ["evaluate.robust=false", "budget.robust_drop_points=6"])
+    assert "evaluate.robust = true" in " ".join(refusal.value.faults)
+    assert targets.load("cpu-int4", ["budget.robust_drop_rate=0.3"]).budget.robust_drop_rate == 0.3
+    with pytest.raises(ConfigError) as refusal:
+        targets.load("cpu-int4", ['evaluate.robust_families=["typo"]'])
+    assert "robust_families" in " ".join(refusal.value.faults)

@@ -105,6 +105,33 @@ def test_no_drop_at_all_can_be_asked_for() -> None:
     assert not gates.accuracy_drop(change(300, 1), budget, "gguf", "s").passed
 
 
+def test_a_loss_in_one_variant_alone_fails_and_is_named() -> None:
+    same, limit = change(300, 0), 2.0
+    gate = gates.robust_drop({"clean": same, "ocr": change(300, 1), "case": same}, limit, "gguf", "s")
+    assert gate.passed and gate.name == "gguf.robust_drop_points" and gate.detail.startswith("ocr: ")
+    gate = gates.robust_drop({"clean": same, "ocr": change(300, 7), "case": same}, limit, "gguf", "s")
+    assert not gate.passed and gate.detail.startswith("ocr: ") and gate.value == pytest.approx(7 / 3)
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(5.0, False), (5.1, True)])
+def test_a_few_rows_never_show_that_a_limit_under_noise_is_kept(limit: float, passed: bool) -> None:
+    """24 rows without a change could still hide a loss of 10 points."""
+    gate = gates.robust_drop({"clean": change(24, 0), "case": change(24, 0)}, limit, "gguf", "s")
+    assert gate.passed is passed and ("too small to prove" in gate.detail) is not passed
+
+
+@pytest.mark.parametrize(
+    ("rate", "bounds", "passed"),
+    [(0.2, [0.1, 0.39], True), (0.2, [0.1, 0.41], False), (0.21, [0.2, 0.22], False), (None, None, False)],
+)
+def test_the_mean_drop_rate_under_noise_has_a_limit(
+    rate: float | None, bounds: list[float] | None, passed: bool
+) -> None:
+    noise = {"families": 5, "pdr": rate, "pdr_bounds": bounds}
+    gate = gates.drop_rate(noise, 24, 0.2, "gguf", "tune")
+    assert gate.passed is passed and gate.name == "gguf.robust_drop_rate" and gate.n == 24
+
+
 @pytest.mark.parametrize(
     ("changed", "passed"),
     [

@@ -24,7 +24,7 @@ from edgekit.app.screens.threads import from_thread
 from edgekit.app.views import bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
 from edgekit.app.views.bundles import REPORT
-from edgekit.app.views.results import FIGURES, Results, Row
+from edgekit.app.views.results import Results, Row
 from edgekit.app.views.samples import Samples
 from edgekit.app.views.symbols import Symbols
 from edgekit.app.views.wizard import Choice
@@ -186,10 +186,11 @@ class ResultsScreen(Deploying):
         table = self.query_one("#variants", DataTable)
         cursor = self._cursor  # clearing moves it
         table.clear(columns=True)
-        table.add_columns("  variant", "gates", *(Text(one.head, justify="right") for one in FIGURES))
+        figures = results.figures(found)
+        table.add_columns("  variant", "gates", *(Text(one.head, justify="right") for one in figures))
         for row in found.rows:
             name, word = row.variant.name, results.gate_word(row)
-            cells = [Text(one.words(one.of(row.variant)), justify="right") for one in FIGURES]
+            cells = [Text(one.words(one.of(row.variant)), justify="right") for one in figures]
             mark = "*" if name in self._marked else " "
             table.add_row(Text(f"{mark} {name}"), Text(word, "bold red" if row.failed else ""), *cells)
         rows = [row.variant.name for row in found.rows]

@@ -13,6 +13,7 @@ Text = Annotated[str, AfterValidator(one_line)]
 Name = Annotated[Text, Field(min_length=1)]
 Number = Annotated[float | None, BeforeValidator(finite)]
 Count = Annotated[int | None, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Numbers = dict[Text, Number]
 Rows: Any = Field(default=[], max_length=2000)
 
@@ -55,6 +56,33 @@ class _Score(BaseModel):
     n: Count = None
 
 
+class _Right(BaseModel):
+    accuracy: Share
+
+
+class _Variant(_Right):
+    name: Name
+
+
+class _WorstRow(BaseModel):
+    id: Text
+    label: Text | None = ""
+    wrong_in: list[Text] = Rows
+    of: int
+    asked: Text = ""
+    expected: Text = ""
+    answer: Text = ""
+
+
+class _Robustness(BaseModel):
+    n: int
+    clean: _Right
+    noise: _Right | None = None
+    families: list[_Variant] = Rows
+    phrasings: list[_Variant] = Rows
+    worst_rows: list[_WorstRow] = Rows
+
+
 class _Speed(BaseModel):
     artifact: Name
     runtime: Text = ""
@@ -84,6 +112,7 @@ class Report(BaseModel):
     artifacts: list[_Artifact] = Rows
     stages: list[_Stage] = Rows
     evaluation: dict[Text, _Score] = {}
+    robustness: dict[Text, _Robustness] = {}
     profile: list[_Speed] = Rows
     gates: list[_Gate] = Rows
     budget: Numbers = {}

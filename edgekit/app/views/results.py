@@ -16,13 +16,15 @@ from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 from edgekit.evaluation.statistics import wilson
-from edgekit.report import summary
+from edgekit.report import robustness, summary
 from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
 
 STAGES_OF = {
     "base": ("source",),
     "tuned": ("tune", "merge", "prune"),
 }  # whose gates hold a model that is no file
+
+BAR = 24  # cells of a bar
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,17 @@ FIGURES = (  # what decides stands first: a narrow terminal shows no more
     Figure("tok/s", "decode, tokens/s", lambda one: one.decode, less_is_better=False),
     Figure("first ms", "first token, ms", lambda one: one.ttft),
     Figure("peak MiB", "peak memory, MiB", lambda one: one.speed.get("peak_rss_mib")),
+    Figure("noise", "right answers with noise", lambda one: one.noise, percent, less_is_better=False),
     Figure("top-1", "same likeliest token", lambda one: one.drift.get("top1_agreement"), percent, False),
     Figure("p99", "p99 KLD, nats", lambda one: one.drift.get("p99_kld_nats")),
     Figure("bits", "bits per weight", lambda one: one.bits_per_weight),
 )
+
+
+def figures(results: Results) -> list[Figure]:
+    """The figures of the table: noise only where it was measured."""
+    measured = any(row.variant.noise is not None for row in results.rows)
+    return [one for one in FIGURES if one.head != "noise" or measured]
 
 
 def spread(measured: Mapping[str, Any] | None) -> str:
@@ -215,6 +224,7 @@ def about(row: Row) -> list[Line]:
                      f"peak {figure(one.speed.get('peak_rss_mib'))} MiB: {one.speed.get('runtime')} on "
                      f"{one.speed.get('threads')} threads{where}, n={figure(speeds.get('n'))}")  # fmt: skip
     lines += [("fact", fact) for fact in facts]
+    lines += robustness_lines(one.robustness)
     if row.gates:
         held = sum(gate["passed"] for gate in row.gates)
         lines.append(("head", f"gates of {one.name}: {held} of {len(row.gates)} passed"))
@@ -224,6 +234,20 @@ def about(row: Row) -> list[Line]:
         name = gate["name"].partition(".")[2]
         lines.append(("fact" if gate["passed"] else "failed", f"{sign} {gate_line(gate, name)}{more}"))
     return lines
+
+
+def robustness_lines(found: Mapping[str, Any]) -> list[Line]:
+    """A bar of right answers for each variant of the rows, and the rows that fail in the most of them."""
+    if not found:
+        return []
+    bars = [("clean", found["clean"]["accuracy"])]
+    bars += [(one["name"], one["accuracy"]) for one in robustness.variants(found)]
+    longest = max(len(name) for name, _ in bars)
+    lines: list[Line] = [("head", f"right answers with noise and in other phrasings, {found['n']} rows")]
+    lines += [
+        ("fact", f"{name:<{longest}} {Symbols.bar(share, BAR)} {percent(share)}") for name, share in bars
+    ]
+    return lines + [("more", sentence) for sentence in robustness.sentences(found["worst_rows"])]
 
 
 def table(results: Results) -> dict[str, Any]:
