@@ -31,6 +31,7 @@ from edgekit.commands import (
     drift,
     evaluate,
     evaluate_counterfactual,
+    evaluate_explain,
     evaluate_robust,
     evaluate_task,
     incident,
@@ -96,7 +97,7 @@ for module in (
     doctor,
 ):
     module.register(app)
-for module in (evaluate_task, evaluate_robust, evaluate_counterfactual):
+for module in (evaluate_task, evaluate_robust, evaluate_counterfactual, evaluate_explain):
     module.register(evaluate.app)
 
 

@@ -52,20 +52,17 @@ def register(parent: typer.Typer) -> None:
     parent.command("compare")(compare)
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """What every verb of `eval` takes: the model file, and the rows it is measured on."""
+@dataclass(frozen=True, kw_only=True)
+class RowsOptions:
+    """What every verb of `eval` takes that asks rows: which rows, and how they are asked."""
 
-    artifact: Artifact
     data: shell.Data = defaults.DEFAULT_DATA
     columns: shell.Columns = ""
     data_revision: shell.DataRevision = ""
     drop_leaks: shell.DropLeaks = False
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test"
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64
     threads: shell.Threads = 0
-    force: shell.Force = False
     offline: shell.Offline = False
     json: shell.Json = False
     quiet: shell.Quiet = False
@@ -81,6 +78,28 @@ class EvalOptions:
         given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline, keep)
         return shell.dataset(self.data, given)
 
+    @contextmanager
+    def opened_at(self, artifact: Path) -> Iterator[Runtime]:
+        """A model file in its runtime, which is closed at the end."""
+        runtime = subject_at(artifact).open_for(shell.cores(self.threads), CONTEXT)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
+
+    def rows_measured(self, dataset: Dataset) -> dict[str, Any]:
+        """What the rows are, for the document."""
+        return {"name": dataset.name, "sha256": dataset.digest, "split": self.split}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(RowsOptions):
+    """What every verb of `eval` takes that measures one model file on many rows."""
+
+    artifact: Artifact
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0
+    force: shell.Force = False
+
     def rows_of(self, dataset: Dataset, split: str = "") -> list[Any]:
         """The rows of `split`, by default those to measure, as many as `--limit` allows."""
         rows: list[Any] = getattr(dataset, split or self.split)
@@ -89,25 +108,22 @@ class EvalOptions:
     @contextmanager
     def opened(self) -> Iterator[Runtime]:
         """The model file in its runtime, which is closed at the end."""
-        runtime = subject_at(self.artifact).open_for(shell.cores(self.threads), CONTEXT)
-        try:
+        with self.opened_at(self.artifact) as runtime:
             yield runtime
-        finally:
-            runtime.close()
 
     def about(self, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
         """What was measured on what, for the document."""
         return {
             "artifact": str(self.artifact),
             "runtime": runtime.name,
-            "data": {"name": dataset.name, "sha256": dataset.digest, "split": self.split},
+            "data": self.rows_measured(dataset),
         }
 
 
 LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoggedOptions(EvalOptions):
     """What a verb of `eval` takes that logs every sample."""
 
@@ -149,7 +165,7 @@ def show(
     Console().print(table(document))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions(LoggedOptions):
     """The options of `eval calibration`."""
 

@@ -17,7 +17,7 @@ def register(parent: typer.Typer) -> None:
     parent.command("counterfactual")(counterfactual)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CounterfactualOptions(LoggedOptions):
     """The options of `eval counterfactual`."""
 

@@ -17,7 +17,7 @@ def register(parent: typer.Typer) -> None:
     parent.command("robust")(robust)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RobustOptions(LoggedOptions):
     """The options of `eval robust`."""
 

@@ -16,7 +16,7 @@ def register(parent: typer.Typer) -> None:
     parent.command("task")(task)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskOptions(LoggedOptions):
     """The options of `eval task`."""
 

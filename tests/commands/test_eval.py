@@ -135,6 +135,19 @@ def test_counterfactual_swaps_are_one_document_and_a_table(typed: Any) -> None:
     assert "has a name, a pronoun or a spelling" in typed(*options, "--force", code=2).err
 
 
+def test_a_row_is_explained_in_several_files(typed: Any) -> None:
+    Path("again.gguf").symlink_to(Path("model.gguf"))
+    options = ("explain", "test-0003", "model.gguf", "again.gguf", "--max-tokens", "3", "--threads", "1")
+    found = json.loads(typed(*options, "--json").out)
+    assert found["schema"] == "edgekit.explanation/1" and found["id"] == "test-0003"
+    first, second = found["files"]
+    assert first["answers"] == second["answers"] and first["words"] == second["words"] and first["cut"]
+    table = typed(*options, "--words", "3").out
+    for word in ("probability of the answer", "fall of the right answer", "again.gguf (llama.cpp), wrong"):
+        assert word in table
+    assert "no row with the id 'test-3'" in typed("explain", "test-3", "model.gguf", code=2).err
+
+
 def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
     rows = [f"question {number},{'yes' if number % 3 else 'no'}" for number in range(60)]
     Path("rows.csv").write_text("\n".join(["prompt,completion", *rows]))

@@ -116,6 +116,12 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("--queries': Input should be greater than or equal to 4",),
     ),
     (
+        "eval explain test-004 words.gguf",
+        2,
+        ("There is no row with the id 'test-004' in demo.", "Did you mean"),
+    ),
+    ("eval explain test-0004 missing.gguf", 2, ("There is no file missing.gguf.",)),
+    (
         "eval robst words.gguf",
         2,
         ("no verb and no file 'robst'. Did you mean 'robust'?", "eval --help"),

@@ -1,0 +1,62 @@
+"""`edgekit eval explain`: one row through several model files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.commands import shell
+from edgekit.commands.evaluate import RowsOptions
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `explain` to `parent`, the group `eval`."""
+    parent.command("explain")(explain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(RowsOptions):
+    """The options of `eval explain`."""
+
+    id: Annotated[str, typer.Argument(metavar="ID", help="The id of a row, as in a log of samples.")]
+    artifacts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Model files in the order of the build (.gguf files, folders), or bundles, whose files are all taken.",
+        ),
+    ]
+    words: Annotated[int, typer.Option("--words", min=0, help="Number of words in the table.")] = 12
+
+
+@shell.takes(ExplainOptions)
+def explain(options: ExplainOptions) -> None:
+    """Show how likely each file holds the answers to one row, and by how much each word carries the right one."""
+    from edgekit.evaluation import explain as explanation
+    from edgekit.report.explain_table import explain_table
+
+    files = [file for artifact in options.artifacts for file in _files(artifact)]
+    dataset = options.dataset()
+    row = explanation.find(dataset, options.id, options.split)
+    with shell.working() as emit:
+        most = options.max_tokens
+        found = explanation.explain(row, files, options.opened_at, max_tokens=most, emit=emit)
+    document = found | {"data": options.rows_measured(dataset)}
+    if options.json:
+        shell.print_json(document)
+        return
+    from rich.console import Console
+
+    Console().print(explain_table(document, options.words))
+
+
+def _files(artifact: Path) -> list[Path]:
+    """The files of a bundle; anything else is taken as it is."""
+    from edgekit.device.manifest import MANIFEST, read_manifest
+
+    if not (artifact / MANIFEST).is_file():
+        return [artifact]
+    return [artifact / one["path"] for one in read_manifest(artifact)["formats"].values()]
