@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.models.chat import ChatTemplate
+from edgekit.models.likelihood import answer_likelihood
 from edgekit.models.onnx_folder import AGAIN, check_onnx_folder
 from edgekit.models.sampling import Sampling
 from edgekit.registry import LogitsProcessor, Runtime
@@ -137,6 +138,26 @@ class OnnxRuntime:
         """Next-token logits after each of `ids` from position `first` on, `(T - first, V)`, from an empty context."""
         rows: NDArray[np.float32] = self._generator([ids], 0).get_output("logits")[0][first:]
         return rows
+
+    def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """The log-likelihood in nats of each of `answers`, each with a stop id after it, as the answer to `prompt`.
+
+        The prompt is computed once, and the generator goes back to its end after each answer. A cache that is limited to a
+        window has then lost its beginning, so such a model computes the prompt with each answer.
+        """
+        longest, stops, found = max(map(len, answers), default=0), sorted(self._stop_ids), []
+        generator = self._generator([prompt], longest)
+        first = np.array(generator.get_output("logits")[0][-1:], np.float32)
+        for answer in answers:
+            check_ids(answer, self.vocab_size)
+            if self._window:
+                rows = self.logits([*prompt, *answer], len(prompt) - 1)
+            else:
+                generator.rewind_to(len(prompt))
+                generator.append_tokens(np.array([answer], np.int32))
+                rows = np.concatenate([first, generator.get_output("logits")[0]])
+            found.append(answer_likelihood(rows, answer, stops))
+        return found
 
     def generate(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,

@@ -1,7 +1,7 @@
 """The bundle: the folder that an app embeds, with the digest of every file in its manifest.
 
 manifest.json  model.gguf  onnx/  tokenizer/  report.json  report.html  samples/  golden.json  signals.json
-events.jsonl  README.md
+calibration.json  events.jsonl  README.md
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from edgekit.base.code import versions
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.output import Output, output
 from edgekit.build.request import Request
+from edgekit.device.confidence import FILE as CALIBRATION
+from edgekit.device.confidence import SCHEMA as CALIBRATION_SCHEMA
 from edgekit.device.manifest import MANIFEST, ONE_NAME, SCHEMA, read_manifest
 from edgekit.evaluation.answering import cut_after
 from edgekit.field.telemetry.reference import FILE as SIGNALS
@@ -101,6 +103,8 @@ def write(
         write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": _by_format(outcome, golden)})
         signals = [kept.result["signals"] for kept in outcome.signals]
         write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": _by_format(outcome, signals)})
+        if fitted := _temperatures(outcome):
+            write_json(out / CALIBRATION, {"schema": CALIBRATION_SCHEMA, "formats": fitted})
         write_html(report, out / "report.html", out / "samples")
         shutil.copyfile(log, out / "events.jsonl")
         manifest = _manifest(request, tokenizer, outcome, report)
@@ -118,6 +122,16 @@ def write(
 
 def _by_format(outcome: Outcome, values: Sequence[Any]) -> dict[str, Any]:
     return {artifact.format: value for artifact, value in zip(outcome.artifacts, values, strict=True)}
+
+
+def _temperatures(outcome: Outcome) -> dict[str, Any]:
+    """What `edgekit.device.confidence` reads, for the formats with a temperature."""
+    found = _by_format(outcome, [stage.result for stage in outcome.calibrations])
+    return {
+        format: {key: result[key] for key in ("labels", "temperature", "rows")}
+        for format, result in found.items()
+        if "temperature" in result
+    }
 
 
 def put(written: Output, artifact: Artifact) -> None:

@@ -17,7 +17,7 @@ from edgekit import registry
 from edgekit.base.cache import Cache
 from edgekit.base.errors import EdgekitError
 from edgekit.base.events import Emit, fan_out, jsonl_writer
-from edgekit.build import bundle, checks, robustness, runs, stages
+from edgekit.build import bundle, calibrate, checks, robustness, runs, stages
 from edgekit.build.plan import plan
 from edgekit.build.request import Request
 from edgekit.models import source as model
@@ -64,7 +64,11 @@ def stage_names(target: Target, config: Mapping[str, Any]) -> list[str]:
         *(f"verify.{format}" for format in formats),
         *(f"eval.{name}" for name in ("base", "tuned", *formats, "base_few_shot")),
         *(f"robust.{name}" for name in ("tuned", *formats) if target.evaluate.robust),
-        *(f"{kind}.{format}" for kind in ("golden", "signals", "profile") for format in formats),
+        *(
+            f"{kind}.{format}"
+            for kind in ("golden", "signals", "calibration", "profile")
+            for format in formats
+        ),
     ]
 
 
@@ -113,6 +117,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
     golden = [checks.golden_answers(cache, request, artifact, longest) for artifact in artifacts]
     system = bundle.shared_system(request)
     signals = [checks.signals(cache, request, artifact, system, longest) for artifact in artifacts]
+    calibrations = [calibrate.calibration(cache, request, artifact) for artifact in artifacts]
     speeds = [checks.profile(cache, request, artifact) for artifact in artifacts]
     for artifact, speed in zip(artifacts, speeds, strict=True):
         change = checks.changed(answers["tuned"], answers[artifact.format])
@@ -134,6 +139,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
         robustness=robust,
         golden=golden,
         signals=signals,
+        calibrations=calibrations,
         speeds=speeds,
         facts=cache.facts,
     )

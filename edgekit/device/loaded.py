@@ -11,6 +11,7 @@ from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
 from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, OwnRecords, Records
+from edgekit.device.confidence import Calibration, Verdict, read_calibration
 from edgekit.device.manifest import check_files, read_manifest
 from edgekit.device.prompt import encode_prompt
 from edgekit.models.sampling import Sampling
@@ -36,6 +37,8 @@ class LoadedModel:
         self.telemetry: Records | None = telemetry
         self.closes_with: OwnRecords | None = None
         """Telemetry that was opened with this model and is closed with it."""
+        self.calibration: Calibration | None = None
+        """The labels and the temperature of a bundle whose answers are labels."""
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
@@ -93,6 +96,23 @@ class LoadedModel:
         )
         answer.queue_s = queue_s
         return answer
+
+    def judge(self, prompt: Sequence[int], text: str, minimum: float) -> Verdict:
+        """The confidence in `text` as the answer to a prompt of token ids, and whether it is below `minimum`.
+
+        The scores of all labels are computed for it. Raises `ConfigError` for a model without a calibration.
+        """
+        return Verdict.of(self.calibrated.confidence(self.runtime, prompt, text), minimum)
+
+    @property
+    def calibrated(self) -> Calibration:
+        """The calibration. Raises `ConfigError` for a model without one."""
+        if self.calibration is None:
+            raise ConfigError(
+                f"This {self.format} model has no calibration, so its confidence is not known.",
+                "A build writes one into the bundle where the answers are 2 to 32 labels: build the bundle again, or leave out --min-confidence.",
+            )
+        return self.calibration
 
     def use(self, adapter: str | os.PathLike[str] | None) -> Self:
         """Use a LoRA adapter from now on, or none for None; returns this model.
@@ -177,8 +197,11 @@ def _load_bundle(
         )
     entry = formats[kind]
     check_files(folder, manifest, entry["path"])
+    calibration = read_calibration(folder, manifest, kind)
     runtime = _open(entry["runtime"], folder / entry["path"], threads or manifest["threads"], context)
-    return LoadedModel(runtime, format=kind, system=manifest["system"], max_tokens=manifest["max_tokens"])
+    model = LoadedModel(runtime, format=kind, system=manifest["system"], max_tokens=manifest["max_tokens"])
+    model.calibration = calibration
+    return model
 
 
 def _open(runtime: str, path: Path, threads: int, context: int) -> Runtime:

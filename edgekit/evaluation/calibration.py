@@ -16,10 +16,10 @@ import numpy as np
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit
 from edgekit.data.rows import Row
-from edgekit.evaluation.choices import probabilities, samples_of, score
+from edgekit.evaluation.choices import Scored, samples_of, score
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
-from edgekit.models.likelihood import log_softmax
+from edgekit.models.likelihood import log_softmax, probabilities
 from edgekit.registry import Runtime
 
 if TYPE_CHECKING:
@@ -69,14 +69,32 @@ def evaluate(
     }
 
 
-def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> float:
-    """The temperature with the smallest negative log-likelihood of the right answers, between 0.001 and 1000.
+def fitted(scored: Scored) -> dict[str, Any]:
+    """The `temperature` of `scored`, the number of its `rows`, and their figures `before` and `after` it."""
+    temperature = fit_temperature(scored.scores, scored.right)
+    return {
+        "temperature": temperature,
+        "rows": len(scored.rows),
+        "before": figures(probabilities(scored.scores, 1.0), scored.right),
+        "after": figures(probabilities(scored.scores, temperature), scored.right),
+    }
 
-    The likelihood is convex in the inverse of the temperature, so a golden-section search on its logarithm finds the minimum.
+
+def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> float:
+    """The temperature with the smallest cross-entropy to the right answers of N rows, between 0.001 and 1000.
+
+    A right answer counts as `(N + 1) / (N + 2)` certain, and the others share the rest: where every row is answered rightly,
+    the smallest loss would else be at temperature zero, with complete confidence (Platt 1999, Probabilistic Outputs for
+    Support Vector Machines, section 2.2). The loss is convex in the inverse of the temperature, so a golden-section search on
+    its logarithm finds the minimum.
     """
+    count, labels = len(scores), len(scores[0])
+    doubt = 1 / (count + 2)
 
     def loss(logarithm: float) -> float:
-        return nll(log_softmax(scores / math.exp(logarithm)), right)
+        sure = log_softmax(scores / math.exp(logarithm))
+        others = (float(-sure.sum()) / count - nll(sure, right)) / (labels - 1)
+        return (1 - doubt) * nll(sure, right) + doubt * others
 
     low, high = math.log(COLDEST), math.log(HOTTEST)
     for _ in range(60):

@@ -1,7 +1,7 @@
 """Constrained choice: the likelihood that a model gives to each of a few answers, and so its confidence in one.
 
 A model that must give one of K labels is asked for none: the likelihood of each label after the prompt is computed, the end of
-the answer included, and divided by its number of tokens, as lm-evaluation-harness does for `acc_norm`.
+the answer included, and divided by its number of tokens: `edgekit.device.likelihood.choice_scores`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy as np
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
-from edgekit.device.likelihood import likelihoods
+from edgekit.device.likelihood import choice_scores
 from edgekit.device.prompt import continued, encode_prompt
 from edgekit.evaluation.few_shot import FewShot
-from edgekit.models.likelihood import log_softmax
 from edgekit.registry import Runtime
 
 if TYPE_CHECKING:
@@ -61,21 +60,26 @@ def score(
     """
     place = {label: index for index, label in enumerate(labels)}
     known = tuple(row for row in rows if row.answer.strip() in place)
+    right = np.array([place[row.answer.strip()] for row in known], np.int64)
+    return Scored(known, scores_of(runtime, known, labels, emit, stage, shots), right)
+
+
+def scores_of(
+    runtime: Runtime,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    emit: Emit,
+    stage: str,
+    shots: FewShot | None = None,
+) -> NDArray[np.float64]:
+    """The same of all rows, whatever their answers are: `(N, K)`."""
     answers = [continued(runtime, label) for label in labels]
-    tokens = np.array([len(answer) + 1 for answer in answers])  # with the end
-    scores = np.empty((len(known), len(labels)))
-    for index, row in enumerate(known):
+    scores = np.empty((len(rows), len(labels)))
+    for index, row in enumerate(rows):
         asked = shots.messages(row, runtime.chat_template) if shots else row.messages[:-1]
-        prompt = encode_prompt(runtime, asked)
-        scores[index] = np.array(likelihoods(runtime, prompt, answers)) / tokens
-        emit(Progress(stage, index + 1, len(known), "rows"))
-    return Scored(known, scores, np.array([place[row.answer.strip()] for row in known], np.int64))
-
-
-def probabilities(scores: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
-    """The softmax of `scores (N, K)` divided by the temperature."""
-    found: NDArray[np.float64] = np.exp(log_softmax(scores / temperature))
-    return found
+        scores[index] = choice_scores(runtime, encode_prompt(runtime, asked), answers)
+        emit(Progress(stage, index + 1, len(rows), "rows"))
+    return scores
 
 
 def samples_of(scored: Scored, sure: NDArray[np.float64], labels: Sequence[str]) -> list[dict[str, Any]]:

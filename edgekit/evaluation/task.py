@@ -68,7 +68,8 @@ def _chosen(
     runtime: Runtime, rows: Sequence[Row], task: Task, emit: Emit
 ) -> tuple[Sequence[Row], list[dict[str, Any]]]:
     """The rows whose answer is one of the labels, and a sample of each with the most likely label."""
-    from edgekit.evaluation.choices import probabilities, samples_of, score
+    from edgekit.evaluation.choices import samples_of, score
+    from edgekit.models.likelihood import probabilities
 
     scored = score(runtime, rows, task.labels, emit, STAGE, task.shots)
     if not scored.rows:

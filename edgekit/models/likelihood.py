@@ -16,6 +16,12 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return found
 
 
+def probabilities(scores: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """The softmax of `scores (..., K)` divided by the temperature."""
+    found: NDArray[np.float64] = np.exp(log_softmax(scores / temperature))
+    return found
+
+
 def answer_likelihood(rows: NDArray[np.floating], answer: Sequence[int], stops: Sequence[int]) -> float:
     """The log-likelihood in nats of the token ids `answer` and of a stop after it.
 

@@ -49,6 +49,10 @@ def assemble(outcome: Outcome) -> dict[str, Any]:
         "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
         "tuning": {metric: _history(outcome.facts, metric) for metric in ("loss", "validation_loss")},
         "reliability": {"bins": [asdict(each) for each in binned(_sure(outcome.signals))]},
+        "calibration": {
+            artifact.format: stage.result
+            for artifact, stage in zip(outcome.artifacts, outcome.calibrations, strict=True)
+        },
         "budget": outcome.target.budget.model_dump(),
         "machine": fingerprint(),
     }

@@ -48,7 +48,7 @@ class Outcome:
 
     `made` are the model stages in order, the exported folder last; `drift` and `from_input` hold their drift by stage:
     from the tuned model, and from the input of each stage. `answers` and `robustness` hold the measured
-    models by name; `proofs`, `golden`, `signals` and `speeds` follow `artifacts`.
+    models by name; `proofs`, `golden`, `signals`, `calibrations` and `speeds` follow `artifacts`.
     """
 
     model: str
@@ -62,6 +62,7 @@ class Outcome:
     robustness: Mapping[str, StageOutput]
     golden: Sequence[StageOutput]
     signals: Sequence[StageOutput]
+    calibrations: Sequence[StageOutput]
     speeds: Sequence[StageOutput]
     facts: Sequence[GateResult | Measured]
 

@@ -19,7 +19,7 @@ import tiny
 from edgekit import registry
 from edgekit.base import cache, code, hardware
 from edgekit.base.cache import Cache, StageOutput
-from edgekit.build import checks, robustness, stages
+from edgekit.build import calibrate, checks, robustness, stages
 from edgekit.build.pipeline import stage_names
 from edgekit.build.request import Request
 from edgekit.data.dataset import load_dataset
@@ -33,12 +33,13 @@ from edgekit.targets.target import Robustness, Target
 DRIFT = asdict(Drift(0.1, 0.2, 0.9, 10))
 RESULTS: dict[str, dict[str, Any]] = {
     "merge": DRIFT, "drift": DRIFT, "verify": {"drift": {}, "from_input": {}, "deviations": []}, "profile": {"entries": []},
-    "signals": {"signals": {}, "sure": []},
+    "signals": {"signals": {}, "sure": []}, "calibration": {"refused": "free answers"},
 }  # fmt: skip
 FORMATS = ("gguf", "onnx")
 EXPORTS = {"export.gguf", "quantize.gguf", "export.onnx"}
-VERIFY, EVAL, GOLDEN, SIGNALS, PROFILE = (
-    {f"{kind}.{name}" for name in FORMATS} for kind in ("verify", "eval", "golden", "signals", "profile")
+VERIFY, EVAL, GOLDEN, SIGNALS, CALIBRATION, PROFILE = (
+    {f"{kind}.{name}" for name in FORMATS}
+    for kind in ("verify", "eval", "golden", "signals", "calibration", "profile")
 )
 FEW_SHOT = {"eval.base_few_shot"}
 ROBUST = {"robust.tuned", "robust.gguf", "robust.onnx"}
@@ -103,6 +104,7 @@ class World:
         for artifact in artifacts:
             checks.golden_answers(cache, request, artifact, self.max_tokens)
             checks.signals(cache, request, artifact, self.system, self.max_tokens)
+            calibrate.calibration(cache, request, artifact)
             checks.profile(cache, request, artifact)
         return cache
 
@@ -266,8 +268,8 @@ INPUTS: dict[str, set[str]] = {
     "merge": {"prune", "reference", "eval.tuned", "robust.tuned"} | VERIFY,
     "prune": {"drift.prune"} | EXPORTS | VERIFY,
     "export.gguf": {"quantize.gguf", "verify.gguf"},
-    "quantize.gguf": {f"{kind}.gguf" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")},
-    "export.onnx": {f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")},
+    "quantize.gguf": {f"{kind}.gguf" for kind in ("verify", "eval", "robust", "golden", "signals", "calibration", "profile")},
+    "export.onnx": {f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "calibration", "profile")},
     "reference": {"drift.model", "drift.prune"} | VERIFY,
     "eval.tuned": {"robust.tuned"},
     "eval.gguf": {"robust.gguf"},
@@ -283,7 +285,9 @@ def test_each_input_that_another_stage_made(world: World, stage: str) -> None:
 
 
 def test_each_other_input(world: World, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inference = {"reference", "drift.model", "drift.prune"} | VERIFY | EVALS | ROBUST | GOLDEN | SIGNALS
+    inference = (
+        {"reference", "drift.model", "drift.prune"} | VERIFY | EVALS | ROBUST | GOLDEN | SIGNALS | CALIBRATION
+    )
     before = world.request
     world.change(threads=2)
     assert world.ran() == {"tune"} | EXPORTS | inference
@@ -307,6 +311,28 @@ def test_each_other_input(world: World, model: Path, tmp_path: Path, monkeypatch
     assert world.ran() <= {"tune"}
 
 
+def test_the_rows_and_the_labels_of_a_calibration(world: World) -> None:
+    """The rows of this world have free answers; these have labels."""
+
+    def labelled(rows: Sequence[Row], *labels: str) -> list[Row]:
+        answers = [{"role": "assistant", "content": labels[n % len(labels)]} for n in range(len(rows))]
+        return [
+            replace(row, messages=(*row.messages[:-1], answer))
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    data = world.request.data
+    train, validation = labelled(data.train, "a", "b"), labelled(data.validation, "a", "b")
+    world.change(data=replace(data, train=train, validation=validation))
+    assert world.ran() >= CALIBRATION and not world.ran()
+    world.change(data=replace(world.request.data, validation=[reworded(validation[0], -2), *validation[1:]]))
+    assert world.ran() >= CALIBRATION
+    world.change(data=replace(world.request.data, train=labelled(data.train, "a", "b", "c")))
+    assert world.ran() >= CALIBRATION
+    world.change(data=replace(world.request.data, test=labelled(data.test, "a")))
+    assert not world.ran() & CALIBRATION
+
+
 PACKAGES: dict[str, set[str]] = {
     "torch": {"tune", "merge", "prune", "reference", "drift.model", "drift.prune", "eval.base", "eval.tuned"},
     "transformers": {"tune", "merge", "reference", "eval.base", "eval.tuned"} | VERIFY,
@@ -315,11 +341,14 @@ PACKAGES: dict[str, set[str]] = {
     "accelerate": {"tune"},
     "gguf": {"export.gguf", "quantize.gguf"},
     "llama-cpp-python": {
-        f"{kind}.gguf" for kind in ("quantize", "verify", "eval", "golden", "signals", "profile")
+        f"{kind}.gguf"
+        for kind in ("quantize", "verify", "eval", "golden", "signals", "calibration", "profile")
     },
-    "onnxruntime": {f"{kind}.onnx" for kind in ("export", "verify", "eval", "golden", "signals", "profile")},
+    "onnxruntime": {
+        f"{kind}.onnx" for kind in ("export", "verify", "eval", "golden", "signals", "calibration", "profile")
+    },
     "onnxruntime-genai": {
-        f"{kind}.onnx" for kind in ("export", "verify", "eval", "golden", "signals", "profile")
+        f"{kind}.onnx" for kind in ("export", "verify", "eval", "golden", "signals", "calibration", "profile")
     },
     "jinja2": {"tune", "reference"} | EVALS | GOLDEN,
 }
@@ -360,7 +389,7 @@ MODULES: dict[str, set[str]] = {
     | FEW_SHOT
     | VERIFY,
     "edgekit.runtimes.onnxruntime": {
-        f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")
+        f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "calibration", "profile")
     },
     "edgekit.evaluation.accuracy": EVALS,
     "edgekit.evaluation.robust": ROBUST,
@@ -413,7 +442,7 @@ def test_another_implementation_of_a_name_counts(world: World, monkeypatch: pyte
     """The name is the same, and the module that it stands for is declared."""
     monkeypatch.setitem(registry.BUILT_IN["runtimes"], "onnxruntime", "edgekit.runtimes.torch:open_model")
     assert world.ran() == {
-        f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "profile")
+        f"{kind}.onnx" for kind in ("verify", "eval", "robust", "golden", "signals", "calibration", "profile")
     }
 
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import ignore
 from edgekit.export.onnx import export as onnx
+from edgekit.models.likelihood import answer_likelihood
 from edgekit.models.sampling import Sampling
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.proof import text_path
@@ -296,3 +297,17 @@ def test_a_device_needs_neither_torch_nor_transformers() -> None:
         "sys.exit(repr(loaded) if loaded else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_answers_are_scored_after_one_reading_of_the_prompt(model: Any, monkeypatch: Any) -> None:
+    prompt, answers = [1, *range(100, 130)], [[7], [300, 301, 302], [7, 8]]
+    stops = sorted(model.stop_ids)
+    expected = [
+        answer_likelihood(model.logits([*prompt, *answer], len(prompt) - 1), answer, stops)
+        for answer in answers
+    ]
+    assert model.score_answers(prompt, answers) == pytest.approx(expected, abs=1e-3)
+    monkeypatch.setattr(model, "_window", 64)  # as with a cache that cannot go back
+    assert model.score_answers(prompt, answers) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match="token"):
+        model.score_answers(prompt, [[7] * 300])

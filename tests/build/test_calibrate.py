@@ -1,0 +1,111 @@
+"""The temperature that a build fits: for which rows, with which labels, and for the artifact that it is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit import registry
+from edgekit.base.cache import Cache, StageOutput
+from edgekit.build import calibrate
+from edgekit.build.request import Request
+from edgekit.data.rows import Row
+from edgekit.data.splits import Dataset
+from edgekit.evaluation import calibration as evaluation
+from edgekit.evaluation.choices import score
+from edgekit.models.source import resolve
+from edgekit.report.outcome import Artifact
+
+
+def rows(split: str, count: int, labels: int) -> list[Row]:
+    return [
+        Row(
+            f"{split}{n}",
+            ({"role": "user", "content": f"{split} question {n}"}, {"role": "assistant", "content": f"label {n % labels}"}),
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def request_of(small_model: Path, tmp_path: Path) -> Any:
+    def made(labels: int, validation: int = 10, *changes: str) -> Request:
+        data = Dataset(
+            "rows",
+            rows("train", 8 * labels, labels),
+            rows("v", validation, labels),
+            rows("test", 4, labels),
+            {},
+        )
+        target = registry.load("profiles", "targets").load("cpu-int4", list(changes))
+        return Request(resolve(str(small_model)), data, target, tmp_path / "out", tmp_path / "cache", 1)
+
+    return made
+
+
+@pytest.fixture
+def artifact(small_gguf: Path) -> Artifact:
+    step = StageOutput("quantize.gguf", small_gguf.parent, "d" * 64, {}, 0.0, 0.0, (), False)
+    return Artifact("gguf", "llama.cpp", small_gguf.name, (step,), (small_gguf,))
+
+
+def test_the_temperature_is_that_of_the_validation_rows(
+    request_of: Any, artifact: Artifact, tmp_path: Path
+) -> None:
+    request, cache = request_of(3), Cache(tmp_path / "cache", lambda event: None)
+    found = calibrate.calibration(cache, request, artifact).result
+    assert found["labels"] == ["label 0", "label 1", "label 2"] and found["rows"] == 10
+    opened = registry.load("runtimes", "llama.cpp")(artifact.path, threads=1)
+    scored = score(opened, request.data.validation, found["labels"], lambda event: None, "s")
+    opened.close()
+    assert found["temperature"] == pytest.approx(
+        evaluation.fit_temperature(scored.scores, scored.right), rel=1e-6
+    )
+    assert found["after"]["nll"] <= found["before"]["nll"] + 0.1
+    assert calibrate.calibration(cache, request, artifact).cached
+
+
+def test_the_answer_of_robust_tuning_to_requests_out_of_scope_is_a_label(request_of: Any) -> None:
+    assert "out_of_scope" not in calibrate.labels_of(request_of(3))[0]
+    robust = request_of(3, 10, "tune.robust=true")
+    assert calibrate.labels_of(robust) == (["label 0", "label 1", "label 2", "out_of_scope"], "")
+    without = request_of(3, 10, "tune.robust=true", "tune.robustness.out_of_scope_share=0")
+    assert calibrate.labels_of(without) == calibrate.labels_of(request_of(3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "validation", "scored"),
+    [(2, 64, 64), (2, 65, 33), (20, 200, 50), (32, 1000, 32), (32, 20, 20)],
+)
+def test_no_more_is_scored_than_is_worth_its_time(
+    request_of: Any, labels: int, validation: int, scored: int
+) -> None:
+    request = request_of(labels, validation)
+    chosen = calibrate._rows(request.data.validation, calibrate.labels_of(request)[0])
+    assert len(chosen) == scored and len(chosen) * labels <= 1024
+    assert len({row.id for row in chosen}) == scored
+
+
+@pytest.mark.parametrize("labels", [1, 33, 250])
+def test_free_answers_and_many_labels_open_nothing(
+    request_of: Any, artifact: Artifact, tmp_path: Path, labels: int
+) -> None:
+    missing = replace(artifact, outputs=(tmp_path / "missing.gguf",))
+    found = calibrate.calibration(Cache(tmp_path / "cache", lambda event: None), request_of(labels), missing)
+    assert list(found.result) == ["refused"] and f"{labels} different answers" in found.result["refused"]
+
+
+def test_validation_rows_of_other_labels_are_no_ground(
+    request_of: Any, artifact: Artifact, tmp_path: Path
+) -> None:
+    request = request_of(3)
+    request = replace(request, data=replace(request.data, validation=[_other()]))
+    found = calibrate.calibration(Cache(tmp_path / "cache", lambda event: None), request, artifact)
+    assert "No answer of the validation rows" in found.result["refused"]
+
+
+def _other() -> Row:
+    return Row("v", ({"role": "user", "content": "q"}, {"role": "assistant", "content": "another"}))
