@@ -30,6 +30,7 @@ from edgekit.commands import (
     doctor,
     drift,
     evaluate,
+    evaluate_compare,
     evaluate_counterfactual,
     evaluate_explain,
     evaluate_robust,
@@ -82,6 +83,7 @@ for module in (
     stages,
     verify,
     evaluate,
+    evaluate_compare,
     measure,
     drift,
     run,
@@ -97,7 +99,7 @@ for module in (
     doctor,
 ):
     module.register(app)
-for module in (evaluate_task, evaluate_robust, evaluate_counterfactual, evaluate_explain):
+for module in (evaluate_task, evaluate_robust, evaluate_counterfactual, evaluate_explain, evaluate_compare):
     module.register(evaluate.app)
 
 

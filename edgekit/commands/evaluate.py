@@ -1,4 +1,4 @@
-"""`edgekit eval calibration|compare` and `edgekit compare`; the other verbs of `eval` are in modules beside this one."""
+"""`edgekit eval calibration`, and what the verbs of `eval` share; the others are in modules beside this one."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ app = typer.Typer(cls=Verbs, help="Measure a model file on the rows of a split."
 
 
 def register(parent: typer.Typer) -> None:
-    """Add `eval` and `compare` to `parent`."""
+    """Add `eval` to `parent`."""
     parent.add_typer(app, name="eval")
-    parent.command("compare")(compare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,23 +189,3 @@ def calibration(options: CalibrationOptions) -> None:
         rows = options.rows_of(dataset)
         result = evaluation.evaluate(runtime, fitted_on, rows, labels, log=log, emit=emit)
     show(options, result | options.about(dataset, runtime), calibration_table)
-
-
-@app.command("compare")
-def compare(
-    first: Annotated[Path, typer.Argument(help="A sample log, such as BUNDLE/samples/tuned.jsonl.")],
-    second: Annotated[Path, typer.Argument(help="Another log of the same rows.")],
-    json: shell.Json = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """List the answers that changed between right and wrong in two sample logs, with McNemar's exact test."""
-    from edgekit.evaluation.compare import compare as compare_logs
-
-    result = compare_logs(first, second)
-    if json:
-        shell.print_json(result)
-        return
-    for name, value in result.items():
-        shell.say(
-            f"{name:<20} {value if not isinstance(value, list) else ', '.join(map(str, value)) or 'none'}"
-        )

@@ -7,7 +7,6 @@ margin, so a few rows never prove anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,17 +54,13 @@ def judge(
     return Judgement(points, 100 * low, 100 * high, points >= -margin_points, 100 * low > -bound)
 
 
-def worse_slices(slices: Mapping[str, tuple[int, int, int]], margin_points: float) -> list[str]:
-    """The names of the slices (lost, won, rows) that are shown to be worse by more than the margin.
+def slice_is_worse(lost: int, won: int, points: float, margin_points: float, slices: int) -> bool:
+    """Whether one of several slices of the rows is shown to be worse by more than the margin.
 
-    A slice counts when it lost more than the margin, and the p of a one-sided McNemar test is below 0.05 divided by the
-    number of slices.
+    Its change `points` is a larger loss than the margin, and the p of a one-sided McNemar test of its `lost` and `won` rows is
+    below 0.05 divided by the number of `slices`.
     """
-    return [
-        name
-        for name, (lost, won, n) in sorted(slices.items())
-        if 100 * (lost - won) / n > margin_points and mcnemar_worse(lost, won) < SLICE_P / len(slices)
-    ]
+    return points < -margin_points and mcnemar_worse(lost, won) < SLICE_P / slices
 
 
 def rows_needed(lost: float, won: float, margin_points: float = MARGIN_POINTS) -> int:

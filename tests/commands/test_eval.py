@@ -39,6 +39,20 @@ def test_a_path_without_a_verb_is_evaluated_on_the_task(typed: Any) -> None:
     assert json.loads(typed("task", "model.gguf", *options, "--force").out) == plain
     assert len(Path("samples.jsonl").read_text().splitlines()) == 2
     assert json.loads(typed("compare", "samples.jsonl", "samples.jsonl", "--json").out)["n"] == 2
+    said = typed("compare", "samples.jsonl", "samples.jsonl").out
+    assert "? unproven" in said and "at least 133 rows" in said
+
+
+def test_a_second_log_that_is_worse_ends_with_exit_code_3(typed: Any) -> None:
+    for name, right in (("a", True), ("b", False)):
+        lines = [{"id": f"{n}", "label": "x", "correct": right or n > 9} for n in range(150)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    worse = typed("compare", "a.jsonl", "b.jsonl", "--json", code=3)
+    assert json.loads(worse.out)["verdict"] == "worse"
+    assert "by more than 2 points: -6.7 points" in worse.err and "label x" in worse.err
+    table = typed("compare", "a.jsonl", "b.jsonl", "--margin", "12").out
+    assert "✓ as good: margin 12 points" in table and max(map(len, table.splitlines())) <= 80
+    assert "margin" in typed("compare", "a.jsonl", "b.jsonl", "--margin", "-1", code=2).err
 
 
 def test_a_task_is_measured_by_choice_by_column_and_with_examples(typed: Any) -> None:

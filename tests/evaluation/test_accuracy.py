@@ -145,7 +145,12 @@ def test_compare_names_what_was_lost_and_won(tmp_path: Path) -> None:
     found = compare(first, second)
     low, high = found.pop("difference_points_95")
     assert low < 0 and high > 25
+    assert found.pop("verdict") == "unproven" and found.pop("rows_needed") > 4
+    assert {one["verdict"] for one in found.pop("slices")} == {"unproven"}
+    low, high = found.pop("bootstrap_95")
+    assert low < 0 and 25 < high and found.pop("bound_points") < 0 and found.pop("items") == 4
     assert found == {
+        "margin_points": 2.0,
         "n": 4,
         "accuracy_first": 0.5,
         "accuracy_second": 0.75,

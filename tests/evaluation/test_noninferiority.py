@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.evaluation.noninferiority import judge, rows_needed, worse_slices
+from edgekit.evaluation.noninferiority import judge, rows_needed, slice_is_worse
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,17 @@ def test_the_rows_that_are_needed_suffice_and_one_less_does_not() -> None:
     assert rows_needed(0.03, 0.0) == 0
 
 
-def test_only_a_slice_that_is_shown_to_be_worse_is_named() -> None:
-    slices = {"a": (6, 0, 40), "b": (2, 0, 40), "c": (0, 0, 40)}
-    assert worse_slices(slices, 2.0) == ["a"]  # two of two losses are chance
-    assert worse_slices({name: (6, 0, 40) if name == "a" else (0, 0, 1) for name in "abcdefghij"}, 2.0) == []
+@pytest.mark.parametrize(
+    ("lost", "won", "n", "slices", "worse"),
+    [
+        (6, 0, 40, 3, True),
+        (2, 0, 40, 3, False),  # two of two losses are chance
+        (6, 0, 40, 10, False),  # the worst of ten slices may lose so many by chance
+        (6, 0, 400, 3, False),  # within the margin
+        (0, 6, 40, 3, False),
+    ],
+)
+def test_only_a_slice_that_is_shown_to_be_worse_is_named(
+    lost: int, won: int, n: int, slices: int, worse: bool
+) -> None:
+    assert slice_is_worse(lost, won, 100 * (won - lost) / n, 2.0, slices) is worse

@@ -18,7 +18,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Message, Row
 from edgekit.device.loaded import load
 from edgekit.device.manifest import read_manifest
-from edgekit.evaluation.noninferiority import MARGIN_POINTS, rows_needed, worse_slices
+from edgekit.evaluation.noninferiority import MARGIN_POINTS, rows_needed, slice_is_worse
 from edgekit.evaluation.noninferiority import judge as judge_change
 from edgekit.proof.golden import read_golden
 
@@ -135,7 +135,14 @@ def judge(
     won = len(flips) - lost
     change = judge_change(lost, won, n, margin_points)
     worst = change.low
-    worse = worse_slices(_classes(questions, flips), margin_points)
+    classes = _classes(questions, flips)
+    worse = [
+        label
+        for label, (lost_here, won_here, size) in sorted(classes.items())
+        if slice_is_worse(
+            lost_here, won_here, 100 * (won_here - lost_here) / size, margin_points, len(classes)
+        )
+    ]
     detail = (
         f"{lost} of {n} answers lost and {won} won, accuracy {right_before / n:.1%} to {right_after / n:.1%}, "
         f"lower 95 % bound of the change {worst:+.1f} points, limit {-margin_points:+.1f}"
