@@ -26,6 +26,34 @@ def gate(name: str, value: float, limit: float, passed: bool = True, stage: str 
     return {"name": name, "value": value, "limit": limit, "passed": passed, "detail": "seen", "stage": stage}
 
 
+def robustness(case: float = 0.5) -> dict[str, Any]:
+    """What noise and two phrasings cost a model that is right on 22 of 24 rows as they are."""
+
+    def of(name: str, accuracy: float, **more: Any) -> dict[str, Any]:
+        return {
+            "name": name,
+            "held_out": False,
+            "accuracy": accuracy,
+            "wilson_95": [0.8 * accuracy, 1.0],
+            "pdr": 0.1,
+            **more,
+        }
+
+    row = {"id": "r7", "label": "where", "wrong_in": ["case", "tagged"], "of": 4, "asked": "WHERE IS ADA?",
+           "expected": "at home", "answer": "no idea"}  # fmt: skip
+    return {
+        "schema": "edgekit.robustness/1",
+        "n": 24,
+        "clean": {"accuracy": 22 / 24, "wilson_95": [0.74, 0.98]},
+        "noise": {"families": 2, "accuracy": 0.625, "pdr": 0.3},
+        "families": [of("typos", 0.75, about="letters swapped"), of("case", case, about="upper case")],
+        "phrasings": [of("tagged", 0.9), of("emphasis", 11 / 12)],
+        "worst_case": {"all": {"accuracy": 0.25}},
+        "consistency": {"all": {"share": 0.25}},
+        "worst_rows": [row],
+    }
+
+
 def report(*, passed: bool = True) -> dict[str, Any]:
     return {
         "schema": "edgekit.report/1",

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from results_support import robustness
 from rich.console import Console
 
 from edgekit.report import plots, summary
@@ -340,6 +341,19 @@ def test_page_says_every_figure(tmp_path: Path) -> None:
     ]:
         assert figure in text
     assert "5 answers differ: 4 became wrong, 1 became right" in text
+
+
+def test_noise_and_phrasings_are_a_picture_a_table_and_sentences(tmp_path: Path) -> None:
+    found = {"tuned": robustness(0.75), "gguf": robustness(0.5)}
+    write_html({**REPORT, "robustness": found}, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "gguf: 91.7\xa0% right on 24 rows, 62.5\xa0% with noise; weakest: case 50.0\xa0%." in page
+    assert "case: tuned 75.0\xa0%, gguf 50.0\xa0%" in page  # of the picture
+    assert "Row r7 (where) is wrong in 2 of 4 variants: case, tagged." in page
+    assert "upper case" in page and "right in every variant" in page
+    told = terminal({**REPORT, "robustness": found})
+    assert "weakest: case 50.0 %" in told and max(map(len, told.splitlines())) <= 80
+    assert "phrasings" not in terminal(REPORT)
 
 
 def test_pictures_say_their_figures_to_screen_readers(tmp_path: Path) -> None:

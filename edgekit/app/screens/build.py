@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
@@ -47,6 +47,7 @@ LETTERS = (
     "again",
     "leaks",
     "download",
+    "robust",
 )  # actions of single letters
 TYPED_S = 0.4  # of quiet before what was typed is checked
 
@@ -92,6 +93,13 @@ class BuildScreen(View):
         Binding("t", "template", "ChatML", id="build-template", tooltip="Give a base model a chat template"),
         Binding(
             "o", "offline", "Offline", id="build-offline", tooltip="Use the hub's cache alone, or the hub"
+        ),
+        Binding(
+            "u",
+            "robust",
+            "Robust",
+            id="build-robust",
+            tooltip="Tune for typos and other phrasings too, or not",
         ),
         Binding("r", "again", "Recheck", id="build-again", tooltip="Run all checks again"),
     ]
@@ -292,9 +300,11 @@ class BuildScreen(View):
             if name == "budget":
                 self._draw_limits()
             page: RenderableType = wizard_page.found_text(found[name])
+            if name == "data":
+                page = Group(page, "", wizard_page.robust_text(self._robust))
             if name == "review":
                 end = wizard_page.end_text(found, self.place, self.starting)
-                page = wizard_page.review_text(self.choice, self._plan, found[name], end)
+                page = wizard_page.review_text(self.choice, self._plan, found[name], end, robust=self._robust)
             self.query_one("#found", Static).update(page)
         except NoMatches:  # the screen is being taken down
             return
@@ -319,6 +329,8 @@ class BuildScreen(View):
         name = STEPS[self.step]
         if isinstance(self.focused, Input) and action in LETTERS:
             return False
+        if action == "robust":
+            return name in ("data", "review")
         if action in ("build", "folder"):
             return name == "review"
         if action == "other":
@@ -386,6 +398,14 @@ class BuildScreen(View):
     def action_formats(self) -> None:
         """Build only the formats that can be made; again, build every format of the target."""
         self.change(formats=() if self.choice.formats else self._formats())
+
+    @property
+    def _robust(self) -> bool:
+        return wizard.is_robust(self.choice, self.checks.answer(self.choice.shown))
+
+    def action_robust(self) -> None:
+        """Turn robust tuning on or off."""
+        self.change(robust=wizard.toggled(self.choice, self.checks.answer(self.choice.shown)))
 
     def action_leaks(self) -> None:
         """Leave out the rows whose prompts are also in a later split; again, refuse them."""

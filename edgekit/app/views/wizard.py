@@ -65,6 +65,10 @@ STEPS = tuple(QUESTIONS)
 TARGET_COLUMNS = ("target", "runs here", "bits per weight", "MiB of memory", "what it is for")
 DOWNLOADED = "Its plan downloads the config and the tokenizer (some MiB), and no weights."
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
+ROBUST = (
+    "Robust tuning also prepares the model for typos, other spellings and phrasings, and requests that are out of scope. "
+    "Tuning takes about 1.7 times as long."
+)
 ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
 
 
@@ -73,7 +77,7 @@ class Choice:
     """What was chosen so far; the defaults build the demo.
 
     `columns` and `drop_leaks` say how the data is read. With `offline` only the hub's cache is used. `formats` are the formats to build, if not every one of the target;
-    `limits` are the budget's limits that were changed.
+    `limits` are the budget's limits that were changed. `robust` turns robust tuning on or off; None leaves it to the target.
     """
 
     model: str = DEFAULT_MODEL
@@ -85,6 +89,7 @@ class Choice:
     formats: tuple[str, ...] = ()
     chat_template: str = ""
     limits: tuple[tuple[str, str], ...] = ()
+    robust: bool | None = None
     out: str = ""
     cache_dir: Path = DEFAULT_CACHE
     bundles: Path = BUNDLES
@@ -98,6 +103,12 @@ class Choice:
         return self.bundles / f"{Source(self.model, 'hub', None).name}-{target}"
 
     @property
+    def changes(self) -> list[str]:
+        """The values of the target that are changed, as `--set` takes them."""
+        limits = [f"budget.{key}={value}" for key, value in self.limits]
+        return limits + ([] if self.robust is None else [f"tune.robust={str(self.robust).lower()}"])
+
+    @property
     def order(self) -> Order:
         """What is built, as the command line takes it."""
         return Order(
@@ -105,7 +116,7 @@ class Choice:
             at_home(self.model),
             at_home(self.data),
             self.place if self.out or self.bundles != BUNDLES else None,
-            [f"budget.{key}={value}" for key, value in self.limits],
+            self.changes,
             ",".join(self.formats),
             cache_dir=self.cache_dir,
             offline=self.offline,
@@ -347,6 +358,18 @@ def data_finding(choice: Choice, audit: Outcome | None) -> Finding:
         f"The dataset card does not say: {lacks}.",
         "Write these to card.json in the data's folder (FILE.card.json for one file). The build goes on without.",
     )
+
+
+def is_robust(choice: Choice, shown: Outcome | None) -> bool:
+    """Whether the model is tuned robustly: as chosen, or as the target says."""
+    own = (answered(shown) or {}).get("tune.robust", {}).get("value", False)
+    return bool(own if choice.robust is None else choice.robust)
+
+
+def toggled(choice: Choice, shown: Outcome | None) -> bool | None:
+    """The other choice of robust tuning; None where it is the target's own."""
+    other = not is_robust(choice, shown)
+    return None if other == is_robust(replace(choice, robust=None), shown) else other
 
 
 def leaks(audit: Outcome | None) -> bool:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from edgekit.app.views.paths import Place
 from edgekit.app.views.symbols import STYLES, Symbols
-from edgekit.app.views.wizard import STEPS, Choice, Finding, minutes, planned
+from edgekit.app.views.wizard import ROBUST, STEPS, Choice, Finding, minutes, planned
 from edgekit.base.command import Outcome
 
 MIB = 1024  # in a GiB
@@ -70,10 +70,19 @@ def found_text(finding: Finding) -> Text:
     return Text("\n").join(lines)
 
 
-def review_text(choice: Choice, plan: Outcome | None, finding: Finding, end: str) -> RenderableType:
+def robust_text(robust: bool) -> Text:
+    """The switch of robust tuning, and what it does."""
+    state = Text(f"{Symbols.ok} robust tuning is on" if robust else "robust tuning is off", "bold")
+    return state.append(f" (u turns it {'off' if robust else 'on'}). {ROBUST}", "not bold")
+
+
+def review_text(
+    choice: Choice, plan: Outcome | None, finding: Finding, end: str, *, robust: bool = False
+) -> RenderableType:
     """Where it is written, what it needs of what is free, and the command; the other steps stand on the left."""
     table = Table.grid(padding=(0, 1))
-    for name, value in {"output": str(choice.place), **_needs(plan)}.items():
+    tuning = "robust (u: plain)" if robust else "plain (u: robust, takes longer)"
+    for name, value in {"output": str(choice.place), "tuning": tuning, **_needs(plan)}.items():
         table.add_row(name, Text(value, overflow="fold"))
     command = Text(f"$ {choice.build.text}", overflow="fold")
     return Group(table, found_text(finding), "", Text(end, "bold"), command)

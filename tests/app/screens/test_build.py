@@ -325,6 +325,22 @@ def test_t_gives_a_base_model_a_chat_template(shell: Shell, tmp_path: Path) -> N
     wizard(tmp_path, (80, 24), test)
 
 
+def test_u_tunes_robustly_and_is_told_in_the_review(shell: Shell, tmp_path: Path) -> None:
+    async def test(pilot: Any, screen: BuildScreen) -> None:
+        screen.action_open(STEPS.index("data"))
+        await pilot.press("escape", "u")  # out of the step's line, where letters are text, to the step before
+        assert "tune.robust" not in screen.shell_command
+        screen.action_open(STEPS.index("review"))
+        await until(pilot, lambda: "plain (u: robust" in text_of(pilot.app))
+        await pilot.press("u")
+        assert "--set tune.robust=true" in screen.shell_command
+        await until(pilot, lambda: "robust (u: plain)" in text_of(pilot.app))
+        await pilot.press("u")
+        assert "tune.robust" not in screen.shell_command
+
+    wizard(tmp_path, (80, 24), test)
+
+
 def test_a_limit_becomes_a_set_option_and_a_wrong_one_is_told(shell: Shell, tmp_path: Path) -> None:
     async def test(pilot: Any, screen: BuildScreen) -> None:
         screen.action_open(3)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from results_support import report, write_bundle
+from results_support import report, robustness, write_bundle
 
 from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
 from edgekit.base.command import Outcome
@@ -102,10 +102,11 @@ def test_any_value_in_any_place_is_shown_or_refused(folder: Path, values: dict[s
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["artifacts", "stages", "profile", "gates"]), st.data())
+@given(st.sampled_from(["artifacts", "stages", "profile", "gates", "robustness"]), st.data())
 def test_any_value_within_a_row_is_shown_or_refused(folder: Path, part: str, data: st.DataObject) -> None:
-    whole = report()
-    row = data.draw(st.sampled_from(whole[part]))
+    whole = {**report(), "robustness": {"gguf": robustness()}}
+    rows = whole[part]
+    row = rows["gguf"] if part == "robustness" else data.draw(st.sampled_from(rows))
     row[data.draw(st.sampled_from(sorted(row)))] = data.draw(JSON)
     show_all(folder, whole)
 
@@ -115,6 +116,18 @@ def test_a_broken_models_report_is_shown_without_its_numbers(tmp_path: Path) -> 
     found = results.load(write_bundle(tmp_path / "b", gates=gates))
     lines = [text for _, text in results.detail(found, found.row("gguf"))]
     assert any("FAIL gguf.mean_kld_nats" in line and ": –, limit 0.05" in line for line in lines)
+
+
+def test_where_noise_hurts_a_file_is_told_in_bars_and_words(tmp_path: Path) -> None:
+    found = results.load(write_bundle(tmp_path / "b", robustness={"gguf": robustness()}))
+    lines = [text for _, text in results.about(found.row("gguf"))]
+    assert any(line.startswith("case ") and line.endswith("50.0\N{NO-BREAK SPACE}%") for line in lines)
+    (worst,) = (line for line in lines if line.startswith("Row r7 (where) is wrong in 2 of 4 variants"))
+    assert "Asked “WHERE IS ADA?”, the model answers “no idea” instead of “at home”." in worst
+    assert "noise" in [one.head for one in results.figures(found)]
+    assert results.about(found.row("onnx")) and found.row("onnx").variant.noise is None
+    without = results.load(write_bundle(tmp_path / "c"))
+    assert "noise" not in [one.head for one in results.figures(without)]
 
 
 def test_a_report_of_another_shape_is_refused_with_the_place_of_its_fault(tmp_path: Path) -> None:

@@ -74,6 +74,22 @@ def test_the_command_says_everything_that_differs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("own", "robust", "changes"), [(False, True, ["tune.robust=true"]), (True, False, ["tune.robust=false"])]
+)
+def test_robust_tuning_is_turned_on_and_off_against_the_target(
+    own: bool, robust: bool, changes: list[str]
+) -> None:
+    shown = answer({**SHOWN, "tune.robust": {"value": own, "origin": "a.toml"}})
+    before = Choice()
+    assert wizard.is_robust(before, shown) is own and before.changes == []
+    after = replace(before, robust=wizard.toggled(before, shown))
+    assert wizard.is_robust(after, shown) is robust and after.changes == changes
+    assert wizard.toggled(after, shown) is None  # the target's own, which needs no option
+    assert "--set" in after.build.arguments and after.plan.arguments[1:] == after.build.arguments[1:]
+    assert "1.7 times" in wizard_page.robust_text(robust).plain
+
+
+@pytest.mark.parametrize(
     ("model", "on_hub"), [("org/name", True), ("smollm2-135m", False), ("nothing", False), (".", False)]
 )
 def test_a_hub_id_is_told_from_a_path(
