@@ -121,6 +121,11 @@ class Figure:
     less_is_better: bool = True
 
 
+def _whole(share: float | None) -> str:
+    """A share of few rows, in whole percent."""
+    return NONE if share is None else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
 FIGURES = (  # what decides stands first: a narrow terminal shows no more
     Figure("MiB", "size, MiB", lambda one: None if one.bytes is None else one.bytes / 2**20),
     Figure("KLD", "mean KLD, nats", lambda one: one.drift.get("mean_kld_nats")),
@@ -128,7 +133,7 @@ FIGURES = (  # what decides stands first: a narrow terminal shows no more
     Figure("tok/s", "decode, tokens/s", lambda one: one.decode, less_is_better=False),
     Figure("first ms", "first token, ms", lambda one: one.ttft),
     Figure("peak MiB", "peak memory, MiB", lambda one: one.speed.get("peak_rss_mib")),
-    Figure("noise", "right answers with noise", lambda one: one.noise, percent, less_is_better=False),
+    Figure("noise", "right answers with noise", lambda one: one.noise, _whole, less_is_better=False),
     Figure("top-1", "same likeliest token", lambda one: one.drift.get("top1_agreement"), percent, False),
     Figure("p99", "p99 KLD, nats", lambda one: one.drift.get("p99_kld_nats")),
     Figure("bits", "bits per weight", lambda one: one.bits_per_weight),

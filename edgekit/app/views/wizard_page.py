@@ -73,7 +73,9 @@ def found_text(finding: Finding) -> Text:
 def robust_text(robust: bool) -> Text:
     """The switch of robust tuning, and what it does."""
     state = Text(f"{Symbols.ok} robust tuning is on" if robust else "robust tuning is off", "bold")
-    return state.append(f" (u turns it {'off' if robust else 'on'}). {ROBUST}", "not bold")
+    return state.append(
+        f" (press tab twice and u to turn it {'off' if robust else 'on'}). {ROBUST}", "not bold"
+    )
 
 
 def review_text(
