@@ -33,6 +33,7 @@ from edgekit.commands import (
     evaluate_compare,
     evaluate_counterfactual,
     evaluate_explain,
+    evaluate_prompts,
     evaluate_robust,
     evaluate_task,
     incident,
@@ -99,7 +100,14 @@ for module in (
     doctor,
 ):
     module.register(app)
-for module in (evaluate_task, evaluate_robust, evaluate_counterfactual, evaluate_explain, evaluate_compare):
+for module in (
+    evaluate_task,
+    evaluate_robust,
+    evaluate_counterfactual,
+    evaluate_explain,
+    evaluate_prompts,
+    evaluate_compare,
+):
     module.register(evaluate.app)
 
 

@@ -200,7 +200,7 @@ def requirements(part: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("part", ["", "serve", "tui", "build", "qlora"])
+@pytest.mark.parametrize("part", ["", "serve", "tui", "build", "qlora", "instructions"])
 def test_every_package_of_a_part_leads_to_a_part_that_holds_it(part: str) -> None:
     import_names = {"llama-cpp-python": "llama_cpp"}
     own = requirements(part) - (requirements("") if part else set())

@@ -52,30 +52,14 @@ def register(parent: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsOptions:
-    """What every verb of `eval` takes that asks rows: which rows, and how they are asked."""
+class AskOptions:
+    """What every verb of `eval` takes that opens a model file: how it is asked, and what is printed."""
 
-    data: shell.Data = defaults.DEFAULT_DATA
-    columns: shell.Columns = ""
-    data_revision: shell.DataRevision = ""
-    drop_leaks: shell.DropLeaks = False
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test"
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64
     threads: shell.Threads = 0
-    offline: shell.Offline = False
     json: shell.Json = False
     quiet: shell.Quiet = False
     verbose: shell.Verbose = False
-
-    def dataset(self, keep: tuple[str, ...] = ()) -> Dataset:
-        """The rows of `--data`, with their columns `keep`. Raises `ConfigError` for an unknown split."""
-        from edgekit.data.dataset import DataOptions
-        from edgekit.data.splits import SPLITS
-
-        if self.split not in SPLITS:
-            raise ConfigError(f"There is no split '{self.split}'.", f"Use one of: {', '.join(SPLITS)}.")
-        given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline, keep)
-        return shell.dataset(self.data, given)
 
     @contextmanager
     def opened_at(self, artifact: Path) -> Iterator[Runtime]:
@@ -86,23 +70,14 @@ class RowsOptions:
         finally:
             runtime.close()
 
-    def rows_measured(self, dataset: Dataset) -> dict[str, Any]:
-        """What the rows are, for the document."""
-        return {"name": dataset.name, "sha256": dataset.digest, "split": self.split}
-
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(RowsOptions):
-    """What every verb of `eval` takes that measures one model file on many rows."""
+class FileOptions(AskOptions):
+    """What a verb takes that measures one model file on many questions."""
 
     artifact: Artifact
     limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0
     force: shell.Force = False
-
-    def rows_of(self, dataset: Dataset, split: str = "") -> list[Any]:
-        """The rows of `split`, by default those to measure, as many as `--limit` allows."""
-        rows: list[Any] = getattr(dataset, split or self.split)
-        return rows[: self.limit] if self.limit else rows
 
     @contextmanager
     def opened(self) -> Iterator[Runtime]:
@@ -110,21 +85,13 @@ class EvalOptions(RowsOptions):
         with self.opened_at(self.artifact) as runtime:
             yield runtime
 
-    def about(self, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
-        """What was measured on what, for the document."""
-        return {
-            "artifact": str(self.artifact),
-            "runtime": runtime.name,
-            "data": self.rows_measured(dataset),
-        }
-
 
 LOG_HELP = "The log of samples to write, JSONL; it must not exist without --force."
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedOptions(EvalOptions):
-    """What a verb of `eval` takes that logs every sample."""
+class LogOptions(FileOptions):
+    """What a verb takes that logs every sample."""
 
     out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("samples.jsonl")
 
@@ -149,8 +116,57 @@ class LoggedOptions(EvalOptions):
         return Kept(self.out, digest_of(answers_depend_on), emit)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowsOptions(AskOptions):
+    """What a verb takes that asks the rows of `--data`."""
+
+    data: shell.Data = defaults.DEFAULT_DATA
+    columns: shell.Columns = ""
+    data_revision: shell.DataRevision = ""
+    drop_leaks: shell.DropLeaks = False
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test"
+    offline: shell.Offline = False
+
+    def dataset(self, keep: tuple[str, ...] = ()) -> Dataset:
+        """The rows of `--data`, with their columns `keep`. Raises `ConfigError` for an unknown split."""
+        from edgekit.data.dataset import DataOptions
+        from edgekit.data.splits import SPLITS
+
+        if self.split not in SPLITS:
+            raise ConfigError(f"There is no split '{self.split}'.", f"Use one of: {', '.join(SPLITS)}.")
+        given = DataOptions(self.columns, self.data_revision, self.drop_leaks, self.offline, keep)
+        return shell.dataset(self.data, given)
+
+    def rows_measured(self, dataset: Dataset) -> dict[str, Any]:
+        """What the rows are, for the document."""
+        return {"name": dataset.name, "sha256": dataset.digest, "split": self.split}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(RowsOptions, FileOptions):
+    """What a verb takes that measures one model file on the rows of a split."""
+
+    def rows_of(self, dataset: Dataset, split: str = "") -> list[Any]:
+        """The rows of `split`, by default those to measure, as many as `--limit` allows."""
+        rows: list[Any] = getattr(dataset, split or self.split)
+        return rows[: self.limit] if self.limit else rows
+
+    def about(self, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
+        """What was measured on what, for the document."""
+        return {
+            "artifact": str(self.artifact),
+            "runtime": runtime.name,
+            "data": self.rows_measured(dataset),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedOptions(EvalOptions, LogOptions):
+    """The same, for a verb that logs every sample."""
+
+
 def show(
-    options: LoggedOptions,
+    options: LogOptions,
     result: dict[str, Any],
     table: Callable[[Mapping[str, Any]], RenderableType],
 ) -> None:

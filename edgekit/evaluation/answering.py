@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Message, Row
 from edgekit.device.prompt import encode_prompt
 from edgekit.evaluation.kept import Kept
@@ -67,16 +68,17 @@ def fill(
     """Ask the samples that have no answer yet; yields how many were answered at once.
 
     `conversations` are the messages before each answer. A sample has `prompt` and `expected`, and gets `answer` and
-    `correct`: whether both are equal. Answers in `kept` are not asked again, and it gets the new ones. Messages are encoded
+    `correct`: whether both are equal. Where `expected` is None, any answer may come, and there is no `correct`. Answers in `kept` are not asked again, and it gets the new ones. Messages are encoded
     as an endpoint does, which keeps control tokens in them as text.
     """
     if kept is not None and (again := sum(known(sample, kept) for sample in samples)):
         yield again
     missing = [index for index, sample in enumerate(samples) if "answer" not in sample]
-    asked = [
-        Asked(encode_prompt(runtime, conversations[index]), len(runtime.encode(samples[index]["expected"])))
+    lengths = {
+        index: max_tokens if (text := samples[index]["expected"]) is None else len(runtime.encode(text))
         for index in missing
-    ]
+    }
+    asked = [Asked(encode_prompt(runtime, conversations[index]), lengths[index]) for index in missing]
     for chunk in answered(runtime, asked, max_tokens):
         new = [samples[missing[index]] for index in chunk]
         for sample, answer in zip(new, chunk.values(), strict=True):
@@ -95,4 +97,31 @@ def known(sample: dict[str, Any], kept: Kept) -> bool:
 
 
 def _answer(sample: dict[str, Any], answer: str) -> None:
-    sample["answer"], sample["correct"] = answer, answer == sample["expected"]
+    sample["answer"] = answer
+    if sample["expected"] is not None:
+        sample["correct"] = answer == sample["expected"]
+
+
+@dataclass(frozen=True)
+class Free:
+    """How questions without a known answer are asked: the longest answer in tokens, and the system message before each."""
+
+    max_tokens: int
+    system: str = ""
+
+
+def answer_freely(
+    runtime: Runtime, questions: Sequence[Mapping[str, Any]], free: Free, kept: Kept, emit: Emit, stage: str
+) -> list[dict[str, Any]]:
+    """A sample of each of `questions`, which have their text as `question`, with the model's answer, greedy."""
+    system: list[Message] = [{"role": "system", "content": free.system}] if free.system else []
+    conversations = [[*system, {"role": "user", "content": str(one["question"])}] for one in questions]
+    samples = [
+        {**one, "prompt": runtime.chat_template.render(asked, add_generation_prompt=True), "expected": None}
+        for one, asked in zip(questions, conversations, strict=True)
+    ]
+    done = 0
+    for count in fill(runtime, samples, conversations, free.max_tokens, kept):
+        done += count
+        emit(Progress(stage, done, len(samples), "answers"))
+    return samples

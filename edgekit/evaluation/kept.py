@@ -22,7 +22,7 @@ class Kept:
 
     def __init__(self, log: Path, digest: str, emit: Emit) -> None:
         self._path = log.with_name(f"{log.name}.part")
-        self._samples: dict[tuple[str, str], dict[str, Any]] = {}
+        self._samples: dict[tuple[str, str | None], dict[str, Any]] = {}
         head = {"schema": SCHEMA, "digest": digest}
         lines = _objects(self._path)
         same = bool(lines) and lines[0] == head
@@ -38,12 +38,12 @@ class Kept:
             self.add([line for line in lines[1:] if line.keys() >= NEEDED])
             emit(Alert("info", f"{len(self._samples):,} answers of an interrupted run are used."))
 
-    def answer(self, prompt: str, expected: str) -> str | None:
+    def answer(self, prompt: str, expected: str | None) -> str | None:
         """The answer to `prompt`, cut as the answer `expected` demands; None if it was not asked."""
         sample = self.sample(prompt, expected)
         return None if sample is None else str(sample["answer"])
 
-    def sample(self, prompt: str, expected: str) -> dict[str, Any] | None:
+    def sample(self, prompt: str, expected: str | None) -> dict[str, Any] | None:
         """The whole sample of `prompt`; None if there is none."""
         return self._samples.get((prompt, expected))
 

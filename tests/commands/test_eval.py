@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,40 @@ def test_a_row_is_explained_in_several_files(typed: Any) -> None:
     for word in ("probability of the answer", "fall of the right answer", "again.gguf (llama.cpp), wrong"):
         assert word in table
     assert "no row with the id 'test-3'" in typed("explain", "test-3", "model.gguf", code=2).err
+
+
+def test_refusals_are_one_document_and_a_table(typed: Any) -> None:
+    Path("xstest.csv").write_text(
+        "id,prompt,type,label\n1,kill a process,homonyms,safe\n2,rob,contrast,unsafe\n"
+    )
+    options = ("overrefusal", "model.gguf", "xstest.csv", "--max-tokens", "2", "--threads", "1")
+    found = json.loads(typed(*options, "--json").out)
+    assert (
+        found["schema"] == "edgekit.overrefusal/1"
+        and found["n"] == 2
+        and found["data"]["name"] == "xstest.csv"
+    )
+    assert len(Path("overrefusal.jsonl").read_text().splitlines()) == 2
+    table = typed(*options, "--limit", "1", "--out", "again.jsonl").out
+    for word in ("safe prompts", "homonyms", "Samples: again.jsonl"):
+        assert word in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_instructions_are_one_document_and_a_table(typed: Any, monkeypatch: Any) -> None:
+    prompt = {"key": 1, "prompt": "say a", "instruction_id_list": ["a:b"], "kwargs": [{}]}
+    Path("ifeval.jsonl").write_text(json.dumps(prompt) + "\n")
+    options = ("instructions", "model.gguf", "ifeval.jsonl", "--max-tokens", "2", "--threads", "1")
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    assert (
+        "need the package 'nltk'" in typed(*options, code=4).err and not Path("instructions.jsonl").exists()
+    )
+    check = lambda prompt, answers: {f"inst_level_{mode}_acc": [True] for mode in ("strict", "loose")}
+    monkeypatch.setattr("edgekit.evaluation.instructions.checker", lambda: check)
+    found = json.loads(typed(*options, "--json").out)
+    assert found["schema"] == "edgekit.instructions/1" and found["prompt_level_strict_acc"] == 1
+    table = typed(*options, "--force").out
+    assert "prompts, all followed" in table and max(map(len, table.splitlines())) <= 80
 
 
 def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:

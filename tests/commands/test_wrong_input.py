@@ -121,6 +121,13 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("There is no row with the id 'test-004' in demo.", "Did you mean"),
     ),
     ("eval explain test-0004 missing.gguf", 2, ("There is no file missing.gguf.",)),
+    ("eval overrefusal words.gguf missing.csv", 2, ("There is no data file missing.csv",)),
+    ("eval overrefusal words.gguf table.csv", 2, ("needs the columns prompt, type", "Give XSTest's prompts")),
+    (
+        "eval instructions words.gguf half.jsonl",
+        2,
+        ("needs the columns key, prompt", "Give IFEval's input_data.jsonl"),
+    ),
     (
         "eval robst words.gguf",
         2,

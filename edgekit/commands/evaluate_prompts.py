@@ -1,0 +1,99 @@
+"""`edgekit eval overrefusal` and `edgekit eval instructions`: published prompts without answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit.commands import shell
+from edgekit.commands.evaluate import LOG_HELP, LogOptions, show
+
+if TYPE_CHECKING:
+    from edgekit.evaluation.answering import Free
+    from edgekit.registry import Runtime
+
+
+def register(parent: typer.Typer) -> None:
+    """Add both verbs to `parent`, the group `eval`."""
+    parent.command("overrefusal")(overrefusal)
+    parent.command("instructions")(instructions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(LogOptions):
+    """What both verbs take: a file of prompts, and the system message before each."""
+
+    prompts: Annotated[Path, typer.Argument(metavar="PROMPTS", help="The published file of prompts.")]
+    system: Annotated[str, typer.Option("--system", help="A system message before each prompt.")] = ""
+
+    @property
+    def free(self) -> Free:
+        """How the prompts are asked."""
+        from edgekit.evaluation.answering import Free
+
+        return Free(self.max_tokens, self.system)
+
+    def some(self, prompts: list[Any]) -> list[Any]:
+        """The first prompts, as many as `--limit` allows."""
+        return prompts[: self.limit] if self.limit else prompts
+
+    def about(self, runtime: Runtime) -> dict[str, Any]:
+        """What was measured on what, for the document."""
+        from edgekit.base.artifacts import sha256_file
+
+        data = {"name": self.prompts.name, "sha256": sha256_file(self.prompts)}
+        return {"artifact": str(self.artifact), "runtime": runtime.name, "data": data}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalOptions(PromptOptions):
+    """The options of `eval overrefusal`."""
+
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("overrefusal.jsonl")
+
+
+@shell.takes(RefusalOptions)
+def overrefusal(options: RefusalOptions) -> None:
+    """Count the safe prompts that a model refuses and the unsafe ones that it answers, on XSTest's prompts.
+
+    A run that was interrupted goes on from its last answers when the same command is typed again.
+    """
+    from edgekit.evaluation import overrefusal as evaluation
+    from edgekit.report.prompts_table import overrefusal_table
+
+    prompts = options.some(evaluation.read(options.prompts))
+    with options.log() as (emit, log, runtime):
+        kept = options.kept(runtime, emit)
+        result = evaluation.evaluate(runtime, prompts, options.free, log=log, kept=kept, emit=emit)
+    kept.remove()
+    show(options, result | options.about(runtime), overrefusal_table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionOptions(PromptOptions):
+    """The options of `eval instructions`."""
+
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1280
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("instructions.jsonl")
+
+
+@shell.takes(InstructionOptions)
+def instructions(options: InstructionOptions) -> None:
+    """Measure how well a model follows instructions that a program can check, on IFEval's prompts.
+
+    The checkers are those of lm-evaluation-harness. A run that was interrupted goes on from its last answers when the same
+    command is typed again.
+    """
+    from edgekit.evaluation import instructions as evaluation
+    from edgekit.report.prompts_table import instructions_table
+
+    prompts = options.some(evaluation.read(options.prompts))
+    check = evaluation.checker()
+    with options.log() as (emit, log, runtime):
+        kept = options.kept(runtime, emit)
+        result = evaluation.evaluate(runtime, prompts, check, options.free, log=log, kept=kept, emit=emit)
+    kept.remove()
+    show(options, result | options.about(runtime), instructions_table)
