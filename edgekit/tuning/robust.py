@@ -38,13 +38,13 @@ def epochs_of(rows: Sequence[Row], options: Tune) -> list[list[Example]]:
 
 
 def validation_of(rows: Sequence[Row], options: Tune) -> list[Row]:
-    """The validation rows, and each once more with noise, so that the best checkpoint is the best on both."""
+    """The validation rows, every other one with noise, so that the best checkpoint is the best on both."""
     robustness = options.robustness
     if not robustness.noise:
         return list(rows)
     return [
-        *rows,
-        *(_with_noise(row, robustness, Random(f"{VALIDATION}:{options.seed}:{row.id}")) for row in rows),
+        _with_noise(row, robustness, Random(f"{VALIDATION}:{options.seed}:{row.id}")) if place % 2 else row
+        for place, row in enumerate(rows)
     ]
 
 
