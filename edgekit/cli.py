@@ -30,6 +30,7 @@ from edgekit.commands import (
     doctor,
     drift,
     evaluate,
+    evaluate_ablate,
     evaluate_compare,
     evaluate_counterfactual,
     evaluate_explain,
@@ -107,6 +108,7 @@ for module in (
     evaluate_explain,
     evaluate_prompts,
     evaluate_compare,
+    evaluate_ablate,
 ):
     module.register(evaluate.app)
 

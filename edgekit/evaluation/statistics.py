@@ -143,6 +143,48 @@ def resampled_sums(
     return np.stack([values[rng.integers(count, size=count)].sum(axis=0) for _ in range(resamples)])
 
 
+def repeated_mean(values: NDArray[np.floating], z: float = TWO_SIDED_95) -> Interval:
+    """The interval of the mean of `values (S, N)`: differences on the same N rows with each of S seeds, in [-1, 1].
+
+    Both the seeds and the rows are a sample: the half width is the root of the sum of squares of Student's interval of the S
+    means and of the normal one of the N row means. Where the rows have no width, theirs is that of `paired_difference`. With
+    one seed only the rows count, and the interval says nothing about other seeds.
+    """
+    seeds, rows = values.shape
+    mean = float(values.mean())
+    by_row = values.mean(axis=0)
+    half = z * float(by_row.std(ddof=1)) / math.sqrt(rows) if rows > 1 else 0.0
+    if half == 0.0:
+        lost, won = float(-by_row[by_row < 0].sum()), float(by_row[by_row > 0].sum())
+        low, high = paired_difference(lost, won, rows, z)
+        half = max(mean - low, high - mean)
+    if seeds > 1:
+        half = math.hypot(
+            half, student(seeds - 1, z) * float(values.mean(axis=1).std(ddof=1)) / math.sqrt(seeds)
+        )
+    return Interval(max(-1.0, mean - half), min(1.0, mean + half))
+
+
+def student(degrees: int, z: float = TWO_SIDED_95) -> float:
+    """The quantile of Student's t with `degrees` of freedom that belongs to the normal quantile `z`.
+
+    Exact for one and two degrees, else the expansion of Cornish and Fisher (Abramowitz and Stegun 1964, 26.7.5), which is 0.1 %
+    too small at three.
+    """
+    if degrees <= 2:
+        tail = math.erf(z / math.sqrt(2))  # the probability within both ends
+        if degrees == 1:
+            return math.tan(math.pi * tail / 2)
+        return tail * math.sqrt(2 / (1 - tail * tail))
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, 1))
+
+
 def percentile_interval(drawn: NDArray[np.floating], z: float = TWO_SIDED_95) -> Interval:
     """The percentile interval of a statistic from its values on resamples; those that are not finite are left out."""
     import numpy as np

@@ -109,6 +109,47 @@ def robustness(
     return _svg(height + 24, "Right answers with noise and in other phrasings: " + "; ".join(words), parts)
 
 
+def effects(rows: Sequence[tuple[str, str, float, tuple[float, float]]]) -> Markup:
+    """What each part buys: the change in percentage points with its 95 % interval, against a line at 0.
+
+    Each of `rows` is a part, what was measured, the points and the interval. A full dot is an effect whose interval leaves out 0.
+    """
+    names = [f"{part}: {measure}" for part, measure, _, _ in rows]
+    left, height = _margin(names), ROW * len(rows)
+    most = max((abs(end) for _, _, _, ends in rows for end in ends), default=1.0)
+    half = linear([most], 0, 1, steps=2)
+    ticks = [*(-tick for tick in reversed(half.ticks[1:])), *half.ticks]
+    axis = Axis(ticks, ticks[0], ticks[-1], left + 8, WIDTH - 64)
+    parts, words = [_columns(axis, height, [f"{tick:+g}" if tick else "0" for tick in ticks])], []
+    parts.append(_line(axis.at(0), 0, axis.at(0), height, "limit"))
+    for place, (name, (_, _, points, (low, high))) in enumerate(zip(names, rows, strict=True)):
+        y = ROW * place + ROW / 2
+        parts += [
+            _text(left - 10, y + 4, name, "name", "end"),
+            _line(axis.at(low), y, axis.at(high), y, "whisker"),
+            *(_line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
+            _tag("circle", class_="hollow" if low <= 0 <= high else "mark", cx=axis.at(points), cy=y, r=4),
+            _text(WIDTH, y + 4, f"{points:+.1f}", "name", "end"),
+        ]
+        words.append(f"{name} {points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
+    return _svg(height + 24, "What each part buys: " + "; ".join(words), parts)
+
+
+STYLE = (
+    "svg{background:#fff;font:12px sans-serif}.mark{fill:#1f5c99}.hollow{fill:#fff;stroke:#1f5c99;stroke-width:1.75}"
+    ".whisker{stroke:#1a1a1a;stroke-width:1.25}.grid{stroke:#ddd}.limit{stroke:#1a1a1a;stroke-dasharray:3 3}"
+    ".tick,.name{fill:#1a1a1a}"
+)
+
+
+def standalone(picture: Markup) -> str:
+    """A plot as the text of an SVG file, with a style of its own."""
+    style = Markup("<style>{}</style>").format(Markup(STYLE))
+    start = Markup('<svg xmlns="http://www.w3.org/2000/svg" ')
+    head, close, rest = str(picture).removeprefix("<svg ").partition(">")
+    return f"{start}{head}{close}{style}{rest}\n"
+
+
 def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Markup:
     """A waterfall of the mean KL divergence (nats, log scale), stage by stage, with 95 % intervals.
 

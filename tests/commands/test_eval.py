@@ -208,3 +208,24 @@ def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
     for word in ("calibration error, equal mass", "answered at 1.0", "Samples: again.jsonl"):
         assert word in table
     assert "different answers, and a choice needs" in typed("calibration", "model.gguf", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seeds", "7,x"), "--seeds 7,x are no seeds"),
+        (("--seeds", "-1"), "are no seeds"),
+        (("--part", "noise"), "--part noise names no value of the target"),
+        (("--part", "tune.rnk=4"), "tune.rnk"),
+        (("--part", "prune.drop_layers=0"), "changes nothing"),
+        (("--rows", "-1"), "rows"),
+        (("--out", "there.json"), "there.json already exists"),
+        (("--formats", "tflite"), "tflite"),
+    ],
+)
+def test_an_ablation_that_cannot_be_is_refused_before_anything_is_started(
+    typed: Any, words: tuple[str, ...], said: str
+) -> None:
+    Path("there.json").write_text("{}")
+    assert said in " ".join(typed("ablate", *words, "--cache-dir", "cache", code=2).err.split())
+    assert not Path("cache").exists() and not Path("ablation.json").exists()
