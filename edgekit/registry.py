@@ -135,6 +135,16 @@ class ScoresAnswers(Protocol):
 
 
 @runtime_checkable
+class AnswersConversations(Protocol):
+    """A model that is no file: it answers whole conversations, and shows neither tokens nor likelihoods."""
+
+    name: str
+
+    def answers(self, conversations: Sequence[Sequence[Mapping[str, str]]], max_tokens: int) -> list[str]:
+        """The greedy answer to each conversation, without surrounding whitespace."""
+
+
+@runtime_checkable
 class FramesText(Protocol):
     """A runtime whose own tools put tokens such as BOS around text that no chat template rendered."""
 

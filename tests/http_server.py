@@ -11,7 +11,7 @@ Answer = Callable[[BaseHTTPRequestHandler], tuple[int, bytes] | None]
 
 
 class Server:
-    """Answers each GET with the status and the body of `answer`; None closes the connection without an answer."""
+    """Answers each GET and POST with the status and the body of `answer`; None closes the connection without an answer."""
 
     def __init__(self, answer: Answer) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -26,6 +26,8 @@ class Server:
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_POST = do_GET
 
             def log_message(self, *args: Any) -> None:
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from edgekit.base.errors import ConfigError
 from edgekit.build import defaults
 from edgekit.commands import shell
-from edgekit.commands.artifact import Artifact, subject_at
+from edgekit.commands.artifact import subject_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,10 +25,26 @@ if TYPE_CHECKING:
 
     from edgekit.base.events import Emit
     from edgekit.data.splits import Dataset
+    from edgekit.evaluation.answering import Model
     from edgekit.evaluation.kept import Kept
     from edgekit.registry import Runtime
 
 CONTEXT = 2048  # maximum tokens of a prompt and its answer together
+
+
+Measured = Annotated[
+    Path,
+    typer.Argument(
+        help="A .gguf file, an onnxruntime-genai folder, a Hugging Face folder, or the URL of an OpenAI-compatible "
+        "endpoint, such as http://127.0.0.1:8000/v1."
+    ),
+]
+
+
+def url_of(artifact: Path) -> str:
+    """The URL that was given in place of a path, which turns `//` into `/`; empty for a path."""
+    found = re.fullmatch(r"(https?):/([^/].*)", str(artifact))
+    return f"{found[1]}://{found[2]}" if found else ""
 
 
 class Verbs(TyperGroup):
@@ -63,7 +80,13 @@ class AskOptions:
 
     @contextmanager
     def opened_at(self, artifact: Path) -> Iterator[Runtime]:
-        """A model file in its runtime, which is closed at the end."""
+        """A model file in its runtime, which is closed at the end. Raises `ConfigError` for a URL."""
+        if url := url_of(artifact):
+            raise ConfigError(
+                f"{url} gives answers only, and this needs the model's likelihoods.",
+                "Give the model file itself. At a URL these can be measured: task, robust, counterfactual, overrefusal "
+                "and instructions, without --choice, --shots and --adversarial.",
+            )
         runtime = subject_at(artifact).open_for(shell.cores(self.threads), CONTEXT)
         try:
             yield runtime
@@ -75,14 +98,30 @@ class AskOptions:
 class FileOptions(AskOptions):
     """What a verb takes that measures one model file on many questions."""
 
-    artifact: Artifact
+    artifact: Measured
     limit: Annotated[int, typer.Option("--limit", min=0, help="Number of rows; 0 uses all.")] = 0
     force: shell.Force = False
 
+    @property
+    def name(self) -> str:
+        """The path or the URL as it was given."""
+        return url_of(self.artifact) or str(self.artifact)
+
     @contextmanager
     def opened(self) -> Iterator[Runtime]:
-        """The model file in its runtime, which is closed at the end."""
+        """The model file in its runtime, which is closed at the end. Raises `ConfigError` for a URL."""
         with self.opened_at(self.artifact) as runtime:
+            yield runtime
+
+    @contextmanager
+    def answering(self) -> Iterator[Model]:
+        """The model file in its runtime, or the endpoint at a URL."""
+        from edgekit.evaluation.endpoint import Endpoint
+
+        if url := url_of(self.artifact):
+            yield Endpoint(url)
+            return
+        with self.opened() as runtime:
             yield runtime
 
 
@@ -97,23 +136,30 @@ class LogOptions(FileOptions):
 
     @contextmanager
     def log(self) -> Iterator[tuple[Emit, Path, Runtime]]:
-        """An `emit` that prints progress, the new log to write, and the opened model file."""
-        from edgekit.base.artifacts import written_whole
-
-        with (
-            shell.working() as emit,
-            written_whole(self.out, force=self.force) as log,
-            self.opened() as runtime,
-        ):
+        """An `emit` that prints progress, the new log to write, and the opened model file. Raises `ConfigError` for a URL."""
+        with self._logging() as (emit, log), self.opened() as runtime:
             yield emit, log, runtime
 
-    def kept(self, runtime: Runtime, emit: Emit, *more: Any) -> Kept:
-        """The answers of an interrupted run with the same model file, `--max-tokens` and `more`."""
+    @contextmanager
+    def answers(self) -> Iterator[tuple[Emit, Path, Model]]:
+        """The same for a verb that needs answers only, which an endpoint gives as well."""
+        with self._logging() as (emit, log), self.answering() as model:
+            yield emit, log, model
+
+    @contextmanager
+    def _logging(self) -> Iterator[tuple[Emit, Path]]:
+        from edgekit.base.artifacts import written_whole
+
+        with shell.working() as emit, written_whole(self.out, force=self.force) as log:
+            yield emit, log
+
+    def kept(self, model: Model, emit: Emit, *more: Any) -> Kept:
+        """The answers of an interrupted run with the same model file or URL, `--max-tokens` and `more`."""
         from edgekit.base.artifacts import digest_of, sha256_tree
         from edgekit.evaluation.kept import Kept
 
-        answers_depend_on = [sha256_tree(self.artifact), runtime.name, self.max_tokens, *more]
-        return Kept(self.out, digest_of(answers_depend_on), emit)
+        which = url_of(self.artifact) or sha256_tree(self.artifact)
+        return Kept(self.out, digest_of([which, model.name, self.max_tokens, *more]), emit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +197,11 @@ class EvalOptions(RowsOptions, FileOptions):
         rows: list[Any] = getattr(dataset, split or self.split)
         return rows[: self.limit] if self.limit else rows
 
-    def about(self, dataset: Dataset, runtime: Runtime) -> dict[str, Any]:
+    def about(self, dataset: Dataset, model: Model) -> dict[str, Any]:
         """What was measured on what, for the document."""
         return {
-            "artifact": str(self.artifact),
-            "runtime": runtime.name,
+            "artifact": self.name,
+            "runtime": model.name,
             "data": self.rows_measured(dataset),
         }
 

@@ -36,8 +36,8 @@ def counterfactual(options: CounterfactualOptions) -> None:
 
     dataset = options.dataset()
     rows = options.rows_of(dataset)
-    with options.log() as (emit, log, runtime):
-        kept, most, seed = options.kept(runtime, emit), options.max_tokens, options.seed
-        result = evaluate(runtime, rows, seed=seed, max_tokens=most, log=log, kept=kept, emit=emit)
+    with options.answers() as (emit, log, model):
+        kept, most, seed = options.kept(model, emit), options.max_tokens, options.seed
+        result = evaluate(model, rows, seed=seed, max_tokens=most, log=log, kept=kept, emit=emit)
     kept.remove()
-    show(options, result | options.about(dataset, runtime), counterfactual_table)
+    show(options, result | options.about(dataset, model), counterfactual_table)

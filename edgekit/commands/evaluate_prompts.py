@@ -12,8 +12,7 @@ from edgekit.commands import shell
 from edgekit.commands.evaluate import LOG_HELP, LogOptions, show
 
 if TYPE_CHECKING:
-    from edgekit.evaluation.answering import Free
-    from edgekit.registry import Runtime
+    from edgekit.evaluation.answering import Free, Model
 
 
 def register(parent: typer.Typer) -> None:
@@ -40,12 +39,12 @@ class PromptOptions(LogOptions):
         """The first prompts, as many as `--limit` allows."""
         return prompts[: self.limit] if self.limit else prompts
 
-    def about(self, runtime: Runtime) -> dict[str, Any]:
+    def about(self, model: Model) -> dict[str, Any]:
         """What was measured on what, for the document."""
         from edgekit.base.artifacts import sha256_file
 
         data = {"name": self.prompts.name, "sha256": sha256_file(self.prompts)}
-        return {"artifact": str(self.artifact), "runtime": runtime.name, "data": data}
+        return {"artifact": self.name, "runtime": model.name, "data": data}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +64,11 @@ def overrefusal(options: RefusalOptions) -> None:
     from edgekit.report.prompts_table import overrefusal_table
 
     prompts = options.some(evaluation.read(options.prompts))
-    with options.log() as (emit, log, runtime):
-        kept = options.kept(runtime, emit)
-        result = evaluation.evaluate(runtime, prompts, options.free, log=log, kept=kept, emit=emit)
+    with options.answers() as (emit, log, model):
+        kept = options.kept(model, emit)
+        result = evaluation.evaluate(model, prompts, options.free, log=log, kept=kept, emit=emit)
     kept.remove()
-    show(options, result | options.about(runtime), overrefusal_table)
+    show(options, result | options.about(model), overrefusal_table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +91,8 @@ def instructions(options: InstructionOptions) -> None:
 
     prompts = options.some(evaluation.read(options.prompts))
     check = evaluation.checker()
-    with options.log() as (emit, log, runtime):
-        kept = options.kept(runtime, emit)
-        result = evaluation.evaluate(runtime, prompts, check, options.free, log=log, kept=kept, emit=emit)
+    with options.answers() as (emit, log, model):
+        kept = options.kept(model, emit)
+        result = evaluation.evaluate(model, prompts, check, options.free, log=log, kept=kept, emit=emit)
     kept.remove()
-    show(options, result | options.about(runtime), instructions_table)
+    show(options, result | options.about(model), instructions_table)

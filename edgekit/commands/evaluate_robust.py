@@ -58,11 +58,11 @@ def robust(options: RobustOptions) -> None:
     noise = evaluation.Noise.of(options.families, options.strength, options.seed)
     dataset = options.dataset()
     rows = options.rows_of(dataset)
-    with options.log() as (emit, log, runtime):
-        kept, most = options.kept(runtime, emit), options.max_tokens
-        result = evaluation.evaluate(runtime, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
+    with options.answers() as (emit, log, model):
+        kept, most = options.kept(model, emit), options.max_tokens
+        result = evaluation.evaluate(model, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
     kept.remove()
-    show(options, result | options.about(dataset, runtime), robustness_table)
+    show(options, result | options.about(dataset, model), robustness_table)
 
 
 def _search(options: RobustOptions) -> None:

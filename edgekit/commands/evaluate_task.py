@@ -61,11 +61,11 @@ def task(options: TaskOptions) -> None:
     rows = options.rows_of(dataset)
     slicing.check(rows)
     labels = tuple(candidates(dataset.train)) if options.choice else ()
-    with options.log() as (emit, log, runtime):
+    with options.answers() as (emit, log, model):
         shots = None
         if options.shots:
             shots = few_shot.prepare(
-                runtime, dataset.train, rows, options.max_tokens, few_shot.CONTEXT, options.shots
+                model, dataset.train, rows, options.max_tokens, few_shot.CONTEXT, options.shots
             )
             if len(shots.examples) < options.shots:
                 emit(
@@ -74,9 +74,9 @@ def task(options: TaskOptions) -> None:
                         f"Only {len(shots.examples)} of {options.shots} examples fit the prompt, or are there.",
                     )
                 )
-        kept = None if labels else options.kept(runtime, emit)
+        kept = None if labels else options.kept(model, emit)
         asked = Task(options.max_tokens, labels, shots, slicing)
-        result = evaluate(runtime, rows, asked, log=log, kept=kept, emit=emit)
+        result = evaluate(model, rows, asked, log=log, kept=kept, emit=emit)
     if kept:
         kept.remove()
-    show(options, result | options.about(dataset, runtime), task_table)
+    show(options, result | options.about(dataset, model), task_table)

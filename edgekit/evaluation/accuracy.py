@@ -10,16 +10,16 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
-from edgekit.evaluation.answering import fill, sample_of
+from edgekit.evaluation.answering import Model, fill, sample_of
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
-from edgekit.registry import Runtime
+from edgekit.registry import AnswersConversations
 
 
 def evaluate(
-    runtime: Runtime,
+    model: Model,
     rows: Sequence[Row],
     *,
     max_tokens: int,
@@ -36,13 +36,13 @@ def evaluate(
     Returns `figures`. `log` gets one JSON object for each row, in the order of the rows, completely or not at all. Raises
     `ConfigError` when there are no rows.
     """
-    samples = answer_rows(runtime, rows, max_tokens=max_tokens, emit=emit, stage=stage, shots=shots)
+    samples = answer_rows(model, rows, max_tokens=max_tokens, emit=emit, stage=stage, shots=shots)
     write_log(log, samples)
     return {**figures(samples), **({"shots": len(shots.examples)} if shots else {})}
 
 
 def answer_rows(
-    runtime: Runtime,
+    model: Model,
     rows: Sequence[Row],
     *,
     max_tokens: int,
@@ -57,11 +57,11 @@ def answer_rows(
     """
     if not rows:
         raise ConfigError("There are no rows to evaluate.", "Add test rows to --data.")
-    template = runtime.chat_template
+    template = None if isinstance(model, AnswersConversations) else model.chat_template
     conversations = [shots.messages(row, template) if shots else row.messages[:-1] for row in rows]
-    samples = [sample_of(runtime, row, messages) for row, messages in zip(rows, conversations, strict=True)]
+    samples = [sample_of(model, row, messages) for row, messages in zip(rows, conversations, strict=True)]
     done = 0
-    for count in fill(runtime, samples, conversations, max_tokens, kept):
+    for count in fill(model, samples, conversations, max_tokens, kept):
         done += count
         correct = sum(sample.get("correct", False) for sample in samples)
         emit(Progress(stage, done, len(rows), "rows", f"accuracy {correct / done:.1%}"))

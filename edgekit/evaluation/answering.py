@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Message, Row
 from edgekit.device.prompt import encode_prompt
 from edgekit.evaluation.kept import Kept
-from edgekit.registry import Runtime
+from edgekit.registry import AnswersConversations, Runtime
 
+Model = Runtime | AnswersConversations
+"""What answers: a model file in its runtime, or a model that is no file."""
 CHUNK = 24  # prompts answered between two readings of the progress
 
 
@@ -50,16 +53,23 @@ def answered(runtime: Runtime, asked: Sequence[Asked], max_tokens: int) -> Itera
         }
 
 
+def prompt_text(model: Model, messages: Sequence[Message]) -> str:
+    """The prompt as the model's own template renders it; of a model that is no file, the messages in JSON."""
+    if isinstance(model, AnswersConversations):
+        return json.dumps([dict(message) for message in messages], ensure_ascii=False)
+    return model.chat_template.render(messages, add_generation_prompt=True)
+
+
 def sample_of(
-    runtime: Runtime, row: Row, messages: Sequence[Message] | None = None, **more: Any
+    model: Model, row: Row, messages: Sequence[Message] | None = None, **more: Any
 ) -> dict[str, Any]:
     """A sample of `row` without the answer, with the values `more`; `messages` are asked in place of its own."""
-    prompt = runtime.chat_template.render(messages or row.messages[:-1], add_generation_prompt=True)
+    prompt = prompt_text(model, messages or row.messages[:-1])
     return {"id": row.id, **more, "label": row.label, "prompt": prompt, "expected": row.answer.strip()}
 
 
 def fill(
-    runtime: Runtime,
+    model: Model,
     samples: Sequence[dict[str, Any]],
     conversations: Sequence[Sequence[Message]],
     max_tokens: int,
@@ -68,24 +78,38 @@ def fill(
     """Ask the samples that have no answer yet; yields how many were answered at once.
 
     `conversations` are the messages before each answer. A sample has `prompt` and `expected`, and gets `answer` and
-    `correct`: whether both are equal. Where `expected` is None, any answer may come, and there is no `correct`. Answers in `kept` are not asked again, and it gets the new ones. Messages are encoded
-    as an endpoint does, which keeps control tokens in them as text.
+    `correct`: whether both are equal. Where `expected` is None, any answer may come, and there is no `correct`. Answers in
+    `kept` are not asked again, and it gets the new ones.
     """
     if kept is not None and (again := sum(known(sample, kept) for sample in samples)):
         yield again
     missing = [index for index, sample in enumerate(samples) if "answer" not in sample]
-    lengths = {
-        index: max_tokens if (text := samples[index]["expected"]) is None else len(runtime.encode(text))
-        for index in missing
-    }
-    asked = [Asked(encode_prompt(runtime, conversations[index]), lengths[index]) for index in missing]
-    for chunk in answered(runtime, asked, max_tokens):
+    expected = [samples[index]["expected"] for index in missing]
+    for chunk in _replies(model, [conversations[index] for index in missing], expected, max_tokens):
         new = [samples[missing[index]] for index in chunk]
         for sample, answer in zip(new, chunk.values(), strict=True):
             _answer(sample, answer)
         if kept is not None:
             kept.add(new)
         yield len(new)
+
+
+def _replies(
+    model: Model, conversations: Sequence[Sequence[Message]], expected: Sequence[str | None], max_tokens: int
+) -> Iterator[dict[int, str]]:
+    """The greedy answers to conversations by position, some at a time.
+
+    For a model file, messages are encoded as an endpoint does, which keeps control tokens in them as text.
+    """
+    if isinstance(model, AnswersConversations):
+        for start in range(0, len(conversations), CHUNK):
+            yield dict(enumerate(model.answers(conversations[start : start + CHUNK], max_tokens), start))
+        return
+    asked = [
+        Asked(encode_prompt(model, messages), max_tokens if text is None else len(model.encode(text)))
+        for messages, text in zip(conversations, expected, strict=True)
+    ]
+    yield from answered(model, asked, max_tokens)
 
 
 def known(sample: dict[str, Any], kept: Kept) -> bool:
@@ -111,17 +135,17 @@ class Free:
 
 
 def answer_freely(
-    runtime: Runtime, questions: Sequence[Mapping[str, Any]], free: Free, kept: Kept, emit: Emit, stage: str
+    model: Model, questions: Sequence[Mapping[str, Any]], free: Free, kept: Kept, emit: Emit, stage: str
 ) -> list[dict[str, Any]]:
     """A sample of each of `questions`, which have their text as `question`, with the model's answer, greedy."""
     system: list[Message] = [{"role": "system", "content": free.system}] if free.system else []
     conversations = [[*system, {"role": "user", "content": str(one["question"])}] for one in questions]
     samples = [
-        {**one, "prompt": runtime.chat_template.render(asked, add_generation_prompt=True), "expected": None}
+        {**one, "prompt": prompt_text(model, asked), "expected": None}
         for one, asked in zip(questions, conversations, strict=True)
     ]
     done = 0
-    for count in fill(runtime, samples, conversations, free.max_tokens, kept):
+    for count in fill(model, samples, conversations, free.max_tokens, kept):
         done += count
         emit(Progress(stage, done, len(samples), "answers"))
     return samples

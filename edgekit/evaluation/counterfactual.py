@@ -12,11 +12,10 @@ from edgekit.data.counterfactual import KINDS, Swapped, swapped
 from edgekit.data.noise import last_question
 from edgekit.data.rows import Row
 from edgekit.evaluation.accuracy import answer_rows
-from edgekit.evaluation.answering import fill, sample_of
+from edgekit.evaluation.answering import Model, fill, sample_of
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
-from edgekit.registry import Runtime
 
 SCHEMA = "edgekit.counterfactual/1"
 STAGE = "eval.counterfactual"
@@ -25,7 +24,7 @@ EXAMPLES = 10
 
 
 def evaluate(
-    runtime: Runtime, rows: Sequence[Row], *, seed: int, max_tokens: int, log: Path, kept: Kept, emit: Emit
+    model: Model, rows: Sequence[Row], *, seed: int, max_tokens: int, log: Path, kept: Kept, emit: Emit
 ) -> dict[str, Any]:
     """Ask the rows that have such words as they are and with them swapped. Returns `edgekit.counterfactual/1`.
 
@@ -43,16 +42,15 @@ def evaluate(
         )
     samples = [
         {**sample, "variant": CLEAN, "swaps": []}
-        for sample in answer_rows(runtime, having, max_tokens=max_tokens, emit=emit, stage=STAGE, kept=kept)
+        for sample in answer_rows(model, having, max_tokens=max_tokens, emit=emit, stage=STAGE, kept=kept)
     ]
     for kind, others in changed.items():
         asked = [one for one in others if one is not None]
         part = [
-            sample_of(runtime, one.row, variant=kind, swaps=[list(pair) for pair in one.words])
-            for one in asked
+            sample_of(model, one.row, variant=kind, swaps=[list(pair) for pair in one.words]) for one in asked
         ]
         done = 0
-        for count in fill(runtime, part, [one.row.messages[:-1] for one in asked], max_tokens, kept):
+        for count in fill(model, part, [one.row.messages[:-1] for one in asked], max_tokens, kept):
             done += count
             emit(Progress(STAGE, done, len(asked), "answers", kind))
         samples += [

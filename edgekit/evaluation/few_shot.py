@@ -14,7 +14,7 @@ from random import Random
 from edgekit.base.errors import ConfigError
 from edgekit.data.rows import Message, Row
 from edgekit.models.chat import ChatTemplate
-from edgekit.registry import Runtime
+from edgekit.registry import AnswersConversations, Runtime
 
 MOST_SHOTS = 8
 MOST_ROWS = 64
@@ -34,8 +34,11 @@ class FewShot:
         """The prompt of `row`."""
         return template.render(self.messages(row, template), add_generation_prompt=True)
 
-    def messages(self, row: Row, template: ChatTemplate) -> Sequence[Message]:
-        """The messages before the answer to `row`; a template without system messages gets the explanation in the first question."""
+    def messages(self, row: Row, template: ChatTemplate | None) -> Sequence[Message]:
+        """The messages before the answer to `row`; a template without system messages gets the explanation in the first question.
+
+        Without a template, as of a model that is no file, system messages are taken to be allowed.
+        """
         if not self.task:
             return row.messages[:-1]
         asked = row.messages[:-1]
@@ -45,7 +48,8 @@ class FewShot:
         task = "\n\n".join([self.task, *system])
         told: list[Message] = [{"role": "system", "content": task}, *turns]
         try:
-            template.render(told, add_generation_prompt=True)
+            if template is not None:
+                template.render(told, add_generation_prompt=True)
         except ConfigError:
             first: Message = {"role": turns[0]["role"], "content": f"{task}\n\n{turns[0]['content']}"}
             return [first, *turns[1:]]
@@ -53,7 +57,7 @@ class FewShot:
 
 
 def prepare(
-    runtime: Runtime,
+    runtime: Runtime | AnswersConversations,
     train: Sequence[Row],
     rows: Sequence[Row],
     max_tokens: int,
@@ -62,8 +66,14 @@ def prepare(
 ) -> FewShot:
     """At most `most` training rows that fit the context before the longest of `rows`, with different labels first.
 
-    The choice is the same on every call. If not even the explanation fits `context` tokens, nothing is added.
+    The choice is the same on every call. If not even the explanation fits `context` tokens, nothing is added. Raises
+    `ConfigError` for a model that is no file, whose tokens cannot be counted.
     """
+    if isinstance(runtime, AnswersConversations):
+        raise ConfigError(
+            "An endpoint shows no tokens, so it is not known how many examples fit.",
+            "Leave out --shots, or give the model file itself.",
+        )
     chosen, task = _varied(train)[:most], describe(train)
     large = sorted(rows, key=lambda row: -sum(len(message["content"]) for message in row.messages[:-1]))[:3]
     for count in range(len(chosen), -1, -1):

@@ -15,11 +15,10 @@ from edgekit.base.errors import ConfigError, MissingPartError
 from edgekit.base.events import Emit
 from edgekit.base.parts import install_line
 from edgekit.data.prompts import read_prompts
-from edgekit.evaluation.answering import Free, answer_freely
+from edgekit.evaluation.answering import Free, Model, answer_freely
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import clustered_share, wilson
-from edgekit.registry import Runtime
 
 SCHEMA = "edgekit.instructions/1"
 STAGE = "eval.instructions"
@@ -76,7 +75,7 @@ def _missing(error: ModuleNotFoundError) -> MissingPartError:
 
 
 def evaluate(
-    runtime: Runtime,
+    model: Model,
     prompts: Sequence[Mapping[str, Any]],
     check: Check,
     free: Free,
@@ -94,7 +93,7 @@ def evaluate(
         {"id": str(one["key"]), "question": one["prompt"], "instructions": one["instruction_id_list"]}
         for one in prompts
     ]
-    samples = answer_freely(runtime, about, free, kept, emit, STAGE)
+    samples = answer_freely(model, about, free, kept, emit, STAGE)
     for sample, prompt in zip(samples, prompts, strict=True):
         sample |= _checked(check, prompt, sample["answer"])
         sample["correct"] = all(sample["strict"])

@@ -14,11 +14,10 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit
 from edgekit.data.prompts import read_prompts
-from edgekit.evaluation.answering import Free, answer_freely
+from edgekit.evaluation.answering import Free, Model, answer_freely
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
-from edgekit.registry import Runtime
 
 SCHEMA = "edgekit.overrefusal/1"
 STAGE = "eval.overrefusal"
@@ -66,7 +65,7 @@ def refuses(answer: str) -> bool:
 
 
 def evaluate(
-    runtime: Runtime, prompts: Sequence[Prompt], free: Free, *, log: Path, kept: Kept, emit: Emit
+    model: Model, prompts: Sequence[Prompt], free: Free, *, log: Path, kept: Kept, emit: Emit
 ) -> dict[str, Any]:
     """Ask every prompt, and count refusals. Returns the document of schema `edgekit.overrefusal/1`.
 
@@ -82,7 +81,7 @@ def evaluate(
         }
         for prompt in prompts
     ]
-    samples = answer_freely(runtime, about, free, kept, emit, STAGE)
+    samples = answer_freely(model, about, free, kept, emit, STAGE)
     for sample in samples:
         sample["refused"] = refuses(sample["answer"])
         sample["correct"] = sample["refused"] == (sample["label"] == UNSAFE)

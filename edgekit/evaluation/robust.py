@@ -7,7 +7,7 @@ arXiv 2211.09110); the spread over phrasings is FormatSpread's (Sclar et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +19,7 @@ from edgekit.base.texts import one_line
 from edgekit.data.noise import FAMILIES, STRENGTH, perturbed
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.rows import Row
-from edgekit.evaluation.answering import fill, known
+from edgekit.evaluation.answering import Model, fill, known, sample_of
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import (
@@ -30,7 +30,6 @@ from edgekit.evaluation.statistics import (
     resampled_sums,
     wilson,
 )
-from edgekit.registry import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +90,7 @@ def variants(rows: Sequence[Row], noise: Noise) -> list[Variant]:
 
 
 def evaluate(
-    runtime: Runtime, rows: Sequence[Row], noise: Noise, *, max_tokens: int, log: Path, kept: Kept, emit: Emit
+    model: Model, rows: Sequence[Row], noise: Noise, *, max_tokens: int, log: Path, kept: Kept, emit: Emit
 ) -> dict[str, Any]:
     """Ask every variant of every row greedily, and compare the answers with those to the rows as they are.
 
@@ -101,13 +100,17 @@ def evaluate(
     if not rows:
         raise ConfigError("There are no rows to evaluate.", "Add test rows to --data.")
     asked = variants(rows, noise)
-    samples = [sample for variant in asked for sample in _samples(runtime, variant)]
+    samples = [
+        sample_of(model, row, variant=variant.name, kind=variant.kind, held_out=variant.held_out)
+        for variant in asked
+        for row in variant.rows
+    ]
     done = sum(known(sample, kept) for sample in samples)
     emit(Progress(STAGE, done, len(samples), "answers"))
     for start in range(0, len(samples), len(rows)):
         part = samples[start : start + len(rows)]
         conversations = [row.messages[:-1] for row in asked[start // len(rows)].rows]
-        for count in fill(runtime, part, conversations, max_tokens, kept):
+        for count in fill(model, part, conversations, max_tokens, kept):
             done += count
             right = [sample["correct"] for sample in part if "answer" in sample]
             note = f"{part[0]['variant']}: accuracy {sum(right) / len(right):.1%}"
@@ -121,21 +124,6 @@ def evaluate(
         **summarize(samples, len(rows)),
         "worst_rows": worst_rows(samples, [row for variant in asked for row in variant.rows], len(rows)),
     }
-
-
-def _samples(runtime: Runtime, variant: Variant) -> Iterator[dict[str, Any]]:
-    """A sample of each row of `variant`, without the answer."""
-    template = runtime.chat_template
-    for row in variant.rows:
-        yield {
-            "id": row.id,
-            "variant": variant.name,
-            "kind": variant.kind,
-            "held_out": variant.held_out,
-            "label": row.label,
-            "prompt": template.render(row.messages[:-1], add_generation_prompt=True),
-            "expected": row.answer.strip(),
-        }
 
 
 def summarize(samples: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit
 from edgekit.data.rows import Row
 from edgekit.evaluation.accuracy import answer_rows, figures
+from edgekit.evaluation.answering import Model
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.slices import Slicing, slices, worst
 from edgekit.evaluation.slots import slot_figures
-from edgekit.registry import Runtime
+from edgekit.registry import AnswersConversations, Runtime
 
 SCHEMA = "edgekit.task/1"
 STAGE = "eval"
@@ -36,7 +37,7 @@ class Task:
 
 
 def evaluate(
-    runtime: Runtime, rows: Sequence[Row], task: Task, *, log: Path, kept: Kept | None, emit: Emit
+    model: Model, rows: Sequence[Row], task: Task, *, log: Path, kept: Kept | None, emit: Emit
 ) -> dict[str, Any]:
     """Answer every row and compare with its answer. Returns the document of schema `edgekit.task/1`.
 
@@ -45,10 +46,15 @@ def evaluate(
     """
     given = len(rows)
     if task.labels:
-        rows, samples = _chosen(runtime, rows, task, emit)
+        if isinstance(model, AnswersConversations):
+            raise ConfigError(
+                "An endpoint gives no likelihoods, which a choice needs.",
+                "Leave out --choice, or give the model file itself.",
+            )
+        rows, samples = _chosen(model, rows, task, emit)
     else:
         samples = answer_rows(
-            runtime, rows, max_tokens=task.max_tokens, emit=emit, stage=STAGE, shots=task.shots, kept=kept
+            model, rows, max_tokens=task.max_tokens, emit=emit, stage=STAGE, shots=task.shots, kept=kept
         )
     write_log(log, samples)
     found = {"schema": SCHEMA, **figures(samples), "json": slot_figures(samples)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from http_server import Server
 
 from edgekit.cli import main
 
@@ -195,6 +196,33 @@ def test_instructions_are_one_document_and_a_table(typed: Any, monkeypatch: Any)
     assert found["schema"] == "edgekit.instructions/1" and found["prompt_level_strict_acc"] == 1
     table = typed(*options, "--force").out
     assert "prompts, all followed" in table and max(map(len, table.splitlines())) <= 80
+
+
+def test_a_url_is_measured_where_answers_suffice(typed: Any) -> None:
+    def answer(handler: Any) -> tuple[int, bytes]:
+        if handler.path.endswith("/models"):
+            return 200, b'{"data": [{"id": "small"}]}'
+        asked = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        content = "yes" if "is" in asked["messages"][-1]["content"].split()[0] else "no"
+        return 200, json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+    rows = [f"is {'he' if number % 2 else 'Omar'} here {number},yes" for number in range(60)]
+    Path("rows.csv").write_text("\n".join(["prompt,completion", *rows, "are you here,no"]))
+    server = Server(answer)
+    url, options = f"{server.url}/v1", ("--data", "rows.csv", "--json", "--force")
+    try:
+        found = json.loads(typed(url, *options).out)
+        assert found["accuracy"] == 1 and found["artifact"] == url and found["runtime"] == "endpoint"
+        assert json.loads(typed("counterfactual", url, *options).out)["all"]["changed"] == 0
+        robust = json.loads(typed("robust", url, *options, "--families", "filler").out)
+        assert robust["clean"]["accuracy"] == 1 and robust["families"][0]["pdr"] > 0
+        for words in (("task", url, "--choice"), ("robust", url, "--adversarial"), ("calibration", url)):
+            assert "likelihoods" in typed(*words, *options, code=2).err
+        assert "likelihoods" in typed("explain", "test-0004", url, code=2).err
+        assert "shows no tokens" in typed(url, "--shots", "2", *options, code=2).err
+    finally:
+        server.close()
+    assert "does not answer as an OpenAI-compatible endpoint" in typed(url, *options, code=2).err
 
 
 def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:

@@ -129,6 +129,11 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("needs the columns key, prompt", "Give IFEval's input_data.jsonl"),
     ),
     (
+        "eval task http://127.0.0.1:9/v1",
+        2,
+        ("http://127.0.0.1:9/v1 does not answer", "it usually ends in /v1"),
+    ),
+    (
         "eval robst words.gguf",
         2,
         ("no verb and no file 'robst'. Did you mean 'robust'?", "eval --help"),

@@ -12,13 +12,13 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from edgekit.base.clock import short
 from edgekit.base.command import OUT_OF_TIME, Command
 from edgekit.base.errors import CorruptError, EdgekitError
+from edgekit.base.http import NoRedirect
 from edgekit.base.texts import one_line
 from edgekit.field.fleet.device import TOKEN, Device, private
 from edgekit.field.status import DeviceStatus, device_status, read_status
@@ -116,14 +116,7 @@ class SshConnection(Connection):
             self._command.stop()
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A token goes to the device that it is for, and to no other address."""
-
-    def redirect_request(self, *what: Any) -> None:
-        return None
-
-
-OPENER = build_opener(ProxyHandler({}), _NoRedirect)
+OPENER = build_opener(ProxyHandler({}), NoRedirect)
 
 
 class UrlConnection(Connection):

@@ -20,13 +20,13 @@ import urllib.request
 import uuid
 from collections.abc import Mapping
 from http.client import HTTPException
-from typing import IO, Any
+from typing import Any
 
 from edgekit.base.errors import ConfigError
+from edgekit.base.http import PASSING, NoRedirect
 
 SECRET = "EDGEKIT_WEBHOOK_SECRET"
 QUEUE = 64
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # status codes after which a retry may succeed
 
 
 class Webhook:
@@ -56,7 +56,7 @@ class Webhook:
         self.delivered = self.failed = self.dropped = 0
         self.trouble = ""
         self._secret = (secret or os.environ.get(SECRET, "")).encode()
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(NoRedirect)
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
@@ -127,15 +127,6 @@ class Webhook:
         except (OSError, HTTPException) as error:  # refused, no name, no route, too slow
             self.trouble = f"{self.url}: {getattr(error, 'reason', None) or error}"
             return True
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Sends to the named address only."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> None:
-        """Follow no redirect: it counts as a failure."""
 
 
 def signature(secret: bytes, timestamp: str, body: bytes) -> str:
