@@ -20,6 +20,7 @@ from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, Uns
 from edgekit.base.hub import cache_folder
 from edgekit.base.parts import install_line
 from edgekit.build import needs
+from edgekit.build.defaults import ROBUST_TIME
 from edgekit.build.file_sizes import file_size
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.splits import Dataset
@@ -36,7 +37,6 @@ FORMAT_PARTS = {
     "onnx": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
 }
 TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
-ROBUST_TIME = 1.7  # of robust tuning beside plain tuning: benchmarks/robustness.md
 TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
 FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split
 FLOPS_SPELLS, FLOPS_SPELL_S, FLOPS_REST_S, FLOPS_RUNS = 3, 0.1, 0.15, 7

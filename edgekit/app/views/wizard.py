@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from edgekit import registry
 from edgekit.base.command import Command, Outcome
 from edgekit.base.texts import one_line
-from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
+from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET, ROBUST_TIME
 from edgekit.build.request import Order
 from edgekit.data import hub as hub_data
 from edgekit.data.dataset import DataOptions
@@ -67,7 +67,7 @@ DOWNLOADED = "Its plan downloads the config and the tokenizer (some MiB), and no
 BUNDLES = Path("bundles")  # where `edgekit build` writes without --out
 ROBUST = (
     "Robust tuning also prepares the model for typos, other spellings and phrasings, and requests that are out of scope. "
-    "Tuning takes about 1.7 times as long."
+    f"Tuning takes about {ROBUST_TIME:g} times as long."
 )
 ROUGH = 1.05  # of a limit: sizes are estimated by the type's usual bits per weight, before the file is made
 
