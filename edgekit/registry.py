@@ -145,6 +145,14 @@ class AnswersConversations(Protocol):
 
 
 @runtime_checkable
+class HasHiddenStates(Protocol):
+    """A runtime that shows the model's hidden states, where the underlying runtime does."""
+
+    def hidden_state(self, ids: Sequence[int]) -> NDArray[np.float32] | None:
+        """The hidden state `(D,)` after the last layer and its norm, at the last of `ids`; None if there is no access to it."""
+
+
+@runtime_checkable
 class FramesText(Protocol):
     """A runtime whose own tools put tokens such as BOS around text that no chat template rendered."""
 

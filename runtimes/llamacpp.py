@@ -8,25 +8,25 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp import Llama, llama_chat_format
 from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.containers.gguf_content import check_gguf
-from edgekit.models.chat import REFUSALS, ChatTemplate
+from edgekit.models.chat import ChatTemplate
 from edgekit.models.likelihood import answer_likelihood
 from edgekit.models.sampling import Sampling
 from edgekit.models.source import MERGED, NAMES_ALL_STOPS, SOURCE_DIGEST, UNICODE_FORM
 from edgekit.registry import LogitsProcessor, Runtime
 from edgekit.runtimes import adapters
+from edgekit.runtimes.barellama import BareLlamaCpp
 from edgekit.runtimes.checks import check_fits, check_ids, nfc
 
 PREFILL_CHUNK = 512  # tokens in one forward pass, llama.cpp's own default
@@ -218,6 +218,17 @@ class _Context:
         pointer = lib.llama_get_logits(self.pointer)
         return np.ctypeslib.as_array(pointer, (rows, self._model.vocab_size))
 
+    def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Compute a prompt; the hidden state `(D,)` after the last layer and its norm, at the last of `ids`."""
+        lib.llama_set_embeddings(self.pointer, True)
+        try:
+            self.prefill(ids)
+            pointer = lib.llama_get_embeddings_ith(self.pointer, -1)
+            width = lib.llama_model_n_embd_out(self._model.pointer)
+            return np.ctypeslib.as_array(pointer, (width,)).copy()
+        finally:
+            lib.llama_set_embeddings(self.pointer, False)
+
 
 class LlamaCpp:
     """A GGUF file in llama.cpp on the processor; see `edgekit.registry.Runtime`.
@@ -340,6 +351,9 @@ class LlamaCpp:
             context.prefill(prompt)
             first = context.logits(1).copy()
             for answer in answers:
+                if not answer:
+                    found.append(answer_likelihood(first, answer, stops))
+                    continue
                 context.decode(answer, len(prompt))
                 rows = np.concatenate([first, context.logits(len(answer))])
                 found.append(answer_likelihood(rows, answer, stops))
@@ -347,6 +361,12 @@ class LlamaCpp:
                     context.clear()
                     context.prefill(prompt)
         return found
+
+    def hidden_state(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The hidden state `(D,)` after the last layer and its norm, at the last of `ids`; llama.cpp calls it an embedding."""
+        check_fits(len(ids), 0, self._context)
+        with self._fresh_context() as context:
+            return context.hidden(ids)
 
     def generate(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
@@ -423,7 +443,7 @@ class LlamaCpp:
 
     def bare(self) -> BareLlamaCpp:
         """The text path of llama-cpp-python without edgekit."""
-        return BareLlamaCpp(self._model, lambda: self.chat_template)
+        return BareLlamaCpp(self._model.path, self._model.vocab, lambda: self.chat_template)
 
     def close(self) -> None:
         """Free the model, once answers still under way are done with it."""
@@ -441,40 +461,6 @@ class LlamaCpp:
             yield context
         finally:
             self._idle.append(context)
-
-
-class BareLlamaCpp:
-    """The text path of llama-cpp-python's own `Llama`, opened without the weights; see `registry.BareText`."""
-
-    def __init__(self, model: _Model, template: Callable[[], ChatTemplate]) -> None:
-        self._llama = Llama(str(model.path), vocab_only=True, verbose=False)
-        self._model = model
-        self._template = template
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text` as `Llama.tokenize` gives them."""
-        return list(self._llama.tokenize(text.encode(), add_bos=False, special=True))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` as `Llama.create_chat_completion` returns it: bytes that are not UTF-8 are left out."""
-        text: str = self._llama.detokenize(list(ids)).decode("utf-8", errors="ignore")
-        return text
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that `Llama.create_chat_completion` makes with chat_format="chat_template.default"."""
-        template = self._template()
-        template.render(messages, add_generation_prompt=True)  # under limits, which `Llama` has not
-        bos, eos = (
-            "" if id_ < 0 else lib.llama_vocab_get_text(self._model.vocab, id_).decode()
-            for id_ in (self._llama.token_bos(), self._llama.token_eos())
-        )
-        try:
-            formatter = llama_chat_format.Jinja2ChatFormatter(template.source, eos_token=eos, bos_token=bos)
-            return str(formatter(messages=[dict(message) for message in messages]).prompt)
-        except REFUSALS as error:
-            raise ConfigError(
-                f"llama-cpp-python refuses the conversation: {error}", "Check the roles and their order."
-            ) from error
 
 
 @contextmanager

@@ -150,7 +150,9 @@ class OnnxRuntime:
         first = np.array(generator.get_output("logits")[0][-1:], np.float32)
         for answer in answers:
             check_ids(answer, self.vocab_size)
-            if self._window:
+            if not answer:
+                rows = first
+            elif self._window:
                 rows = self.logits([*prompt, *answer], len(prompt) - 1)
             else:
                 generator.rewind_to(len(prompt))

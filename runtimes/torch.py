@@ -107,6 +107,16 @@ class TorchModel:
         rows: NDArray[np.float32] = found.float().cpu().numpy()
         return rows
 
+    @torch.inference_mode()
+    def hidden_state(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The hidden state `(D,)` after the last layer and its norm, at the last of `ids`."""
+        self._check(ids)
+        found = self._model(
+            input_ids=self._ids([ids]), use_cache=False, output_hidden_states=True, logits_to_keep=1
+        )
+        state: NDArray[np.float32] = found.hidden_states[-1][0, -1].float().cpu().numpy()
+        return state
+
     def generate(
         self, ids: Sequence[int], max_tokens: int, sampling: Sampling = Sampling(), *,
         ignore_stop: bool = False, process: LogitsProcessor | None = None,

@@ -41,6 +41,11 @@ def _expanded(pattern: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*choices)]
 
 
+def is_out_of_scope(row: Row) -> bool:
+    """Whether the label of a row, or its answer where it has no label, says that it is out of scope."""
+    return bool(_NAMED.search(row.label or row.answer))
+
+
 def answer_of(rows: Sequence[Row], chosen: str = "auto") -> str:
     """The answer to a request out of scope; an empty text when the rows do not tell and `chosen` is `auto`.
 
@@ -49,7 +54,7 @@ def answer_of(rows: Sequence[Row], chosen: str = "auto") -> str:
     """
     if chosen != "auto":
         return chosen
-    named = {row.answer for row in rows if _NAMED.search(row.label or row.answer)}
+    named = {row.answer for row in rows if is_out_of_scope(row)}
     if len(named) == 1:
         return named.pop()
     answers = Counter(row.answer for row in rows)

@@ -45,6 +45,7 @@ from edgekit.registry import (
     GuessesStops,
     HasBare,
     HasControlTokens,
+    HasHiddenStates,
     LogitsProcessor,
     Runtime,
 )
@@ -121,6 +122,7 @@ class IsolatedRuntime:
         """Ids at which the runtime's own tools end an answer although the file does not name them."""
         self._has_bare = bool(facts["bare"])
         self._frames = bool(facts["frames"])
+        self._has_hidden_states = bool(facts["hidden_states"])
 
     @property
     def pid(self) -> int:
@@ -199,6 +201,18 @@ class IsolatedRuntime:
         found = [float(value) for value in self.ask("scoring answers", "score_answers", ids, plain)]
         if len(found) != len(plain) or any(math.isnan(value) for value in found):
             raise self._corrupt(f"{self.name} scores answers with NaN, so the weights are damaged")
+        return found
+
+    def hidden_state(self, ids: Sequence[int]) -> NDArray[np.float32] | None:
+        """The hidden state `(D,)` at the last of `ids`; None if the runtime has no access to it."""
+        if not self._has_hidden_states:
+            return None
+        value = self.ask("reading a hidden state", "hidden_state", list(map(int, ids)))
+        if value is None:
+            return None
+        found = np.array(value, np.float32)
+        if found.ndim != 1 or not np.isfinite(found).all():
+            raise self._corrupt(f"{self.name} computes a damaged hidden state")
         return found
 
     def bare(self) -> BareText | None:
@@ -300,6 +314,7 @@ class _Server:
             "guessed_stop_ids": sorted(model.guessed_stop_ids) if isinstance(model, GuessesStops) else [],
             "bare": isinstance(model, HasBare),
             "frames": isinstance(model, FramesText),
+            "hidden_states": isinstance(model, HasHiddenStates),
         }
 
     def call(self, method: str, arguments: list[Any]) -> tuple[Any, memoryview | None]:
@@ -314,6 +329,9 @@ class _Server:
         if method == "logits":
             rows = np.ascontiguousarray(self._model.logits(*arguments), np.float32)
             return list(rows.shape), rows.reshape(-1).view(np.uint8).data
+        if method == "hidden_state" and isinstance(self._model, HasHiddenStates):
+            state = self._model.hidden_state(*arguments)
+            return None if state is None else state.tolist(), None
         if method == "generate":
             ids, max_tokens, sampling, ignore_stop = arguments
             answer = self._model.generate(ids, max_tokens, Sampling(*sampling), ignore_stop=ignore_stop)

@@ -257,3 +257,25 @@ def test_an_ablation_that_cannot_be_is_refused_before_anything_is_started(
     Path("there.json").write_text("{}")
     assert said in " ".join(typed("ablate", *words, "--cache-dir", "cache", code=2).err.split())
     assert not Path("cache").exists() and not Path("ablation.json").exists()
+
+
+def test_scope_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
+    """Of rows with labels, and of the demo's free answers, which have their own rows out of scope."""
+    rows = [f"question {number},{'yes' if number % 3 else 'no'}" for number in range(60)]
+    Path("rows.csv").write_text("\n".join(["prompt,completion", *rows]))
+    Path("strange.txt").write_text("sing\ndance\nhow far is the sun\n")
+    options = ("ood", "model.gguf", "--fit-rows", "6", "--limit", "3", "--max-tokens", "4", "--threads", "1")
+    labels = (*options, "--data", "rows.csv", "--out-of-scope", "strange.txt")
+    found = json.loads(typed(*labels, "--json").out)
+    assert found["schema"] == "edgekit.ood/1" and found["labels"] == 2 and found["n_out_of_scope"] == 3
+    assert found["hidden_states"]["rows"] == 6 and found["abstaining_answer"] == "out_of_scope"
+    assert len(Path("ood.jsonl").read_text().splitlines()) == found["n"] + 3
+    assert "already exists" in typed(*labels, code=2).err
+    table = typed(*labels, "--abstain", "", "--fit-rows", "0", "--out", "again.jsonl").out
+    for word in ("energy", "right / refused", "Not measured: abstaining answer", "Samples: again.jsonl"):
+        assert word in table
+    assert "as the model answers" not in table and max(map(len, table.splitlines())) <= 80
+    demo = json.loads(typed(*options, "--out", "demo.jsonl", "--json").out)
+    assert demo["labels"] is None and demo["abstaining_answer"] == '{"intent":"out_of_scope"}'
+    assert [one["name"] for one in demo["scores"]] == ["max_score", "abstention", "mahalanobis", "knn"]
+    assert json.loads(typed("compare", "ood.jsonl", "ood.jsonl", "--json").out)["n"] == found["n"] + 3

@@ -139,6 +139,15 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("no verb and no file 'robst'. Did you mean 'robust'?", "eval --help"),
     ),
     ("eval task words.gguf --slices where", 2, ("No row has a value in a column 'where'.", "--slices")),
+    (
+        "eval ood words.gguf --data rows.csv",
+        2,
+        ("There are no requests that are out of scope.", "--out-of-scope FILE"),
+    ),
+    ("eval ood words.gguf --out-of-scope missing.txt", 2, ("requests in missing.txt cannot be read",)),
+    ("eval ood words.gguf --out-of-scope missing.csv", 2, ("There is no data file missing.csv",)),
+    ("eval ood words.gguf --out-of-scope broken.jsonl", 2, ("broken.jsonl:1: not JSON",)),
+    ("eval ood words.gguf --fit-rows -1", 2, ("--fit-rows': Input should be greater than or equal to 0",)),
     ("eval task words.gguf --choice", 2, ("different answers, and a choice needs 2 to 200",)),
     ("eval words.gguf --shots -1", 2, ("--shots': Input should be greater than or equal to 0",)),
     ("eval words.gguf --split dev", 2, ("There is no split 'dev'.",)),
@@ -165,6 +174,8 @@ def test_the_fault_is_named(
     rows = [f"question {number},answer" for number in range(80)]
     (tmp_path / "half.csv").write_text("\n".join(["prompt,completion", *rows]))
     (tmp_path / "half.csv.card.json").write_text('{"owner": "\\ud800"}')
+    labels = [f"question {number},{'yes' if number % 2 else 'no'}" for number in range(80)]
+    (tmp_path / "rows.csv").write_text("\n".join(["prompt,completion", *labels]))
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
     (tmp_path / "cells.csv").write_text("prompt,completion\nq\n")
     for name, without in {"noweights": "*.safetensors", "notokenizer": "token*"}.items():

@@ -13,12 +13,12 @@ from scipy.special import log_softmax, logsumexp
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import ignore
-from edgekit.device.isolated import open_isolated
+from edgekit.device.isolated import _Server, open_isolated
 from edgekit.device.likelihood import likelihoods
 from edgekit.export.gguf import write as gguf
 from edgekit.export.onnx import export as onnx
 from edgekit.models.sampling import Sampling
-from edgekit.registry import ExportContext, load
+from edgekit.registry import ExportContext, HasHiddenStates, load
 from edgekit.targets.target import OnnxExport
 
 PROMPT = [1, *range(100, 120)]
@@ -96,7 +96,7 @@ def test_a_very_low_temperature_never_chooses_a_forbidden_token(model: Any, temp
         assert answer == greedy
 
 
-ANSWERS = [[130, 131], [130], [200, 7, 44, 130, 91], [130, 131]]
+ANSWERS = [[130, 131], [130], [200, 7, 44, 130, 91], [130, 131], []]
 
 
 def test_the_likelihood_of_an_answer_is_that_of_its_tokens_and_a_stop(model: Any) -> None:
@@ -107,7 +107,7 @@ def test_the_likelihood_of_an_answer_is_that_of_its_tokens_and_a_stop(model: Any
         rows = log_softmax(model.logits([*PROMPT, *answer])[len(PROMPT) - 1 :].astype(float), axis=1)
         expected = sum(rows[place][token] for place, token in enumerate(answer))
         expected += logsumexp(rows[-1][sorted(model.stop_ids)])
-        assert value == pytest.approx(expected, abs=0.02 * len(answer) * rows.std())
+        assert value == pytest.approx(expected, abs=0.02 * max(1, len(answer)) * rows.std())
 
 
 def test_a_child_process_scores_answers_as_the_model_does(folder: Path, tmp_path: Path) -> None:
@@ -122,3 +122,34 @@ def test_a_child_process_scores_answers_as_the_model_does(folder: Path, tmp_path
     finally:
         child.close()
         inside.close()
+
+
+def test_hidden_states_are_those_of_the_last_layer(folder: Path, tmp_path: Path) -> None:
+    """Their product with the head gives the logits, in the model's own process and in a child."""
+    gguf.write(folder, tmp_path / "model.gguf", ignore)
+    reference = load("runtimes", "torch")(folder, threads=1, context=128)
+    head = reference._model.get_output_embeddings().weight.detach().float().numpy()
+    inside = load("runtimes", "llama.cpp")(tmp_path / "model.gguf", threads=1, context=128)
+    child = open_isolated("llama.cpp", tmp_path / "model.gguf", threads=1, context=128)
+    try:
+        for ids in (PROMPT, PROMPT[:7]):
+            before = inside.logits(ids)
+            for opened in (reference, inside, child):
+                state = opened.hidden_state(ids)
+                last = opened.logits(ids)[-1]
+                np.testing.assert_allclose(head @ state, last, atol=2e-2 * last.std())
+            np.testing.assert_array_equal(inside.logits(ids), before)
+        for opened in (inside, child, reference):
+            with pytest.raises(ConfigError, match="exceed"):
+                opened.hidden_state([1] * 200)
+    finally:
+        for opened in (child, inside, reference):
+            opened.close()
+
+
+def test_a_runtime_without_hidden_states_says_so(model: Any) -> None:
+    """A child process asks for them only where the runtime has them."""
+    shows = model.name != "onnxruntime"
+    assert isinstance(model, HasHiddenStates) == shows
+    facts = _Server(None, model).facts()  # type: ignore[arg-type]
+    assert facts["hidden_states"] == shows

@@ -1,0 +1,71 @@
+"""`edgekit eval ood`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.commands import shell
+from edgekit.commands.evaluate import LOG_HELP, LoggedOptions, show
+
+
+def register(app: typer.Typer) -> None:
+    """Add `ood` to the verbs of `eval`."""
+    app.command("ood")(ood)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OodOptions(LoggedOptions):
+    """The options of `eval ood`."""
+
+    out_of_scope: Annotated[
+        Path | None,
+        typer.Option(
+            "--out-of-scope",
+            metavar="FILE",
+            help="Requests that the task does not cover: one on each line, or a file of rows.",
+        ),
+    ] = None
+    abstain: Annotated[
+        str,
+        typer.Option(
+            "--abstain",
+            metavar="TEXT",
+            help="The answer that says 'out of scope'. auto: as the rows tell; empty: there is none.",
+        ),
+    ] = "auto"
+    fit_rows: Annotated[
+        int,
+        typer.Option(
+            "--fit-rows", min=0, help="Number of training rows whose hidden states are read; 0 reads none."
+        ),
+    ] = 400
+    out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("ood.jsonl")
+
+
+@shell.takes(OodOptions)
+def ood(options: OodOptions) -> None:
+    """Measure whether a model's scores tell requests that are out of scope from the rows of a split.
+
+    Rows whose labels say that they are out of scope count as such, beside those of --out-of-scope.
+    """
+    from edgekit.data.out_of_scope import answer_of
+    from edgekit.data.out_of_scope_file import read_requests
+    from edgekit.evaluation import ood as evaluation
+    from edgekit.report.ood_table import ood_table
+
+    dataset = options.dataset()
+    given = (
+        read_requests(options.out_of_scope, dataset.train, options.columns) if options.out_of_scope else []
+    )
+    abstaining = answer_of(dataset.train, options.abstain)
+    requests = evaluation.Requests.of(dataset, options.split, given, abstaining, limit=options.limit)
+    with options.log() as (emit, log, runtime):
+        result = evaluation.evaluate(
+            runtime, requests, fit_rows=options.fit_rows, max_tokens=options.max_tokens, log=log, emit=emit
+        )
+        found = result | options.about(dataset, runtime)
+    show(options, found, ood_table)
