@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from edgekit.base.errors import ConfigError
-from edgekit.evaluation.statistics import TWO_SIDED_95, repeated_mean, student
+from edgekit.evaluation.statistics import repeated_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,9 +67,9 @@ Measured = Mapping[str, "NDArray[np.float64]"]
 
 
 def summarize(measured: Mapping[Left, Measured], parts: Sequence[Part]) -> dict[str, Any]:
-    """`runs`: the accuracy of each, with Student's 95 % interval over the seeds; `effects`: what each part buys.
+    """`runs`: the accuracy of each; `effects`: what each part buys, in percentage points, positive where the part helps.
 
-    An effect is in percentage points, positive where the part helps, with the interval of `statistics.repeated_mean`.
+    Each has the 95 % interval of `statistics.repeated_mean`, over the seeds and the rows.
     """
     found = [
         {
@@ -87,17 +87,8 @@ def summarize(measured: Mapping[Left, Measured], parts: Sequence[Part]) -> dict[
 
 def _over_seeds(values: NDArray[np.float64]) -> dict[str, Any]:
     each = values.mean(axis=1)
-    mean = float(each.mean())
-    half = (
-        student(len(each) - 1, TWO_SIDED_95) * float(each.std(ddof=1)) / len(each) ** 0.5
-        if len(each) > 1
-        else None
-    )
-    return {
-        "mean": mean,
-        "by_seed": each.tolist(),
-        "interval_95": None if half is None else [max(0.0, mean - half), min(1.0, mean + half)],
-    }
+    low, high = repeated_mean(values)
+    return {"mean": float(each.mean()), "by_seed": each.tolist(), "interval_95": [max(0.0, low), high]}
 
 
 def _effect(measured: Mapping[Left, Measured], name: str) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def resampled_sums(
 
 
 def repeated_mean(values: NDArray[np.floating], z: float = TWO_SIDED_95) -> Interval:
-    """The interval of the mean of `values (S, N)`: differences on the same N rows with each of S seeds, in [-1, 1].
+    """The interval of the mean of `values (S, N)` in [-1, 1]: differences, or shares, on the same N rows with each of S seeds.
 
     Both the seeds and the rows are a sample: the half width is the root of the sum of squares of Student's interval of the S
     means and of the normal one of the N row means. Where the rows have no width, theirs is that of `paired_difference`. With
