@@ -36,8 +36,9 @@ class PromptOptions(LogOptions):
         return Free(self.max_tokens, self.system)
 
     def some(self, prompts: list[Any]) -> list[Any]:
-        """The first prompts, as many as `--limit` allows."""
-        return prompts[: self.limit] if self.limit else prompts
+        """As many prompts as `--limit` allows, evenly spaced, because such files are sorted by type."""
+        count = min(self.limit or len(prompts), len(prompts))
+        return [prompts[number * len(prompts) // count] for number in range(count)]
 
     def about(self, model: Model) -> dict[str, Any]:
         """What was measured on what, for the document."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 from edgekit.commands.evaluate import LoggedOptions, show
 
@@ -41,6 +45,10 @@ class TaskOptions(LoggedOptions):
     slice_rows: Annotated[
         int, typer.Option("--slice-rows", min=1, help="Fewest rows of a slice named among the worst.")
     ] = 10
+    lm_eval: Annotated[
+        Path | None,
+        typer.Option("--lm-eval", help="Another log to write, in the form of lm-evaluation-harness."),
+    ] = None
 
 
 @shell.takes(TaskOptions)
@@ -56,12 +64,16 @@ def task(options: TaskOptions) -> None:
     from edgekit.evaluation.task import Task, evaluate
     from edgekit.report.task_table import task_table
 
+    if options.lm_eval and options.choice:
+        raise ConfigError(
+            "--lm-eval logs generated answers, and --choice generates none.", "Leave out one of them."
+        )
     slicing = Slicing.of(options.slices, options.slice_rows)
     dataset = options.dataset(slicing.keep)
     rows = options.rows_of(dataset)
     slicing.check(rows)
     labels = tuple(candidates(dataset.train)) if options.choice else ()
-    with options.answers() as (emit, log, model):
+    with options.answers() as (emit, log, model), _lm_eval_log(options) as other:
         shots = None
         if options.shots:
             shots = few_shot.prepare(
@@ -75,8 +87,20 @@ def task(options: TaskOptions) -> None:
                     )
                 )
         kept = None if labels else options.kept(model, emit)
-        asked = Task(options.max_tokens, labels, shots, slicing)
+        asked = Task(options.max_tokens, labels, shots, slicing, other)
         result = evaluate(model, rows, asked, log=log, kept=kept, emit=emit)
     if kept:
         kept.remove()
     show(options, result | options.about(dataset, model), task_table)
+
+
+@contextmanager
+def _lm_eval_log(options: TaskOptions) -> Iterator[Path | None]:
+    """The new log of `--lm-eval` to write; None without it."""
+    from edgekit.base.artifacts import written_whole
+
+    if options.lm_eval is None:
+        yield None
+        return
+    with written_whole(options.lm_eval, force=options.force) as log:
+        yield log

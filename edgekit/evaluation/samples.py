@@ -11,6 +11,9 @@ from typing import Any
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import ConfigError, CorruptError, reason
 
+METRICS = ("exact_match", "acc", "prompt_level_strict_acc")
+"""Metrics of lm-evaluation-harness that say whether one sample is right."""
+
 
 def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     """Write the samples as JSONL, completely or not at all."""
@@ -35,22 +38,14 @@ class Scored:
 
 
 def read_scored(path: Path) -> list[Scored]:
-    """The lines of a sample log.
+    """The lines of a sample log of edgekit's, or of lm-evaluation-harness' (`--log_samples`).
 
     Raises `ConfigError` when there is no such file and `CorruptError` when it is malformed or empty.
     """
     try:
         with path.open(encoding="utf-8") as lines:
             samples = [json.loads(line) for line in lines]
-        found = [
-            Scored(
-                str(one["id"]),
-                str(one.get("label") or ""),
-                str(one.get("variant") or ""),
-                bool(one["correct"]),
-            )
-            for one in samples
-        ]
+        found = [_lm_eval(one) if "doc_id" in one else _own(one) for one in samples]
     except FileNotFoundError:
         raise ConfigError(
             f"There is no sample log {path}.", "Sample logs are in the folder samples/ of a bundle."
@@ -63,6 +58,25 @@ def read_scored(path: Path) -> list[Scored]:
     if not found:
         raise CorruptError(f"{path} holds no samples.", "Evaluate the model again.")
     return found
+
+
+def _own(one: Mapping[str, Any]) -> Scored:
+    return Scored(
+        str(one["id"]), str(one.get("label") or ""), str(one.get("variant") or ""), bool(one["correct"])
+    )
+
+
+def _lm_eval(one: Mapping[str, Any]) -> Scored:
+    """A sample of lm-evaluation-harness; a document has one for each filter, and its own id if it carries one."""
+    doc = one["doc"] if isinstance(one["doc"], Mapping) else {}
+    metric = next((name for name in METRICS if name in one), METRICS[0])
+    filter_ = str(one.get("filter") or "none")
+    return Scored(
+        str(doc.get("id") or one["doc_id"]),
+        str(doc.get("label") or ""),
+        "" if filter_ == "none" else filter_,
+        float(one[metric]) > 0.5,
+    )
 
 
 def read_log(path: Path) -> dict[str, bool]:

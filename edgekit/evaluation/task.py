@@ -14,6 +14,7 @@ from edgekit.evaluation.accuracy import answer_rows, figures
 from edgekit.evaluation.answering import Model
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.kept import Kept
+from edgekit.evaluation.lm_eval_log import as_lm_eval
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.slices import Slicing, slices, worst
 from edgekit.evaluation.slots import slot_figures
@@ -28,12 +29,14 @@ class Task:
     """How the rows are asked, and how the answers are counted.
 
     With `labels`, each answer is the most likely one of them; without, it is generated. `shots` are examples in the prompt.
+    Generated samples are also written to `lm_eval`, as lm-evaluation-harness logs them.
     """
 
     max_tokens: int = 64
     labels: tuple[str, ...] = ()
     shots: FewShot | None = None
     slicing: Slicing = field(default_factory=Slicing)
+    lm_eval: Path | None = None
 
 
 def evaluate(
@@ -57,6 +60,8 @@ def evaluate(
             model, rows, max_tokens=task.max_tokens, emit=emit, stage=STAGE, shots=task.shots, kept=kept
         )
     write_log(log, samples)
+    if task.lm_eval:
+        write_log(task.lm_eval, as_lm_eval(samples, task.max_tokens))
     found = {"schema": SCHEMA, **figures(samples), "json": slot_figures(samples)}
     cut = slices(rows, [sample["correct"] for sample in samples], task.slicing)
     return {

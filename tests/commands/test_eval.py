@@ -88,6 +88,14 @@ def test_a_task_is_measured_by_choice_by_column_and_with_examples(typed: Any) ->
     for word in ("all rows", "by tongue", "2 examples in each prompt", "Samples: shots.jsonl"):
         assert word in table
     assert max(map(len, table.splitlines())) <= 80
+    assert "Leave out one of them" in typed(*options, "--choice", "--lm-eval", "b.jsonl", code=2).err
+    typed(*options, "--force", "--max-tokens", "2", "--lm-eval", "lm.jsonl")
+    assert (
+        json.loads(typed("compare", "samples.jsonl", "lm.jsonl", "--margin", "100", "--json").out)["n"] == 9
+    )
+    assert (
+        "lm.jsonl already exists" in typed(*options, "--out", "c.jsonl", "--lm-eval", "lm.jsonl", code=2).err
+    )
     assert json.loads(Path("shots.jsonl").read_text().splitlines()[0])["prompt"].count("question") == 3
     assert "No row has a value in a column 'langage'" in typed(*options, "--slices", "langage", code=2).err
     assert not Path("shots.jsonl.part").exists()
@@ -180,6 +188,10 @@ def test_refusals_are_one_document_and_a_table(typed: Any) -> None:
     for word in ("safe prompts", "homonyms", "Samples: again.jsonl"):
         assert word in table
     assert max(map(len, table.splitlines())) <= 80
+    lines = [f"{n},q{n},{'homonyms' if n < 30 else 'contrast'}" for n in range(60)]
+    Path("xstest.csv").write_text("\n".join(["id,prompt,type", *lines]))
+    found = json.loads(typed(*options, "--limit", "4", "--force", "--json").out)
+    assert found["safe"]["n"] == found["unsafe"]["n"] == 2  # spread over a file that is sorted by type
 
 
 def test_instructions_are_one_document_and_a_table(typed: Any, monkeypatch: Any) -> None:

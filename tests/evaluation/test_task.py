@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from fake_runtime import FakeRuntime
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import ignore
 from edgekit.data.rows import Row
+from edgekit.evaluation.compare import compare
+from edgekit.evaluation.samples import read_scored
 from edgekit.evaluation.slices import Slicing, slices, worst
 from edgekit.evaluation.slots import slot_figures
 from edgekit.evaluation.task import Task, evaluate
@@ -118,3 +120,52 @@ def test_a_choice_takes_the_likeliest_label_for_its_length(tmp_path: Path) -> No
 def test_other_columns_do_not_change_what_a_row_is() -> None:
     one = row(1, "q", "a", language="de")
     assert one == replace(one, more={})
+
+
+@dataclass
+class Yes(FakeRuntime):
+    """Says yes to everything."""
+
+    def generate_batch(self, prompts: Any, max_tokens: int) -> list[list[int]]:
+        return [self.encode("yes") for _ in prompts]
+
+
+def test_a_log_in_the_form_of_lm_eval_holds_the_same_results(tmp_path: Path) -> None:
+    rows = [row(n, f"question {n}", "yes" if n % 3 else "no", "ab"[n % 2]) for n in range(12)]
+    own, other = tmp_path / "own", tmp_path / "other"
+    found = evaluate(Yes(), rows, Task(9, lm_eval=other), log=own, kept=None, emit=ignore)
+    assert read_scored(other) == read_scored(own) and compare(own, other)["difference_points"] == 0
+    lines = [json.loads(line) for line in other.read_text().splitlines()]
+    assert sum(line["exact_match"] for line in lines) / 12 == found["accuracy"]
+    first = lines[0]
+    assert (
+        first["doc_id"] == 0
+        and first["target"] == "no"
+        and first["resps"] == [["yes"]] == [first["filtered_resps"]]
+    )
+    assert first["arguments"]["gen_args_0"]["arg_0"] == json.loads(own.read_text().splitlines()[0])["prompt"]
+
+
+def test_logs_of_lm_eval_itself_are_read(tmp_path: Path) -> None:
+    log = tmp_path / "samples_gsm8k.jsonl"
+    lines = [
+        {
+            "doc_id": n,
+            "doc": {"question": "q"},
+            "filter": name,
+            "exact_match": value,
+            "metrics": ["exact_match"],
+        }
+        for n in range(2)
+        for name, value in (("strict-match", float(n)), ("flexible-extract", 1.0))
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(one.key, one.correct) for one in read_scored(log)] == [
+        ("0 (strict-match)", False), ("0 (flexible-extract)", True),
+        ("1 (strict-match)", True), ("1 (flexible-extract)", True),
+    ]  # fmt: skip
+    log.write_text(json.dumps({"doc_id": 3, "doc": {}, "filter": "none", "acc": True}) + "\n")
+    assert [(one.key, one.correct) for one in read_scored(log)] == [("3", True)]
+    log.write_text(json.dumps({"doc_id": 3, "doc": {}, "perplexity": 3.0}) + "\n")
+    with pytest.raises(CorruptError, match="no 'exact_match'"):
+        read_scored(log)
