@@ -45,12 +45,14 @@ def ablation_table(result: Mapping[str, Any]) -> Group:
 
 def picture(result: Mapping[str, Any]) -> str:
     """What each part buys as the text of an SVG file."""
-    rows = [
-        (effect["part"], measure, found["points"], (found["interval_95"][0], found["interval_95"][1]))
+    parts = {
+        effect["part"]: [
+            (measure, found["points"], (found["interval_95"][0], found["interval_95"][1]))
+            for measure, found in effect["points"].items()
+        ]
         for effect in result["effects"]
-        for measure, found in effect["points"].items()
-    ]
-    return plots.standalone(plots.effects(rows))
+    }
+    return plots.standalone(plots.effects(parts))
 
 
 def _accuracies(run: Mapping[str, Any], measures: list[str]) -> list[str]:
@@ -66,4 +68,4 @@ def _accuracies(run: Mapping[str, Any], measures: list[str]) -> list[str]:
 
 
 def _ends(ends: list[float]) -> str:
-    return f"{ends[0]:.1f}..{ends[1]:.1f}"
+    return f"{round(ends[0], 1):g}..{round(ends[1], 1):g}"

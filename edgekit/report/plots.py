@@ -109,30 +109,37 @@ def robustness(
     return _svg(height + 24, "Right answers with noise and in other phrasings: " + "; ".join(words), parts)
 
 
-def effects(rows: Sequence[tuple[str, str, float, tuple[float, float]]]) -> Markup:
-    """What each part buys: the change in percentage points with its 95 % interval, against a line at 0.
+Effect = tuple[str, float, tuple[float, float]]
+"""What was measured, the change in percentage points, and its 95 % interval."""
 
-    Each of `rows` is a part, what was measured, the points and the interval. A full dot is an effect whose interval leaves out 0.
-    """
-    names = [f"{part}: {measure}" for part, measure, _, _ in rows]
-    left, height = _margin(names), ROW * len(rows)
-    most = max((abs(end) for _, _, _, ends in rows for end in ends), default=1.0)
+
+def effects(parts: Mapping[str, Sequence[Effect]]) -> Markup:
+    """What each part buys, with intervals, against a line at 0; a full dot where the interval leaves out 0."""
+    rows = [effect for found in parts.values() for effect in found]
+    left, height = _margin([name for name, _, _ in rows]), ROW * (len(rows) + len(parts))
+    most = max((abs(end) for _, _, ends in rows for end in ends), default=1.0)
     half = linear([most], 0, 1, steps=2)
     ticks = [*(-tick for tick in reversed(half.ticks[1:])), *half.ticks]
     axis = Axis(ticks, ticks[0], ticks[-1], left + 8, WIDTH - 64)
-    parts, words = [_columns(axis, height, [f"{tick:+g}" if tick else "0" for tick in ticks])], []
-    parts.append(_line(axis.at(0), 0, axis.at(0), height, "limit"))
-    for place, (name, (_, _, points, (low, high))) in enumerate(zip(names, rows, strict=True)):
-        y = ROW * place + ROW / 2
-        parts += [
-            _text(left - 10, y + 4, name, "name", "end"),
-            _line(axis.at(low), y, axis.at(high), y, "whisker"),
-            *(_line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
-            _tag("circle", class_="hollow" if low <= 0 <= high else "mark", cx=axis.at(points), cy=y, r=4),
-            _text(WIDTH, y + 4, f"{points:+.1f}", "name", "end"),
-        ]
-        words.append(f"{name} {points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
-    return _svg(height + 24, "What each part buys: " + "; ".join(words), parts)
+    drawn, words = [_columns(axis, height, [f"{tick:+g}" if tick else "0" for tick in ticks])], []
+    drawn.append(_line(axis.at(0), 0, axis.at(0), height, "limit"))
+    y = -ROW / 2
+    for part, found in parts.items():
+        y += ROW
+        drawn.append(_text(0, y + 4, part, "name", "start"))
+        for name, points, (low, high) in found:
+            y += ROW
+            drawn += [
+                _text(left - 10, y + 4, name, "name", "end"),
+                _line(axis.at(low), y, axis.at(high), y, "whisker"),
+                *(_line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
+                _tag(
+                    "circle", class_="hollow" if low <= 0 <= high else "mark", cx=axis.at(points), cy=y, r=4
+                ),
+                _text(WIDTH, y + 4, f"{points:+.1f}", "name", "end"),
+            ]
+            words.append(f"{part}, {name} {points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
+    return _svg(height + 24, "What each part buys: " + "; ".join(words), drawn)
 
 
 STYLE = (

@@ -131,4 +131,4 @@ def test_a_run_shares_the_cache_with_builds(tiny_build: Any, shell: Any, tmp_pat
     assert found["runs"][0]["accuracy"]["clean"]["mean"] == built["evaluation"]["gguf"]["accuracy"]
     assert found["n"] == {"clean": 12, "noise": 2, "phrasings": 2} and len(found["effects"]) == 1
     picture = out.with_suffix(".svg").read_text()
-    assert picture.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "bits: clean" in picture
+    assert picture.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "bits, clean" in picture

@@ -356,6 +356,17 @@ def test_noise_and_phrasings_are_a_picture_a_table_and_sentences(tmp_path: Path)
     assert "phrasings" not in terminal(REPORT)
 
 
+def test_a_part_that_helps_is_a_full_dot_and_one_that_may_not_is_hollow() -> None:
+    parts = {
+        "noise": [("clean", -0.4, (-2.0, 1.2)), ("noise", 12.8, (2.9, 22.7))],
+        "bits": [("clean", -3.0, (-5, -1))],
+    }
+    drawn = plots.standalone(plots.effects(parts))
+    ElementTree.fromstring(drawn)
+    assert drawn.count('class="hollow"') == 1 and drawn.count('class="mark"') == 2
+    assert "noise, noise +12.8 points, 95 % interval +2.9 to +22.7" in drawn
+
+
 def test_pictures_say_their_figures_to_screen_readers(tmp_path: Path) -> None:
     labels = [e.get("aria-label") or "" for e in tree(tmp_path, REPORT).iter("svg")]
     assert len(labels) == 5
