@@ -351,6 +351,8 @@ def test_noise_and_phrasings_are_a_picture_a_table_and_sentences(tmp_path: Path)
     assert "case: tuned 75.0\xa0%, gguf 50.0\xa0%" in page  # of the picture
     assert "Row r7 (where) is wrong in 2 of 4 variants: case, tagged." in page
     assert "upper case" in page and "right in every variant" in page
+    assert "- gguf: 91.7\xa0% right on 24 rows" in bundle_readme(MANIFEST, {**REPORT, "robustness": found})
+    assert "With noise" not in bundle_readme(MANIFEST, REPORT)
     told = terminal({**REPORT, "robustness": found})
     assert "weakest: case 50.0 %" in told and max(map(len, told.splitlines())) <= 80
     assert "phrasings" not in terminal(REPORT)
