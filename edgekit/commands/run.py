@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,39 +20,66 @@ def register(app: typer.Typer) -> None:
     app.command("run")(run)
 
 
-def run(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, a .gguf file or an onnxruntime-genai folder.")],
-    text: Annotated[str | None, typer.Argument(help="The question. Without it, a chat starts.")] = None,
-    format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None,
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of `edgekit run`."""
+
+    bundle: Annotated[Path, typer.Argument(help="A bundle, a .gguf file or an onnxruntime-genai folder.")]
+    text: Annotated[str | None, typer.Argument(help="The question. Without it, a chat starts.")] = None
+    format: Annotated[str | None, typer.Option("--format", help="gguf or onnx.")] = None
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens in the answer.")
-    ] = None,
-    threads: shell.Threads = 0,
+    ] = None
+    min_confidence: shell.MinConfidence = None
+    threads: shell.Threads = 0
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Open a bundle that failed its gates.")
-    ] = False,
-    json: shell.Json = False,
-    verbose: shell.Verbose = False,
-) -> None:
+    ] = False
+    json: shell.Json = False
+    verbose: shell.Verbose = False
+
+
+@shell.takes(RunOptions)
+def run(options: RunOptions) -> None:
     """Ask a model a question and stream its answer. Without a question, start a chat."""
-    with edgekit.load(bundle, format, threads=threads or None, allow_failed=allow_failed) as model:
-        if text is None and sys.stdin.isatty():
-            _chat(model, max_tokens)
+    threads = options.threads or None
+    with edgekit.load(
+        options.bundle, options.format, threads=threads, allow_failed=options.allow_failed
+    ) as model:
+        if options.min_confidence is not None:
+            _ = model.calibrated
+        if options.text is None and sys.stdin.isatty():
+            _chat(model, options)
             return
-        question = sys.stdin.read().strip() if text is None else text
-        if json:
-            shell.print_json(
-                {"format": model.format, "answer": model.generate(question, max_tokens=max_tokens)}
-            )
+        question = sys.stdin.read().strip() if options.text is None else options.text
+        if options.json:
+            shell.print_json({"format": model.format, **_document(model, question, options)})
             return
-        _stream(model, question, max_tokens)
+        _stream(model, question, options)
 
 
-def _stream(model: edgekit.LoadedModel, question: str | list[Message], max_tokens: int | None) -> str:
+def _document(model: edgekit.LoadedModel, question: str, options: RunOptions) -> dict[str, Any]:
+    """The answer, and with a lowest confidence also the confidence; an answer that is not given is null."""
+    if options.min_confidence is None:
+        return {"answer": model.generate(question, max_tokens=options.max_tokens)}
+    answer, verdict = model.sure_answer(question, options.min_confidence, max_tokens=options.max_tokens)
+    return {"answer": None if verdict.abstained else answer, **verdict.fields}
+
+
+def _stream(model: edgekit.LoadedModel, question: str | list[Message], options: RunOptions) -> str:
+    """Print the answer while it is generated, or once its confidence is known; an answer that is not given is empty."""
     from edgekit.base.texts import plain
 
+    if (minimum := options.min_confidence) is not None:
+        text, verdict = model.sure_answer(question, minimum, max_tokens=options.max_tokens)
+        if verdict.abstained:
+            sys.stderr.write(f"{verdict.why(minimum)}\n")
+            return ""
+        pieces: Iterable[str] = [text]
+    else:
+        pieces = model.stream(question, max_tokens=options.max_tokens)
     answer, terminal = "", sys.stdout.isatty()
-    for piece in model.stream(question, max_tokens=max_tokens):
+    for piece in pieces:
         # a model may write escape sequences, which the terminal would execute
         sys.stdout.write(plain(piece.expandtabs(4)) if terminal else piece)
         sys.stdout.flush()
@@ -59,7 +88,7 @@ def _stream(model: edgekit.LoadedModel, question: str | list[Message], max_token
     return answer
 
 
-def _chat(model: edgekit.LoadedModel, max_tokens: int | None) -> None:
+def _chat(model: edgekit.LoadedModel, options: RunOptions) -> None:
     sys.stderr.write("Chat. Press Enter on an empty line to start a new conversation, ctrl-d to exit.\n")
     messages: list[Message] = []
     while True:
@@ -72,4 +101,7 @@ def _chat(model: edgekit.LoadedModel, max_tokens: int | None) -> None:
             messages.clear()
             continue
         messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": _stream(model, messages, max_tokens)})
+        if answer := _stream(model, messages, options):
+            messages.append({"role": "assistant", "content": answer})
+        else:
+            messages.pop()

@@ -74,6 +74,7 @@ class ServeOptions:
             help="A second bundle that gets the same requests; its answers are compared, not sent.",
         ),
     ] = None
+    min_confidence: shell.MinConfidence = None
     keep_texts: Annotated[
         int,
         typer.Option("--keep-texts", min=0, help="Number of redacted prompts and answers to keep."),
@@ -154,7 +155,11 @@ def _deployment(options: ServeOptions, shadow: Shadow | None) -> Deployment:
         options.state,
         options.bundle,
         options=OpenOptions(
-            options.format, options.threads or None, options.allow_failed, options.keep_texts
+            options.format,
+            options.threads or None,
+            options.allow_failed,
+            options.keep_texts,
+            options.min_confidence,
         ),
         webhook=Webhook(options.webhook) if options.webhook else None,
         shadow=shadow,

@@ -154,6 +154,16 @@ Who = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
+MinConfidence = Annotated[
+    float | None,
+    typer.Option(
+        "--min-confidence",
+        min=0.0,
+        max=1.0,
+        help="Give no answer when the confidence in it is lower, such as 0.8. For bundles whose answers are labels.",
+    ),
+]
+
 DEFAULT_STATE = field_state.DEFAULT_STATE
 
 

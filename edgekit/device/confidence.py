@@ -23,6 +23,10 @@ from edgekit.registry import Runtime
 
 FILE = "calibration.json"
 SCHEMA = "edgekit.bundle.calibration/1"
+HINT = (
+    "Leave out --min-confidence, or build the bundle again: where the answers are 2 to 32 labels, a build writes a "
+    "calibration into it."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,17 @@ class Verdict:
 
     confidence: float | None
     abstained: bool
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Both, for a JSON document."""
+        return {"confidence": self.confidence, "abstained": self.abstained}
+
+    def why(self, minimum: float) -> str:
+        """Why no answer is given, in a sentence."""
+        if self.confidence is None:
+            return "No answer is given: what the model says is not one of the labels of its task."
+        return f"No answer is given: the confidence of {self.confidence:.1%} is below {minimum:.1%}."
 
     @classmethod
     def of(cls, confidence: float | None, minimum: float) -> Verdict:

@@ -11,7 +11,7 @@ from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
 from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, OwnRecords, Records
-from edgekit.device.confidence import Calibration, Verdict, read_calibration
+from edgekit.device.confidence import HINT, Calibration, Verdict, read_calibration
 from edgekit.device.manifest import check_files, read_manifest
 from edgekit.device.prompt import encode_prompt
 from edgekit.models.sampling import Sampling
@@ -38,7 +38,9 @@ class LoadedModel:
         self.closes_with: OwnRecords | None = None
         """Telemetry that was opened with this model and is closed with it."""
         self.calibration: Calibration | None = None
-        """The labels and the temperature of a bundle whose answers are labels."""
+        """The labels and the temperature of a bundle whose answers are labels; None after `use`, as an adapter has none."""
+        self.min_confidence: float | None = None
+        """The confidence below which a server gives no answer; None without such a limit."""
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
@@ -60,8 +62,7 @@ class LoadedModel:
 
         A conversation without a system message gets the one that the model was tuned with.
         """
-        messages: list[Message] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
-        return iter(self.answer(self.prompt(messages), max_tokens=max_tokens, sampling=sampling))
+        return iter(self.answer(self.prompt(_conversation(text)), max_tokens=max_tokens, sampling=sampling))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to the start of its answer; control tokens in messages are encoded as text.
@@ -97,20 +98,36 @@ class LoadedModel:
         answer.queue_s = queue_s
         return answer
 
-    def judge(self, prompt: Sequence[int], text: str, minimum: float) -> Verdict:
+    def sure_answer(
+        self, text: str | Sequence[Message], minimum: float, *, max_tokens: int | None = None
+    ) -> tuple[str, Verdict]:
+        """The answer to a question or a conversation, and whether the confidence in it is at least `minimum`.
+
+        Raises `ConfigError` for a model without a calibration, before it is asked.
+        """
+        _ = self.calibrated
+        prompt = self.prompt(_conversation(text))
+        answer = self.answer(prompt, max_tokens=max_tokens)
+        text = "".join(answer)
+        return text, self.judge(prompt, text if answer.finish == "stop" else None, minimum)
+
+    def judge(self, prompt: Sequence[int], text: str | None, minimum: float) -> Verdict:
         """The confidence in `text` as the answer to a prompt of token ids, and whether it is below `minimum`.
 
-        The scores of all labels are computed for it. Raises `ConfigError` for a model without a calibration.
+        There is none in an answer that was cut, None. The scores of all labels are computed for the confidence. Raises
+        `ConfigError` for a model without a calibration.
         """
-        return Verdict.of(self.calibrated.confidence(self.runtime, prompt, text), minimum)
+        calibration = self.calibrated
+        sure = None if text is None else calibration.confidence(self.runtime, prompt, text)
+        return Verdict.of(sure, minimum)
 
     @property
     def calibrated(self) -> Calibration:
         """The calibration. Raises `ConfigError` for a model without one."""
         if self.calibration is None:
             raise ConfigError(
-                f"This {self.format} model has no calibration, so its confidence is not known.",
-                "A build writes one into the bundle where the answers are 2 to 32 labels: build the bundle again, or leave out --min-confidence.",
+                f"This {self.format} model has no calibration, so the confidence of its answers is not known.",
+                HINT,
             )
         return self.calibration
 
@@ -126,6 +143,7 @@ class LoadedModel:
                 f"{self.runtime.name} does not support adapters.", "Open a GGUF file or an ONNX folder."
             )
         self.runtime.use(None if adapter is None else Path(adapter))
+        self.calibration = None
         return self
 
     def close(self) -> None:
@@ -139,6 +157,10 @@ class LoadedModel:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _conversation(text: str | Sequence[Message]) -> Sequence[Message]:
+    return [{"role": "user", "content": text}] if isinstance(text, str) else text
 
 
 def load(

@@ -52,7 +52,7 @@ def _words(result: Mapping[str, Any]) -> list[str]:
     """What was asked, as one line each."""
     found = [
         f" {result['n']:,} rows within the scope, {result['n_out_of_scope']:,} requests out of scope",
-        f" At 1, 2 and 5 %: what refuses that share of the {result['validation_rows']:,} validation rows refuses these",
+        f" At 1, 2 and 5 %: thresholds that refuse so many of {result['validation_rows']:,} validation rows",
         f" Without refusals {percent(result['accuracy'])} of the rows within the scope are right",
     ]
     if result["left_out"]:

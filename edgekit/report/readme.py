@@ -61,6 +61,7 @@ def bundle_readme(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str
             name: PACKAGES.get(entry["runtime"], entry["runtime"])
             for name, entry in manifest["formats"].items()
         },
+        calibrated=any("temperature" in found for found in (report.get("calibration") or {}).values()),
         causes=CAUSES,
         messages=example["messages"],
         answer=example.get("answer"),

@@ -17,6 +17,7 @@ import edgekit
 from edgekit.base.artifacts import sha256_file, write_json
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.device.confidence import FILE, SCHEMA, Calibration, Verdict
+from edgekit.report.readme import bundle_readme
 
 LABELS = ["close_job", "open_job", "out_of_scope"]
 ENTRY = {"labels": LABELS, "temperature": 0.5, "rows": 40}
@@ -89,6 +90,14 @@ def test_a_bundle_without_the_file_opens_as_before(tiny_build: Any) -> None:
         assert model.calibration is None
     report = json.loads((tiny_build.bundle / "report.json").read_text())
     assert "different answers" in report["calibration"]["gguf"]["refused"]
+
+
+def test_the_readme_of_a_bundle_tells_of_the_file(tiny_build: Any) -> None:
+    manifest, report = (
+        json.loads((tiny_build.bundle / name).read_text()) for name in ("manifest.json", "report.json")
+    )
+    assert FILE not in bundle_readme(manifest, report)
+    assert f"| `{FILE}` |" in bundle_readme(manifest, report | {"calibration": {"gguf": ENTRY}})
 
 
 def test_a_file_that_is_not_the_manifest_s_is_refused(with_file: Callable[[Any], Path]) -> None:

@@ -27,6 +27,8 @@ from edgekit.base.errors import (
     StageError,
     in_words,
 )
+from edgekit.device.confidence import HINT as CALIBRATION_HINT
+from edgekit.device.confidence import read_calibration
 from edgekit.device.manifest import MANIFEST, read_manifest
 from edgekit.field.incidents.defaults import rules_of
 from edgekit.field.incidents.readings import expected_confidence
@@ -64,12 +66,16 @@ class Opened:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How each release is opened; `keep_texts` is how many redacted texts are kept, none by default."""
+    """How each release is opened; `keep_texts` is how many redacted texts are kept, none by default.
+
+    With `min_confidence`, answers of a lower confidence are not given, and a bundle without a calibration is not opened.
+    """
 
     format: str | None = None
     threads: int | None = None
     allow_failed: bool = False
     keep_texts: int = 0
+    min_confidence: float | None = None
 
 
 class Both:
@@ -178,12 +184,14 @@ class Deployment:
         return expected_confidence(self._bundle(), self.opened.model.format)
 
     def _open(self, bundle: Path) -> Opened:
+        self._check_calibration(bundle)
         model = edgekit.load(
             bundle,
             self._options.format,
             threads=self._options.threads,
             allow_failed=self._options.allow_failed,
         )
+        model.min_confidence = self._options.min_confidence
         telemetry = Telemetry.open(
             self.state,
             bundle,
@@ -273,6 +281,7 @@ class Deployment:
             self.releases.mark_good(name)  # takes one `stat` when nothing is on trial
         elif folder is not None and name and name != self._refused:
             self._check_memory(folder)
+            self._check_calibration(folder)
             folder = self.releases.boot()  # uses one try, as a start does
             if release_of(folder) == self.opened.release:
                 self._refused = name
@@ -287,6 +296,21 @@ class Deployment:
                 f"{release_of(folder)} needs about {needed} MiB of memory in addition to the model in use, and "
                 f"{free} MiB are free. The model in use continues to answer.",
                 "Free memory, or restart the server, which then opens only the new model.",
+            )
+
+    def _check_calibration(self, bundle: Path) -> None:
+        """Raise `ConfigError` when a lowest confidence is asked for and the bundle has no calibration; no try is used then."""
+        if self._options.min_confidence is None:
+            return
+        found = None
+        if (bundle / MANIFEST).is_file():
+            manifest = read_manifest(bundle)
+            format = self._options.format or next(iter(manifest["formats"]))
+            found = read_calibration(bundle, manifest, format)
+        if found is None:
+            raise ConfigError(
+                f"{bundle} has no calibration, so the confidence of its answers is not known.",
+                CALIBRATION_HINT,
             )
 
     def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from edgekit.base.errors import ConfigError
 from edgekit.device.answer import WHOLE, Answer, Records
+from edgekit.device.confidence import Verdict
 from edgekit.device.loaded import LoadedModel
 from edgekit.field.serving.constrain import Constraints
 from edgekit.field.serving.stops import StopStrings
@@ -66,13 +67,15 @@ class TimeUp(Exception):
 class Ticket:
     """An accepted request: iterate over it for the text pieces of its answer.
 
-    When it has ended, `finish` is `stop`, `length` or `cancelled`, and the token counts are known. Iterating raises
+    When it has ended, `finish` is `stop`, `length` or `cancelled`, and the token counts are known. `verdict` is the
+    confidence in the answer where a lowest one is asked for; an answer that is not given has no text. Iterating raises
     `ConfigError` for a request that cannot be answered, `TimeUp`, `Draining`, or the model's own error.
     """
 
     def __init__(self, request: Request, end: Callable[[Ticket, str], None]) -> None:
         self.request = request
         self.finish: str | None = None
+        self.verdict: Verdict | None = None
         self.release = ""
         self.prompt_tokens = 0
         self.answer_tokens = 0
@@ -371,11 +374,13 @@ class Engine:
         )
         answer.comparable = not (request.grammar or request.stop)
         stops = StopStrings(request.stop)
+        held: list[str] = []
+        give = ticket.put if model.min_confidence is None else held.append
         try:
             with closing(cast("Generator[str, None, None]", iter(answer))) as pieces:
                 for piece in pieces:
                     if text := stops.feed(piece):
-                        ticket.put(text)
+                        give(text)
                     if stops.found:
                         ticket.ending = ticket.ending or "stop"
                         break
@@ -383,7 +388,12 @@ class Engine:
             pass
         ticket.answer_tokens = len(answer.ids)
         if not stops.found and ticket.ending not in ("cancelled", "drained") and (rest := stops.rest()):
-            ticket.put(rest)
+            give(rest)
+        if model.min_confidence is not None and ticket.ending not in ("cancelled", "drained"):
+            text, whole = "".join(held), answer.finish == "stop" or stops.found
+            ticket.verdict = model.judge(prompt, text if whole else None, model.min_confidence)
+            if text and not ticket.verdict.abstained:
+                ticket.put(text)
         return answer.finish if answer.finish in WHOLE else None
 
     @staticmethod

@@ -255,6 +255,7 @@ class Reply:
             **_fingerprint(ticket),
             "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": ticket.finish}],
             "usage": usage(ticket),
+            **_confidence(ticket),
         }
 
     def chunk(self, piece: str, ticket: Ticket, *, with_usage: bool, finish: str | None = None) -> bytes:
@@ -267,7 +268,7 @@ class Reply:
         return self._event(
             ticket,
             [{"index": 0, **said, "logprobs": None, "finish_reason": finish}],
-            {"usage": None} if with_usage else {},
+            ({"usage": None} if with_usage else {}) | (_confidence(ticket) if finish else {}),
         )
 
     def counts(self, ticket: Ticket) -> bytes:
@@ -296,6 +297,11 @@ def models(name: str, created: float) -> dict[str, Any]:
         "object": "list",
         "data": [{"id": name, "object": "model", "created": int(created), "owned_by": "edgekit"}],
     }
+
+
+def _confidence(ticket: Ticket) -> dict[str, Any]:
+    """The confidence in the answer and whether it was withheld, a field that OpenAI's clients pass on unread."""
+    return {"edgekit": ticket.verdict.fields} if ticket.verdict else {}
 
 
 def _fingerprint(ticket: Ticket) -> dict[str, Any]:

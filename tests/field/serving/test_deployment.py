@@ -16,7 +16,8 @@ from field.releases.bundles import fit, same
 
 import edgekit
 from edgekit.base import hardware
-from edgekit.base.errors import CorruptError
+from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.device.confidence import FILE, SCHEMA
 from edgekit.field.incidents.rules import Change
 from edgekit.field.releases import Releases
 from edgekit.field.serving.deployment import Deployment, OpenOptions
@@ -89,8 +90,9 @@ def said() -> list[str]:
 def started(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., tuple[Deployment, Engine]]]:
     running: list[tuple[Deployment, Engine]] = []
 
-    def start(bundle: Path | None = None) -> tuple[Deployment, Engine]:
-        deployment = Deployment(tmp_path / "state", bundle, options=OpenOptions(threads=1), say=said.append)
+    def start(bundle: Path | None = None, min_confidence: float | None = None) -> tuple[Deployment, Engine]:
+        options = OpenOptions(threads=1, min_confidence=min_confidence)
+        deployment = Deployment(tmp_path / "state", bundle, options=options, say=said.append)
         opened = deployment.opened
         engine = Engine(opened.model, name="tiny", source=opened.bundle, release=opened.release)
         deployment.metrics = Metrics("tiny")
@@ -175,6 +177,33 @@ def test_a_switch_waits_until_two_models_fit_into_memory(
     assert releases.pending() == second and releases.get(second).tries == 3  # no verdict, and no try is lost
     monkeypatch.setattr(hardware, "available_memory_mib", lambda: 1 << 20)
     until(lambda: engine.release == second and not deployment.switch_trouble)
+
+
+def calibrated(folder: Path) -> None:
+    """Its manifest lists a calibration; the digest is that of `another`."""
+    entry = {"labels": ["close_job", "open_job"], "temperature": 0.5, "rows": 9}
+    (folder / FILE).write_text(json.dumps({"schema": SCHEMA, "formats": {"gguf": entry}}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"].append({"path": FILE, "bytes": 0, "sha256": "0" * 64})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_server_with_a_lowest_confidence_opens_no_release_without_a_calibration(
+    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="has no calibration"):
+        started(tiny_build.bundle, 0.8)
+    with pytest.raises(ConfigError, match="has no calibration"):
+        started(None, 0.8)
+    releases.mark_good(release_of(tiny_build.bundle))
+    first = promote(releases, another(tiny_build.bundle, tmp_path / "first", calibrated))
+    deployment, engine = started(None, 0.8)
+    assert engine.release == first and deployment.opened.model.min_confidence == 0.8
+    until(lambda: releases.pending() is None)
+    second = promote(releases, another(tiny_build.bundle, tmp_path / "second", reworded))
+    until(lambda: "has no calibration" in deployment.switch_trouble)
+    assert engine.release == first and releases.pending() == second
+    assert releases.get(second).tries == 3  # no verdict, and no try is lost
 
 
 def test_names_of_releases_kept_in_use_are_accepted_after_a_restart(
