@@ -10,7 +10,7 @@ import pytest
 
 from edgekit.base.cache import Cache
 from edgekit.base.events import GateResult, ignore
-from edgekit.build import checks, stages
+from edgekit.build import checks, robustness, stages
 from edgekit.evaluation.samples import write_log
 from edgekit.models import tokenizer
 from edgekit.targets.target import Budget
@@ -88,3 +88,48 @@ def test_the_tuned_model_must_beat_the_better_base(
     request = SimpleNamespace(target=SimpleNamespace(budget=Budget()))
     gate = checks.gain(request, {name: answers(tmp_path, name, right) for name, right in found.items()})  # type: ignore[arg-type]
     assert gate.passed is passes and words in gate.detail and gate.limit == 0
+
+
+def robust(folder: Path, name: str, wrong: dict[str, int], rate: float | None = 0.1, rows: int = 200) -> Any:
+    """A measurement in which the first rows of each variant are answered wrongly, as many as `wrong` says."""
+    place = folder / name
+    place.mkdir()
+    write_log(
+        place / checks.SAMPLES,
+        [
+            {"id": f"{n}", "variant": one, "correct": n >= count}
+            for one, count in wrong.items()
+            for n in range(rows)
+        ],
+    )
+    noise = {"families": 2, "pdr": rate, "pdr_bounds": None if rate is None else [rate - 0.05, rate + 0.05]}
+    return SimpleNamespace(path=place, result={"n": rows, "noise": noise})
+
+
+@pytest.mark.parametrize(
+    ("case", "rates", "failed", "stage"),
+    [
+        (0, (0.1, 0.1), set(), ""),
+        (9, (0.1, 0.1), {"gguf.robust_drop_points"}, "quantize.gguf"),  # in one family alone
+        (0, (0.1, 0.3), {"gguf.robust_drop_rate"}, "quantize.gguf"),
+        (0, (0.3, 0.3), {"gguf.robust_drop_rate"}, "tune"),  # the tuned model does not stand it either
+        (0, (None, None), {"gguf.robust_drop_rate"}, "tune"),
+    ],
+)
+def test_a_file_that_loses_under_noise_fails_where_the_target_says_so(
+    case: int, rates: tuple[float | None, float | None], failed: set[str], stage: str, tmp_path: Path
+) -> None:
+    tuned = robust(tmp_path, "tuned", {"clean": 2, "case": 20, "tagged": 2}, rates[0])
+    file = robust(tmp_path, "gguf", {"clean": 2, "case": 20 + case, "tagged": 2}, rates[1])
+    artifact: Any = SimpleNamespace(format="gguf", steps=[SimpleNamespace(name="quantize.gguf")])
+
+    def limits(**of: float) -> list[GateResult]:
+        request: Any = SimpleNamespace(target=SimpleNamespace(budget=Budget(**of)))
+        return robustness.limits(request, artifact, tuned, file)
+
+    assert limits() == []
+    found = limits(robust_drop_points=2.0, robust_drop_rate=0.2)
+    assert len(found) == 2 and {gate.name for gate in found if not gate.passed} == failed
+    assert {gate.stage for gate in found if not gate.passed} == ({stage} if failed else set())
+    if case:
+        assert found[0].detail.startswith("case: ") and found[0].value == pytest.approx(4.5)
