@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 from edgekit.commands.evaluate import LOG_HELP, LoggedOptions, show
 
@@ -50,6 +51,10 @@ def robust(options: RobustOptions) -> None:
     A run that was interrupted goes on from its last answers when the same command is typed again.
     """
     if options.adversarial:
+        if options.families:
+            raise ConfigError(
+                "--adversarial searches instead of drawing the noise of --families.", "Leave out one of them."
+            )
         _search(options)
         return
     from edgekit.evaluation import robust as evaluation

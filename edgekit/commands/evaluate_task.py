@@ -83,7 +83,8 @@ def task(options: TaskOptions) -> None:
                 emit(
                     Alert(
                         "warning",
-                        f"Only {len(shots.examples)} of {options.shots} examples fit the prompt, or are there.",
+                        f"{len(shots.examples)} examples are shown, not {options.shots}: no more fit the prompt, or the "
+                        "training rows are fewer.",
                     )
                 )
         kept = None if labels else options.kept(model, emit)

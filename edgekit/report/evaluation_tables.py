@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import NONE, figure, percent
 
 FIGURES = {
@@ -26,9 +27,7 @@ def robustness_table(result: Mapping[str, Any]) -> Group:
 
     `drop` is the performance drop rate, `changed` the share of answers that differ from those to the rows as they are.
     """
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table(*COLUMNS)
     clean = result["clean"]
     table.add_row("as they are", percent(clean["accuracy"]), interval(clean["wilson_95"]))
     families = result["families"]
@@ -41,18 +40,14 @@ def robustness_table(result: Mapping[str, Any]) -> Group:
 
 def calibration_table(result: Mapping[str, Any]) -> Group:
     """The figures of a document of schema `edgekit.calibration/1`, before and after the temperature, and the bins."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table = figures_table("", "as it is", f"temperature {figure(result['temperature'])}")
     before, after = result["before"], result["after"]
-    for column in ("", "as it is", f"temperature {figure(result['temperature'])}"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, key in FIGURES.items():
         table.add_row(name, *(f"{one[key]:.4f}" for one in (before, after)))
     for risk in after["coverage_at_risk"]:
         shares = (one["coverage_at_risk"][risk] for one in (before, after))
         table.add_row(f"answered at {percent(float(risk))} error", *map(percent, shares))
-    bins = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("confidence", "right", "rows"):
-        bins.add_column(column, justify="right", no_wrap=True)
+    bins = figures_table("confidence", "right", "rows")
     for one in after["reliability"]:
         bins.add_row(percent(one["confidence"]), percent(one["accuracy"]), f"{one['n']:,}")
     known = f" {percent(after['accuracy'])} [{interval(after['wilson_95'])}] of {result['n']} rows are right, among {result['labels']} answers"
@@ -62,9 +57,7 @@ def calibration_table(result: Mapping[str, Any]) -> Group:
 
 def adversarial_table(result: Mapping[str, Any]) -> Group:
     """The figures of a document of schema `edgekit.adversarial/1`, and examples of what was found."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("", "share", "95 %", "rows"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table("", "share", "95 %", "rows")
     for name, key in (("right as they are", "clean"), ("right after the search", "attacked")):
         found = result[key]
         table.add_row(name, percent(found["accuracy"]), interval(found["wilson_95"]), f"{result['n']:,}")
@@ -94,9 +87,7 @@ def adversarial_table(result: Mapping[str, Any]) -> Group:
 
 def counterfactual_table(result: Mapping[str, Any]) -> Group:
     """The figures of a document of schema `edgekit.counterfactual/1`, and answers that changed."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("", "changed", "95 %", "rows", "lost", "won"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table("", "changed", "95 %", "rows", "lost", "won")
     for one in (*result["kinds"], {"about": "all", **result["all"]}):
         share = (percent(one["changed"]), interval(one["changed_95"]) if one["n"] else NONE)
         table.add_row(one["about"], *share, *(f"{one[key]:,}" for key in ("n", "lost", "won")))

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.evaluation.explain import carrying
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import percent
 
 
@@ -55,11 +56,7 @@ def _words(result: Mapping[str, Any], most: int) -> Table:
 
 
 def _numbered(title: str, result: Mapping[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    table.add_column(title)
-    for number in range(len(result["files"])):
-        table.add_column(str(number + 1), justify="right", no_wrap=True)
-    return table
+    return figures_table(title, *(str(number) for number in range(1, len(result["files"]) + 1)))
 
 
 def _short(path: str) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.report.evaluation_tables import interval
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import NONE, percent
 
 LEVELS = {"prompt": "prompts, all followed", "inst": "instructions"}
@@ -17,7 +18,7 @@ LEVELS = {"prompt": "prompts, all followed", "inst": "instructions"}
 
 def overrefusal_table(result: Mapping[str, Any]) -> Group:
     """The refusals of a document of schema `edgekit.overrefusal/1`, of safe and of unsafe prompts and by type."""
-    table = _table("", "refused", "95 %", "prompts")
+    table = figures_table("", "refused", "95 %", "prompts")
     for label in ("safe", "unsafe"):
         _refused(table, f"{label} prompts", result[label])
         for one in result["types"]:
@@ -33,7 +34,7 @@ def overrefusal_table(result: Mapping[str, Any]) -> Group:
 
 def instructions_table(result: Mapping[str, Any]) -> Group:
     """The four accuracies of a document of schema `edgekit.instructions/1`, and the instructions by kind."""
-    table = _table("", "strict", "95 %", "loose", "95 %")
+    table = figures_table("", "strict", "95 %", "loose", "95 %")
     for level, name in LEVELS.items():
         cells: list[str] = []
         for mode in ("strict", "loose"):
@@ -45,13 +46,6 @@ def instructions_table(result: Mapping[str, Any]) -> Group:
         table.add_row(f"  {one['name']}", *cells)
     told = f" {result['instructions']} instructions in {result['n']} prompts; samples: {result['samples']}"
     return Group(table, "", Text(told))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    return table
 
 
 def _refused(table: Table, name: str, found: Mapping[str, Any]) -> None:

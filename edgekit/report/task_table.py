@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.report.evaluation_tables import interval
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import percent
 
 MOST_VALUES = 12
@@ -21,9 +22,7 @@ def task_table(result: Mapping[str, Any]) -> Group:
 
     Slices of one kind with more than twelve values are left out; the document has them all.
     """
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("", "right", "95 %", "rows"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table("", "right", "95 %", "rows")
     table.add_row("all rows", percent(result["accuracy"]), interval(result["wilson_95"]), f"{result['n']:,}")
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for one in result["slices"]:
