@@ -29,6 +29,7 @@ SCHEMA = "edgekit.calibration/1"
 BINS = 15
 RISKS = (0.01, 0.02)
 COLDEST, HOTTEST = 1e-3, 1e3
+GRID = 61  # temperatures, ten for each power of ten
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -81,22 +82,24 @@ def fitted(scored: Scored) -> dict[str, Any]:
 
 
 def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> float:
-    """The temperature with the smallest cross-entropy to the right answers of N rows, between 0.001 and 1000.
+    """The temperature that makes the right answers of N rows likeliest, between 0.001 and 1000.
 
-    A right answer counts as `(N + 1) / (N + 2)` certain, and the others share the rest: where every row is answered rightly,
-    the smallest loss would else be at temperature zero, with complete confidence (Platt 1999, Probabilistic Outputs for
-    Support Vector Machines, section 2.2). The loss is convex in the inverse of the temperature, so a golden-section search on
-    its logarithm finds the minimum.
+    It has the smallest cross-entropy to a right answer that counts as `(N + 1) / (N + 2)` certain: where every row is answered
+    rightly, the smallest loss would else be at temperature zero, with complete confidence in wrong answers too (Platt 1999,
+    Probabilistic Outputs for Support Vector Machines, section 2.2). A grid of temperatures finds the neighbourhood of the
+    minimum, and a golden-section search the minimum in it.
     """
-    count, labels = len(scores), len(scores[0])
-    doubt = 1 / (count + 2)
+    doubt = 1 / (len(scores) + 2)
+    is_right = np.eye(len(scores[0]), dtype=bool)[right]
 
     def loss(logarithm: float) -> float:
         sure = log_softmax(scores / math.exp(logarithm))
-        others = (float(-sure.sum()) / count - nll(sure, right)) / (labels - 1)
-        return (1 - doubt) * nll(sure, right) + doubt * others
+        wrong = np.logaddexp.reduce(np.where(is_right, -np.inf, sure), axis=1)
+        return (1 - doubt) * nll(sure, right) - doubt * float(wrong.mean())
 
-    low, high = math.log(COLDEST), math.log(HOTTEST)
+    grid = np.linspace(math.log(COLDEST), math.log(HOTTEST), GRID).tolist()
+    place = int(np.argmin([loss(logarithm) for logarithm in grid]))
+    low, high = grid[max(place - 1, 0)], grid[min(place + 1, GRID - 1)]
     for _ in range(60):
         left, middle = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         low, high = (low, middle) if loss(left) <= loss(middle) else (left, high)

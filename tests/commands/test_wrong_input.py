@@ -148,6 +148,11 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval ood words.gguf --out-of-scope missing.txt", 2, ("requests in missing.txt cannot be read",)),
     ("eval ood words.gguf --out-of-scope missing.csv", 2, ("There is no data file missing.csv",)),
     ("eval ood words.gguf --out-of-scope broken.jsonl", 2, ("broken.jsonl:1: not JSON",)),
+    (
+        "eval ood http://127.0.0.1:9/v1 --data rows.csv --out-of-scope words.txt",
+        2,
+        ("gives answers only, and this needs the model's likelihoods",),
+    ),
     ("eval ood words.gguf --fit-rows -1", 2, ("--fit-rows': Input should be greater than or equal to 0",)),
     ("eval task words.gguf --choice", 2, ("different answers, and a choice needs 2 to 200",)),
     ("eval words.gguf --shots -1", 2, ("--shots': Input should be greater than or equal to 0",)),
