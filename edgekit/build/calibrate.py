@@ -83,5 +83,5 @@ def labels_of(request: Request) -> tuple[list[str], str]:
 def _rows(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
     """Rows whose answers are labels, spread over all of them, as many as are scored in a reasonable time."""
     known = [row for row in rows if row.answer.strip() in set(labels)]
-    count = min(MOST_ROWS, MOST_SCORES // max(1, len(labels)))
-    return known[:: max(1, -(-len(known) // count))]
+    count = min(MOST_ROWS, MOST_SCORES // max(1, len(labels)), len(known))
+    return [known[place * len(known) // count] for place in range(count)]
