@@ -42,7 +42,7 @@ screenshots: install
 
 test: check
 	$(BIN)/python tools/fetch_tokenizers.py
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
