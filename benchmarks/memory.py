@@ -116,11 +116,10 @@ def expected(model: str, rows: str) -> dict[str, float]:
 
 def stages(cache: Path) -> Iterator[tuple[str, float]]:
     """The name of each finished stage and the time of its end, in order; a stage begins where the last one ended."""
-    folders = sorted(
-        (file.parent for file in cache.glob("*/*/stage.json")), key=lambda at: at.stat().st_ctime
-    )
-    for folder in folders:
-        yield json.loads((folder / "stage.json").read_text())["stage"], folder.stat().st_ctime
+    # The record is a stage's last file. The folder changes later, when its large files are linked to the output.
+    ends = sorted((file.stat().st_mtime, file) for file in cache.glob("*/*/stage.json"))
+    for end, file in ends:
+        yield json.loads(file.read_text())["stage"], end
 
 
 def watch(command: list[str], code: Path, folders: list[Path]) -> tuple[Timeline, int]:
