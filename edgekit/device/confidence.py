@@ -23,6 +23,7 @@ from edgekit.registry import Runtime
 
 FILE = "calibration.json"
 SCHEMA = "edgekit.bundle.calibration/1"
+MOST_LABELS = 200  # more would be scored for minutes
 HINT = (
     "Leave out --min-confidence, or build the bundle again: where the answers are 2 to 32 labels, a build writes a "
     "calibration into it."
@@ -91,11 +92,11 @@ def read_calibration(folder: Path, manifest: Mapping[str, Any], format: str) -> 
 def _calibration(entry: Mapping[str, Any]) -> Calibration:
     labels, temperature = tuple(entry["labels"]), float(entry["temperature"])
     if (
-        len(set(labels)) < 2
+        not 2 <= len(set(labels)) <= MOST_LABELS
         or len(set(labels)) < len(labels)
         or not all(isinstance(one, str) for one in labels)
     ):
-        raise ValueError("the labels are not different texts")
+        raise ValueError("the labels are not 2 to 200 different texts")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError("the temperature is not a positive number")
     return Calibration(labels, temperature)

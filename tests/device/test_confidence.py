@@ -119,6 +119,7 @@ def test_a_file_that_is_not_the_manifest_s_is_refused(with_file: Callable[[Any],
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a", "a"]}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a", 1]}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": 7}}},
+        {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": [f"label {n}" for n in range(201)]}}},
     ],
 )
 def test_a_malformed_file_is_refused(with_file: Callable[[Any], Path], document: Any) -> None:
