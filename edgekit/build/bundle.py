@@ -103,7 +103,7 @@ def write(
         write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": _by_format(outcome, golden)})
         signals = [kept.result["signals"] for kept in outcome.signals]
         write_json(out / SIGNALS, {"schema": SIGNALS_SCHEMA, "formats": _by_format(outcome, signals)})
-        if fitted := _temperatures(outcome):
+        if fitted := temperatures(outcome):
             write_json(out / CALIBRATION, {"schema": CALIBRATION_SCHEMA, "formats": fitted})
         write_html(report, out / "report.html", out / "samples")
         shutil.copyfile(log, out / "events.jsonl")
@@ -124,7 +124,7 @@ def _by_format(outcome: Outcome, values: Sequence[Any]) -> dict[str, Any]:
     return {artifact.format: value for artifact, value in zip(outcome.artifacts, values, strict=True)}
 
 
-def _temperatures(outcome: Outcome) -> dict[str, Any]:
+def temperatures(outcome: Outcome) -> dict[str, Any]:
     """What `edgekit.device.confidence` reads, for the formats with a temperature."""
     found = _by_format(outcome, [stage.result for stage in outcome.calibrations])
     return {

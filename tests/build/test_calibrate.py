@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgekit import registry
+from edgekit.base.artifacts import sha256_file, write_json
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.build import calibrate
+from edgekit.build.bundle import temperatures
 from edgekit.build.request import Request
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
+from edgekit.device.confidence import FILE, SCHEMA, read_calibration
 from edgekit.evaluation import calibration as evaluation
 from edgekit.evaluation.choices import score
 from edgekit.models.source import resolve
@@ -105,6 +109,25 @@ def test_validation_rows_of_other_labels_are_no_ground(
     request = replace(request, data=replace(request.data, validation=[_other()]))
     found = calibrate.calibration(Cache(tmp_path / "cache", lambda event: None), request, artifact)
     assert "No answer of the validation rows" in found.result["refused"]
+
+
+def test_the_bundle_gets_what_a_device_reads(request_of: Any, artifact: Artifact, tmp_path: Path) -> None:
+    """Of the formats with a temperature alone."""
+    cache = Cache(tmp_path / "cache", lambda event: None)
+    onnx = replace(artifact, format="onnx")
+    stages = [
+        calibrate.calibration(cache, request_of(3), artifact),
+        calibrate.calibration(cache, request_of(33), onnx),
+    ]
+    outcome: Any = SimpleNamespace(artifacts=[artifact, onnx], calibrations=stages)
+    file = tmp_path / FILE
+    write_json(file, {"schema": SCHEMA, "formats": temperatures(outcome)})
+    entry = {"path": FILE, "bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    manifest = {"files": [entry], "formats": {}}
+    found = read_calibration(tmp_path, manifest, "gguf")
+    assert found and found.labels == ("label 0", "label 1", "label 2")
+    assert found.temperature == stages[0].result["temperature"]
+    assert read_calibration(tmp_path, manifest, "onnx") is None
 
 
 def _other() -> Row:
