@@ -214,7 +214,7 @@ class Evaluate(Table):
 
     robust: bool = True
     """Ask some test rows with noise and in other phrasings: a short form of `edgekit eval robust`."""
-    robust_rows: Annotated[int, Field(ge=1)] = 24
+    robust_rows: Annotated[int, Field(ge=1)] = 20
     """Test rows that are asked so, spread over all of them. Each is asked once for each family of noise and each of five
     phrasings."""
     robust_families: Annotated[list[NoiseFamily], Field(min_length=1)] = [
@@ -262,7 +262,7 @@ class Budget(Table):
     """Largest loss of exact-match accuracy from the tuned model's, percentage points."""
     robust_drop_points: Annotated[float, Field(ge=0)] | None = None
     """Largest loss of accuracy from the tuned model's in any family of noise or phrasing, percentage points. A
-    limit of 1 takes at least 133 rows (`evaluate.robust_rows`); with 24, none below 5.1 can be shown to be kept."""
+    limit of 1 takes at least 133 rows (`evaluate.robust_rows`); with 20, none below 6 can be shown to be kept."""
     robust_drop_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest performance drop rate of a file under noise, mean over the families: 0.2 means that noise may turn a fifth of
     its right answers wrong."""
