@@ -115,11 +115,19 @@ def expected(model: str, rows: str) -> dict[str, float]:
 
 
 def stages(cache: Path) -> Iterator[tuple[str, float]]:
-    """The name of each finished stage and the time of its end, in order; a stage begins where the last one ended."""
-    # The record is a stage's last file. The folder changes later, when its large files are linked to the output.
-    ends = sorted((file.stat().st_mtime, file) for file in cache.glob("*/*/stage.json"))
-    for end, file in ends:
-        yield json.loads(file.read_text())["stage"], end
+    """The name of each finished stage and the time of its end, in order; a stage begins where the last one ended.
+
+    Without the events that a build records, it is the time when a stage's record was last used, which is later for an ONNX
+    folder: its files are linked to the output at the end.
+    """
+    events = cache / "events.jsonl"
+    if events.is_file():
+        for event in map(json.loads, events.read_text("utf-8").splitlines()):
+            if event["event"] == "StageFinished":
+                yield event["stage"], event["time"]
+        return
+    for used, record in sorted((file.stat().st_mtime, file) for file in cache.glob("*/*/stage.json")):
+        yield json.loads(record.read_text())["stage"], used
 
 
 def watch(command: list[str], code: Path, folders: list[Path]) -> tuple[Timeline, int]:
