@@ -1,4 +1,4 @@
-# make demo         install, then build a proven bundle of the sample model on the demo data (about 18 minutes)
+# make demo         install, then build a proven bundle of the sample model on the demo data (about 13 minutes)
 # make test         install, then every check and test
 # make check        formatting, lint, types, import rules, layout
 # make field-demo   serve the demo's bundle, let its traffic drift, be told, roll back (about 4 minutes)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from edgekit.base.errors import ConfigError
 from edgekit.build import defaults
 from edgekit.commands import shell
-from edgekit.commands.artifact import subject_at
+from edgekit.commands.artifact import Artifact, subject_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -230,6 +230,7 @@ def show(
 class CalibrationOptions(LoggedOptions):
     """The options of `eval calibration`."""
 
+    artifact: Artifact  # a URL gives no likelihoods
     out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("calibration.jsonl")
 
 

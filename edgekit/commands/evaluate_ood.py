@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edgekit.commands import shell
+from edgekit.commands.artifact import Artifact
 from edgekit.commands.evaluate import LOG_HELP, LoggedOptions, show
 
 
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
 class OodOptions(LoggedOptions):
     """The options of `eval ood`."""
 
+    artifact: Artifact  # a URL gives no likelihoods
     out_of_scope: Annotated[
         Path | None,
         typer.Option(
