@@ -66,7 +66,7 @@ class Robustness(Table):
     consistency: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the divergence between the answers of a row and its noisy twin (R-Drop, Liang et al. 2021,
     arXiv 2106.14448); 0 turns it off."""
-    paired_share: Annotated[float, Field(ge=0, le=1)] = 0.15
+    paired_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the rows that are trained beside their noisy twin. It costs as much more time."""
     abstain: str = "auto"
     """The answer to a request that is out of scope. `auto` takes that of the rows, or `out_of_scope` where the answers are a
