@@ -12,7 +12,7 @@ from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import ConfigError
 from edgekit.build.request import Request
 from edgekit.data.out_of_scope import answer_of
-from edgekit.data.rows import Row, content_of
+from edgekit.data.rows import Row, content_of, evenly_spaced
 from edgekit.evaluation.choices import candidates
 from edgekit.report.outcome import Artifact
 
@@ -83,5 +83,4 @@ def labels_of(request: Request) -> tuple[list[str], str]:
 def _rows(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
     """Rows whose answers are labels, spread over all of them, as many as are scored in a reasonable time."""
     known = [row for row in rows if row.answer.strip() in set(labels)]
-    count = min(MOST_ROWS, MOST_SCORES // max(1, len(labels)), len(known))
-    return [known[place * len(known) // count] for place in range(count)]
+    return evenly_spaced(known, min(MOST_ROWS, MOST_SCORES // max(1, len(labels))))

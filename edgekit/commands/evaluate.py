@@ -147,6 +147,14 @@ class LogOptions(FileOptions):
             yield emit, log, model
 
     @contextmanager
+    def resumed(self) -> Iterator[tuple[Emit, Path, Model, Kept]]:
+        """The same with the answers of an interrupted run, which are removed when the log is written."""
+        with self.answers() as (emit, log, model):
+            kept = self.kept(model, emit)
+            yield emit, log, model, kept
+        kept.remove()
+
+    @contextmanager
     def _logging(self) -> Iterator[tuple[Emit, Path]]:
         from edgekit.base.artifacts import written_whole
 
@@ -217,13 +225,7 @@ def show(
     table: Callable[[Mapping[str, Any]], RenderableType],
 ) -> None:
     """Print what was measured, as one JSON document or as a table."""
-    document = result | {"samples": str(options.out)}
-    if options.json:
-        shell.print_json(document)
-        return
-    from rich.console import Console
-
-    Console().print(table(document))
+    shell.show(result | {"samples": str(options.out)}, table, as_json=options.json)
 
 
 @dataclass(frozen=True, kw_only=True)

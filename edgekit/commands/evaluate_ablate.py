@@ -81,13 +81,9 @@ def ablate(options: AblateOptions) -> None:
         write_json(document, result)
     with written_whole(drawn, force=options.force) as page:
         page.write_text(picture(result), encoding="utf-8")
-    if options.json:
-        shell.print_json(result)
-        return
-    from rich.console import Console
-
-    Console().print(ablation_table(result))
-    shell.say(f" Written: {options.out} and {drawn}")
+    shell.show(result, ablation_table, as_json=options.json)
+    if not options.json:
+        shell.say(f" Written: {options.out} and {drawn}")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -40,16 +40,10 @@ def compare(options: CompareOptions) -> None:
     Exit code 3 when the second is worse by more than --margin, as a whole, by label, or by variant.
     """
     from edgekit.evaluation.compare import compare as compare_logs
+    from edgekit.report.compare_table import compare_table
 
     result = compare_logs(options.first, options.second, options.margin)
-    if options.json:
-        shell.print_json(result)
-    else:
-        from rich.console import Console
-
-        from edgekit.report.compare_table import compare_table
-
-        Console().print(compare_table(result))
+    shell.show(result, compare_table, as_json=options.json)
     if result["verdict"] == "worse":
         worse = [f"{one['by']} {one['value']}" for one in result["slices"] if one["verdict"] == "worse"]
         places = f" Shown to lose more: {', '.join(worse)}." if worse else ""

@@ -36,8 +36,7 @@ def counterfactual(options: CounterfactualOptions) -> None:
 
     dataset = options.dataset()
     rows = options.rows_of(dataset)
-    with options.answers() as (emit, log, model):
-        kept, most, seed = options.kept(model, emit), options.max_tokens, options.seed
+    with options.resumed() as (emit, log, model, kept):
+        most, seed = options.max_tokens, options.seed
         result = evaluate(model, rows, seed=seed, max_tokens=most, log=log, kept=kept, emit=emit)
-    kept.remove()
     show(options, result | options.about(dataset, model), counterfactual_table)

@@ -45,12 +45,7 @@ def explain(options: ExplainOptions) -> None:
         most = options.max_tokens
         found = explanation.explain(row, files, options.opened_at, max_tokens=most, emit=emit)
     document = found | {"data": options.rows_measured(dataset)}
-    if options.json:
-        shell.print_json(document)
-        return
-    from rich.console import Console
-
-    Console().print(explain_table(document, options.words))
+    shell.show(document, lambda shown: explain_table(shown, options.words), as_json=options.json)
 
 
 def _files(artifact: Path) -> list[Path]:

@@ -37,8 +37,9 @@ class PromptOptions(LogOptions):
 
     def some(self, prompts: list[Any]) -> list[Any]:
         """As many prompts as `--limit` allows, evenly spaced, because such files are sorted by type."""
-        count = min(self.limit or len(prompts), len(prompts))
-        return [prompts[number * len(prompts) // count] for number in range(count)]
+        from edgekit.data.rows import evenly_spaced
+
+        return evenly_spaced(prompts, self.limit or len(prompts))
 
     def about(self, model: Model) -> dict[str, Any]:
         """What was measured on what, for the document."""
@@ -65,10 +66,8 @@ def overrefusal(options: RefusalOptions) -> None:
     from edgekit.report.prompts_table import overrefusal_table
 
     prompts = options.some(evaluation.read(options.prompts))
-    with options.answers() as (emit, log, model):
-        kept = options.kept(model, emit)
+    with options.resumed() as (emit, log, model, kept):
         result = evaluation.evaluate(model, prompts, options.free, log=log, kept=kept, emit=emit)
-    kept.remove()
     show(options, result | options.about(model), overrefusal_table)
 
 
@@ -92,8 +91,6 @@ def instructions(options: InstructionOptions) -> None:
 
     prompts = options.some(evaluation.read(options.prompts))
     check = evaluation.checker()
-    with options.answers() as (emit, log, model):
-        kept = options.kept(model, emit)
+    with options.resumed() as (emit, log, model, kept):
         result = evaluation.evaluate(model, prompts, check, options.free, log=log, kept=kept, emit=emit)
-    kept.remove()
     show(options, result | options.about(model), instructions_table)

@@ -63,10 +63,9 @@ def robust(options: RobustOptions) -> None:
     noise = evaluation.Noise.of(options.families, options.strength, options.seed)
     dataset = options.dataset()
     rows = options.rows_of(dataset)
-    with options.answers() as (emit, log, model):
-        kept, most = options.kept(model, emit), options.max_tokens
+    with options.resumed() as (emit, log, model, kept):
+        most = options.max_tokens
         result = evaluation.evaluate(model, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
-    kept.remove()
     show(options, result | options.about(dataset, model), robustness_table)
 
 

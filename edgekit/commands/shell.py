@@ -20,6 +20,8 @@ from edgekit.base.texts import plain
 from edgekit.field import state as field_state
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from edgekit.build.request import Order, Request
     from edgekit.data.dataset import DataOptions
     from edgekit.data.splits import Dataset
@@ -241,6 +243,18 @@ def print_json(value: Any) -> None:
     state.printed = True
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     sys.stdout.write(json_safe(text) + "\n")
+
+
+def show(
+    document: dict[str, Any], table: Callable[[dict[str, Any]], RenderableType], *, as_json: bool
+) -> None:
+    """Print what was measured as one JSON document, or as the table that `table` makes of it."""
+    if as_json:
+        print_json(document)
+        return
+    from rich.console import Console
+
+    Console().print(table(document))
 
 
 def json_safe(document: str) -> str:

@@ -56,6 +56,12 @@ def spread_over(rows: Sequence[Row], count: int) -> Sequence[Row]:
     return rows[:: max(1, len(rows) // count)][:count] if count else []
 
 
+def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` items at distances as equal as possible, the first one included; at most all of them."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
 def contents_of(conversations: Iterable[Sequence[Message]]) -> Iterator[str]:
     """The text of every message."""
     for messages in conversations:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from edgekit.report import plots
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import NONE, percent
 
 COLUMNS = ("", "clean", "95 %", "noise", "95 %", "phrasings", "95 %")
@@ -19,9 +19,7 @@ KEPT_OUT = 14  # cells of the name of a part
 def ablation_table(result: Mapping[str, Any]) -> Group:
     """The accuracy of the recipe with every part, and the points that each part buys, of a document `edgekit.ablation/1`."""
     measures = list(result["n"])
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table(*COLUMNS)
     whole = next(one for one in result["runs"] if not one["left_out"])
     table.add_row("every part", *_accuracies(whole, measures))
     table.add_row(Text("points it buys", "dim"))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import percent
 
 NAMES = {
@@ -24,17 +24,13 @@ COLUMNS = ("", "AUROC", "95 %", "AUPR in", "AUPR out", "FPR95")
 
 def ood_table(result: Mapping[str, Any]) -> Group:
     """The figures of each score of a document of schema `edgekit.ood/1`, and what thresholds on it would do."""
-    scores = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in COLUMNS:
-        scores.add_column(column, justify="right" if column else "left", no_wrap=True)
+    scores = figures_table(*COLUMNS)
     for one in result["scores"]:
         interval = "..".join(f"{end:.3f}" for end in one["auroc_95"])
         shown = (f"{one[key]:.3f}" for key in ("aupr_in", "aupr_out", "fpr95"))
         scores.add_row(NAMES[one["name"]], f"{one['auroc']:.3f}", interval, *shown)
     quantiles = [each["quantile"] for each in result["scores"][0]["thresholds"]]
-    pairs = Table(box=None, padding=(0, 1), header_style="dim")
-    for place, column in enumerate(("right / refused, %", *(f"at {quantile:.0%}" for quantile in quantiles))):
-        pairs.add_column(column, justify="right" if place else "left", no_wrap=True)
+    pairs = figures_table("right / refused, %", *(f"at {quantile:.0%}" for quantile in quantiles))
     for one in result["scores"]:
         pairs.add_row(NAMES[one["name"]], *map(_pair, one["thresholds"]))
     if result["as_answered"]:
