@@ -136,7 +136,7 @@ class TinyBuild:
         return self.command(self.bundle, self.folder / "cache")
 
     def cache_copy(self, folder: Path) -> Path:
-        """A copy of the build's cache, for a command that leaves another record of a build there."""
+        """A copy of the build's cache, for a command that leaves other results or another record there."""
         return Path(shutil.copytree(self.folder / "cache", folder / "cache", symlinks=True))
 
     def command(self, out: Path, cache: Path) -> list[str]:

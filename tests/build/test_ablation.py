@@ -116,7 +116,7 @@ def test_ray_spreads_the_same_runs_and_says_when_there_is_no_cluster(
 
 def test_a_run_shares_the_cache_with_builds(tiny_build: Any, shell: Any, tmp_path: Path) -> None:
     """The run with every part is the build that is there; without quantization, tuning is not done again."""
-    words = tiny_build.command(tmp_path / "unused", tiny_build.folder / "cache")[1:]
+    words = tiny_build.command(tmp_path / "unused", tiny_build.cache_copy(tmp_path))[1:]
     place = words.index("--out")
     out = tmp_path / "ablation.json"
     words[place : place + 2] = ["--out", str(out)]

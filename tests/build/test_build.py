@@ -107,7 +107,7 @@ def test_a_second_run_takes_everything_from_the_cache(tiny_build, shell) -> None
 
 def test_another_target_value_redoes_only_what_depends_on_it(tiny_build, shell, tmp_path: Path) -> None:
     arguments = [
-        *tiny_build.command(tmp_path / "bundle", tiny_build.folder / "cache"),
+        *tiny_build.command(tmp_path / "bundle", tiny_build.cache_copy(tmp_path)),
         "--set",
         "export.0.type=F16",
     ]
