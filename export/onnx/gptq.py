@@ -15,9 +15,15 @@ import torch
 
 from edgekit.base.memory import give_back
 from edgekit.export.onnx.layout import stacked
+from edgekit.export.weights.weight_compare import CALIBRATED, Grid, Stored, compare
 from edgekit.models import accelerator, mapped
 
-DAMPING = 0.01  # share of the mean diagonal added to the Hessian, as in the authors' code
+DAMPINGS = (
+    0.01,
+    0.1,
+    1.0,
+)  # shares of the mean diagonal added to the Hessian; the authors' code adds the first
+CLOSE = 0.95  # largest error of a rounded layer, as a share of what the proof of the weights allows
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
 ERROR_POWER = 2.4  # exponent of the error by which ranges are compared, as in the authors' code
 
@@ -87,11 +93,30 @@ def round_nearest(weight: torch.Tensor, bits: int, block_size: int) -> Rounded:
 def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_size: int) -> Rounded:
     """Round `weight` `(rows, columns)` so that its outputs change least; `hessian` `(columns, columns)` is the second
     moment of its inputs.
+
+    Few or uniform calibration rows say nothing about some columns, and the errors of all others are moved into these. Such
+    a weight is rounded again with more damping, and to the nearest value at last, until the proof of the weights accepts it.
     """
+    for damping in DAMPINGS:
+        rounded = _with_feedback(weight, _inverse_root(hessian, damping), bits, block_size)
+        if _is_close(rounded, weight, block_size):
+            return rounded
+    return round_nearest(weight, bits, block_size)
+
+
+def _is_close(rounded: Rounded, weight: torch.Tensor, block_size: int) -> bool:
+    """Whether no block of `rounded` is further from `weight` than the proof of the weights allows."""
+    values = rounded.weight().cpu().numpy()
+    grid = Grid(block_size, 2**rounded.bits - 1, "range", factors=CALIBRATED)
+    stored = Stored("", "", values.shape, grid, lambda start, stop: values[start:stop])
+    return compare(stored, weight.float().cpu().numpy()).excess <= CLOSE
+
+
+def _with_feedback(weight: torch.Tensor, inverse: torch.Tensor, bits: int, block_size: int) -> Rounded:
+    """Round `weight`, given the upper Cholesky factor of its inverse Hessian."""
     rest = weight.float().clone()
     codes = torch.empty_like(rest, dtype=torch.uint8)
     scales, zeros = [], []
-    inverse = _inverse_root(hessian)
     for start in range(0, rest.shape[1], block_size):
         block = rest[:, start : start + block_size]
         scale, zero = _grid(block, bits)
@@ -108,13 +133,13 @@ def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_siz
     return Rounded(codes, torch.stack(scales, 1), torch.stack(zeros, 1).byte(), bits)
 
 
-def _inverse_root(hessian: torch.Tensor) -> torch.Tensor:
+def _inverse_root(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     """The upper Cholesky factor of the damped Hessian's inverse, `(columns, columns)`."""
     # Each step takes the place of the one before: at 9,728 columns a matrix takes 722 MiB.
     matrix = hessian.double()
     diagonal = matrix.diagonal()
     # A column whose input is always zero may be rounded freely; its diagonal entry only keeps the matrix invertible.
-    diagonal += DAMPING * diagonal.mean() + (diagonal == 0)
+    diagonal += damping * diagonal.mean() + (diagonal == 0)
     torch.linalg.cholesky(matrix, out=matrix)
     torch.cholesky_inverse(matrix, out=matrix)
     root: torch.Tensor = torch.linalg.cholesky(matrix, upper=True, out=matrix)
