@@ -172,28 +172,30 @@ class Deviations:
         return True
 
     def explains_encoding(self, text: str, expected: Sequence[int]) -> bool:
-        """Whether the runtime gives `text` the `expected` ids once it is prepared as a deviation asks.
+        """Whether the runtime's own ways, alone or several together, explain that `text` gets other ids than the `expected` ones.
 
-        Or whether it gives exactly the ids that its form of the tokenizer's rule for words makes, or only markers differ,
-        which the runtime reads as the token of this text and the reference as others.
+        The text is read as it is, or prepared as the advice of a deviation asks. The ids must then be the expected ones, or
+        exactly those that the runtime's form of the tokenizer's rule for words makes; a marker that the runtime reads as
+        one token counts as the characters that the reference reads.
         """
-        if self._split and self._split.ids.get(text) == tuple(self._runtime.encode(text)):
-            self._seen.add(SPLITS[self._runtime.name])
-            return True
-        for kind, prepared in self._prepared(text):
-            if self._runtime.encode(prepared) == list(expected):
-                self._seen.add(kind)
+        wanted = {"": tuple(expected)}
+        if self._split and text in self._split.ids:
+            wanted[SPLITS[self._runtime.name]] = self._split.ids[text]
+        for kind, prepared in (("", text), *self._prepared(text)):
+            ids = self._runtime.encode(prepared)
+            read = (tuple(ids), tuple(self._spelled(prepared, ids)))
+            split = next((split for split, form in wanted.items() if form in read), None)
+            if split is None and self._reads_spaces(prepared, expected):
+                split = "typed_spaces"
+            if split is not None:
+                self._seen |= {kind, split} - {""}
                 return True
-        if self._reads_spaces(text, expected):
-            self._seen.add("typed_spaces")
-            return True
-        claimed = {id_: marker for id_, marker in self._claimed.items() if marker in text}
-        if not claimed:
-            return False
-        spelled = {id_: self._ids_of(marker) for id_, marker in claimed.items()}
-        return [id_ for got in self._runtime.encode(text) for id_ in spelled.get(got, [got])] == list(
-            expected
-        )
+        return False
+
+    def _spelled(self, text: str, ids: Sequence[int]) -> list[int]:
+        """The `ids` of `text` with the markers that the runtime claims as the reference reads them."""
+        spelled = {id_: self._ids_of(marker) for id_, marker in self._claimed.items() if marker in text}
+        return [part for id_ in ids for part in spelled.get(id_, [id_])]
 
     def _reads_spaces(self, text: str, expected: Sequence[int]) -> bool:
         """Whether `text`, as it is or with spaces for U+2581 as advised, gets ids that are shown as the `expected` ones are.

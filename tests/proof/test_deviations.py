@@ -189,6 +189,18 @@ def test_a_text_that_the_runtime_reads_as_a_token_by_its_own_choice_is_told() ->
     assert "deviations" in judged(Shown(TABLE), replace(reference, contents=("one </s> here",)))[0]
 
 
+def test_several_ways_of_a_runtime_in_one_text_are_told_together() -> None:
+    special = {text: id_ for text, id_ in TOKENS.items() if text != "</s>"}
+    known = Shown(TABLE, special=special, normalises=True)
+    text = "cafe\u0301 </s>"
+    reference = replace(ReferenceFacts.of(known, [text, "</s>"], contents=["a row"]), vocabulary=TOKENS)
+    failed, found = judged(Shown(TABLE), reference)
+    assert "tokenizer_identity" not in failed
+    assert {deviation.kind for deviation in found} >= {"claimed_texts", "unicode_form"}
+    lossy = Shown(TABLE, special={**TOKENS, "caf": 258})
+    assert "tokenizer_identity" in judged(lossy, reference)[0]
+
+
 @dataclass
 class Frames(Shown):
     """Puts these ids before and after plain text."""
