@@ -20,7 +20,7 @@ from edgekit.data.noise import FAMILIES
 from edgekit.evaluation import ablation
 from edgekit.evaluation.ablation import SCHEMA, Left, Part
 from edgekit.evaluation.robust import CLEAN
-from edgekit.evaluation.samples import read_log, read_scored
+from edgekit.evaluation.samples import SAMPLES, read_log, read_scored
 from edgekit.models import source as model
 from edgekit.proof.source import bring_in
 from edgekit.targets.target import Target
@@ -177,7 +177,7 @@ def measure(order: Order, emit: Emit = ignore) -> dict[str, list[float]]:
     for gate in cache.gates:
         if not gate.passed:
             emit(Alert("warning", f"The gate {gate.name} failed: {gate.detail}.", "Do not trust this run."))
-    return _by_row(request, read_log(answers.path / checks.SAMPLES), read_scored(asked.path / checks.SAMPLES))
+    return _by_row(request, read_log(answers.path / SAMPLES), read_scored(asked.path / SAMPLES))
 
 
 def _by_row(request: Request, clean: dict[str, bool], asked: Sequence[Any]) -> dict[str, list[float]]:

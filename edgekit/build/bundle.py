@@ -22,6 +22,7 @@ from edgekit.device.confidence import FILE as CALIBRATION
 from edgekit.device.confidence import SCHEMA as CALIBRATION_SCHEMA
 from edgekit.device.manifest import MANIFEST, ONE_NAME, SCHEMA, read_manifest
 from edgekit.evaluation.answering import cut_after
+from edgekit.evaluation.samples import SAMPLES
 from edgekit.field.telemetry.reference import FILE as SIGNALS
 from edgekit.field.telemetry.reference import SCHEMA as SIGNALS_SCHEMA
 from edgekit.models import source as model
@@ -94,10 +95,10 @@ def write(
                 shutil.copyfile(tokenizer.folder / name, out / "tokenizer" / name)
         (out / "samples").mkdir()
         for name, answers in outcome.answers.items():
-            shutil.copyfile(answers.path / "samples.jsonl", out / "samples" / f"{name}.jsonl")
+            shutil.copyfile(answers.path / SAMPLES, out / "samples" / f"{name}.jsonl")
         for name, measured in outcome.robustness.items():
             (out / "samples" / "robust").mkdir(exist_ok=True)
-            shutil.copyfile(measured.path / "samples.jsonl", out / "samples" / "robust" / f"{name}.jsonl")
+            shutil.copyfile(measured.path / SAMPLES, out / "samples" / "robust" / f"{name}.jsonl")
         write_json(out / REPORT, report)
         golden = [kept.result for kept in outcome.golden]
         write_json(out / GOLDEN, {"schema": GOLDEN_SCHEMA, "formats": _by_format(outcome, golden)})

@@ -20,7 +20,7 @@ from edgekit.build.request import Request
 from edgekit.data.rows import content_of, contents_of
 from edgekit.evaluation import few_shot
 from edgekit.evaluation.compare import Change, change
-from edgekit.evaluation.samples import read_log
+from edgekit.evaluation.samples import SAMPLES, read_log
 from edgekit.models.source import read_config
 from edgekit.proof import bare, gates, golden, held_out, prove
 from edgekit.proof.deviations import Deviation
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from edgekit.models.tokenizer import ModelTokenizer
 
 DRIFT_ROWS = 64
-SAMPLES = "samples.jsonl"
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
 
 

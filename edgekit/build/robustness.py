@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from edgekit import registry
 from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
-from edgekit.build.checks import SAMPLES, counting_for
+from edgekit.build.checks import counting_for
 from edgekit.build.request import Request
 from edgekit.data.rows import content_of, spread_over
 from edgekit.evaluation.compare import Change, change
-from edgekit.evaluation.samples import read_scored
+from edgekit.evaluation.samples import SAMPLES, read_samples, read_scored
 from edgekit.proof import gates
 from edgekit.report.outcome import Artifact
 
@@ -46,9 +45,7 @@ def measure(
 
         kept = Kept(work / SAMPLES, "", cache.emit)  # the folder belongs to this key alone
         chosen = {row.id for row in rows}
-        lines = (answers.path / SAMPLES).read_text("utf-8").split("\n")
-        known = [json.loads(line) for line in lines if line]
-        kept.add([one for one in known if one["id"] in chosen])
+        kept.add([one for one in read_samples(answers.path / SAMPLES) if one["id"] in chosen])
         opened = registry.load("runtimes", subject.runtime)(subject.path, threads=request.threads)
         out.mkdir()
         try:

@@ -11,6 +11,8 @@ from typing import Any
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import ConfigError, CorruptError, reason
 
+SAMPLES = "samples.jsonl"
+"""The name of the log in the folder of a stage."""
 METRICS = ("exact_match", "acc", "prompt_level_strict_acc")
 """Metrics of lm-evaluation-harness that say whether one sample is right."""
 
@@ -20,6 +22,12 @@ def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     with written_whole(path, force=True) as staging:
         staging.write_text("".join(lines), encoding="utf-8")
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The samples that `write_log` wrote."""
+    lines = path.read_text("utf-8").split("\n")  # an answer may hold other line ends
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 @dataclass(frozen=True)

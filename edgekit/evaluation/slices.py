@@ -82,14 +82,18 @@ def worst(found: Sequence[Mapping[str, Any]], accuracy: float, at_least: int) ->
 
 def _lengths(rows: Sequence[Row]) -> list[str | None]:
     """The number of words of each row's last question, as one of at most four ranges with about equally many rows."""
-    words = [len(last_question(row).split()) for row in rows]
-    ranked = sorted(words)
+    return list(number_ranges([len(last_question(row).split()) for row in rows]))
+
+
+def number_ranges(counts: Sequence[int]) -> list[str]:
+    """Each of `counts` as one of at most four ranges, such as `3 to 5`, with about equally many of them."""
+    ranked = sorted(counts)
     ends = sorted({ranked[len(ranked) * part // QUARTERS - 1] for part in range(1, QUARTERS)} | {ranked[-1]})
     starts = [ranked[0], *(end + 1 for end in ends)]
     ranges = [
         f"{start}" if start == end else f"{start} to {end}" for start, end in zip(starts, ends, strict=False)
     ]
-    return [next(text for end, text in zip(ends, ranges, strict=True) if count <= end) for count in words]
+    return [next(text for end, text in zip(ends, ranges, strict=True) if count <= end) for count in counts]
 
 
 def _number_first(value: str) -> tuple[float, str]:

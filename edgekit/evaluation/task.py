@@ -12,6 +12,7 @@ from edgekit.base.events import Emit
 from edgekit.data.rows import Row
 from edgekit.evaluation.accuracy import answer_rows, figures
 from edgekit.evaluation.answering import Model
+from edgekit.evaluation.failures import failures
 from edgekit.evaluation.few_shot import FewShot
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.lm_eval_log import as_lm_eval
@@ -72,6 +73,7 @@ def evaluate(
         "slices": cut,
         "worst": worst(cut, found["accuracy"], task.slicing.at_least),
         "slice_rows": task.slicing.at_least,
+        "failures": failures(samples),
     }
 
 

@@ -10,6 +10,8 @@ from edgekit.base.artifacts import sha256_tree, size_of
 from edgekit.base.cache import StageOutput
 from edgekit.base.events import GateResult, Measured
 from edgekit.base.hardware import fingerprint
+from edgekit.evaluation.failures import failures
+from edgekit.evaluation.samples import SAMPLES, read_samples
 from edgekit.models import source as model
 from edgekit.proof.calibration import binned
 from edgekit.proof.drift import Drift
@@ -44,6 +46,7 @@ def assemble(outcome: Outcome) -> dict[str, Any]:
         "artifacts": [_artifact(artifact, parameters) for artifact in outcome.artifacts],
         "stages": [_stage(stage, drifts.get(stage.name), entered.get(stage.name)) for stage in done],
         "evaluation": {name: stage.result for name, stage in outcome.answers.items()},
+        "failures": _failures(outcome),
         "robustness": {name: stage.result for name, stage in outcome.robustness.items()},
         "profile": [entry for stage in outcome.speeds for entry in stage.result["entries"]],
         "gates": [{key: value for key, value in asdict(gate).items() if key != "time"} for gate in gates],
@@ -56,6 +59,14 @@ def assemble(outcome: Outcome) -> dict[str, Any]:
         "budget": outcome.target.budget.model_dump(),
         "machine": fingerprint(),
     }
+
+
+def _failures(outcome: Outcome) -> dict[str, Any]:
+    """The classes in which the tuned model and each file have wrong answers, from the logs of their answers."""
+    measured = ["tuned", *(artifact.format for artifact in outcome.artifacts)]
+    tuned, *files = [read_samples(outcome.answers[name].path / SAMPLES) for name in measured]
+    found = [failures(tuned), *(failures(samples, tuned) for samples in files)]
+    return dict(zip(measured, found, strict=True))
 
 
 def _artifact(artifact: Artifact, parameters: int) -> dict[str, Any]:

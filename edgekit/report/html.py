@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from itertools import groupby
@@ -12,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from edgekit.evaluation.samples import read_samples
 from edgekit.proof.calibration import Bin, calibration_error
-from edgekit.report import plots, robustness, summary
+from edgekit.report import failures, plots, robustness, summary
 
 MOST_CHANGED = 20
 _environment = Environment(
@@ -49,6 +49,9 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         files=[variant for variant in variants if variant.path],
         pictures=_pictures(report, variants),
         gate_groups=_gate_groups(report),
+        failing_models=list(report.get("failures") or {}),
+        failing_rows=failures.table(report),
+        failing_what=failures.what(report),
         robust_models=list(report.get("robustness") or {}),
         robust_rows=robustness.table(report),
         robust_words=robustness.short(report),
@@ -96,8 +99,7 @@ def changed_answers(samples: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _read(path: Path) -> dict[Any, dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return {row["id"]: row for row in rows}
+    return {row["id"]: row for row in read_samples(path)}
 
 
 def _difference(before: str, after: str) -> tuple[str, str, str, str]:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.report import robustness, summary
+from edgekit.report import failures, robustness, summary
 from edgekit.report.summary import exact, figure, mib, percent
 
 COLUMNS = (
@@ -34,8 +34,16 @@ def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
     gates, failed = report.get("gates") or [], summary.failed_gates(report)
     simulation = summary.simulation(report)
     lines: list[RenderableType] = [_figures(report), *([Text(f" {simulation}")] if simulation else [])]
-    if lost := robustness.short(report):
-        lines += ["", Text(" Noise and other phrasings:"), *(Text(f"   {line}") for line in lost)]
+    for title, told in (
+        ("Where it fails", failures.short(report)),
+        ("Noise and other phrasings", robustness.short(report)),
+    ):
+        if told:
+            lines += [
+                "",
+                Text(f" {title}:"),
+                *(Padding(Text(line), (0, 0, 0, 3), expand=False) for line in told),
+            ]
     lines.append("")
     for gate in failed:
         stage = f", stage {gate['stage']}" if gate["stage"] else ""

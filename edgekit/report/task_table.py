@@ -9,7 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.base.texts import one_line
 from edgekit.report.evaluation_tables import interval
+from edgekit.report.failures import MOST, NAMES
 from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import percent
 
@@ -31,7 +33,10 @@ def task_table(result: Mapping[str, Any]) -> Group:
         if 1 < len(found) <= MOST_VALUES:
             _section(table, f"by {by}", found)
     _section(table, "the worst", result["worst"], named=True)
-    lines: list[RenderableType] = [table, "", *map(Text, _words(result))]
+    lines: list[RenderableType] = [table, ""]
+    if result["failures"]["classes"]:
+        lines += [Text(" Where it fails:"), _failures(result["failures"]), ""]
+    lines += map(Text, _words(result))
     return Group(*lines)
 
 
@@ -42,6 +47,19 @@ def _section(table: Table, title: str, found: Sequence[Mapping[str, Any]], *, na
         name = f"  {one['by']} {one['value']}" if named else f"  {one['value']}"
         cells = (percent(one["accuracy"]), interval(one["wilson_95"]), f"{one['n']:,}")
         table.add_row(Text(name if len(name) <= WIDEST else f"{name[: WIDEST - 1]}…"), *cells)
+
+
+def _failures(found: Mapping[str, Any]) -> Table:
+    """At most eight classes with wrong answers, the surest failure first, and what is answered instead."""
+    table = figures_table(NAMES[found["by"]], "right", "95 %", "rows")
+    if found["by"] != "words":
+        table.add_column("answered instead", no_wrap=True)
+    for one in found["classes"][:MOST]:
+        cells = [percent(one["accuracy"]), interval(one["wilson_95"]), f"{one['n']:,}"]
+        if said := one["instead"]:
+            cells.append(f"{said['n']} × {one_line(said['answer'], 20) or '(empty)'}")
+        table.add_row(*map(Text, [one_line(one["label"], 22), *cells]))
+    return table
 
 
 def _words(result: Mapping[str, Any]) -> list[str]:

@@ -65,6 +65,11 @@ def test_the_report_has_every_key_filled(tiny_build) -> None:
     report = report_of(tiny_build.bundle)
     assert set(report) >= REPORT_KEYS and report["schema"] == "edgekit.report/1"
     assert set(report["evaluation"]) == {"base", "base_few_shot", "tuned", "gguf", "onnx"}
+    assert set(report["failures"]) == {"tuned", "gguf", "onnx"}
+    for name, found in report["failures"].items():
+        wrong = sum(one["wrong"] for one in found["classes"])
+        assert wrong == round(report["evaluation"][name]["n"] * (1 - report["evaluation"][name]["accuracy"]))
+        assert all(("new" in one) == (name != "tuned") for one in found["classes"])
     for artifact in report["artifacts"]:
         assert artifact["bytes"] > 0 and len(artifact["sha256"]) == 64 and artifact["bits_per_weight"] > 1
     names = [stage["name"] for stage in report["stages"]]

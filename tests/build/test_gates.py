@@ -11,7 +11,7 @@ import pytest
 from edgekit.base.cache import Cache
 from edgekit.base.events import GateResult, ignore
 from edgekit.build import checks, robustness, stages
-from edgekit.evaluation.samples import write_log
+from edgekit.evaluation.samples import SAMPLES, write_log
 from edgekit.models import tokenizer
 from edgekit.targets.target import Budget
 
@@ -67,7 +67,7 @@ def answers(folder: Path, name: str, right: int, rows: int = ROWS) -> Any:
     """An evaluation whose first `right` rows are answered correctly."""
     place = folder / name
     place.mkdir()
-    write_log(place / checks.SAMPLES, [{"id": str(n), "correct": n < right} for n in range(rows)])
+    write_log(place / SAMPLES, [{"id": str(n), "correct": n < right} for n in range(rows)])
     return SimpleNamespace(path=place, result={"accuracy": right / rows, "shots": 8})
 
 
@@ -95,7 +95,7 @@ def robust(folder: Path, name: str, wrong: dict[str, int], rate: float | None = 
     place = folder / name
     place.mkdir()
     write_log(
-        place / checks.SAMPLES,
+        place / SAMPLES,
         [
             {"id": f"{n}", "variant": one, "correct": n >= count}
             for one, count in wrong.items()

@@ -358,6 +358,51 @@ def test_noise_and_phrasings_are_a_picture_a_table_and_sentences(tmp_path: Path)
     assert "phrasings" not in terminal(REPORT)
 
 
+def failing_class(label: str, right: int, n: int, **more: Any) -> dict[str, Any]:
+    found = {
+        "label": label,
+        "n": n,
+        "wrong": n - right,
+        "accuracy": right / n,
+        "wilson_95": [0.1, right / n + 0.1],
+    }
+    return {**found, "instead": {"answer": "close_job", "n": n - right}, **more}
+
+
+def test_classes_that_fail_are_a_table_and_one_line_for_each_model(tmp_path: Path) -> None:
+    """The eight surest failures of any model; a class that only a file fails is marked."""
+    tuned = [failing_class(f"label {n}", n, 20) for n in range(1, 10)]
+    file = [failing_class(HOSTILE, 3, 4, new=True), failing_class("label 9", 0, 20, new=False)]
+    found = {"tuned": {"by": "label", "classes": tuned}, "gguf": {"by": "label", "classes": file}}
+    root = tree(tmp_path, {**REPORT, "failures": found})
+    (table,) = [e for e in root.iter("table") if "the surest failure first" in words(e)]
+    rows = [words(row) for row in table.iter("tr")][1:]
+    assert len(rows) == 8 and rows[0].startswith(
+        "label 9 45.0 %9 of 20, 10.0 % to 55.0 %11 × close_job0.0 %0 of 20"
+    )
+    assert rows[1].startswith("label 1 5.0 %") and rows[1].endswith("all right")
+    assert "new 75.0 %" not in words(table)  # the ninth and tenth classes are left out
+    fewer = {"tuned": {"by": "label", "classes": tuned[:1]}, "gguf": {"by": "label", "classes": file[:1]}}
+    text = page(tmp_path, {**REPORT, "failures": fewer})
+    assert "<script" not in text and text.count('<span class="bad">new</span> 75.0') == 1
+    told = terminal({**REPORT, "failures": found})
+    assert "tuned: label 1 1 of 20 (close_job instead)" in told and "and 7 more" in told
+    assert "gguf: <script>" in told and "(new, close_job instead)" in " ".join(told.split())
+    assert max(map(len, told.splitlines())) <= 80
+    assert "- tuned: label 1 1 of 20" in bundle_readme(MANIFEST, {**REPORT, "failures": found})
+
+
+def test_a_report_without_failures_has_no_table_of_them(tmp_path: Path) -> None:
+    none = {"tuned": {"by": "label", "classes": []}}
+    for report in (REPORT, {**REPORT, "failures": none}):
+        assert "Where it fails" not in page(tmp_path, report) and "Where it fails" not in terminal(report)
+        assert "Where it fails" not in bundle_readme(MANIFEST, report)
+    lengths = {"by": "words", "classes": [failing_class("5 to 9", 1, 4, instead=None)]}
+    told = page(tmp_path, {**REPORT, "failures": {"tuned": lengths}})
+    assert "by words of the expected answer" in told and "5 to 9" in told
+    assert "answers of 5 to 9 words 1 of 4" in terminal({**REPORT, "failures": {"tuned": lengths}})
+
+
 def test_a_part_that_helps_is_a_full_dot_and_one_that_may_not_is_hollow() -> None:
     parts = {
         "noise": [("clean", -0.4, (-2.0, 1.2)), ("noise", 12.8, (2.9, 22.7))],
