@@ -12,6 +12,7 @@ from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.checks import counting_for
 from edgekit.build.request import Request
+from edgekit.data.out_of_scope import answer_of
 from edgekit.data.rows import content_of, spread_over
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import SAMPLES, read_samples, read_scored
@@ -38,6 +39,7 @@ def measure(
     """
     name, options = f"robust.{subject.name}", request.target.evaluate
     rows = spread_over(request.data.test, options.robust_rows)
+    abstaining = abstaining_answer(request)
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.evaluation import robust
@@ -53,7 +55,7 @@ def measure(
                 opened,
                 rows,
                 robust.Noise(tuple(options.robust_families)),
-                max_tokens=max_tokens,
+                robust.Asking(max_tokens, abstaining),
                 log=out / SAMPLES,
                 kept=kept,
                 emit=counting_for(name, cache.emit),
@@ -67,10 +69,17 @@ def measure(
         "rows": digest_of(content_of(rows)),
         "families": options.robust_families,
         "max_tokens": max_tokens,
+        "abstaining": abstaining,
         "threads": request.threads,
     }
     modules = ["edgekit.evaluation.robust", registry.module_of("runtimes", subject.runtime)]
     return cache.stage(name, inputs, run, modules)
+
+
+def abstaining_answer(request: Request) -> str:
+    """The answer to requests out of scope: that of robust tuning, or of the training rows; empty where there is none."""
+    tune = request.target.tune
+    return answer_of(request.data.train, (tune.robustness.abstain if tune.robust else "") or "auto")
 
 
 def limits(

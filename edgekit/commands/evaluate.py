@@ -219,6 +219,26 @@ class LoggedOptions(EvalOptions, LogOptions):
     """The same, for a verb that logs every sample."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScopeOptions(LoggedOptions):
+    """The same, for a verb that counts abstentions."""
+
+    abstain: Annotated[
+        str,
+        typer.Option(
+            "--abstain",
+            metavar="TEXT",
+            help="The answer that says 'out of scope'. auto: as the rows tell; empty: there is none.",
+        ),
+    ] = "auto"
+
+    def abstaining(self, dataset: Dataset) -> str:
+        """The answer that says that a request is out of scope; empty where there is none."""
+        from edgekit.data.out_of_scope import answer_of
+
+        return answer_of(dataset.train, self.abstain)
+
+
 def show(
     options: LogOptions,
     result: dict[str, Any],

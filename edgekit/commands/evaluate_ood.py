@@ -10,7 +10,7 @@ import typer
 
 from edgekit.commands import shell
 from edgekit.commands.artifact import Artifact
-from edgekit.commands.evaluate import LOG_HELP, LoggedOptions, show
+from edgekit.commands.evaluate import LOG_HELP, ScopeOptions, show
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OodOptions(LoggedOptions):
+class OodOptions(ScopeOptions):
     """The options of `eval ood`."""
 
     artifact: Artifact  # a URL gives no likelihoods
@@ -31,14 +31,6 @@ class OodOptions(LoggedOptions):
             help="Requests that the task does not cover: one on each line, or a file of rows.",
         ),
     ] = None
-    abstain: Annotated[
-        str,
-        typer.Option(
-            "--abstain",
-            metavar="TEXT",
-            help="The answer that says 'out of scope'. auto: as the rows tell; empty: there is none.",
-        ),
-    ] = "auto"
     fit_rows: Annotated[
         int,
         typer.Option(
@@ -54,7 +46,6 @@ def ood(options: OodOptions) -> None:
 
     Rows whose labels say that they are out of scope count as such, beside those of --out-of-scope.
     """
-    from edgekit.data.out_of_scope import answer_of
     from edgekit.data.out_of_scope_file import read_requests
     from edgekit.evaluation import ood as evaluation
     from edgekit.report.ood_table import ood_table
@@ -63,8 +54,9 @@ def ood(options: OodOptions) -> None:
     given = (
         read_requests(options.out_of_scope, dataset.train, options.columns) if options.out_of_scope else []
     )
-    abstaining = answer_of(dataset.train, options.abstain)
-    requests = evaluation.Requests.of(dataset, options.split, given, abstaining, limit=options.limit)
+    requests = evaluation.Requests.of(
+        dataset, options.split, given, options.abstaining(dataset), limit=options.limit
+    )
     with options.log() as (emit, log, runtime):
         result = evaluation.evaluate(
             runtime, requests, fit_rows=options.fit_rows, max_tokens=options.max_tokens, log=log, emit=emit

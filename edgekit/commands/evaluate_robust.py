@@ -10,7 +10,7 @@ import typer
 
 from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
-from edgekit.commands.evaluate import LOG_HELP, LoggedOptions, show
+from edgekit.commands.evaluate import LOG_HELP, ScopeOptions, show
 
 
 def register(parent: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def register(parent: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustOptions(LoggedOptions):
+class RobustOptions(ScopeOptions):
     """The options of `eval robust`."""
 
     families: Annotated[
@@ -63,9 +63,9 @@ def robust(options: RobustOptions) -> None:
     noise = evaluation.Noise.of(options.families, options.strength, options.seed)
     dataset = options.dataset()
     rows = options.rows_of(dataset)
+    asking = evaluation.Asking(options.max_tokens, options.abstaining(dataset))
     with options.resumed() as (emit, log, model, kept):
-        most = options.max_tokens
-        result = evaluation.evaluate(model, rows, noise, max_tokens=most, log=log, kept=kept, emit=emit)
+        result = evaluation.evaluate(model, rows, noise, asking, log=log, kept=kept, emit=emit)
     show(options, result | options.about(dataset, model), robustness_table)
 
 

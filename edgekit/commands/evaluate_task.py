@@ -12,7 +12,7 @@ import typer
 
 from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
-from edgekit.commands.evaluate import LoggedOptions, show
+from edgekit.commands.evaluate import ScopeOptions, show
 
 
 def register(parent: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def register(parent: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskOptions(LoggedOptions):
+class TaskOptions(ScopeOptions):
     """The options of `eval task`."""
 
     choice: Annotated[
@@ -88,7 +88,8 @@ def task(options: TaskOptions) -> None:
                     )
                 )
         kept = None if labels else options.kept(model, emit)
-        asked = Task(options.max_tokens, labels, shots, slicing, other)
+        beyond = options.abstaining(dataset)
+        asked = Task(options.max_tokens, labels, shots, slicing, other, beyond)
         result = evaluate(model, rows, asked, log=log, kept=kept, emit=emit)
     if kept:
         kept.remove()

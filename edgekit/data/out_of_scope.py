@@ -43,7 +43,12 @@ def _expanded(pattern: str) -> list[str]:
 
 def is_out_of_scope(row: Row) -> bool:
     """Whether the label of a row, or its answer where it has no label, says that it is out of scope."""
-    return bool(_NAMED.search(row.label or row.answer))
+    return names_out_of_scope(row.label or row.answer)
+
+
+def names_out_of_scope(text: str) -> bool:
+    """Whether a label, or an answer, says that a request is out of scope."""
+    return bool(_NAMED.search(text))
 
 
 def answer_of(rows: Sequence[Row], chosen: str = "auto") -> str:

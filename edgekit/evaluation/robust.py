@@ -19,6 +19,7 @@ from edgekit.base.texts import one_line
 from edgekit.data.noise import FAMILIES, STRENGTH, perturbed
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.rows import Row
+from edgekit.evaluation.abstention import of_variants
 from edgekit.evaluation.answering import Model, fill, known, sample_of
 from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
@@ -66,6 +67,14 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The longest answer in tokens, and the answer that says that a request is out of scope, empty where there is none."""
+
+    max_tokens: int = 64
+    abstaining: str = ""
+
+
+@dataclass(frozen=True)
 class Variant:
     """The rows asked in one way: as they are (`clean`), with noise, or in another phrasing."""
 
@@ -90,7 +99,7 @@ def variants(rows: Sequence[Row], noise: Noise) -> list[Variant]:
 
 
 def evaluate(
-    model: Model, rows: Sequence[Row], noise: Noise, *, max_tokens: int, log: Path, kept: Kept, emit: Emit
+    model: Model, rows: Sequence[Row], noise: Noise, asking: Asking, *, log: Path, kept: Kept, emit: Emit
 ) -> dict[str, Any]:
     """Ask every variant of every row greedily, and compare the answers with those to the rows as they are.
 
@@ -110,7 +119,7 @@ def evaluate(
     for start in range(0, len(samples), len(rows)):
         part = samples[start : start + len(rows)]
         conversations = [row.messages[:-1] for row in asked[start // len(rows)].rows]
-        for count in fill(model, part, conversations, max_tokens, kept):
+        for count in fill(model, part, conversations, asking.max_tokens, kept):
             done += count
             right = [sample["correct"] for sample in part if "answer" in sample]
             note = f"{part[0]['variant']}: accuracy {sum(right) / len(right):.1%}"
@@ -122,6 +131,7 @@ def evaluate(
         "strength": noise.strength,
         "seed": noise.seed,
         **summarize(samples, len(rows)),
+        "abstention": of_variants(samples, asking.abstaining),
         "worst_rows": worst_rows(samples, [row for variant in asked for row in variant.rows], len(rows)),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit
 from edgekit.data.rows import Row
+from edgekit.evaluation.abstention import abstention
 from edgekit.evaluation.accuracy import answer_rows, figures
 from edgekit.evaluation.answering import Model
 from edgekit.evaluation.failures import failures
@@ -38,6 +39,8 @@ class Task:
     shots: FewShot | None = None
     slicing: Slicing = field(default_factory=Slicing)
     lm_eval: Path | None = None
+    abstaining: str = ""
+    """The answer that says that a request is out of scope; empty where there is none."""
 
 
 def evaluate(
@@ -74,6 +77,7 @@ def evaluate(
         "worst": worst(cut, found["accuracy"], task.slicing.at_least),
         "slice_rows": task.slicing.at_least,
         "failures": failures(samples),
+        "abstention": abstention(samples, task.abstaining),
     }
 
 

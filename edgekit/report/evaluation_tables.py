@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.report.abstention import variants_words
 from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import NONE, figure, percent
 
@@ -133,6 +134,7 @@ def _words(result: Mapping[str, Any]) -> list[str]:
     found.append(
         f" Right in every variant: {percent(always)} of {result['n']} items; answered alike: {percent(alike)}"
     )
+    found += [f" {line}" for line in variants_words(result["abstention"])]
     return [*found, f" Samples: {result['samples']}"]
 
 

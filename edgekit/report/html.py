@@ -55,6 +55,7 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         robust_models=list(report.get("robustness") or {}),
         robust_rows=robustness.table(report),
         robust_words=robustness.short(report),
+        abstention_rows=robustness.abstentions(report),
         worst_rows=robustness.worst_rows(report),
         profile_groups=[
             (f"{artifact} in {runtime}", list(rows))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgekit.evaluation.robust import CLEAN
+from edgekit.report.abstention import VARIANTS
 from edgekit.report.summary import percent
 
 
@@ -28,6 +29,10 @@ def short(report: Mapping[str, Any]) -> list[str]:
         line = f"{name}: {percent(found['clean']['accuracy'])} right on {found['n']} rows"
         line += f", {percent(noise['accuracy'])} with noise" if noise else ""
         line += f"; weakest: {worst['name']} {percent(worst['accuracy'])}" if worst else ""
+        refused = ((found.get("abstention") or {}).get("noise") or {}).get("false_abstentions") or {}
+        line += (
+            f"; abstains on {percent(refused['share'])} in scope with noise" if refused.get("hits") else ""
+        )
         lines.append(line)
     return lines
 
@@ -38,6 +43,18 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any] |
     names = dict.fromkeys(one["name"] for found in models for one in variants(found))
     of = [{CLEAN: found["clean"], **{one["name"]: one for one in variants(found)}} for found in models]
     return [(name, [each.get(name) for each in of]) for name in (CLEAN, *names)]
+
+
+def abstentions(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
+    """How often each model abstains, on rows in scope and out of it, as they are and changed; none where no model ever does."""
+    models = [found.get("abstention") for found in (report.get("robustness") or {}).values()]
+    rows = [
+        (f"abstains on rows {scope}, {words}", [found and found[variant][key] for found in models])
+        for key, scope in (("false_abstentions", "in scope"), ("recall", "out of scope"))
+        for variant, words in VARIANTS.items()
+    ]
+    said = any(one and one["hits"] for _, row in rows for one in row)
+    return [(name, row) for name, row in rows if said and any(one and one["n"] for one in row)]
 
 
 def worst_rows(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -19,7 +19,7 @@ from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.rows import Row
 from edgekit.evaluation.compare import compare
 from edgekit.evaluation.kept import Kept
-from edgekit.evaluation.robust import Noise, evaluate, variants
+from edgekit.evaluation.robust import Asking, Noise, evaluate, variants
 
 QUESTIONS = ["please turn the kitchen light on now", "close the window of the office", "how is the weather today",
              "order two more boxes of screws", "call the customer in the morning", "what did the meeting decide"]  # fmt: skip
@@ -70,7 +70,7 @@ def run(
 ) -> dict[str, Any]:
     log = folder / "log.jsonl"
     kept = Kept(log, "digest", emit)
-    found = evaluate(runtime, ROWS, noise, max_tokens=64, log=log, kept=kept, emit=emit)
+    found = evaluate(runtime, ROWS, noise, Asking(64, "a5"), log=log, kept=kept, emit=emit)
     kept.remove()
     json.dumps(found, allow_nan=False)
     return found
@@ -106,6 +106,25 @@ def test_the_rows_that_fail_most_are_named_with_what_was_asked(tmp_path: Path) -
     assert first["id"] == "3" and first["label"] == "x" and first["of"] == 15 >= len(first["wrong_in"]) > 5
     assert first["answer"] == "wrong" and first["expected"] == "a3" and "number 3" in first["asked"]
     assert second["id"] == "5" and second["wrong_in"] == ["tagged"]
+
+
+def test_abstentions_under_noise_are_counted_in_and_out_of_scope(tmp_path: Path) -> None:
+    """The rows that expect `a5` are out of scope; in upper case the model also abstains on the others."""
+    runtime = model()
+    runtime.script = {
+        prompt: "a5" if question(prompt).isupper() else said for prompt, said in runtime.script.items()
+    }
+    case = next(variant for variant in variants(ROWS, Noise()) if variant.name == "case")
+    upper = sum(row.messages[0]["content"].isupper() and row.answer != "a5" for row in case.rows)
+    found = run(runtime, tmp_path)["abstention"]
+    within = sum(row.answer != "a5" for row in ROWS)
+    assert upper > 0 and found["answer"] == "a5"
+    clean, noise = found["clean"], found["noise"]
+    assert (clean["false_abstentions"]["hits"], clean["false_abstentions"]["n"]) == (0, within)
+    assert clean["recall"]["share"] == clean["precision"]["share"] == 1
+    assert (noise["false_abstentions"]["hits"], noise["false_abstentions"]["n"]) == (upper, 10 * within)
+    assert noise["recall"]["share"] == 1 > noise["precision"]["share"]
+    assert found["by_variant"]["case"] == pytest.approx(upper / within) and found["by_variant"]["ocr"] == 0
 
 
 def test_a_model_that_fails_in_one_frame_shows_the_spread(tmp_path: Path) -> None:
@@ -204,7 +223,7 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
             model(),
             [],
             Noise(),
-            max_tokens=4,
+            Asking(4),
             log=tmp_path / "l",
             kept=Kept(tmp_path / "l", "", ignore),
             emit=ignore,

@@ -403,6 +403,29 @@ def test_a_report_without_failures_has_no_table_of_them(tmp_path: Path) -> None:
     assert "answers of 5 to 9 words 1 of 4" in terminal({**REPORT, "failures": {"tuned": lengths}})
 
 
+def test_abstentions_are_rows_of_the_table_of_noise(tmp_path: Path) -> None:
+    def of(hits: int, n: int) -> dict[str, Any]:
+        return {"hits": hits, "n": n, "share": hits / n if n else None, "wilson_95": [0.1, 0.4]}
+
+    def abstaining(hits: int) -> dict[str, Any]:
+        each = {"false_abstentions": of(hits, 22), "recall": of(0, 0), "precision": of(0, hits)}
+        return {"answer": "out_of_scope", "clean": each, "noise": each, "phrasings": each, "by_variant": {}}
+
+    found = {
+        name: robustness() | {"abstention": abstaining(hits)} for name, hits in (("tuned", 0), ("gguf", 5))
+    }
+    text = words(tree(tmp_path, {**REPORT, "robustness": found}))
+    assert "abstains on rows in scope, with noise" in text and "22.7 %5 of 22, 10.0 % to 40.0 %" in text
+    assert "abstains on rows out of scope" not in text  # no such row was asked
+    told = " ".join(terminal({**REPORT, "robustness": found}).split())
+    assert (
+        told.count("abstains on") == 1
+        and "weakest: case 50.0 %; abstains on 22.7 % in scope with noise" in told
+    )
+    none = {"tuned": found["tuned"]}
+    assert "abstains" not in page(tmp_path, {**REPORT, "robustness": none})
+
+
 def test_a_part_that_helps_is_a_full_dot_and_one_that_may_not_is_hollow() -> None:
     parts = {
         "noise": [("clean", -0.4, (-2.0, 1.2)), ("noise", 12.8, (2.9, 22.7))],
