@@ -147,10 +147,10 @@ class LogOptions(FileOptions):
             yield emit, log, model
 
     @contextmanager
-    def resumed(self) -> Iterator[tuple[Emit, Path, Model, Kept]]:
-        """The same with the answers of an interrupted run, which are removed when the log is written."""
+    def resumed(self, *more: Any) -> Iterator[tuple[Emit, Path, Model, Kept]]:
+        """The same with the answers of an interrupted run with the same `more`, which are removed when the log is written."""
         with self.answers() as (emit, log, model):
-            kept = self.kept(model, emit)
+            kept = self.kept(model, emit, *more)
             yield emit, log, model, kept
         kept.remove()
 
@@ -261,7 +261,8 @@ class CalibrationOptions(LoggedOptions):
 def calibration(options: CalibrationOptions) -> None:
     """Choose each answer among those of the training rows, and measure whether the model's confidence can be trusted.
 
-    For rows whose answers are labels. A temperature is fitted on the validation rows.
+    For rows whose answers are labels. A temperature is fitted on the validation rows. A run that was interrupted goes on from its
+    last scores when the same command is typed again.
     """
     from edgekit.evaluation import calibration as evaluation
     from edgekit.evaluation.choices import candidates
@@ -272,5 +273,7 @@ def calibration(options: CalibrationOptions) -> None:
     fitted_on = options.rows_of(dataset, "validation")
     with options.log() as (emit, log, runtime):
         rows = options.rows_of(dataset)
-        result = evaluation.evaluate(runtime, fitted_on, rows, labels, log=log, emit=emit)
+        kept = options.kept(runtime, emit, *labels)
+        result = evaluation.evaluate(runtime, fitted_on, rows, labels, log=log, kept=kept, emit=emit)
+    kept.remove()
     show(options, result | options.about(dataset, runtime), calibration_table)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.commands import shell
 from edgekit.commands.evaluate import RowsOptions
+
+if TYPE_CHECKING:
+    from edgekit.base.events import Emit
+    from edgekit.data.rows import Row
+    from edgekit.evaluation.kept import Kept
 
 
 def register(parent: typer.Typer) -> None:
@@ -34,7 +41,10 @@ class ExplainOptions(RowsOptions):
 
 @shell.takes(ExplainOptions)
 def explain(options: ExplainOptions) -> None:
-    """Show how likely each file holds the answers to one row, and by how much each word carries the right one."""
+    """Show how likely each file holds the answers to one row, and by how much each word carries the right one.
+
+    A run that was interrupted goes on from its last likelihoods when the same command is typed again.
+    """
     from edgekit.evaluation import explain as explanation
     from edgekit.report.explain_table import explain_table
 
@@ -42,10 +52,25 @@ def explain(options: ExplainOptions) -> None:
     dataset = options.dataset()
     row = explanation.find(dataset, options.id, options.split)
     with shell.working() as emit:
-        most = options.max_tokens
-        found = explanation.explain(row, files, options.opened_at, max_tokens=most, emit=emit)
+        most, keep = options.max_tokens, _keeping(options, row, emit)
+        found = explanation.explain(row, files, options.opened_at, keep, max_tokens=most, emit=emit)
     document = found | {"data": options.rows_measured(dataset)}
     shell.show(document, lambda shown: explain_table(shown, options.words), as_json=options.json)
+
+
+def _keeping(options: ExplainOptions, row: Row, emit: Emit) -> Callable[[Path], Kept]:
+    """Gives what an interrupted run has kept of each file, in `explanation-1.jsonl.part` and so on in this folder."""
+    from edgekit.base.artifacts import digest_of, sha256_tree
+    from edgekit.data.rows import content_of
+    from edgekit.evaluation.kept import Kept
+
+    numbers = count(1)
+
+    def keep(file: Path) -> Kept:
+        digest = digest_of([sha256_tree(file), content_of([row]), options.max_tokens])
+        return Kept(Path(f"explanation-{next(numbers)}.jsonl"), digest, emit)
+
+    return keep
 
 
 def _files(artifact: Path) -> list[Path]:

@@ -73,7 +73,7 @@ def task(options: TaskOptions) -> None:
     rows = options.rows_of(dataset)
     slicing.check(rows)
     labels = tuple(candidates(dataset.train)) if options.choice else ()
-    with options.answers() as (emit, log, model), _lm_eval_log(options) as other:
+    with _lm_eval_log(options) as other, options.resumed(*labels) as (emit, log, model, kept):
         shots = None
         if options.shots:
             shots = few_shot.prepare(
@@ -87,12 +87,9 @@ def task(options: TaskOptions) -> None:
                         "training rows are fewer.",
                     )
                 )
-        kept = None if labels else options.kept(model, emit)
         beyond = options.abstaining(dataset)
         asked = Task(options.max_tokens, labels, shots, slicing, other, beyond)
         result = evaluate(model, rows, asked, log=log, kept=kept, emit=emit)
-    if kept:
-        kept.remove()
     show(options, result | options.about(dataset, model), task_table)
 
 

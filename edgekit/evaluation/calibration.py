@@ -17,6 +17,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit
 from edgekit.data.rows import Row
 from edgekit.evaluation.choices import Scored, samples_of, score
+from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
 from edgekit.models.likelihood import log_softmax, probabilities
@@ -40,15 +41,17 @@ def evaluate(
     labels: Sequence[str],
     *,
     log: Path,
+    kept: Kept | None,
     emit: Emit,
 ) -> dict[str, Any]:
     """Choose one of `labels` for each of `rows`, and compare confidence with truth; the temperature is that of `validation`.
 
-    `log` gets one JSON object for each row, completely or not at all. Returns the document of schema
+    `log` gets one JSON object for each row, completely or not at all. Scores in `kept`, of the same labels, are not computed
+    again, and it gets the new ones. Returns the document of schema
     `edgekit.calibration/1`. Raises `ConfigError` when no row's answer is one of the labels.
     """
-    fitted_on = score(runtime, validation, labels, emit, "eval.validation")
-    scored = score(runtime, rows, labels, emit, "eval.calibration")
+    fitted_on = score(runtime, validation, labels, emit, "eval.validation", kept=kept)
+    scored = score(runtime, rows, labels, emit, "eval.calibration", kept=kept)
     for found, of in ((fitted_on, "validation"), (scored, "evaluated")):
         if not found.rows:
             raise ConfigError(

@@ -17,7 +17,9 @@ from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
 from edgekit.device.likelihood import choice_scores
 from edgekit.device.prompt import continued, encode_prompt
+from edgekit.evaluation.answering import prompt_text
 from edgekit.evaluation.few_shot import FewShot
+from edgekit.evaluation.kept import Kept
 from edgekit.registry import Runtime
 
 if TYPE_CHECKING:
@@ -53,15 +55,17 @@ def score(
     emit: Emit,
     stage: str,
     shots: FewShot | None = None,
+    kept: Kept | None = None,
 ) -> Scored:
     """The length-normalised log-likelihood of each of `labels` as the answer to each row.
 
     Rows whose answer is not one of `labels` are left out. With `shots`, each prompt starts with an explanation and examples.
+    The scores in `kept`, which must be of the same labels, are not computed again, and it gets the new ones.
     """
     place = {label: index for index, label in enumerate(labels)}
     known = tuple(row for row in rows if row.answer.strip() in place)
     right = np.array([place[row.answer.strip()] for row in known], np.int64)
-    return Scored(known, scores_of(runtime, known, labels, emit, stage, shots), right)
+    return Scored(known, scores_of(runtime, known, labels, emit, stage, shots, kept), right)
 
 
 def scores_of(
@@ -71,13 +75,22 @@ def scores_of(
     emit: Emit,
     stage: str,
     shots: FewShot | None = None,
+    kept: Kept | None = None,
 ) -> NDArray[np.float64]:
     """The same of all rows, whatever their answers are: `(N, K)`."""
     answers = [continued(runtime, label) for label in labels]
     scores = np.empty((len(rows), len(labels)))
     for index, row in enumerate(rows):
         asked = shots.messages(row, runtime.chat_template) if shots else row.messages[:-1]
-        scores[index] = choice_scores(runtime, encode_prompt(runtime, asked), answers)
+        prompt = prompt_text(runtime, asked)
+        if kept is not None and (known := kept.sample(prompt, None)):
+            scores[index] = known["scores"]
+        else:
+            scores[index] = choice_scores(runtime, encode_prompt(runtime, asked), answers)
+            if kept is not None:
+                best = labels[scores[index].argmax()]
+                one = {"prompt": prompt, "expected": None, "answer": best, "scores": scores[index].tolist()}
+                kept.add([one])
         emit(Progress(stage, index + 1, len(rows), "rows"))
     return scores
 

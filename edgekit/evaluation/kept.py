@@ -23,17 +23,16 @@ class Kept:
     def __init__(self, log: Path, digest: str, emit: Emit) -> None:
         self._path = log.with_name(f"{log.name}.part")
         self._samples: dict[tuple[str, str | None], dict[str, Any]] = {}
-        head = {"schema": SCHEMA, "digest": digest}
+        self._head = {"schema": SCHEMA, "digest": digest}
         lines = _objects(self._path)
-        same = bool(lines) and lines[0] == head
+        same = bool(lines) and lines[0] == self._head
         if lines and not same:
             emit(
                 Alert(
                     "warning", f"{self._path} is of another model file or other options.", "It is replaced."
                 )
             )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        self.remove()
         if same:
             self.add([line for line in lines[1:] if line.keys() >= NEEDED])
             emit(Alert("info", f"{len(self._samples):,} answers of an interrupted run are used."))
@@ -49,7 +48,12 @@ class Kept:
 
     def add(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep samples, each with `prompt`, `expected` and `answer`."""
+        if not samples:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write(json.dumps(self._head) + "\n")
             for sample in samples:
                 self._samples[sample["prompt"], sample["expected"]] = dict(sample)
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")

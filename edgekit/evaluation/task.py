@@ -48,8 +48,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer every row and compare with its answer. Returns the document of schema `edgekit.task/1`.
 
-    `log` gets one JSON object for each row, completely or not at all. Generated answers in `kept` are not asked again, and it
-    gets the new ones. Raises `ConfigError` without rows, and when no row's answer is one of the labels.
+    `log` gets one JSON object for each row, completely or not at all. Answers in `kept`, or scores of
+    the same labels, are not computed again, and it gets the new ones. Raises `ConfigError` without rows, and when no row's answer is one of the labels.
     """
     given = len(rows)
     if task.labels:
@@ -58,7 +58,7 @@ def evaluate(
                 "An endpoint gives no likelihoods, which a choice needs.",
                 "Leave out --choice, or give the model file itself.",
             )
-        rows, samples = _chosen(model, rows, task, emit)
+        rows, samples = _chosen(model, rows, task, kept, emit)
     else:
         samples = answer_rows(
             model, rows, max_tokens=task.max_tokens, emit=emit, stage=STAGE, shots=task.shots, kept=kept
@@ -82,13 +82,13 @@ def evaluate(
 
 
 def _chosen(
-    runtime: Runtime, rows: Sequence[Row], task: Task, emit: Emit
+    runtime: Runtime, rows: Sequence[Row], task: Task, kept: Kept | None, emit: Emit
 ) -> tuple[Sequence[Row], list[dict[str, Any]]]:
     """The rows whose answer is one of the labels, and a sample of each with the most likely label."""
     from edgekit.evaluation.choices import samples_of, score
     from edgekit.models.likelihood import probabilities
 
-    scored = score(runtime, rows, task.labels, emit, STAGE, task.shots)
+    scored = score(runtime, rows, task.labels, emit, STAGE, task.shots, kept)
     if not scored.rows:
         raise ConfigError(
             "No answer of the evaluated rows is an answer of the training rows.",

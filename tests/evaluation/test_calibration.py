@@ -176,7 +176,7 @@ def test_rows_of_equal_confidence_are_answered_together() -> None:
 def test_the_document_and_the_log(tmp_path: Path) -> None:
     rows = [row(str(n), "yes" if n % 3 else "no") for n in range(12)] + [row("other", "perhaps")]
     found: dict[str, Any] = calibration.evaluate(
-        FakeRuntime(), rows[:6], rows, ["no", "yes"], log=tmp_path / "log.jsonl", emit=ignore
+        FakeRuntime(), rows[:6], rows, ["no", "yes"], log=tmp_path / "log.jsonl", kept=None, emit=ignore
     )
     json.dumps(found, allow_nan=False)
     assert found["schema"] == "edgekit.calibration/1" and (found["n"], found["left_out"]) == (12, 1)
@@ -186,4 +186,6 @@ def test_the_document_and_the_log(tmp_path: Path) -> None:
     sure = softmax(np.array(list(one["scores"].values())) / found["temperature"])
     assert one["confidence"] == pytest.approx(sure.max(), abs=1e-4) and one["answer"] in ("yes", "no")
     with pytest.raises(ConfigError, match="No answer of the validation rows"):
-        calibration.evaluate(FakeRuntime(), rows[-1:], rows, ["no", "yes"], log=tmp_path / "x", emit=ignore)
+        calibration.evaluate(
+            FakeRuntime(), rows[-1:], rows, ["no", "yes"], log=tmp_path / "x", kept=None, emit=ignore
+        )

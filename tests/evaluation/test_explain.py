@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from edgekit.base.events import ignore
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.evaluation.explain import carrying, explain, find
+from edgekit.evaluation.kept import Kept
 
 ROW = Row(
     "one",
@@ -32,8 +34,12 @@ class Counts(FakeRuntime):
     worth: dict[str, float] = field(default_factory=dict)
     says: str = "light"
     scored: list[str] = field(default_factory=list)
+    patience: int = 999
 
     def score_answers(self, prompt: Any, answers: Any) -> list[float]:
+        if not self.patience:
+            raise KeyboardInterrupt
+        self.patience -= 1
         text = self.decode(prompt)
         self.scored += [self.decode(answer) for answer in answers]
         missing = sum(nats for word, nats in self.worth.items() if word not in text)
@@ -43,13 +49,16 @@ class Counts(FakeRuntime):
         return [self.encode(self.says)[:max_tokens]]
 
 
-def run(*models: Counts, max_tokens: int = 16) -> dict[str, Any]:
+def run(*models: Counts, max_tokens: int = 16, kept: Path | None = None) -> dict[str, Any]:
     @contextmanager
     def open_file(path: Path) -> Iterator[Counts]:
         yield models[int(path.name)]
 
     files = [Path(str(number)) for number in range(len(models))]
-    found = explain(ROW, files, open_file, max_tokens=max_tokens, emit=ignore)
+    with TemporaryDirectory() as folder:
+        keep = lambda file: Kept(kept or Path(folder, file.name), file.name, ignore)
+        found = explain(ROW, files, open_file, keep, max_tokens=max_tokens, emit=ignore)
+        assert not list(Path(folder).iterdir())
     json.dumps(found, allow_nan=False)
     return found
 
@@ -63,6 +72,17 @@ def test_each_word_has_the_fall_of_the_answer_without_it() -> None:
     assert (found["question"], found["expected"], found["files"][0]["correct"]) == (
         "turn on 2 kitchen lamps", "light", True,
     )  # fmt: skip
+
+
+def test_an_interrupted_run_computes_the_rest_alone(tmp_path: Path) -> None:
+    """Of six texts, four were scored before the interruption."""
+    worth, part = {"kitchen": 2.0, "lamps": 0.5}, tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        run(Counts(worth=worth, patience=4), kept=part)
+    again = Counts(worth=worth)
+    found = run(again, kept=part)
+    assert len(again.scored) == 2 and found == run(Counts(worth=worth))
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_file_is_told_about_the_answers_of_all() -> None:

@@ -14,6 +14,7 @@ from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import ignore
 from edgekit.data.rows import Row
 from edgekit.evaluation.compare import compare
+from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import read_scored
 from edgekit.evaluation.slices import Slicing, slices, worst
 from edgekit.evaluation.slots import slot_figures
@@ -115,6 +116,39 @@ def test_a_choice_takes_the_likeliest_label_for_its_length(tmp_path: Path) -> No
     json.dumps(found, allow_nan=False)
     with pytest.raises(ConfigError, match="answer of the training rows"):
         evaluate(Prefers(), rows[4:], task, log=tmp_path / "log", kept=None, emit=ignore)
+
+
+def test_an_interrupted_choice_goes_on_with_its_scores(tmp_path: Path) -> None:
+    """Of two labels for four rows, the scores of three rows are kept; other labels are scored anew."""
+
+    class Stops(Prefers):
+        left = 3
+
+        def score_answers(self, prompt: Any, answers: Any) -> list[float]:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().score_answers(prompt, answers)
+
+    rows = [row(n, f"{'yes' if n % 2 else 'no'}, is it {n}?", "yes") for n in range(4)]
+    log, task = tmp_path / "log", Task(labels=("no", "yes"))
+
+    def of(model: FakeRuntime, name: str = "digest") -> dict[str, Any]:
+        kept = Kept(log, name, ignore)
+        found = evaluate(model, rows, task, log=log, kept=kept, emit=ignore)
+        kept.remove()
+        return found
+
+    whole = of(Prefers())
+    said = log.read_text()
+    with pytest.raises(KeyboardInterrupt):
+        of(Stops())
+    again = Stops()
+    again.left = 1
+    assert of(again) == whole and log.read_text() == said and whole["accuracy"] == 0.5
+    with pytest.raises(KeyboardInterrupt):
+        of(Stops(), "of other labels")
+    assert [path.name for path in tmp_path.iterdir() if path != log] == ["log.part"]
 
 
 def test_other_columns_do_not_change_what_a_row_is() -> None:
