@@ -37,13 +37,23 @@ class LoadedModel:
         self.telemetry: Records | None = telemetry
         self.closes_with: OwnRecords | None = None
         """Telemetry that was opened with this model and is closed with it."""
-        self.calibration: Calibration | None = None
-        """The labels and the temperature of a bundle whose answers are labels; None after `use`, as an adapter has none."""
+        self._calibration: Calibration | None = None
+        self.adapter: Path | None = None
+        """The adapter in use; None without one."""
         self.min_confidence: float | None = None
         """The confidence below which a server gives no answer; None without such a limit."""
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The labels and the temperature of a bundle whose answers are labels; None while an adapter is in use, which has none."""
+        return self._calibration if self.adapter is None else None
+
+    @calibration.setter
+    def calibration(self, found: Calibration | None) -> None:
+        self._calibration = found
 
     def generate(self, text: str, *, max_tokens: int | None = None, sampling: Sampling = Sampling()) -> str:
         """The answer to one question."""
@@ -123,13 +133,19 @@ class LoadedModel:
 
     @property
     def calibrated(self) -> Calibration:
-        """The calibration. Raises `ConfigError` for a model without one."""
-        if self.calibration is None:
+        """The calibration. Raises `ConfigError` for a model without one, and while an adapter is in use."""
+        if self.calibration is not None:
+            return self.calibration
+        if self._calibration is not None:
             raise ConfigError(
-                f"This {self.format} model has no calibration, so the confidence of its answers is not known.",
-                HINT,
+                f"The calibration of this {self.format} model was fitted without the adapter {self.adapter}, so the confidence "
+                "of its answers is not known.",
+                "Ask without a lowest confidence, or return to the model itself with use(None).",
             )
-        return self.calibration
+        raise ConfigError(
+            f"This {self.format} model has no calibration, so the confidence of its answers is not known.",
+            HINT,
+        )
 
     def use(self, adapter: str | os.PathLike[str] | None) -> Self:
         """Use a LoRA adapter from now on, or none for None; returns this model.
@@ -137,13 +153,17 @@ class LoadedModel:
         `adapter` is the file that was exported for this model's format. Adapters stay loaded, so using one again takes no
         time. Raises `CorruptError`, with both digests, for a damaged adapter or one of another base, and
         `UnsupportedError` for a model without adapter support; the current adapter then stays in use.
+
+        The calibration of a bundle is that of its own model. With an adapter there is none, so a confidence is refused until
+        `use(None)`.
         """
         if not isinstance(self.runtime, TakesAdapters):
             raise UnsupportedError(
                 f"{self.runtime.name} does not support adapters.", "Open a GGUF file or an ONNX folder."
             )
-        self.runtime.use(None if adapter is None else Path(adapter))
-        self.calibration = None
+        chosen = None if adapter is None else Path(adapter)
+        self.runtime.use(chosen)
+        self.adapter = chosen
         return self
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import edgekit
 from edgekit.base.artifacts import sha256_file, write_json
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.device.confidence import FILE, SCHEMA, Calibration, Verdict
+from edgekit.device.loaded import LoadedModel
 from edgekit.report.readme import bundle_readme
 
 LABELS = ["close_job", "open_job", "out_of_scope"]
@@ -48,6 +49,34 @@ def test_an_answer_below_the_minimum_or_without_a_confidence_is_not_given(
     confidence: float | None, minimum: float, abstained: bool
 ) -> None:
     assert Verdict.of(confidence, minimum) == Verdict(confidence, abstained)
+
+
+class Swaps(FakeRuntime):
+    """Takes adapters, apart from damaged ones."""
+
+    def use(self, adapter: Path | None) -> None:
+        if adapter and adapter.name == "damaged":
+            raise CorruptError("The adapter is damaged.", "")
+
+
+def test_the_calibration_of_a_model_is_not_used_with_an_adapter_and_comes_back_without() -> None:
+    model = LoadedModel(Swaps(), format="gguf")
+    model.calibration = own = Calibration(("no", "yes"), 0.25)
+    sure = model.sure_answer("is it?", 0.0)[1]
+    assert model.use(Path("other.gguf")).calibration is None
+    for ask in (lambda: model.judge([10], "yes", 0.5), lambda: model.sure_answer("is it?", 0.5)):
+        with pytest.raises(ConfigError, match=r"without the adapter other\.gguf") as refused:
+            ask()
+        assert "use(None)" in refused.value.hint
+    with pytest.raises(CorruptError):
+        model.use(Path("damaged"))
+    assert model.calibration is None and model.adapter == Path("other.gguf")
+    assert model.use(None).calibration == own and model.sure_answer("is it?", 0.0)[1] == sure
+    with pytest.raises(CorruptError):
+        model.use(Path("damaged"))
+    assert model.calibration == own
+    with pytest.raises(ConfigError, match="This gguf model has no calibration"):
+        _ = LoadedModel(Swaps(), format="gguf").use(Path("other.gguf")).calibrated
 
 
 @pytest.fixture

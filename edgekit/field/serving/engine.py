@@ -359,6 +359,8 @@ class Engine:
         """Generate one answer; returns its finish reason, or None when the engine ended it as `ending` says."""
         request, model = ticket.request, deployed.model
         ticket.release = deployed.release
+        if model.min_confidence is not None:
+            _ = model.calibrated
         prompt = request.prompt(model)
         if not prompt or not all(0 <= token < model.runtime.vocab_size for token in prompt):
             raise ConfigError(f"A prompt is one or more token ids below {model.runtime.vocab_size}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -77,3 +78,13 @@ def test_the_lowest_of_zero_withholds_nothing_and_without_one_nothing_is_told(st
     assert answer(running.ask("please dance")) == ("dance", "stop", {"confidence": None, "abstained": False})
     assert answer(running.ask("perhaps open"))[2]["confidence"] == pytest.approx(1 / 3)
     assert answer(start(Sure().loaded()).ask("please open")) == ("open", "stop", None)
+
+
+def test_with_an_adapter_in_use_nothing_is_answered(start: Any) -> None:
+    """The temperature of the bundle's own model says nothing about an adapter's answers."""
+    model = Sure().loaded(0.8)
+    model.adapter = Path("other.gguf")
+    running = start(model)
+    refused = running.ask("please open")
+    assert refused.status_code == 400 and "without the adapter other.gguf" in refused.text
+    assert running.runtime.made == 0
