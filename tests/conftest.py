@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -147,7 +149,7 @@ class TinyBuild:
 
 
 @pytest.fixture(scope="session")
-def shell() -> Shell:
+def fresh_shell() -> Shell:
     """Run `edgekit ARGS...` in a process of its own, as a person would."""
 
     def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -155,6 +157,32 @@ def shell() -> Shell:
         return subprocess.run(command, check=False, **{"capture_output": True, "text": True, **options})
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shell(fresh_shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """The same in a fork of a process that has imported the large libraries (`warm.py`), unless there are `options`."""
+    files = [tmp_path_factory.mktemp("shell") / name for name in ("out", "err")]
+    command = [sys.executable, str(Path(__file__).with_name("warm.py"))]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as warm:
+        assert warm.stdin and warm.stdout
+        orders, answers = warm.stdin, warm.stdout
+
+        def run(*arguments: Any, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+            if options:
+                return fresh_shell(*arguments, cwd=cwd, **options)
+            for file in files:
+                file.write_text("")
+            order = {"arguments": [*map(str, arguments)], "cwd": str(cwd or Path.cwd())}
+            orders.write(json.dumps(order | {"out": str(files[0]), "err": str(files[1])}) + "\n")
+            orders.flush()
+            code = int(answers.readline())
+            return subprocess.CompletedProcess(
+                order["arguments"], code, *(file.read_text("utf-8") for file in files)
+            )
+
+        yield run
+        orders.close()
 
 
 @pytest.fixture(scope="session")

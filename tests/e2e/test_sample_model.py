@@ -25,19 +25,19 @@ def write_rows(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def build(shell, folder: Path, *changes: str) -> dict:
+def build(fresh_shell, folder: Path, *changes: str) -> dict:
     """The report of a short build with every gate of the target, which must pass."""
     write_rows(folder / "data")
     sets = [part for value in (*SHORT, *changes) for part in ("--set", value)]
     places = ("--data", folder / "data", "--out", folder / "bundle", "--cache-dir", folder / "cache")
     threads = ("--threads", os.environ["OMP_NUM_THREADS"])  # a share of the cores: other tests run beside it
-    done = shell("build", *places, *sets, *threads, "--json")
+    done = fresh_shell("build", *places, *sets, *threads, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_a_short_build_of_the_sample_model_is_proven(shell, tmp_path: Path) -> None:
-    report = build(shell, tmp_path)
+def test_a_short_build_of_the_sample_model_is_proven(fresh_shell, tmp_path: Path) -> None:
+    report = build(fresh_shell, tmp_path)
     gates = {gate["name"]: gate for gate in report["gates"]}
     assert report["verdict"] == "pass" and all(gate["passed"] for gate in gates.values())
     for kind in ("gguf", "onnx"):
@@ -50,14 +50,14 @@ def test_a_short_build_of_the_sample_model_is_proven(shell, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("seed", [7, 8, 9])
-def test_neither_rounding_nor_seed_decides(shell, tmp_path: Path, dtype: str, seed: int) -> None:
-    build(shell, tmp_path, f"tune.dtype={dtype}", f"tune.seed={seed}")
+def test_neither_rounding_nor_seed_decides(fresh_shell, tmp_path: Path, dtype: str, seed: int) -> None:
+    build(fresh_shell, tmp_path, f"tune.dtype={dtype}", f"tune.seed={seed}")
 
 
 @pytest.mark.slow
-def test_the_demo_passes_with_every_figure_asked_for(shell, tmp_path: Path) -> None:
+def test_the_demo_passes_with_every_figure_asked_for(fresh_shell, tmp_path: Path) -> None:
     """`make demo`, and what it promises: base far below, tuned at 90 % or more, each file within two points."""
-    done = shell("build", "--out", tmp_path / "bundle", "--cache-dir", tmp_path / "cache", "--json")
+    done = fresh_shell("build", "--out", tmp_path / "bundle", "--cache-dir", tmp_path / "cache", "--json")
     assert done.returncode == 0, done.stderr
     accuracy = {name: found["accuracy"] for name, found in json.loads(done.stdout)["evaluation"].items()}
     assert accuracy["base"] < 0.2 and accuracy["tuned"] >= 0.9
