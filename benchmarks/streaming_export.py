@@ -27,14 +27,15 @@ import torch
 from common import MIB, watched
 
 from edgekit.base import hardware
-from edgekit.export.weights.safetensors_io import Weights, copy_companions, write_weights
+from edgekit.export.weights.folder import copy_companions
+from edgekit.export.weights.safetensors_io import Weights, write_weights
 from edgekit.models.source import bring_in, resolve
 
 TYPE, THREADS = "Q4_K_M", 2
 STREAM = """
 import sys; from pathlib import Path
 from edgekit.targets.target import GgufExport
-from edgekit.export.gguf.stream import stream
+from edgekit.export.gguf.stream_process import stream
 stream(Path(sys.argv[1]), Path(sys.argv[2]), GgufExport(format="gguf", type=sys.argv[3]), threads=int(sys.argv[4]))
 """
 ONNX = """

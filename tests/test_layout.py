@@ -69,8 +69,9 @@ WITHOUT_TORCH = (
     "edgekit.models.source", "edgekit.models.tokenizer", "edgekit.device.isolated", "edgekit.field.status",
     "edgekit.field.serving.server", "edgekit.field.serving.deployment", "edgekit.field.fleet.fleet",
     "edgekit.export.onnx.export", "edgekit.export.gguf.write", "edgekit.export.gguf.quantize", "edgekit.export.gguf.convert",
-    "edgekit.export.gguf.convert_process", "edgekit.runtimes.llamacpp", "edgekit.runtimes.onnxruntime", "edgekit.tui",
-    "edgekit.profiles.profiler",
+    "edgekit.export.gguf.convert_process", "edgekit.export.gguf.stream", "edgekit.export.gguf.stream_process",
+    "edgekit.export.gguf.families", "edgekit.export.weights.rows", "edgekit.runtimes.llamacpp",
+    "edgekit.runtimes.onnxruntime", "edgekit.tui", "edgekit.profiles.profiler",
 )  # fmt: skip
 
 

@@ -219,16 +219,16 @@ def _stream(
     _need_folder(source, "config.json")
     if adapter:
         _need_folder(adapter, "adapter_config.json")
-    config, options = read_config(source), GgufExport.model_validate({"format": "gguf", "type": type})
-    if refusal := registry.load("exporters", "gguf").refusal(config, options):
-        raise UnsupportedError(f"gguf: {refusal} Nothing was started.", "Choose another model.")
-    needed = registry.load("stages", "stream-memory")(config, options, threads, adapter=adapter) / 2**20
-    if max_ram and needed > max_ram:
-        raise ConfigError(
-            f"Quantizing {source} with {threads} threads may need {needed:.0f} MiB of memory, more than --max-ram {max_ram}. "
-            "Nothing was started.",
-            "Use --threads 1 or a higher --max-ram." if threads > 1 else "Use a higher --max-ram.",
-        )
+    options = GgufExport.model_validate({"format": "gguf", "type": type})
+    if max_ram:
+        config, memory = read_config(source), registry.load("stages", "stream-memory")
+        needed = memory(config, options, threads, adapter=adapter) / 2**20
+        if needed > max_ram:
+            raise ConfigError(
+                f"Quantizing {source} with {threads} threads may need {needed:.0f} MiB of memory, more than "
+                f"--max-ram {max_ram}. Nothing was started.",
+                "Use --threads 1 or a higher --max-ram." if threads > 1 else "Use a higher --max-ram.",
+            )
     with shell.working() as emit, written_whole(out, force=force) as staging:
         registry.load("stages", "stream")(
             source, staging, options, adapter=adapter, threads=threads, emit=emit

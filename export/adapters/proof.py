@@ -23,8 +23,9 @@ from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Emit, GateResult, Progress, ignore
 from edgekit.export.gguf.proof import stored_weights as gguf_weights
 from edgekit.export.onnx.proof import stored_weights as onnx_weights
+from edgekit.export.weights.folder import copy_companions
 from edgekit.export.weights.merge import merge
-from edgekit.export.weights.safetensors_io import Weights, copy_companions, write_weights
+from edgekit.export.weights.safetensors_io import Weights, write_weights
 
 STAGE = "export.adapter"
 STORED: dict[str, Callable[[Path, Path], Mapping[str, Callable[[], NDArray[np.float32]]]]] = {

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from edgekit.base.errors import ConfigError, UnsupportedError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.weights import merge
-from edgekit.export.weights.safetensors_io import Weights, read_json
+from edgekit.export.weights.folder import read_json
+from edgekit.export.weights.safetensors_io import Weights
 from edgekit.models.source import BASE_DIGEST, MERGED, PROVENANCE, read_config
 
 STAGE = "export.adapter"

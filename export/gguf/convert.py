@@ -10,19 +10,18 @@ import json
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 
 from edgekit.base.child import Child
 from edgekit.base.errors import StageError, UnsupportedError
 from edgekit.export.gguf.vocab import read_vocabulary, write_endings
+from edgekit.export.weights.folder import places_of
 from edgekit.models.tokenizer_files import size_of_vocabulary
-
-if TYPE_CHECKING:
-    from edgekit.export.weights.safetensors_io import Weights
 
 MIB = 2**20
 BASE_MIB = 3072  # Python with torch and transformers, and the largest tokenizers
@@ -38,11 +37,10 @@ def convert(converter: Path, source: Path, out: Path, origin: gguf.GGUFWriter) -
 
     `origin` holds the keys of the file's provenance. A tokenizer that edgekit can write is written by its rules; the
     converter, which needs the makers' own files for it, writes any other. Raises `StageError` with the converter's last
-    line when it fails or exceeds its limits, and as `read_vocabulary` and `Weights` do; then there is no `out`.
+    line when it fails or exceeds its limits, and as `read_vocabulary` and `places_of` do; then there is no `out`.
     """
-    from edgekit.export.weights.safetensors_io import Weights  # which imports torch: a plan needs none
-
-    memory_mib, seconds = _limits(Weights(source))
+    shapes = {name: place.tensor.shape for name, place in places_of(source).items()}
+    memory_mib, seconds = _limits(shapes)
     with tempfile.TemporaryDirectory() as work:
         keys = Path(work) / "keys.json"
         named, complete = _keys(source, origin)
@@ -84,10 +82,10 @@ def _keys(source: Path, origin: gguf.GGUFWriter) -> tuple[list[tuple[str, Any, i
     return [(key, value, int(kind), part and int(part)) for key, value, kind, part in types], complete
 
 
-def _limits(weights: Weights) -> tuple[float, float]:
-    """MiB of memory, and seconds, that converting these weights may take."""
+def _limits(shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
+    """MiB of memory, and seconds, that converting weights of these shapes may take."""
     layers: Counter[str] = Counter()
-    for name, (_, shape) in weights.layout.items():
+    for name, shape in shapes.items():
         found = LAYER.match(name)
         layers[found[1] if found else name] += 4 * prod(shape)
     memory_mib = BASE_MIB + COPIES * max(layers.values(), default=0) / MIB

@@ -10,16 +10,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
+from numpy.typing import NDArray
 
 from edgekit.models.gguf_source import CompleteConfig
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -244,30 +242,32 @@ def _original_context(config: Any) -> int:
 
 
 def _longrope_scale(config: Any) -> float:
-    """The factor of cosine and sine with longrope, as transformers computes it."""
-    import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    return float(ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=1)[1])
+    """The factor of cosine and sine with longrope (Ding et al. 2024, arXiv 2402.13753), as transformers reads it."""
+    rope, _ = rope_of(config)
+    if (given := rope.get("attention_factor")) is not None:
+        return float(given)
+    original = _original_context(config)
+    factor = rope.get("factor") or config.max_position_embeddings / original
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def rope_factors(config: Any) -> dict[str, NDArray[np.float32]]:
-    """Divisors of the rotary frequencies `(rotated columns / 2,)` by the name of their tensor: of Llama 3, and of longrope."""
-    import numpy as np
+    """Divisors of the rotary frequencies `(rotated columns / 2,)` by the name of their tensor: of Llama 3, and of longrope.
 
+    Those of Llama 3 are 1 for short wavelengths, `factor` for long ones, and blended between (Grattafiori et al. 2024, arXiv
+    2407.21783; the same numbers as in transformers, rounded once).
+    """
     rope, _ = rope_of(config)
     if rope.get("rope_type") == "longrope":
         lists = {ROPE_LONG: rope["long_factor"], ROPE_SHORT: rope["short_factor"]}
         return {name: np.array(factors, np.float32) for name, factors in lists.items()}
     if rope.get("rope_type") != "llama3":
         return {}
-    import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     size = head_size(config)
-    plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    return {ROPE_FREQS: (plain / scaled).numpy()}
+    wavelengths = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, size, 2) / size)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    kept = np.clip((_original_context(config) / wavelengths - low) / (high - low), 0, 1)
+    return {ROPE_FREQS: (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)}
 
 
 def name_map(config: Any, family: Family) -> gguf.TensorNameMap:

@@ -131,7 +131,7 @@ def _kind(name: str) -> str:
 def _places(layout: GgufLayout, rows: Rows, names: gguf.TensorNameMap, tied: bool) -> dict[str, list[str]]:
     """The model's tensors by the name that gguf-py gives them; those of a stack of experts have one name."""
     found: dict[str, list[tuple[int, str]]] = {}
-    for key in rows.weights:
+    for key in rows.shapes:
         expert = EXPERT.search(key)
         place = names.get_name(EXPERT.sub(".experts.", key), try_suffixes=(".weight", ".bias"))
         if place is None or key.endswith(DERIVED):
@@ -153,7 +153,7 @@ def _pairs(
     for place, ordered in places.items():
         if place not in held:
             continue
-        shapes = [rows.weights.layout[key][1] for key in ordered]
+        shapes = [rows.shapes[key] for key in ordered]
         size = sum(int(np.prod(shape)) for shape in shapes)
         own = int(np.prod(held[place].shape))
         facts.add(size == own, f"{place} has {own} weights, the model's has {size}")
@@ -187,7 +187,7 @@ def _check_names(
 
 
 def _stack(rows: Rows, keys: list[str]) -> Array:
-    parts = [rows.read(key, 0, rows.weights.layout[key][1][0]) for key in keys]
+    parts = [rows.read(key, 0, rows.shapes[key][0]) for key in keys]
     return parts[0] if len(parts) == 1 else np.stack(parts)
 
 
@@ -329,7 +329,7 @@ def _check_optional(facts: Facts, layout: GgufLayout, config: Any, rope: Mapping
 def _tell_unpaired(layout: GgufLayout, rows: Rows, pairs: Mapping[str, Pair], emit: Emit) -> None:
     left = [info for name, info in layout.tensors.items() if name not in pairs]
     compared = {key for pair in pairs.values() for key in pair.keys}
-    others = [key for key in rows.weights if key not in compared]
+    others = [key for key in rows.shapes if key not in compared]
     if left or others:
         total = sum(info.nbytes for info in layout.tensors.values())
         share = sum(info.nbytes for info in left) / total

@@ -36,7 +36,7 @@ from edgekit.export.gguf.name_proof import prove_by_name
 from edgekit.export.gguf.stored import GRIDS, Bytes, stored_tensor, type_of
 from edgekit.export.gguf.vocab_proof import check_vocabulary, listed, prove_vocabulary
 from edgekit.export.gguf.write import EMBEDDING, HEAD, read_tensors
-from edgekit.export.weights.safetensors_io import Weights
+from edgekit.export.weights.folder import places_of
 from edgekit.export.weights.weight_compare import Array, Reference
 from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
 from edgekit.models.source import read_config
@@ -244,7 +244,7 @@ def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
         values = stored_tensor(info, data).all()
         return from_gguf(name, values.reshape(info.shape[::-1]), config, family)
 
-    places = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in Weights(model)}
+    places = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in places_of(model)}
     return {
         name: partial(load, name, layout.tensors[place])
         for name, place in places.items()

@@ -42,14 +42,15 @@ from edgekit.export.gguf.write import (
     metadata,
     read_model,
 )
-from edgekit.export.weights.safetensors_io import Weights
+from edgekit.export.weights.folder import places_of
 from edgekit.targets.target import GgufExport
 
 PIECE = 1 << 20  # weights that one thread takes at a time
 EMBEDDING = "token_embd.weight"
 # Upper bounds for `peak_memory`, measured on Linux with Python 3.11 and the pinned packages.
-BASE = 448 * MIB  # Python with torch, transformers and peft
-TOKEN = 2048  # one token of the vocabulary: its text, merge and score in transformers and here
+BASE = 144 * MIB  # Python with transformers and without torch, and the process that started it
+MERGING = 320 * MIB  # torch and peft
+TOKEN = 3072  # one token of the vocabulary: its text, merge and score in transformers, which needs most for Gemma, and here
 WEIGHT = 12  # one weight of a piece: as stored, as a float, and as written
 MERGED = 16  # one weight of a merged tensor: as stored, its low-rank product, its permutation, and the tensor before it
 F32 = gguf.GGMLQuantizationType.F32
@@ -108,10 +109,10 @@ def stream(
 def peak_memory(
     config: Mapping[str, Any], options: GgufExport, threads: int = 2, *, adapter: Path | None = None
 ) -> int:
-    """Bytes of memory that `stream` takes at most, in a process of its own, for a model with this `config.json`.
+    """Bytes of memory that `stream` takes at most, in the process of `stream_process`, for a model with this `config.json`.
 
-    It grows with the vocabulary and the width of a row, not with the number of layers. An adapter adds its own size and
-    what merging the largest tensor takes, because a merged tensor is held whole.
+    It grows with the vocabulary and the width of a row, not with the number of layers. An adapter adds torch, its own size,
+    and what merging the largest tensor takes, because a merged tensor is held whole.
     """
     check_streamable(config)
     model = typed(config)
@@ -122,9 +123,9 @@ def peak_memory(
         memory += 8 * model.num_hidden_layers * (6 * model.hidden_size + model.intermediate_size)
     if adapter:
         file = adapter / ADAPTER_WEIGHTS
-        whole = any("embed_tokens" in name or "lm_head" in name for name in Weights(file))
+        whole = any("embed_tokens" in name or "lm_head" in name for name in places_of(file))
         rows = max(widest, head_size(model) * model.num_attention_heads, model.vocab_size * whole)
-        memory += 2 * file.stat().st_size + MERGED * rows * model.hidden_size
+        memory += MERGING + 2 * file.stat().st_size + MERGED * rows * model.hidden_size
     return memory
 
 

@@ -120,19 +120,22 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     Raises `UnsupportedError` for a tokenizer that llama.cpp cannot reproduce, `CorruptError` for one that does not fit.
     """
     loaded = _load(folder)
-    rules = json.loads(loaded.backend_tokenizer.to_str())
-    tokens = read_tokens(rules, rows)
-    framing = _framing(rules)
-    if tokens.model == "gemma4" and loaded.bos_token not in framing:
-        raise _unsupported("it adds no BOS token, and llama.cpp always adds one for this kind")
+    special_ids, bos, eos = _special_ids(loaded, folder, rows), loaded.bos_token, loaded.eos_token
     template = loaded.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
+    text = loaded.backend_tokenizer.to_str()
+    del loaded  # 100 MiB of a large vocabulary
+    rules = json.loads(text)
+    tokens = read_tokens(rules, rows)
+    framing = _framing(rules)
+    if tokens.model == "gemma4" and bos not in framing:
+        raise _unsupported("it adds no BOS token, and llama.cpp always adds one for this kind")
     return Vocabulary(
         tokens=tokens,
-        special_ids=_special_ids(loaded, folder, rows),
-        add_bos=loaded.bos_token in framing,
-        add_eos=loaded.eos_token in framing,
+        special_ids=special_ids,
+        add_bos=bos in framing,
+        add_eos=eos in framing,
         chat_template=template,
     )
 

@@ -40,6 +40,7 @@ from edgekit.export.gguf.families import (
 from edgekit.export.gguf.quantize import quantize, tensor_type, uses_importance
 from edgekit.export.gguf.stored import file_name_map
 from edgekit.export.gguf.vocab import UNWRITTEN, Vocabulary, read_vocabulary
+from edgekit.export.weights.rows import Rows
 from edgekit.models.source import MERGED, PROVENANCE, parameter_count, read_config
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import GgufExport
@@ -51,7 +52,7 @@ MODULES = ("edgekit.export.gguf.write", "edgekit.export.gguf.convert_process")
 QUANTIZE = "quantize.gguf"
 QUANTIZE_PACKAGES = (*PACKAGES, "llama-cpp-python")
 QUANTIZE_MODULES = (
-    "edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix", "edgekit.export.gguf.stream",
+    "edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix", "edgekit.export.gguf.stream_process",
     "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
 )  # fmt: skip
 LARGEST_FLOAT_FILE_MIB = 1024
@@ -272,13 +273,11 @@ def read_model(source: Path, adapter: Path | None = None) -> Model:
 def check_streamable(config: Mapping[str, Any]) -> None:
     """Raise `UnsupportedError` for a model that edgekit's own writer cannot write."""
     if fault := next(faults(config), ""):
-        other = architecture(config) not in FAMILIES and converter.kept() is not None
-        raise UnsupportedError(
-            f"{fault} {UNWRITTEN}",
-            "`edgekit export` writes it with llama.cpp's converter, which needs disk for a float file."
-            if other
-            else "Choose another model or another export format.",
-        )
+        hint = "Choose another model or another export format."
+        if architecture(config) not in FAMILIES:
+            setup = "" if converter.kept() else f"Type `{converter.SETUP}`. Then "
+            hint = f"{setup}`edgekit export` writes it with llama.cpp's converter, which needs disk for a float file."
+        raise UnsupportedError(f"{fault} {UNWRITTEN}", hint)
 
 
 def metadata(model: Model, out: Path) -> gguf.GGUFWriter:
@@ -322,12 +321,13 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
     Raises `CorruptError` for a tensor without a place in GGUF (nothing is left out silently), for a missing embedding
     or head, and for a head that differs from the embedding it is said to be tied to.
     """
-    from edgekit.export.weights.merge import merged_tensors
-    from edgekit.export.weights.rows import Rows
-
     stored = Rows(source)
-    weights = stored.weights
-    merged = merged_tensors(source, weights, adapter) if adapter else {}
+    weights = stored.shapes
+    merged: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {}
+    if adapter:
+        from edgekit.export.weights.merge import merged_tensors  # which imports torch
+
+        merged = merged_tensors(source, adapter)
     left_out = {key for key in weights if key.endswith(DERIVED)}
     if config.tie_word_embeddings and HEAD in weights:
         if not stored.equal(HEAD, EMBEDDING):
@@ -361,7 +361,7 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
                 f"The weights in {source} hold {key}, for which this architecture's GGUF file has no tensor.",
                 "Merge adapters into the weights first, and remove tensors that the architecture does not use.",
             )
-        shape = weights.layout[key][1]
+        shape = weights[key]
         tensors.append(Tensor(name, shape, partial(rows, key), shape[0] if key in merged else head))
     for name, factors in rope_factors(config).items():
         tensors.append(Tensor(name, factors.shape, partial(entries, factors), 1))

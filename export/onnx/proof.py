@@ -34,8 +34,8 @@ from edgekit.export.onnx.structure import (
     norms_of,
     width_of,
 )
+from edgekit.export.weights.folder import places_of, read_json
 from edgekit.export.weights.rows import Rows
-from edgekit.export.weights.safetensors_io import Weights, read_json
 from edgekit.export.weights.weight_compare import Array, Reference, Stored
 from edgekit.export.weights.weight_proof import Facts, StaticProof, prove_weights
 
@@ -86,18 +86,17 @@ def _file_name(genai: Mapping[str, Any], path: Path) -> str:
 def read_references(model: Path, network: Any) -> References:
     """The folder's tensors; stacked ones as their parts, and a tied head as the embedding under another name."""
     folder_rows = Rows(model)  # mapped weights would take the size of the model
-    weights = folder_rows.weights
-    if EMBEDDING_NAME not in weights:
+    if EMBEDDING_NAME not in folder_rows.shapes:
         raise CorruptError(
             f"The weights in {model} lack {EMBEDDING_NAME}.", "Fetch or merge the model again."
         )
     norms = norms_of(network)
     references = {}
-    for name in weights:
+    for name, shape in folder_rows.shapes.items():
         if name.endswith(DERIVED):
             continue
         module, _, kind = name.rpartition(".")
-        shape, start = weights.layout[name][1], 0
+        start = 0
         for part, rows in stacked(module, shape[0], network.config):
             place = place_of_module(part)
             offset = 0.0
@@ -132,7 +131,7 @@ def stored_weights(path: Path, model: Path) -> dict[str, Callable[[], Array]]:
     def load(tensor: Stored) -> Array:
         return tensor.all().reshape(tensor.shape)
 
-    return {name: partial(load, found[name]) for name in Weights(model) if name in found}
+    return {name: partial(load, found[name]) for name in places_of(model) if name in found}
 
 
 def _variants(name: str, config: Any, rows: Array) -> Iterator[tuple[str, Array]]:

@@ -19,7 +19,7 @@ from edgekit.base.artifacts import remove
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.adapters.write import STAGE, base_digest, slot_names
-from edgekit.export.weights.safetensors_io import Weights, read_json
+from edgekit.export.weights.folder import places_of, read_json
 from edgekit.models.source import BASE_DIGEST, PROVENANCE
 
 MODEL = "model.onnx"
@@ -38,8 +38,8 @@ def open_slots(folder: Path, base: Path, out: Path, emit: Emit = ignore) -> None
     import onnx
 
     digest = base_digest(base)
-    layout = Weights(base).layout
-    sizes = {name: (shape[1], shape[0]) for name, (_, shape) in layout.items() if _WEIGHT.fullmatch(name)}
+    shapes = {name: place.tensor.shape for name, place in places_of(base).items() if _WEIGHT.fullmatch(name)}
+    sizes = {name: (shape[1], shape[0]) for name, shape in shapes.items()}
     try:
         model = onnx.load(folder / MODEL, load_external_data=False)
     except Exception as error:  # protobuf's own error, which onnx does not document

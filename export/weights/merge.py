@@ -24,14 +24,8 @@ from edgekit.base.artifacts import sha256_file
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.containers.safetensors import ADAPTER_PREFIX, ADAPTER_WEIGHTS
-from edgekit.export.weights.safetensors_io import (
-    Weights,
-    copy_companions,
-    model_config,
-    note,
-    read_json,
-    write_weights,
-)
+from edgekit.export.weights.folder import copy_companions, model_config, note, read_json
+from edgekit.export.weights.safetensors_io import Weights, write_weights
 from edgekit.models.source import MERGED
 
 # Keys of adapter_config.json that are handled here or do not change what the stored tensors mean.
@@ -131,7 +125,7 @@ def apply(edits: Iterable[Edit], value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def merged_tensors(base: Path, weights: Weights, adapter: Path) -> dict[str, Callable[[Floats], Floats]]:
+def merged_tensors(base: Path, adapter: Path) -> dict[str, Callable[[Floats], Floats]]:
     """For each tensor of `base` that the adapter changes, its merged values from the stored ones, all in float32.
 
     The arithmetic is that of `merge`, bit for bit; used to write other formats. Raises as `plan_edits`.
@@ -141,7 +135,7 @@ def merged_tensors(base: Path, weights: Weights, adapter: Path) -> dict[str, Cal
         changed: Floats = apply(edits, torch.from_numpy(values)).numpy()
         return changed
 
-    return {name: partial(merged, edits) for name, edits in plan_edits(base, weights, adapter).items()}
+    return {name: partial(merged, edits) for name, edits in plan_edits(base, Weights(base), adapter).items()}
 
 
 def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Edit]]:

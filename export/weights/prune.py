@@ -17,15 +17,8 @@ import torch
 
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
 from edgekit.base.events import Emit, Measured, Progress, ignore
-from edgekit.export.weights.safetensors_io import (
-    Layout,
-    Weights,
-    copy_companions,
-    model_config,
-    note,
-    read_json,
-    write_weights,
-)
+from edgekit.export.weights.folder import copy_companions, model_config, note, read_json
+from edgekit.export.weights.safetensors_io import Layout, Weights, write_weights
 from edgekit.models import accelerator, mapped
 from edgekit.targets.target import Prune
 

@@ -6,7 +6,6 @@ the model. A plain read holds only the rows that were requested.
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.base.errors import CorruptError
-from edgekit.containers.safetensors import INDEX
-from edgekit.export.weights.safetensors_io import SINGLE, Weights, read_json
+from edgekit.containers.safetensors import DTYPE_BITS
+from edgekit.export.weights.folder import places_of
 
 # What safetensors calls the types that numpy has; BF16 is the upper half of a float.
 NUMPY = {
@@ -26,33 +25,24 @@ COMPARED = 1 << 20  # weights
 
 
 class Rows:
-    """The tensors of a model folder, by name, read row by row; `weights` is the same folder, mapped but not read.
+    """The tensors of a model folder, read row by row; `shapes` holds the shape of each, in the order they are stored.
 
-    Raises as `Weights` does, which checks headers, sizes and the index first. Safe to read from several threads.
+    Raises as `places_of`, which checks headers, sizes and the index first. Safe to read from several threads.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.weights = Weights(folder)
-        self._places: dict[str, tuple[Path, int, str]] = {}
-        single = (folder / SINGLE).is_file()
-        files = {SINGLE} if single else set(read_json(folder / INDEX)["weight_map"].values())
-        for file in (folder / name for name in files):
-            with file.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(size))
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                self._places[name] = file, 8 + size + entry["data_offsets"][0], entry["dtype"]
+        self._places = places_of(folder)
+        self.shapes = {name: place.tensor.shape for name, place in self._places.items()}
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Entries `start` to `stop` of the first axis, `(stop - start, ...)`.
 
         Raises `CorruptError` when the file is shorter than its header says.
         """
-        file, offset, kind = self._places[name]
-        dtype, shape = self.weights.layout[name]
-        row = dtype.itemsize * prod(shape[1:])
-        stored = np.fromfile(file, np.uint8, (stop - start) * row, offset=offset + start * row)
+        file, tensor = self._places[name]
+        kind, shape = tensor.dtype, tensor.shape
+        row = DTYPE_BITS[kind] // 8 * prod(shape[1:])
+        stored = np.fromfile(file, np.uint8, (stop - start) * row, offset=tensor.start + start * row)
         if stored.size != (stop - start) * row:
             raise CorruptError(f"{file} ends inside '{name}'.", "Fetch or write the file again.")
         if kind == "BF16":
@@ -63,8 +53,8 @@ class Rows:
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same values; a few rows of each are in memory at a time."""
-        shape = self.weights.layout[one][1]
-        if shape != self.weights.layout[other][1]:
+        shape = self.shapes[one]
+        if shape != self.shapes[other]:
             return False
         step = max(1, COMPARED // prod(shape[1:]))
         return all(

@@ -1,4 +1,4 @@
-"""Hugging Face folders, read and written one tensor at a time.
+"""The tensors of Hugging Face folders, read and written with torch, one at a time.
 
 `Weights` maps a folder's safetensors (one file or shards) without loading them; `write_weights` asks for one
 tensor after another and streams it to disk, so a whole model never has to fit in memory.
@@ -8,7 +8,6 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, JSON 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from edgekit.base.artifacts import write_json
-from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
+from edgekit.base.errors import CorruptError
 from edgekit.containers.safetensors import INDEX
-from edgekit.models.source import PROVENANCE
+from edgekit.export.weights.folder import SINGLE, places_of
 
-SINGLE = "model.safetensors"
-AGAIN = "Download the model again, or save it again as safetensors."
-# All files of a model folder except its weights and its config.json.
-COMPANIONS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
-    "additional_chat_templates", "edgekit.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
-)  # fmt: skip
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -42,28 +32,16 @@ class Weights(Mapping[str, torch.Tensor]):
     """The tensors of one safetensors file, or of a Hugging Face folder, by name, in the order they are stored.
 
     `weights[name]` is mapped from the file, read-only by convention. `layout[name]` is its dtype and shape.
-    Raises `CorruptError` naming the file when one is truncated, malformed or missing from the index, and
-    `UnsupportedError` when the weights are pickled or stored in a packed format.
+    Raises as `places_of`.
     """
 
     def __init__(self, path: Path) -> None:
-        self._files: dict[str, Any] = {}
-        self.layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-        for file in [path] if path.is_file() else _weight_files(path):
-            handle = _open(file)
-            for name in handle.offset_keys():
-                if name in self._files:
-                    raise CorruptError(
-                        f"{file} holds the tensor '{name}', which another shard holds too.", AGAIN
-                    )
-                piece = handle.get_slice(name)
-                if (stored := piece.get_dtype()) not in DTYPES:
-                    raise UnsupportedError(
-                        f"{file} stores '{name}' as {stored}; only unquantized weights can be edited.",
-                        "Use the model's float32, bfloat16 or float16 weights.",
-                    )
-                self._files[name] = handle
-                self.layout[name] = DTYPES[stored], tuple(piece.get_shape())
+        places = places_of(path)
+        files = {file: _open(file) for file in {place.file for place in places.values()}}
+        self._files = {name: files[place.file] for name, place in places.items()}
+        self.layout = {
+            name: (DTYPES[place.tensor.dtype], place.tensor.shape) for name, place in places.items()
+        }
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._files[name].get_tensor(name)
@@ -83,64 +61,6 @@ def _open(file: Path) -> Any:
         raise CorruptError(
             f"{file} is truncated or not a safetensors file ({error}). Nothing was written.",
             "Download or write the file again; its size must match its header.",
-        ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, checked against its index when it is sharded."""
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        if any(folder.glob("*.bin")):
-            raise UnsupportedError(
-                f"{folder} holds only pickled weights (*.bin), which edgekit never loads.",
-                "Save the model again as safetensors.",
-            )
-        raise ConfigError(f"{folder} holds no {SINGLE} and no {INDEX}.", "Name a Hugging Face model folder.")
-    places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(p, str) and Path(p).name == p for p in places.values()
-    ):
-        raise CorruptError(f"{folder / INDEX} has no weight_map from tensor names to file names.", AGAIN)
-    files = [folder / place for place in sorted(set(places.values()))]
-    for file in files:
-        promised = {name for name, place in places.items() if place == file.name}
-        if absent := sorted(promised - set(_open(file).keys())):
-            raise CorruptError(
-                f"{file} lacks {len(absent)} tensors that {INDEX} lists, such as '{absent[0]}'.", AGAIN
-            )
-    return files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises `ConfigError` when it is missing and `CorruptError` when malformed."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist.", f"Check that {path.parent} is the right folder."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path} is not valid JSON: {error}", AGAIN) from error
-    if not isinstance(value, dict):
-        raise CorruptError(f"{path} does not hold a JSON object.", AGAIN)
-    return value
-
-
-def model_config(folder: Path) -> Any:
-    """The `transformers` config of a model folder, with its class's defaults filled in.
-
-    Raises `UnsupportedError` when transformers does not know the architecture.
-    """
-    from transformers import AutoConfig
-
-    read_json(folder / "config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UnsupportedError(
-            f"transformers cannot read {folder / 'config.json'}: {error}",
-            "Check that this version of transformers supports the architecture.",
         ) from error
 
 
@@ -204,19 +124,3 @@ def _write_file(path: Path, layout: Layout, tensor: Callable[[str], torch.Tensor
 
 def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * torch.Size(shape).numel()
-
-
-def copy_companions(source: Path, out: Path) -> None:
-    """Copy the tokenizer, chat template, generation config, licence and `edgekit.json` that `source` has."""
-    for name in COMPANIONS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, out / name)
-        elif (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
-
-
-def note(folder: Path, key: str, value: Any) -> None:
-    """Record in the folder's `edgekit.json`, if it has one, what was done to the model."""
-    file = folder / PROVENANCE
-    if file.is_file():
-        write_json(file, read_json(file) | {key: value})

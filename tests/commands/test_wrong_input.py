@@ -159,6 +159,12 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval words.gguf --split dev", 2, ("There is no split 'dev'.",)),
     ("eval missing.gguf", 2, ("There is no file missing.gguf.",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
+    ("quantize noweights --out out.gguf", 2, ("noweights holds no model.safetensors",)),
+    (
+        "quantize notokenizer --max-ram 64 --threads 1",
+        2,
+        ("may need", "more than --max-ram 64. Nothing was started.", "Use a higher --max-ram."),
+    ),
 ]
 
 

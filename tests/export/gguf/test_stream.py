@@ -23,9 +23,10 @@ from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageEr
 from edgekit.base.events import Alert, Event, Progress, ignore
 from edgekit.export.gguf import quantize, stream
 from edgekit.export.gguf.write import is_float_file, write
+from edgekit.export.weights.folder import SINGLE
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.rows import Rows
-from edgekit.export.weights.safetensors_io import SINGLE, Weights, write_weights
+from edgekit.export.weights.safetensors_io import Weights, write_weights
 from edgekit.targets.target import GgufExport
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}  # rows that K types can hold
@@ -298,7 +299,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 from edgekit.targets.target import GgufExport
-from edgekit.export.gguf.stream import peak_memory, stream
+from edgekit.export.gguf.stream_process import peak_memory, stream
 from edgekit.base.memory import PeakRss
 
 options = GgufExport(format="gguf", type="Q4_K_M")
@@ -332,3 +333,4 @@ def test_memory_does_not_grow_with_the_model_and_stays_below_what_was_said(
     assert small <= said and large <= said_again and merged <= said_merged
     assert said_again < 2 * large
     assert said_again - said < 2**20
+    assert streamed(few, tmp_path, options("Q4_K_M"), adapter=lora) == (few / "out.gguf").read_bytes()

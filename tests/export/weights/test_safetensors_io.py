@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
-from edgekit.export.weights.safetensors_io import (
-    DTYPES,
-    INDEX,
-    SINGLE,
-    Weights,
-    copy_companions,
-    model_config,
-    read_json,
-    write_weights,
-)
+from edgekit.containers.safetensors import INDEX
+from edgekit.export.weights.folder import PLAIN, SINGLE, copy_companions, model_config, read_json
+from edgekit.export.weights.rows import NUMPY
+from edgekit.export.weights.safetensors_io import DTYPES, Weights, write_weights
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 layouts = st.dictionaries(
@@ -151,3 +145,7 @@ def test_companions_are_copied_and_weights_are_not(tmp_path: Path) -> None:
         (source / name).write_text(json.dumps(name))
     copy_companions(source, out)
     assert sorted(str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()) == sorted(kept)
+
+
+def test_each_type_that_is_read_without_torch_is_read_with_it() -> None:
+    assert set(PLAIN) == set(DTYPES) == {*NUMPY, "BF16"}
