@@ -129,7 +129,7 @@ def temperatures(outcome: Outcome) -> dict[str, Any]:
     """What `edgekit.device.confidence` reads, for the formats with a temperature."""
     found = _by_format(outcome, [stage.result for stage in outcome.calibrations])
     return {
-        format: {key: result[key] for key in ("labels", "temperature", "rows")}
+        format: {key: result[key] for key in ("labels", "temperature", "rows", "threshold")}
         for format, result in found.items()
         if "temperature" in result
     }

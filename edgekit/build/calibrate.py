@@ -11,7 +11,7 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.errors import ConfigError
 from edgekit.build.request import Request
-from edgekit.data.out_of_scope import answer_of
+from edgekit.data.out_of_scope import is_out_of_scope
 from edgekit.data.rows import Row, content_of, evenly_spaced
 from edgekit.evaluation.choices import candidates
 from edgekit.report.outcome import Artifact
@@ -26,8 +26,9 @@ MOST_SCORES = 1024
 def calibration(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
     """Fit the artifact's temperature on validation rows, if the answers are few labels.
 
-    The result has `labels`, `temperature`, `rows`, and the figures of these rows `before` and `after`; for free answers it has
-    `refused`, the reason.
+    The result has `labels`, `temperature`, `rows`, the figures of these rows `before` and `after`, and the `threshold` of the
+    confidence that a device uses by itself, which refuses at most 5 % of the rows in scope (None without any); for free answers
+    it has `refused`, the reason.
     """
     name = f"calibration.{artifact.format}"
     labels, refused = labels_of(request)
@@ -46,13 +47,16 @@ def calibration(cache: Cache, request: Request, artifact: Artifact) -> StageOutp
             scored = score(opened, rows, labels, cache.emit, name)
         finally:
             opened.close()
-        return {"labels": labels, **evaluation.fitted(scored)}
+        beyond = request.abstaining.strip()
+        within = [not is_out_of_scope(row) and row.answer.strip() != beyond for row in scored.rows]
+        return {"labels": labels, **evaluation.fitted(scored, within)}
 
     inputs = {
         "artifact": artifact.digest,
         "rows": digest_of(content_of(rows)),
         "labels": labels,
         "refused": refused,
+        "abstaining": request.abstaining,
         "threads": request.threads,
     }
     modules = ["edgekit.evaluation.calibration", registry.module_of("runtimes", artifact.runtime)]
@@ -69,9 +73,10 @@ def labels_of(request: Request) -> tuple[list[str], str]:
     if (
         tune.robust
         and tune.robustness.out_of_scope_share > 0
-        and (beyond := answer_of(train, tune.robustness.abstain))
+        and tune.robustness.abstain
+        and request.abstaining
     ):
-        labels = sorted({*labels, beyond.strip()})
+        labels = sorted({*labels, request.abstaining.strip()})
     if len(labels) > MOST_LABELS:
         return (
             [],

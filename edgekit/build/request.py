@@ -11,6 +11,7 @@ from edgekit.base import hardware
 from edgekit.base.events import Emit, ignore
 from edgekit.build.defaults import DEFAULT_CACHE, DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_TARGET
 from edgekit.data.dataset import DataOptions, load_dataset
+from edgekit.data.out_of_scope import answer_of
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template
 from edgekit.models.source import Source, resolve
@@ -30,6 +31,12 @@ class Request:
     force: bool = False
     arguments: tuple[str, ...] = ()
     """The options of `build` that give this request, for the commands that an error proposes."""
+
+    @property
+    def abstaining(self) -> str:
+        """The answer to requests out of scope: that of robust tuning, or of the training rows; empty where there is none."""
+        tune = self.target.tune
+        return answer_of(self.data.train, (tune.robustness.abstain if tune.robust else "") or "auto")
 
 
 @dataclass(frozen=True)

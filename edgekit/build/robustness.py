@@ -12,7 +12,6 @@ from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.checks import counting_for
 from edgekit.build.request import Request
-from edgekit.data.out_of_scope import answer_of
 from edgekit.data.rows import content_of, spread_over
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import SAMPLES, read_samples, read_scored
@@ -39,7 +38,7 @@ def measure(
     """
     name, options = f"robust.{subject.name}", request.target.evaluate
     rows = spread_over(request.data.test, options.robust_rows)
-    abstaining = abstaining_answer(request)
+    abstaining = request.abstaining
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.evaluation import robust
@@ -74,12 +73,6 @@ def measure(
     }
     modules = ["edgekit.evaluation.robust", registry.module_of("runtimes", subject.runtime)]
     return cache.stage(name, inputs, run, modules)
-
-
-def abstaining_answer(request: Request) -> str:
-    """The answer to requests out of scope: that of robust tuning, or of the training rows; empty where there is none."""
-    tune = request.target.tune
-    return answer_of(request.data.train, (tune.robustness.abstain if tune.robust else "") or "auto")
 
 
 def limits(

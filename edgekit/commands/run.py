@@ -42,35 +42,38 @@ class RunOptions:
 @shell.takes(RunOptions)
 def run(options: RunOptions) -> None:
     """Ask a model a question and stream its answer. Without a question, start a chat."""
-    threads = options.threads or None
+    threads, asked = options.threads or None, shell.lowest(options.min_confidence)
     with edgekit.load(
         options.bundle, options.format, threads=threads, allow_failed=options.allow_failed
     ) as model:
-        if options.min_confidence is not None:
-            _ = model.calibrated
+        minimum = None if asked is None else model.calibrated.minimum(asked)
         if options.text is None and sys.stdin.isatty():
-            _chat(model, options)
+            _chat(model, options, minimum)
             return
         question = sys.stdin.read().strip() if options.text is None else options.text
         if options.json:
-            shell.print_json({"format": model.format, **_document(model, question, options)})
+            shell.print_json({"format": model.format, **_document(model, question, options, minimum)})
             return
-        _stream(model, question, options)
+        _stream(model, question, options, minimum)
 
 
-def _document(model: edgekit.LoadedModel, question: str, options: RunOptions) -> dict[str, Any]:
+def _document(
+    model: edgekit.LoadedModel, question: str, options: RunOptions, minimum: float | None
+) -> dict[str, Any]:
     """The answer, and with a lowest confidence also the confidence; an answer that is not given is null."""
-    if options.min_confidence is None:
+    if minimum is None:
         return {"answer": model.generate(question, max_tokens=options.max_tokens)}
-    answer, verdict = model.sure_answer(question, options.min_confidence, max_tokens=options.max_tokens)
+    answer, verdict = model.sure_answer(question, minimum, max_tokens=options.max_tokens)
     return {"answer": None if verdict.abstained else answer, **verdict.fields}
 
 
-def _stream(model: edgekit.LoadedModel, question: str | list[Message], options: RunOptions) -> str:
+def _stream(
+    model: edgekit.LoadedModel, question: str | list[Message], options: RunOptions, minimum: float | None
+) -> str:
     """Print the answer while it is generated, or once its confidence is known; an answer that is not given is empty."""
     from edgekit.base.texts import plain
 
-    if (minimum := options.min_confidence) is not None:
+    if minimum is not None:
         text, verdict = model.sure_answer(question, minimum, max_tokens=options.max_tokens)
         if verdict.abstained:
             sys.stderr.write(f"{verdict.why(minimum)}\n")
@@ -88,7 +91,7 @@ def _stream(model: edgekit.LoadedModel, question: str | list[Message], options: 
     return answer
 
 
-def _chat(model: edgekit.LoadedModel, options: RunOptions) -> None:
+def _chat(model: edgekit.LoadedModel, options: RunOptions, minimum: float | None) -> None:
     sys.stderr.write("Chat. Press Enter on an empty line to start a new conversation, ctrl-d to exit.\n")
     messages: list[Message] = []
     while True:
@@ -101,7 +104,7 @@ def _chat(model: edgekit.LoadedModel, options: RunOptions) -> None:
             messages.clear()
             continue
         messages.append({"role": "user", "content": question})
-        if answer := _stream(model, messages, options):
+        if answer := _stream(model, messages, options, minimum):
             messages.append({"role": "assistant", "content": answer})
         else:
             messages.pop()

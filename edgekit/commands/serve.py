@@ -120,6 +120,7 @@ def _check(options: ServeOptions) -> None:
     """Raise `ConfigError` for an endpoint that others could use without a token, and warn of plain HTTP."""
     from edgekit.field.serving.guard import is_loopback
 
+    shell.lowest(options.min_confidence)
     if options.token == "":
         raise ConfigError(
             "The token is empty. Nothing was started.", "Give --token a value, or leave it out."
@@ -159,7 +160,7 @@ def _deployment(options: ServeOptions, shadow: Shadow | None) -> Deployment:
             options.threads or None,
             options.allow_failed,
             options.keep_texts,
-            options.min_confidence,
+            shell.lowest(options.min_confidence),
         ),
         webhook=Webhook(options.webhook) if options.webhook else None,
         shadow=shadow,

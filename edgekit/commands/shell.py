@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgekit.build.request import Order, Request
     from edgekit.data.dataset import DataOptions
     from edgekit.data.splits import Dataset
+    from edgekit.device.confidence import Minimum
 
 
 @dataclass
@@ -157,14 +159,33 @@ Who = Annotated[
 Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
 
 MinConfidence = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--min-confidence",
-        min=0.0,
-        max=1.0,
-        help="Give no answer when the confidence in it is lower, such as 0.8. For bundles whose answers are labels.",
+        metavar="SHARE|auto",
+        help="Give no answer when the confidence in it is lower, such as 0.8. auto: the bundle's own threshold, which refuses at "
+        "most 5 % of its validation rows. For bundles whose answers are labels.",
     ),
 ]
+
+
+def lowest(given: str | None) -> Minimum | None:
+    """The value of --min-confidence. Raises `ConfigError` for anything but `auto` and a number between 0 and 1."""
+    if given is None:
+        return None
+    if given == "auto":
+        return "auto"
+    try:
+        share = float(given)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ConfigError(
+            f"--min-confidence {given} is neither a number between 0 and 1 nor auto. Nothing was started.",
+            "Give a share, such as --min-confidence 0.8, or --min-confidence auto.",
+        )
+    return share
+
 
 DEFAULT_STATE = field_state.DEFAULT_STATE
 

@@ -12,15 +12,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from edgekit.base.errors import CorruptError
+from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.device.likelihood import choice_scores
 from edgekit.device.manifest import COPY, check_files
 from edgekit.device.prompt import continued
 from edgekit.models.likelihood import probabilities
 from edgekit.registry import Runtime
 
+Minimum = float | Literal["auto"]
+"""The lowest confidence of an answer that is given: a number, or that of the bundle itself."""
 FILE = "calibration.json"
 SCHEMA = "edgekit.bundle.calibration/1"
 MOST_LABELS = 200  # more would be scored for minutes
@@ -32,10 +34,26 @@ HINT = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """The labels that are the answers of a task, and the temperature of one format on it."""
+    """The labels that are the answers of a task, and the temperature of one format on it.
+
+    At most 5 % of the validation rows in scope have a confidence below `threshold`; it is None in bundles of edgekit before it
+    was stored.
+    """
 
     labels: tuple[str, ...]
     temperature: float
+    threshold: float | None = None
+
+    def minimum(self, asked: Minimum) -> float:
+        """The lowest confidence as a number. Raises `ConfigError` for `auto` without a threshold."""
+        if not isinstance(asked, str):
+            return asked
+        if self.threshold is None:
+            raise ConfigError(
+                "The calibration of this bundle has no threshold of its own, which --min-confidence auto takes.",
+                "Give a number, such as --min-confidence 0.8, or build the bundle again.",
+            )
+        return self.threshold
 
     def confidence(self, runtime: Runtime, prompt: Sequence[int], answer: str) -> float | None:
         """The probability of `answer` to `prompt` among the labels; None for an answer that is none of them."""
@@ -99,4 +117,7 @@ def _calibration(entry: Mapping[str, Any]) -> Calibration:
         raise ValueError("the labels are not 2 to 200 different texts")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError("the temperature is not a positive number")
-    return Calibration(labels, temperature)
+    threshold = entry.get("threshold")
+    if threshold is not None and not 0 <= float(threshold) <= 1:
+        raise ValueError("the threshold is not between 0 and 1")
+    return Calibration(labels, temperature, None if threshold is None else float(threshold))

@@ -11,7 +11,7 @@ from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
 from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, OwnRecords, Records
-from edgekit.device.confidence import HINT, Calibration, Verdict, read_calibration
+from edgekit.device.confidence import HINT, Calibration, Minimum, Verdict, read_calibration
 from edgekit.device.manifest import check_files, read_manifest
 from edgekit.device.prompt import encode_prompt
 from edgekit.models.sampling import Sampling
@@ -109,17 +109,18 @@ class LoadedModel:
         return answer
 
     def sure_answer(
-        self, text: str | Sequence[Message], minimum: float, *, max_tokens: int | None = None
+        self, text: str | Sequence[Message], minimum: Minimum, *, max_tokens: int | None = None
     ) -> tuple[str, Verdict]:
         """The answer to a question or a conversation, and whether the confidence in it is at least `minimum`.
 
-        Raises `ConfigError` for a model without a calibration, before it is asked.
+        `auto` is the threshold of the bundle itself. Raises `ConfigError` for a model without a calibration, or without such a
+        threshold, before it is asked.
         """
-        _ = self.calibrated
+        lowest = self.calibrated.minimum(minimum)
         prompt = self.prompt(_conversation(text))
         answer = self.answer(prompt, max_tokens=max_tokens)
         text = "".join(answer)
-        return text, self.judge(prompt, text if answer.finish == "stop" else None, minimum)
+        return text, self.judge(prompt, text if answer.finish == "stop" else None, lowest)
 
     def judge(self, prompt: Sequence[int], text: str | None, minimum: float) -> Verdict:
         """The confidence in `text` as the answer to a prompt of token ids, and whether it is below `minimum`.

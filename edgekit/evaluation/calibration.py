@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = "edgekit.calibration/1"
+BELOW = 0.05  # share of the rows in scope that the threshold of a device may refuse
 BINS = 15
 RISKS = (0.01, 0.02)
 COLDEST, HOTTEST = 1e-3, 1e3
@@ -73,10 +74,15 @@ def evaluate(
     }
 
 
-def fitted(scored: Scored) -> dict[str, Any]:
-    """The `temperature` of `scored`, the number of its `rows`, and their figures `before` and `after` it."""
+def fitted(scored: Scored, within: Sequence[bool]) -> dict[str, Any]:
+    """The `temperature` of `scored`, the number of its `rows`, and their figures `before` and `after` it.
+
+    `within (N,)` says which rows are in scope, for the `threshold` of the confidence; it is None where none is.
+    """
     temperature = fit_temperature(scored.scores, scored.right)
+    inside = probabilities(scored.scores, temperature).max(axis=1)[np.array(within, bool)]
     return {
+        "threshold": threshold(inside) if len(inside) else None,
         "temperature": temperature,
         "rows": len(scored.rows),
         "before": figures(probabilities(scored.scores, 1.0), scored.right),
@@ -107,6 +113,11 @@ def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> fl
         left, middle = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         low, high = (low, middle) if loss(left) <= loss(middle) else (left, high)
     return math.exp((low + high) / 2)
+
+
+def threshold(confidence: NDArray[np.float64]) -> float:
+    """The largest of the confidences `(N,)` below which at most 5 % of them are."""
+    return float(np.quantile(confidence, BELOW, method="lower"))
 
 
 def nll(log_sure: NDArray[np.float64], right: NDArray[np.int64]) -> float:

@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgekit import registry
 from edgekit.base.artifacts import sha256_file, write_json
 from edgekit.base.cache import Cache, StageOutput
+from edgekit.base.events import ignore
 from edgekit.build import calibrate
 from edgekit.build.bundle import temperatures
 from edgekit.build.request import Request
@@ -19,7 +21,8 @@ from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.device.confidence import FILE, SCHEMA, read_calibration
 from edgekit.evaluation import calibration as evaluation
-from edgekit.evaluation.choices import score
+from edgekit.evaluation.choices import Scored, score
+from edgekit.models.likelihood import probabilities
 from edgekit.models.source import resolve
 from edgekit.report.outcome import Artifact
 
@@ -68,8 +71,39 @@ def test_the_temperature_is_that_of_the_validation_rows(
     assert found["temperature"] == pytest.approx(
         evaluation.fit_temperature(scored.scores, scored.right), rel=1e-6
     )
+    sure = probabilities(scored.scores, found["temperature"]).max(axis=1)
+    assert found["threshold"] == pytest.approx(sure.min(), rel=1e-6)  # of ten rows none may be below it
     assert found["after"]["nll"] <= found["before"]["nll"] + 0.1
     assert calibrate.calibration(cache, request, artifact).cached
+
+
+def test_rows_out_of_scope_do_not_lower_the_threshold(
+    request_of: Any, artifact: Artifact, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Two of the validation rows are out of scope; the model is less sure of them than of the others."""
+    request = request_of(3, 10, "tune.robust=true")
+    beyond = [replace(row, messages=(row.messages[0], {**row.messages[1], "content": "out_of_scope"}))
+              for row in rows("beyond", 2, 1)]  # fmt: skip
+    validation = [*request.data.validation, *beyond]
+    request = replace(request, data=replace(request.data, validation=validation))
+
+    def scored_as(runtime: Any, asked: Any, labels: Any, *others: Any) -> Scored:
+        right = np.array([labels.index(row.answer) for row in asked])
+        scores = np.eye(len(labels))[right] * [
+            [0.1 if row.answer == "out_of_scope" else 9.0] for row in asked
+        ]
+        return Scored(tuple(asked), scores, right)
+
+    monkeypatch.setattr("edgekit.evaluation.choices.score", scored_as)
+    found = calibrate.calibration(Cache(tmp_path / "cache", ignore), request, artifact).result
+    sure = probabilities(np.array([9.0, 0, 0, 0]), found["temperature"])[0]
+    assert found["rows"] == 12 and found["threshold"] == pytest.approx(sure)
+
+
+@pytest.mark.parametrize(("count", "below"), [(1, 0), (19, 0), (20, 0), (21, 1), (41, 2), (64, 3)])
+def test_at_most_a_twentieth_is_below_the_threshold(count: int, below: int) -> None:
+    sure = np.random.default_rng(7).random(count)
+    assert (sure < evaluation.threshold(sure)).sum() == below
 
 
 def test_the_answer_of_robust_tuning_to_requests_out_of_scope_is_a_label(request_of: Any) -> None:
@@ -127,6 +161,7 @@ def test_the_bundle_gets_what_a_device_reads(request_of: Any, artifact: Artifact
     found = read_calibration(tmp_path, manifest, "gguf")
     assert found and found.labels == ("label 0", "label 1", "label 2")
     assert found.temperature == stages[0].result["temperature"]
+    assert found.threshold == stages[0].result["threshold"] and 0 < found.threshold < 1
     assert read_calibration(tmp_path, manifest, "onnx") is None
 
 

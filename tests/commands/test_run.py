@@ -68,7 +68,15 @@ def test_a_chat_goes_on_after_an_answer_that_is_not_given(typed: Any, monkeypatc
 
 
 def test_a_share_is_between_0_and_1(typed: Any) -> None:
-    assert "--min-confidence" in typed("bundle", "q", "--min-confidence", "80", code=2).err
+    for given in ("80", "-0.1", "nan", "autox", ""):
+        said = typed("bundle", "q", "--min-confidence", given, code=2)
+        assert f"--min-confidence {given} is neither a number between 0 and 1 nor auto" in said.err
+
+
+def test_auto_is_the_threshold_of_the_bundle(typed: Any) -> None:
+    assert typed("bundle", "please open", "--min-confidence", "auto").out == "open\n"
+    said = typed("bundle", "perhaps open", "--min-confidence", "auto")
+    assert said.out == "" and "is below 80.0%" in said.err
 
 
 def test_a_model_without_a_calibration_is_not_asked(small_gguf: Any, capsys: Any) -> None:

@@ -106,6 +106,12 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("tui nowhere", 2, ("'nowhere' is not one of 'build', 'run'",)),
     ("run words.txt hello", 2, ("words.txt is not a bundle, a .gguf file",)),
     (
+        "run words.gguf q --min-confidence autox",
+        2,
+        ("--min-confidence autox is neither a number", "nor auto"),
+    ),
+    ("serve words.gguf --min-confidence 1.5", 2, ("--min-confidence 1.5 is neither a number",)),
+    (
         "eval robust words.txt --families typo",
         2,
         ("no family of noise 'typo'. Did you mean typos?", "Use some of"),

@@ -51,6 +51,16 @@ def test_an_answer_below_the_minimum_or_without_a_confidence_is_not_given(
     assert Verdict.of(confidence, minimum) == Verdict(confidence, abstained)
 
 
+def test_auto_is_the_threshold_of_the_bundle_and_refused_without_one() -> None:
+    model = LoadedModel(FakeRuntime(), format="gguf")
+    model.calibration = Calibration(("no", "yes"), 0.25, 0.6)
+    assert model.calibrated.minimum("auto") == 0.6 and model.calibrated.minimum(0.1) == 0.1
+    model.calibration = Calibration(("no", "yes"), 0.25)
+    with pytest.raises(ConfigError, match="no threshold of its own") as refused:
+        model.sure_answer("is it?", "auto")
+    assert "--min-confidence 0.8" in refused.value.hint
+
+
 class Swaps(FakeRuntime):
     """Takes adapters, apart from damaged ones."""
 
@@ -98,7 +108,9 @@ def with_file(tiny_build: Any, tmp_path: Path) -> Callable[[Any], Path]:
 def test_a_bundle_with_a_calibration_judges_its_answers(with_file: Callable[[Any], Path]) -> None:
     bundle = with_file({"schema": SCHEMA, "formats": {"gguf": ENTRY}})
     with edgekit.load(bundle, "gguf", threads=1) as model:
-        assert model.calibration == Calibration(tuple(LABELS), 0.5)
+        assert model.calibration == Calibration(
+            tuple(LABELS), 0.5
+        )  # a bundle of before thresholds were stored
         prompt = model.prompt([{"role": "user", "content": "close job 4512, thanks"}])
         found = [model.judge(prompt, label, 0.5) for label in LABELS]
         sure = [verdict.confidence or 0.0 for verdict in found]
@@ -144,6 +156,8 @@ def test_a_file_that_is_not_the_manifest_s_is_refused(with_file: Callable[[Any],
         {"schema": "edgekit.bundle.calibration/9", "formats": {}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"temperature": 0}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"temperature": "hot"}}},
+        {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"threshold": 1.5}}},
+        {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"threshold": "high"}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a"]}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a", "a"]}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a", 1]}}},

@@ -92,7 +92,7 @@ class Sure(Scripted):
     def loaded(self, minimum: float | None = None) -> LoadedModel:
         """It as a bundle whose answers are labels; a server gives none of a lower confidence."""
         model = LoadedModel(self, format="gguf", max_tokens=64)  # type: ignore[arg-type]
-        model.calibration, model.min_confidence = Calibration(LABELS, 0.5), minimum
+        model.calibration, model.min_confidence = Calibration(LABELS, 0.5, 0.8), minimum
         return model
 
 

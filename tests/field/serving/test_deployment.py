@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +91,7 @@ def said() -> list[str]:
 def started(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., tuple[Deployment, Engine]]]:
     running: list[tuple[Deployment, Engine]] = []
 
-    def start(bundle: Path | None = None, min_confidence: float | None = None) -> tuple[Deployment, Engine]:
+    def start(bundle: Path | None = None, min_confidence: Any = None) -> tuple[Deployment, Engine]:
         options = OpenOptions(threads=1, min_confidence=min_confidence)
         deployment = Deployment(tmp_path / "state", bundle, options=options, say=said.append)
         opened = deployment.opened
@@ -179,9 +180,9 @@ def test_a_switch_waits_until_two_models_fit_into_memory(
     until(lambda: engine.release == second and not deployment.switch_trouble)
 
 
-def calibrated(folder: Path) -> None:
+def calibrated(folder: Path, **more: float) -> None:
     """Its manifest lists a calibration; the digest is that of `another`."""
-    entry = {"labels": ["close_job", "open_job"], "temperature": 0.5, "rows": 9}
+    entry = {"labels": ["close_job", "open_job"], "temperature": 0.5, "rows": 9, **more}
     (folder / FILE).write_text(json.dumps({"schema": SCHEMA, "formats": {"gguf": entry}}))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"].append({"path": FILE, "bytes": 0, "sha256": "0" * 64})
@@ -204,6 +205,27 @@ def test_a_server_with_a_lowest_confidence_opens_no_release_without_a_calibratio
     until(lambda: "has no calibration" in deployment.switch_trouble)
     assert engine.release == first and releases.pending() == second
     assert releases.get(second).tries == 3  # no verdict, and no try is lost
+
+
+def test_each_release_answers_from_its_own_threshold_on(
+    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path
+) -> None:
+    releases.mark_good(release_of(tiny_build.bundle))
+
+    def promoted(name: str, **more: float) -> str:
+        change = partial(calibrated, **more)
+        return promote(releases, another(tiny_build.bundle, tmp_path / name, change))
+
+    first = promoted("first", threshold=0.625)
+    deployment, engine = started(None, "auto")
+    assert engine.release == first and deployment.opened.model.min_confidence == 0.625
+    until(lambda: releases.pending() is None)
+    second = promoted("second", threshold=0.75)
+    until(lambda: engine.release == second and releases.pending() is None)
+    assert deployment.opened.model.min_confidence == 0.75
+    promoted("third")
+    until(lambda: "no threshold of its own" in deployment.switch_trouble)
+    assert engine.release == second
 
 
 def test_names_of_releases_kept_in_use_are_accepted_after_a_restart(
