@@ -22,10 +22,12 @@ TYPOS = "typos"
 LEAST = 0.2  # of the largest strength
 
 
-def epochs_of(rows: Sequence[Row], options: Tune) -> list[list[Example]]:
-    """The examples of each epoch: one row, or a row and its noisy twin. Every epoch has as many."""
+def epochs_of(rows: Sequence[Row], options: Tune, answer: str) -> list[list[Example]]:
+    """The examples of each epoch: one row, or a row and its noisy twin. Every epoch has as many.
+
+    `answer` is that to requests out of scope; with an empty one, there are none.
+    """
     robustness = options.robustness
-    answer = out_of_scope.answer_of(rows, robustness.abstain)
     count = round(robustness.out_of_scope_share * len(rows)) if answer else 0
     beyond = out_of_scope.unlike(rows) if count else []
     epochs = []

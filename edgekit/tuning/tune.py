@@ -19,7 +19,6 @@ from edgekit.base.events import Alert, Emit, ignore
 from edgekit.base.hardware import available_memory_mib, cpu_has_bf16
 from edgekit.base.parts import missing_part
 from edgekit.data import out_of_scope
-from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.models.source import parameter_count, read_config
 from edgekit.models.tokenizer import ModelTokenizer
@@ -188,6 +187,7 @@ def _encode(
     if options.robust:
         plain = {row.id: row for row in encoded}
         usable = [row for row in data.train if row.id in plain]
+        answer = out_of_scope.answer_of(data.train, options.robustness.abstain)
         epochs = [
             [
                 tuple(
@@ -196,9 +196,9 @@ def _encode(
                 )
                 for example in examples
             ]
-            for examples in robust.epochs_of(usable, options)
+            for examples in robust.epochs_of(usable, options, answer)
         ]
-        _tell_robust(options, data.train, emit)
+        _tell_robust(options, answer, emit)
     both = [*(row for examples in epochs for example in examples for row in example), *held_out]
     check_mask(both, [row.labels for row in both])
     if left_out:
@@ -216,10 +216,9 @@ def _encode(
     return epochs, held_out, len(left_out)
 
 
-def _tell_robust(options: Tune, rows: Sequence[Row], emit: Emit) -> None:
-    """Say what robust tuning adds to the rows."""
+def _tell_robust(options: Tune, answer: str, emit: Emit) -> None:
+    """Say what robust tuning adds to the rows; `answer` is that to requests out of scope."""
     chosen = options.robustness
-    answer = out_of_scope.answer_of(rows, chosen.abstain)
     parts = [f"noise ({', '.join(chosen.noise)})"] if chosen.noise else []
     parts += ["other phrasings"] if chosen.phrased_share else []
     parts += ["agreement between rows and their noisy twins"] if chosen.consistency and chosen.noise else []

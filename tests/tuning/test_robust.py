@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from edgekit.data.noise import FAMILIES, texts
+from edgekit.data.out_of_scope import answer_of
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.models.tokenizer import ModelTokenizer
 from edgekit.targets.target import Robustness, Tune
-from edgekit.tuning.robust import epochs_of, validation_of
+from edgekit.tuning.robust import Example, epochs_of, validation_of
 from edgekit.tuning.trainer import Examples, collate_examples, divergence
 
 OFF: dict[str, Any] = {"noise": [], "phrased_share": 0, "consistency": 0, "abstain": ""}
@@ -37,8 +38,12 @@ def options(**parts: Any) -> Tune:
     return Tune(robust=True, epochs=2, robustness=Robustness(**parts))
 
 
+def epochs(chosen: Tune) -> list[list[Example]]:
+    return epochs_of(ROWS, chosen, answer_of(ROWS, chosen.robustness.abstain))
+
+
 def test_every_epoch_has_every_row_once_and_in_another_form() -> None:
-    first, second = epochs_of(ROWS, options())
+    first, second = epochs(options())
     for examples in (first, second):
         counted = Counter(
             example[0].id for example in examples if not example[0].id.startswith("out-of-scope")
@@ -46,11 +51,11 @@ def test_every_epoch_has_every_row_once_and_in_another_form() -> None:
         assert counted == Counter(each.id for each in ROWS)
         assert all(len({each.answer for each in example}) == 1 for example in examples)
     assert len(first) == len(second) == 88 and first != second
-    assert epochs_of(ROWS, options()) == [first, second]
+    assert epochs(options()) == [first, second]
 
 
 def test_with_every_part_off_the_rows_are_as_they_are() -> None:
-    assert epochs_of(ROWS, options(**OFF)) == [[(each,) for each in ROWS]] * 2
+    assert epochs(options(**OFF)) == [[(each,) for each in ROWS]] * 2
     assert validation_of(ROWS, options(**OFF)) == ROWS
 
 
@@ -59,7 +64,7 @@ def test_each_part_alone(part: str) -> None:
     alone = OFF | {part: getattr(Robustness(), part)}
     if part == "consistency":  # of a row and its noisy twin, which needs noise
         alone |= {"noise": ["case"], "noisy_share": 0, "paired_share": 0.5}
-    (examples, _) = epochs_of(ROWS, options(**alone))
+    (examples, _) = epochs(options(**alone))
     own = {each.id: each for each in ROWS}
     changed = [each for example in examples for each in example if each != own.get(each.id)]
     assert 8 <= len(changed) <= 60
@@ -77,7 +82,7 @@ def test_what_a_model_is_judged_by_is_not_trained() -> None:
     assert not any(FAMILIES[family].held_out for family in Robustness().noise)
     told = [
         each.messages[-2]["content"]
-        for example in epochs_of(ROWS, options(noisy_share=1, noise=["distractor", "filler"]))[0]
+        for example in epochs(options(noisy_share=1, noise=["distractor", "filler"]))[0]
         for each in example
     ]
     judged = texts()["distractor"]["evaluation"]["sentences"]
