@@ -27,6 +27,8 @@ CLOSE = 0.95  # largest error of a rounded layer, as a share of what the proof o
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
 ERROR_POWER = 2.4  # exponent of the error by which ranges are compared, as in the authors' code
 
+PIECE = 1 << 17  # weights rounded at a time, so that they stay in the processor's cache
+
 Report = Callable[[int, int, str], None]
 
 
@@ -81,13 +83,18 @@ def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def round_nearest(weight: torch.Tensor, bits: int, block_size: int) -> Rounded:
     """Round each weight of `(rows, columns)` to the nearest of its block's 2^bits values."""
-    blocks = weight.float().reshape(-1, block_size)
-    scales, zeros = _grid(blocks, bits)
-    codes = _codes(blocks, scales[:, None], zeros[:, None], bits)
-    rows = len(weight)
-    return Rounded(
-        codes.byte().reshape(rows, -1), scales.reshape(rows, -1), zeros.byte().reshape(rows, -1), bits
-    )
+    rows, columns = weight.shape
+    codes = weight.new_empty((rows, columns), dtype=torch.uint8)
+    scales = weight.new_empty((rows, columns // block_size), dtype=torch.float32)
+    zeros = torch.empty_like(scales, dtype=torch.uint8)
+    step = max(1, PIECE // columns)
+    for start in range(0, rows, step):
+        piece = slice(start, start + step)
+        blocks = weight[piece].float().reshape(-1, block_size)
+        scale, zero = _grid(blocks, bits)
+        codes[piece] = _codes(blocks, scale[:, None], zero[:, None], bits).byte().reshape(-1, columns)
+        scales[piece], zeros[piece] = (part.reshape(-1, scales.shape[1]) for part in (scale, zero.byte()))
+    return Rounded(codes, scales, zeros, bits)
 
 
 def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_size: int) -> Rounded:

@@ -77,3 +77,12 @@ def test_feedback_gains_over_rounding_to_the_nearest() -> None:
         return float(((difference @ hessian) * difference).sum())
 
     assert loss(round_gptq(weight, hessian, 4, 32)) < 0.7 * loss(round_nearest(weight, 4, 32))
+
+
+def test_pieces_do_not_show_in_what_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(37, 256, generator=torch.Generator().manual_seed(0))
+    whole = round_nearest(weight, 4, 32)
+    monkeypatch.setattr(gptq, "PIECE", 8 * 256)
+    pieces = round_nearest(weight, 4, 32)
+    for part in ("codes", "scales", "zeros"):
+        assert torch.equal(getattr(whole, part), getattr(pieces, part))
