@@ -55,6 +55,8 @@ def robust(options: RobustOptions) -> None:
             raise ConfigError(
                 "--adversarial searches instead of drawing the noise of --families.", "Leave out one of them."
             )
+        if options.abstain != "auto":
+            raise ConfigError("--adversarial counts no abstentions.", "Leave out --abstain or --adversarial.")
         _search(options)
         return
     from edgekit.evaluation import robust as evaluation

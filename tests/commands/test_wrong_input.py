@@ -126,6 +126,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         2,
         ("There is no row with the id 'test-004' in demo.", "Did you mean"),
     ),
+    ("eval robust words.gguf --adversarial --abstain no", 2, ("Leave out --abstain or --adversarial.",)),
     ("eval robust words.gguf --adversarial --families ocr", 2, ("Leave out one of them.",)),
     ("eval explain test-0004 missing.gguf", 2, ("There is no file missing.gguf.",)),
     ("eval overrefusal words.gguf missing.csv", 2, ("There is no data file missing.csv",)),
