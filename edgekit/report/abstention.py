@@ -1,32 +1,35 @@
-"""How often a model abstains, in words."""
+"""How often a model abstains, as a table in the terminal; it fits 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from edgekit.report.summary import percent
+from rich.console import RenderableType
+
+from edgekit.report.figures_table import figures_table
+from edgekit.report.summary import NONE, percent
 
 VARIANTS = {"clean": "as they are", "noise": "with noise", "phrasings": "in other phrasings"}
+COLUMNS = {"false_abstentions": "rows in scope", "recall": "out of scope", "precision": "of them right"}
 
 
-def abstention_words(found: Mapping[str, Any] | None) -> str:
-    """One line: the abstentions within the scope, and out of it; empty where no row is out of scope and none abstains."""
-    if not found or not (found["precision"]["n"] or found["recall"]["n"]):
-        return ""
-    parts = [f"Abstains on {_of(found['false_abstentions'], 'rows in scope')}"]
-    if found["recall"]["n"]:
-        parts.append(f"on {_of(found['recall'], 'those out of scope')}")
-    return ", ".join(parts)
+def abstention_lines(figures: Mapping[str, Mapping[str, Any] | None]) -> list[RenderableType]:
+    """The table of abstentions by name, and an empty line; nothing where no row is out of scope and none is answered so."""
+    found = {name: one for name, one in figures.items() if one}
+    if not any(one["precision"]["n"] or one["recall"]["n"] for one in found.values()):
+        return []
+    table = figures_table("abstains on", *COLUMNS.values())
+    for name, one in found.items():
+        table.add_row(f"  {name}", *(_share(one[key]) for key in COLUMNS))
+    return [table, ""]
 
 
-def variants_words(found: Mapping[str, Any] | None) -> Iterator[str]:
-    """The same for the rows as they are, with noise, and in other phrasings; the figures of a variant count each of its rows."""
-    for key, words in VARIANTS.items():
-        if found and (told := abstention_words(found[key])):
-            yield f"{told}, {words}"
+def variants_lines(found: Mapping[str, Any] | None) -> list[RenderableType]:
+    """The same of the rows as they are, with noise, and in other phrasings; each variant of a row counts."""
+    return abstention_lines({words: found[key] for key, words in VARIANTS.items()}) if found else []
 
 
-def _of(one: Mapping[str, Any], rows: str) -> str:
-    """`2.5 % of rows in scope (1 of 40)`; a dash in place of the share where there are no rows."""
-    return f"{percent(one['share'])} of {rows} ({one['hits']:,} of {one['n']:,})"
+def _share(one: Mapping[str, Any]) -> str:
+    """`2.5 % (1 of 40)`; a dash where there are no rows."""
+    return f"{percent(one['share'])} ({one['hits']:,} of {one['n']:,})" if one["n"] else NONE

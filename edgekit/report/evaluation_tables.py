@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.report.abstention import variants_words
+from edgekit.report.abstention import variants_lines
 from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import NONE, figure, percent
 
@@ -35,7 +35,12 @@ def robustness_table(result: Mapping[str, Any]) -> Group:
     _section(table, "noise", [one for one in families if not one["held_out"]])
     _section(table, "unseen noise", [one for one in families if one["held_out"]])
     _section(table, "unseen phrasings", result["phrasings"])
-    lines: list[RenderableType] = [table, "", *map(Text, _words(result))]
+    lines: list[RenderableType] = [
+        table,
+        "",
+        *variants_lines(result["abstention"]),
+        *map(Text, _words(result)),
+    ]
     return Group(*lines)
 
 
@@ -134,7 +139,6 @@ def _words(result: Mapping[str, Any]) -> list[str]:
     found.append(
         f" Right in every variant: {percent(always)} of {result['n']} items; answered alike: {percent(alike)}"
     )
-    found += [f" {line}" for line in variants_words(result["abstention"])]
     return [*found, f" Samples: {result['samples']}"]
 
 

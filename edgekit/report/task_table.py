@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.base.texts import one_line
-from edgekit.report.abstention import abstention_words
+from edgekit.report.abstention import abstention_lines
 from edgekit.report.evaluation_tables import interval
 from edgekit.report.failures import MOST, NAMES
 from edgekit.report.figures_table import figures_table
@@ -37,6 +37,7 @@ def task_table(result: Mapping[str, Any]) -> Group:
     lines: list[RenderableType] = [table, ""]
     if result["failures"]["classes"]:
         lines += [Text(" Where it fails:"), _failures(result["failures"]), ""]
+    lines += abstention_lines({"all rows": result["abstention"]})
     lines += map(Text, _words(result))
     return Group(*lines)
 
@@ -80,8 +81,6 @@ def _words(result: Mapping[str, Any]) -> list[str]:
             f" Keys and values: F1 {percent(parts['f1'])} [{interval(parts['f1_95'])}],"
             f" precision {percent(parts['precision'])}, recall {percent(parts['recall'])}"
         )
-    if told := abstention_words(result["abstention"]):
-        found.append(f" {told}")
     if result["worst"]:
         found.append(f" The worst are slices of at least {result['slice_rows']} rows")
     return [*found, f" Samples: {result['samples']}"]
