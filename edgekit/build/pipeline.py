@@ -91,6 +91,9 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
     merged = stages.merge(cache, request, base, adapter)
     pruned = stages.prune(cache, request, merged)
     artifacts = [stages.export(cache, request, pruned, options) for options in request.target.export]
+    weights = model.parameter_count(model.read_config(pruned.path))
+    budget = request.target.budget.for_model(weights)
+    request = replace(request, target=request.target.model_copy(update={"budget": budget}))
 
     reference = checks.capture(cache, request, merged)
     tuned, whole = checks.drift(cache, request, reference, base), checks.merge_drift(merged)

@@ -27,7 +27,7 @@ from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
 from edgekit.models.shape import MIB, Shape
-from edgekit.targets.target import Export, Target, Tune
+from edgekit.targets.target import Device, Export, Target, Tune
 from edgekit.tuning import modules
 from edgekit.tuning.memory import Need
 
@@ -36,6 +36,9 @@ FORMAT_PARTS = {
     "gguf": ("gguf", "llama_cpp"),
     "onnx": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
 }
+SURELY = (
+    1.1  # the size of a file is estimated: one that is larger by so much surely exceeds the device's memory
+)
 TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
 TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
 FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split
@@ -79,6 +82,10 @@ class Plan:
     """How the rows were read."""
     left_out: str = ""
     """Modules that get no adapter, in a sentence."""
+    size_limit_mib: float | None = None
+    """Largest file that the target allows for this model."""
+    peak_rss_limit_mib: float | None = None
+    """Largest memory of a process that answers."""
     memory_by_stage_mib: dict[str, int] = field(default_factory=dict)
     """Of the stages that need the most; `memory_needed_mib` is the largest."""
 
@@ -167,7 +174,8 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     parameters = counted or model.parameter_count(config)
     left_out = modules.chosen(config, target.tune).left_out
     weights = needs.Source.of(config, parameters, is_gguf=source.kind == "gguf")
-    exports = [_plan_export(export, config, weights.shape) for export in target.export]
+    exports = [_plan_export(export, config, weights.shape, target.device) for export in target.export]
+    limits = target.budget.for_model(parameters)
     places, download_mib = [cache_dir, out], 0.0
     if is_remote:
         download_mib = hub.missing_bytes(source.repository, source.revision) / MIB
@@ -201,6 +209,8 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
         gradient_checkpointing=recomputes,
         left_out=left_out,
         chat_template=model.has_template(source),
+        size_limit_mib=limits.size_mib,
+        peak_rss_limit_mib=limits.peak_rss_mib,
     )
     if result.disk_needed_mib > result.disk_free_mib:
         result.problems.append(
@@ -214,12 +224,17 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     return result
 
 
-def _plan_export(export: Export, config: dict[str, Any], shape: Shape) -> PlannedExport:
+def _plan_export(export: Export, config: dict[str, Any], shape: Shape, device: Device) -> PlannedExport:
     try:
         refusal = registry.load("exporters", export.format).refusal(config, export)
     except EdgekitError as error:
         refusal = error.message
     kind, size = file_size(shape, export)
+    if not refusal and size > SURELY * device.memory_mib:
+        refusal = (
+            f"the file would take about {size:,.0f} MiB, and the target's device has {device.memory_mib:,} MiB "
+            "(device.memory_mib)."
+        )
     return PlannedExport(export.format, kind, round(size, 1), refusal)
 
 

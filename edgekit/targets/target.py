@@ -238,6 +238,11 @@ class Budget(Table):
     """Largest file or folder, MiB."""
     peak_rss_mib: Annotated[float, Field(gt=0)] | None = None
     """Largest peak resident memory of a fresh process that answers, MiB."""
+    bits_per_weight: Annotated[float, Field(gt=0)] | None = None
+    """Largest file or folder, bits for each weight of the model: `size_mib` for a model of any size."""
+    overhead_mib: Annotated[float, Field(gt=0)] | None = None
+    """Largest memory of a process that answers, beyond the largest size of the file, MiB: `peak_rss_mib` for a model of
+    any size."""
     ttft_ms: Annotated[float, Field(gt=0)] | None = None
     """Longest time to the first token of the profile's prompt on the device's threads, ms."""
     decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
@@ -269,6 +274,15 @@ class Budget(Table):
     accuracy_gain_points: Annotated[float, Field(ge=-100, lt=100)] = 0.0
     """Gain in exact-match accuracy that tuning must be shown to bring over the base, percentage points; -100 turns the
     gate off."""
+
+    def for_model(self, weights: int) -> Budget:
+        """The budget with the limits in MiB that follow from the number of `weights`; limits that are given stay."""
+        size, peak = self.size_mib, self.peak_rss_mib
+        if size is None and self.bits_per_weight is not None:
+            size = round(self.bits_per_weight * weights / 8 / 2**20, 1)
+        if peak is None and size is not None and self.overhead_mib is not None:
+            peak = size + self.overhead_mib
+        return self.model_copy(update={"size_mib": size, "peak_rss_mib": peak})
 
 
 class Target(Table):

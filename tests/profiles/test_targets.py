@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgekit.base.errors import ConfigError
 from edgekit.profiles import targets
+from edgekit.targets.target import Budget
 
 SMALLEST = 'name = "mine"\n[[export]]\nformat = "gguf"\n'
 
@@ -38,8 +39,19 @@ def test_every_shipped_target_is_valid(name: str) -> None:
     assert target.name == name
     assert target.summary
     assert set(target.bits_per_weight) == {export.format for export in target.export}
-    assert target.budget.size_mib and target.budget.peak_rss_mib
-    assert target.budget.peak_rss_mib <= target.device.memory_mib
+    assert target.budget.size_mib is None and target.budget.peak_rss_mib is None  # they follow from the model
+    for weights in (134_515_008, 500_000_000):
+        limits = target.budget.for_model(weights)
+        assert limits.size_mib and limits.peak_rss_mib
+        assert max(target.bits_per_weight.values()) * weights / 8 / 2**20 < limits.size_mib
+        assert limits.size_mib < limits.peak_rss_mib <= target.device.memory_mib
+
+
+def test_a_limit_in_mib_stays_as_it_is_given() -> None:
+    budget = targets.load("cpu-int4", ["budget.size_mib=100"]).budget.for_model(10**9)
+    assert (budget.size_mib, budget.peak_rss_mib) == (100, 470)
+    assert targets.load("cpu-int4", ["budget.peak_rss_mib=900"]).budget.for_model(10**9).peak_rss_mib == 900
+    assert Budget().for_model(10**9) == Budget()
 
 
 def test_the_first_targets_are_there() -> None:

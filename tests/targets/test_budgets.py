@@ -14,6 +14,7 @@ from edgekit.profiles import targets
 from edgekit.proof import gates
 from edgekit.proof.drift import Drift
 
+WEIGHTS = 134_515_008  # of the sample model
 Q8_0_MIB, INT8_MIB, F16_MIB = 138.1, 153.2, 258.0  # of the sample model: docs/targets.md
 WORSE_SIZE = {  # the next wider type of either format
     "cpu-int4": Q8_0_MIB,
@@ -38,7 +39,8 @@ def judged(name: str, path: Path, *, mib: float = 1.0, after: float = 0.98, **fi
         file.truncate(int(mib * 2**20))
     row = {"threads": 2, "peak_rss_mib": 100.0, "simulated": True, "differs": "needs aarch64"}
     row |= {"ttft_ms": {"median": 1.0}, "decode_tokens_per_s": {"median": 1e6}} | figures
-    request = SimpleNamespace(target=targets.load(name))
+    target = targets.load(name)
+    request = SimpleNamespace(target=target.model_copy(update={"budget": target.budget.for_model(WEIGHTS)}))
     artifact = SimpleNamespace(path=path, format="gguf", steps=(SimpleNamespace(name="quantize.gguf"),))
     lost = tuple(f"row {number}" for number in range(round(300 * (0.98 - after))))
     change = Change(300, 294, 294 - len(lost), lost, ())

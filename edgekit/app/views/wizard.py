@@ -204,9 +204,9 @@ def shipped(machine: Host) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for target in map(targets.load, targets.names()):
         bits = ", ".join(f"{format} {value:.1f}" for format, value in target.bits_per_weight.items())
-        limit, apart = target.budget.peak_rss_mib, target.device.differs(machine)
+        apart = target.device.differs(machine)
         runs_here = f"no: {apart}" if apart else "yes"
-        rows.append((target.name, runs_here, bits, f"{limit:,.0f}" if limit else "-", target.summary))
+        rows.append((target.name, runs_here, bits, f"{target.device.memory_mib:,}", target.summary))
     return rows
 
 
@@ -290,7 +290,7 @@ def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, 
     }
     apart = Device.model_validate(device).differs(machine)
     exports = (planned(plan) or {}).get("exports", [])
-    limit = values.get("budget.peak_rss_mib")
+    limit = (planned(plan) or {}).get("peak_rss_limit_mib") or values.get("budget.peak_rss_mib")
     lines = [
         *([str(values["summary"])] if values.get("summary") else []),
         f"device: {' or '.join(device['arch'])}, {device['threads']} threads, {device['memory_mib']:,} MiB",
@@ -416,7 +416,10 @@ def budget_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None) 
             "FAILED", message="A limit is not valid.", hint="Correct it or clear it.", faults=faults
         )
     size = next(limit.value for limit in found if limit.key == "size_mib")
-    largest = max((e["estimated_mib"] for e in (planned(plan) or {}).get("exports", [])), default=0.0)
+    document = planned(plan) or {}
+    if size == "none":  # it follows from the size of the model
+        size = document.get("size_limit_mib") or "none"
+    largest = max((export["estimated_mib"] for export in document.get("exports", [])), default=0.0)
     if size != "none" and largest > ROUGH * float(size):
         return Finding(
             "WARNING",
