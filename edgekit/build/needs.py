@@ -33,6 +33,7 @@ TEXT_TOKENS = 256  # of a plain text that is scored at once
 CONTEXT, CHUNK = 2048, 512  # tokens of llama.cpp's cache, and those that it computes together
 HEAD = 200.0  # MiB: a piece of the head, while it is rounded in 64-bit floats
 ONNX_OPENED = 2.0  # times an ONNX folder: read, and packed for the processor
+ONNX_SESSION = 350.0  # MiB: what onnxruntime holds beside them
 SMALL_FILES = 64.0  # MiB of disk: reports, tokenizers, samples, references
 
 
@@ -86,8 +87,8 @@ def stage_memory(
     longest = max((_tokens(row.messages) for row in (*data.validation, *data.test)), default=0)
     most = ANSWERS_CACHE / MIB
     answering = opened + min(source.cache(ANSWERED * longest, 4), most)
-    # The proof holds one model at a time, and the logits of a row of both.
-    merging = 2 * source.logits(longest)
+    # The proof holds one model at a time, the logits of a row of both, and the embedding of the base that tuning had mapped.
+    merging = 2 * source.logits(longest) + source.bytes_of_weight * source.shape.embedding / MIB
     if source.bytes_of_weight > 2:
         merging = weights + 4 * source.shape.embedding / MIB
     needs = {
@@ -156,4 +157,4 @@ def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":
         yield "export.onnx", process + CHILD + HEAD + embedding + file
-        yield "verify.onnx", scored + ONNX_OPENED * file + source.logits(TEXT_TOKENS)
+        yield "verify.onnx", scored + ONNX_SESSION + ONNX_OPENED * file + source.logits(TEXT_TOKENS)

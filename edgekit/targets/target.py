@@ -241,8 +241,8 @@ class Budget(Table):
     bits_per_weight: Annotated[float, Field(gt=0)] | None = None
     """Largest file or folder, bits for each weight of the model: `size_mib` for a model of any size."""
     overhead_mib: Annotated[float, Field(gt=0)] | None = None
-    """Largest memory of a process that answers, beyond the largest size of the file, MiB: `peak_rss_mib` for a model of
-    any size."""
+    """Largest memory of a process that answers, beyond twice the largest size of the file, MiB: `peak_rss_mib` for a model of
+    any size. A runtime may hold weights twice, as they are stored and packed for the processor."""
     ttft_ms: Annotated[float, Field(gt=0)] | None = None
     """Longest time to the first token of the profile's prompt on the device's threads, ms."""
     decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
@@ -281,7 +281,7 @@ class Budget(Table):
         if size is None and self.bits_per_weight is not None:
             size = round(self.bits_per_weight * weights / 8 / 2**20, 1)
         if peak is None and size is not None and self.overhead_mib is not None:
-            peak = size + self.overhead_mib
+            peak = 2 * size + self.overhead_mib
         return self.model_copy(update={"size_mib": size, "peak_rss_mib": peak})
 
 

@@ -27,15 +27,30 @@ CONFIGS = {
 }  # fmt: skip
 MEMORY = {  # peak resident MiB of the process tree
     "sample": {"model": 1564, "tune": 1783, "merge": 1538, "quantize.gguf": 1134, "reference": 1476},
-    "0.5": {"quantize.gguf": 1548, "reference": 2016, "export.onnx": 2153},
+    "0.5": {
+        "quantize.gguf": 1548,
+        "reference": 2016,
+        "export.onnx": 2153,
+        "merge": 2204,
+        "verify.gguf": 1889,
+        "verify.onnx": 2488,
+    },
     "1.5": {"quantize.gguf": 3028, "export.onnx": 3592, "reference": 3743, "verify.gguf": 2409},
-    "3": {"quantize.gguf": 6308, "reference": 6648, "verify.gguf": 3741},
+    "3": {
+        "quantize.gguf": 6340,
+        "reference": 7479,
+        "verify.gguf": 3900,
+        "merge": 7285,
+        "export.onnx": 4905,
+        "verify.onnx": 5556,
+        "eval.base_few_shot": 7961,
+    },
 }
 FILES = {
     "sample": (119.1, 118),
     "0.5": (413, 449),
     "1.5": (1186, 1284),
-    "3": (2352, None),
+    "3": (2352, 2420),
 }  # MiB of the GGUF file and the ONNX folder
 
 
