@@ -223,9 +223,9 @@ def has_head(file: Path) -> bool:
     return any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(file).tensors)
 
 
-def adds_bos_itself(file: Path) -> bool:
-    """Whether llama.cpp adds BOS to plain text whatever the file's key says: it does with the splitting rule `gemma4`."""
-    return bool(gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents() == "gemma4")
+def has_own_rules(file: Path) -> bool:
+    """Whether llama.cpp splits words and adds BOS in its own way, whatever the file's keys say: with the tokenizer `gemma4`."""
+    return bool(gguf.GGUFReader(file).fields["tokenizer.ggml.model"].contents() == "gemma4")
 
 
 def plant_other_architecture(file: Path, name: str = "smollm3") -> None:
