@@ -32,14 +32,20 @@ ADAPTED = ("attn_q.weight", "attn_v.weight")
 
 def read(file: Path, name: str) -> Array:
     """A tensor of a GGUF file, in floats."""
-    tensor = next(t for t in gguf.GGUFReader(file).tensors if t.name == name)
-    return np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    return _floats(next(t for t in gguf.GGUFReader(file).tensors if t.name == name))
 
 
 def change(file: Path, name: str, edit: Callable[[Array], Array]) -> None:
     """Write `edit` of a tensor in its place, in its own type."""
     tensor = next(t for t in gguf.GGUFReader(file, "r+").tensors if t.name == name)
-    values = edit(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
+    _store(tensor, edit(_floats(tensor)))
+
+
+def _floats(tensor: gguf.ReaderTensor) -> Array:
+    return np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+
+
+def _store(tensor: gguf.ReaderTensor, values: Array) -> None:
     packed = gguf.quants.quantize(np.ascontiguousarray(values, np.float32), tensor.tensor_type)
     tensor.data[:] = packed.view(tensor.data.dtype).reshape(tensor.data.shape)
     tensor.data.flush()
@@ -207,10 +213,10 @@ def plant_doubled_tensor(file: Path) -> None:
 
 def plant_repeated_layer(file: Path) -> None:
     """Layer 2 holds layer 1 once more."""
-    for tensor in gguf.GGUFReader(file).tensors:
-        if tensor.name.startswith("blk.2."):
-            values = read(file, tensor.name.replace("blk.2.", "blk.1."))
-            change(file, tensor.name, lambda _, values=values: values)  # type: ignore[misc]
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file, "r+").tensors}
+    for name, tensor in tensors.items():
+        if name.startswith("blk.2."):
+            _store(tensor, _floats(tensors[name.replace("blk.2.", "blk.1.")]))
 
 
 def plant_tied_head(file: Path) -> None:
