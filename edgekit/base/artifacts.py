@@ -63,6 +63,16 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Remove the file `path` when what writes it fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def written_whole(final: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `final`; on success it is renamed to `final`, else removed.
 

@@ -60,6 +60,11 @@ class Source:
         return self.bytes_of_weight * self.shape.parameters / MIB
 
     @property
+    def embedding(self) -> float:
+        """The size of the folder's embedding, MiB."""
+        return self.bytes_of_weight * self.shape.embedding / MIB
+
+    @property
     def process(self) -> float:
         """A process with the model's tokenizer, MiB."""
         return PROCESS + TOKENIZER * self.shape.vocabulary / MIB
@@ -87,10 +92,9 @@ def stage_memory(
     longest = max((_tokens(row.messages) for row in (*data.validation, *data.test)), default=0)
     most = ANSWERS_CACHE / MIB
     answering = opened + min(source.cache(ANSWERED * longest, 4), most)
-    # The proof holds one model at a time, the logits of a row of both, and the embedding of the base that tuning had mapped.
-    merging = 2 * source.logits(longest) + source.bytes_of_weight * source.shape.embedding / MIB
-    if source.bytes_of_weight > 2:
-        merging = weights + 4 * source.shape.embedding / MIB
+    # The proof holds one model at a time and the embedding of the base that tuning had mapped, with the logits of a row of
+    # both, or with a model of 32 bits read out.
+    merging = source.embedding + (weights if source.bytes_of_weight > 2 else 2 * source.logits(longest))
     needs = {
         "model": process + READ_OUT * weights * source.is_gguf,
         "tune": process + tuning_mib,
@@ -148,13 +152,12 @@ def _tokens(messages: Any) -> int:
 def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]]:
     process, weights, file = source.process, source.weights, file_size(source.shape, export)[1]
     scored = process + source.logits(TEXT_TOKENS)
-    embedding = source.bytes_of_weight * source.shape.embedding / MIB
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
         # The importance matrix, which needs few rows of the embedding, then the quantizer.
-        yield "quantize.gguf", process + max(weights - embedding, floats + file)
+        yield "quantize.gguf", process + max(weights - source.embedding, floats + file)
         buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":
-        yield "export.onnx", process + CHILD + HEAD + embedding + file
+        yield "export.onnx", process + CHILD + HEAD + source.embedding + file
         yield "verify.onnx", scored + ONNX_SESSION + ONNX_OPENED * file + source.logits(TEXT_TOKENS)

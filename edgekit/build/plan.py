@@ -36,9 +36,8 @@ FORMAT_PARTS = {
     "gguf": ("gguf", "llama_cpp"),
     "onnx": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
 }
-SURELY = (
-    1.1  # the size of a file is estimated: one that is larger by so much surely exceeds the device's memory
-)
+# The size of a file is estimated: one that is larger by so much surely exceeds the device's memory.
+SURELY = 1.1
 TUNE_FLOPS_PER_WEIGHT = 4.5  # forward 2, backward through the frozen base 2, the adapter's own share
 TUNE_EFFICIENCY = 0.8  # of the machine's measured fp32 matrix product
 FLOPS_SIZE, ONE_CORE_SIZE = 512, 64  # a product of some 2 ms, and one too small to be split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Request:
     arguments: tuple[str, ...] = ()
     """The options of `build` that give this request, for the commands that an error proposes."""
 
-    @property
+    @cached_property
     def abstaining(self) -> str:
         """The answer to requests out of scope: that of robust tuning, or of the training rows; empty where there is none."""
         tune = self.target.tune

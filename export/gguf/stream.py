@@ -26,6 +26,7 @@ from llama_cpp import llama_cpp
 from llama_cpp._ctypes_extensions import load_shared_library
 from numpy.typing import NDArray
 
+from edgekit.base.artifacts import removed_on_failure
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.containers.safetensors import ADAPTER_WEIGHTS
@@ -81,7 +82,7 @@ def stream(
     model = read_model(source, adapter)
     tensors = {tensor.name: tensor for tensor in model.tensors}
     types: Types = dict.fromkeys(tensors, F32)
-    try:
+    with removed_on_failure(out):
         _write_header(out, model, types)
         if not is_float_file(options):
             with out.open("r+b") as file:
@@ -101,9 +102,6 @@ def stream(
                     _pad(file)
                     done += size[name]
                     emit(Progress(STAGE, done / MIB, total / MIB, "MiB", name))
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
 
 
 def peak_memory(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.base import errors
+from edgekit.base.artifacts import removed_on_failure
 from edgekit.base.child import Child
 from edgekit.base.events import Emit, from_json, ignore, to_json
 from edgekit.base.parts import missing_part
@@ -56,16 +57,12 @@ def stream(
     Raises `StageError` too when the child ends before the file is complete; then there is no `out` either.
     """
     order = {"source": str(source), "out": str(out), "threads": threads}
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            if imatrix:
-                from safetensors.numpy import save_file
+    with removed_on_failure(out), tempfile.TemporaryDirectory() as work:
+        if imatrix:
+            from safetensors.numpy import save_file
 
-                save_file(dict(imatrix), Path(work) / IMATRIX)
-            _ask("stream", order, options, adapter, Path(work), emit)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
+            save_file(dict(imatrix), Path(work) / IMATRIX)
+        _ask("stream", order, options, adapter, Path(work), emit)
 
 
 def peak_memory(

@@ -289,8 +289,11 @@ def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, 
         key.removeprefix("device."): value for key, value in values.items() if key.startswith("device.")
     }
     apart = Device.model_validate(device).differs(machine)
-    exports = (planned(plan) or {}).get("exports", [])
-    limit = (planned(plan) or {}).get("peak_rss_limit_mib") or values.get("budget.peak_rss_mib")
+    made = planned(plan) or {}
+    exports, limit = (
+        made.get("exports", []),
+        made.get("peak_rss_limit_mib") or values.get("budget.peak_rss_mib"),
+    )
     lines = [
         *([str(values["summary"])] if values.get("summary") else []),
         f"device: {' or '.join(device['arch'])}, {device['threads']} threads, {device['memory_mib']:,} MiB",
