@@ -54,6 +54,32 @@ def robustness(case: float = 0.5) -> dict[str, Any]:
     }
 
 
+def failures() -> dict[str, Any]:
+    """A file that is wrong on two labels, one of which the tuned model answers rightly."""
+
+    def of(label: str, wrong: int, answer: str, new: bool) -> dict[str, Any]:
+        right = 1 - wrong / 4
+        return {"label": label, "n": 4, "wrong": wrong, "accuracy": right, "wilson_95": [0.5 * right, 0.9],
+                "instead": {"answer": answer, "n": wrong}, "new": new}  # fmt: skip
+
+    return {"by": "label", "classes": [of("where", 2, "at war", True), of("when", 1, "", False)]}
+
+
+def calibration() -> dict[str, Any]:
+    def of(ece: float) -> dict[str, Any]:
+        return {"ece": ece, "coverage_at_risk": {"0.01": 0.75, "0.02": 0.875}}
+
+    return {"temperature": 0.25, "threshold": 0.85, "rows": 48, "before": of(0.59), "after": of(0.044)}
+
+
+def abstention(hits: int) -> dict[str, Any]:
+    def of(hits: int, n: int) -> dict[str, Any]:
+        return {"hits": hits, "n": n, "share": hits / n if n else None, "wilson_95": [0.0, 1.0]}
+
+    one = {"answer": "no idea", "false_abstentions": of(hits, 20), "recall": of(3, 4), "precision": of(0, 0)}
+    return {"answer": "no idea", "clean": one, "noise": one, "phrasings": one, "by_variant": {}}
+
+
 def report(*, passed: bool = True) -> dict[str, Any]:
     return {
         "schema": "edgekit.report/1",

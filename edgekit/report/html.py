@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from edgekit.evaluation.samples import read_samples
 from edgekit.proof.calibration import Bin, calibration_error
-from edgekit.report import failures, plots, robustness, summary
+from edgekit.report import confidence, failures, plots, robustness, summary
 
 MOST_CHANGED = 20
 _environment = Environment(
@@ -56,6 +56,9 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         robust_rows=robustness.table(report),
         robust_words=robustness.short(report),
         abstention_rows=robustness.abstentions(report),
+        confident_files=confidence.measured(report),
+        confidence_rows=confidence.table(report),
+        not_calibrated=confidence.refused(report),
         worst_rows=robustness.worst_rows(report),
         profile_groups=[
             (f"{artifact} in {runtime}", list(rows))

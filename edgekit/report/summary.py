@@ -114,6 +114,10 @@ class Variant:
     """The profile row with the thread count of the fastest decoding."""
     robustness: Mapping[str, Any]
     """What noise and other phrasings cost, as `edgekit.evaluation.robust` measures it; empty where it was not measured."""
+    failures: Mapping[str, Any]
+    """Its classes with wrong answers, as `edgekit.evaluation.failures` finds them; empty where it was not measured."""
+    calibration: Mapping[str, Any]
+    """What the build found of its confidence, or `refused`, the reason why not; empty for a model that is no file."""
 
     @property
     def noise(self) -> float | None:
@@ -156,7 +160,7 @@ def _variant(
         bits_per_weight=artifact.get("bits_per_weight"),
         drift=next((drift for drift in reversed(drifts) if drift), {}),
         speed=max(rows, key=lambda row: median(row.get("decode_tokens_per_s")) or 0.0, default={}),
-        robustness=(report.get("robustness") or {}).get(name) or {},
+        **{key: (report.get(key) or {}).get(name) or {} for key in ("robustness", "failures", "calibration")},
     )
 
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.report import failures, robustness, summary
+from edgekit.report import confidence, failures, robustness, summary
 from edgekit.report.summary import exact, figure, mib, percent
 
 COLUMNS = (
@@ -37,6 +37,7 @@ def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
     for title, told in (
         ("Where it fails", failures.short(report)),
         ("Noise and other phrasings", robustness.short(report)),
+        ("Confidence", confidence.short(report)),
     ):
         if told:
             lines += [

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from results_support import robustness
+from results_support import calibration, robustness
 from rich.console import Console
 
 from edgekit.report import plots, summary
@@ -424,6 +424,26 @@ def test_abstentions_are_rows_of_the_table_of_noise(tmp_path: Path) -> None:
     )
     none = {"tuned": found["tuned"]}
     assert "abstains" not in page(tmp_path, {**REPORT, "robustness": none})
+
+
+def test_the_confidence_of_each_file_is_a_table_and_one_line(tmp_path: Path) -> None:
+    older = {key: value for key, value in calibration().items() if key != "threshold"}
+    found = {**REPORT, "calibration": {"gguf": calibration(), "onnx": older}}
+    text = words(tree(tmp_path, found))
+    assert "Confidence of each file in its answers, on the 48 validation rows" in text
+    assert "calibration error4.4 %4.4 %" in text and "threshold of --min-confidence auto85.0 %–" in text
+    told = " ".join(terminal(found).split())
+    assert (
+        "gguf: calibration error 4.4 % on 48 validation rows; --min-confidence auto refuses below 85.0 %"
+        in told
+    )
+    assert told.count("--min-confidence auto") == 1
+
+
+def test_a_report_says_once_why_no_file_is_calibrated(tmp_path: Path) -> None:
+    found = {**REPORT, "calibration": {name: {"refused": "Free answers."} for name in ("gguf", "onnx")}}
+    assert page(tmp_path, found).count("Not calibrated. Free answers.") == 1
+    assert "Confidence" not in terminal(found) and "Not calibrated" not in page(tmp_path, REPORT)
 
 
 def test_a_part_that_helps_is_a_full_dot_and_one_that_may_not_is_hollow() -> None:

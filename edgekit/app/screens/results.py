@@ -24,6 +24,7 @@ from edgekit.app.screens.threads import from_thread
 from edgekit.app.views import bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
 from edgekit.app.views.bundles import REPORT
+from edgekit.app.views.lines import styled
 from edgekit.app.views.results import Results, Row
 from edgekit.app.views.samples import Samples
 from edgekit.app.views.symbols import Symbols
@@ -180,7 +181,7 @@ class ResultsScreen(Deploying):
             ("fact", ""),
             *pictures.waterfall_lines(found, room),
         ]
-        self.query_one("#drawn", Static).update(results.styled(lines))
+        self.query_one("#drawn", Static).update(styled(lines))
 
     def _draw_table(self, found: Results) -> None:
         table = self.query_one("#variants", DataTable)
@@ -221,7 +222,7 @@ class ResultsScreen(Deploying):
     def _draw_detail(self) -> None:
         if self.results is not None:
             lines = results.detail(self.results, self._row())
-            self.query_one("#detail", Static).update(results.styled(lines))
+            self.query_one("#detail", Static).update(styled(lines))
 
     def draw_shell_command(self) -> None:
         """The pending command, or the one that tells the same as what is shown."""

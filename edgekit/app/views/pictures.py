@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.app.views.results import Line, Results, interval
+from edgekit.app.views.lines import Line
+from edgekit.app.views.results import Results, interval
 from edgekit.app.views.symbols import Symbols
 from edgekit.report.plots import SMALLEST_DRIFT, logarithmic
 from edgekit.report.summary import Variant, figure

@@ -14,6 +14,8 @@ Name = Annotated[Text, Field(min_length=1)]
 Number = Annotated[float | None, BeforeValidator(finite)]
 Count = Annotated[int | None, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Risk = Annotated[str, Field(pattern=r"^0\.\d{1,4}$")]
+"""A share of wrong answers, as a key of JSON."""
 Numbers = dict[Text, Number]
 Rows: Any = Field(default=[], max_length=2000)
 
@@ -74,13 +76,77 @@ class _WorstRow(BaseModel):
     answer: Text = ""
 
 
+class _Everywhere(BaseModel):
+    all: _Right
+
+
+class _Alike(BaseModel):
+    share: Share
+
+
+class _AlikeEverywhere(BaseModel):
+    all: _Alike
+
+
+class _Hits(BaseModel):
+    hits: int
+    n: int
+    share: Share | None = None
+
+
+class _Abstention(BaseModel):
+    false_abstentions: _Hits
+    recall: _Hits
+
+
+class _Abstentions(BaseModel):
+    clean: _Abstention
+    noise: _Abstention
+    phrasings: _Abstention
+
+
 class _Robustness(BaseModel):
     n: int
     clean: _Right
     noise: _Right | None = None
     families: list[_Variant] = Rows
     phrasings: list[_Variant] = Rows
+    worst_case: _Everywhere | None = None
+    consistency: _AlikeEverywhere | None = None
+    abstention: _Abstentions | None = None
     worst_rows: list[_WorstRow] = Rows
+
+
+class _Instead(BaseModel):
+    answer: Text = ""
+    n: int
+
+
+class _Class(_Right):
+    label: Text
+    n: int
+    wrong: int
+    instead: _Instead | None = None
+    new: StrictBool = False
+
+
+class _Failures(BaseModel):
+    by: Literal["label", "answer", "words"]
+    classes: list[_Class] = Rows
+
+
+class _Confidence(BaseModel):
+    ece: Share
+    coverage_at_risk: dict[Risk, Share] = {}
+
+
+class _Calibration(BaseModel):
+    refused: Text = ""
+    rows: Count = None
+    temperature: Number = None
+    threshold: Share | None = None
+    before: _Confidence | None = None
+    after: _Confidence | None = None
 
 
 class _Speed(BaseModel):
@@ -112,7 +178,9 @@ class Report(BaseModel):
     artifacts: list[_Artifact] = Rows
     stages: list[_Stage] = Rows
     evaluation: dict[Text, _Score] = {}
+    failures: dict[Text, _Failures] = {}
     robustness: dict[Text, _Robustness] = {}
+    calibration: dict[Text, _Calibration] = {}
     profile: list[_Speed] = Rows
     gates: list[_Gate] = Rows
     budget: Numbers = {}

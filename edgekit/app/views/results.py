@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.text import Text
 
 from edgekit.app.views.bundles import REPORT, look_at, read_json
+from edgekit.app.views.lines import Line
+from edgekit.app.views.quality import quality
 from edgekit.app.views.report import Report
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.errors import CorruptError
 from edgekit.base.texts import plain
 from edgekit.evaluation.statistics import wilson
-from edgekit.report import robustness, summary
+from edgekit.report import summary
 from edgekit.report.summary import NONE, Variant, exact, figure, mib, percent
 
 STAGES_OF = {
     "base": ("source",),
     "tuned": ("tune", "merge", "prune"),
 }  # whose gates hold a model that is no file
-
-BAR = 24  # cells of a bar
 
 
 @dataclass(frozen=True)
@@ -177,18 +176,6 @@ def title(results: Results) -> str:
     return f"{results.name}  {word}: {held} of {len(results.gates)} gates passed"
 
 
-Line = tuple[str, str]
-"""A kind of line (`head`, `failed`, `more`, `fact`) and its text."""
-STYLES = {"head": "bold", "failed": "bold red", "more": "dim", "fact": ""}
-
-
-def styled(lines: Sequence[Line]) -> Text:
-    """Lines with their kinds as styles; each kind is told by a sign or a word too."""
-    return Text("\n").join(
-        Text(f"{'  ' if kind == 'more' else ''}{line}", STYLES[kind]) for kind, line in lines
-    )
-
-
 def detail(results: Results, row: Row | None) -> list[Line]:
     """Under the table: the verdict in a sentence, the gates that failed, and all that is known of the row."""
     lines: list[Line] = [("fact", results.sentence)]
@@ -229,7 +216,7 @@ def about(row: Row) -> list[Line]:
                      f"peak {figure(one.speed.get('peak_rss_mib'))} MiB: {one.speed.get('runtime')} on "
                      f"{one.speed.get('threads')} threads{where}, n={figure(speeds.get('n'))}")  # fmt: skip
     lines += [("fact", fact) for fact in facts]
-    lines += robustness_lines(one.robustness)
+    lines += quality(one)
     if row.gates:
         held = sum(gate["passed"] for gate in row.gates)
         lines.append(("head", f"gates of {one.name}: {held} of {len(row.gates)} passed"))
@@ -239,20 +226,6 @@ def about(row: Row) -> list[Line]:
         name = gate["name"].partition(".")[2]
         lines.append(("fact" if gate["passed"] else "failed", f"{sign} {gate_line(gate, name)}{more}"))
     return lines
-
-
-def robustness_lines(found: Mapping[str, Any]) -> list[Line]:
-    """A bar of right answers for each variant of the rows, and the rows that fail in the most of them."""
-    if not found:
-        return []
-    bars = [("clean", found["clean"]["accuracy"])]
-    bars += [(one["name"], one["accuracy"]) for one in robustness.variants(found)]
-    longest = max(len(name) for name, _ in bars)
-    lines: list[Line] = [("head", f"right answers with noise and in other phrasings, {found['n']} rows")]
-    lines += [
-        ("fact", f"{name:<{longest}} {Symbols.bar(share, BAR)} {percent(share)}") for name, share in bars
-    ]
-    return lines + [("more", sentence) for sentence in robustness.sentences(found["worst_rows"])]
 
 
 def table(results: Results) -> dict[str, Any]:

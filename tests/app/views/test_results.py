@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from results_support import report, robustness, write_bundle
+from results_support import abstention, calibration, failures, report, robustness, write_bundle
 
 from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
 from edgekit.base.command import Outcome
@@ -102,11 +102,21 @@ def test_any_value_in_any_place_is_shown_or_refused(folder: Path, values: dict[s
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["artifacts", "stages", "profile", "gates", "robustness"]), st.data())
+@given(
+    st.sampled_from(["artifacts", "stages", "profile", "gates", "robustness", "failures", "calibration"]),
+    st.data(),
+)
 def test_any_value_within_a_row_is_shown_or_refused(folder: Path, part: str, data: st.DataObject) -> None:
-    whole = {**report(), "robustness": {"gguf": robustness()}}
+    of_gguf = {
+        "robustness": {**robustness(), "abstention": abstention(1)},
+        "failures": failures(),
+        "calibration": calibration(),
+    }
+    whole = {**report(), **{key: {"gguf": one} for key, one in of_gguf.items()}}
     rows = whole[part]
-    row = rows["gguf"] if part == "robustness" else data.draw(st.sampled_from(rows))
+    row = rows["gguf"] if part in of_gguf else data.draw(st.sampled_from(rows))
+    if part == "failures" and data.draw(st.booleans()):
+        row = data.draw(st.sampled_from(row["classes"]))
     row[data.draw(st.sampled_from(sorted(row)))] = data.draw(JSON)
     show_all(folder, whole)
 
@@ -128,6 +138,51 @@ def test_where_noise_hurts_a_file_is_told_in_bars_and_words(tmp_path: Path) -> N
     assert results.about(found.row("onnx")) and found.row("onnx").variant.noise is None
     without = results.load(write_bundle(tmp_path / "c"))
     assert "noise" not in [one.head for one in results.figures(without)]
+
+
+def test_the_classes_in_which_a_file_fails_are_named_with_what_it_answers(tmp_path: Path) -> None:
+    perfect = {"by": "label", "classes": []}
+    found = results.load(write_bundle(tmp_path / "b", failures={"gguf": failures(), "onnx": perfect}))
+    lines = [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in results.about(found.row("gguf"))]
+    at = lines.index("where it fails: right answers by label, the surest failure first")
+    assert lines[at + 1 : at + 4] == [
+        "where  50.0 %  2 of 4, 2 × at war instead, new",
+        "when   75.0 %  3 of 4, 1 × (empty) instead",
+        "new: the tuned model answers all of these rows rightly",
+    ]
+    assert ("head", "where it fails: no answer to a test row is wrong") in results.about(found.row("onnx"))
+    assert not any("where it fails" in text for _, text in results.about(found.row("base")))
+
+
+def test_many_failing_classes_are_cut_and_counted(tmp_path: Path) -> None:
+    one = failures()["classes"][1]
+    classes = [{**one, "label": f"label {at}"} for at in range(11)]
+    found = results.load(write_bundle(tmp_path / "b", failures={"gguf": {"by": "label", "classes": classes}}))
+    lines = [text for _, text in results.about(found.row("gguf"))]
+    assert "and 3 more" in lines and sum(line.startswith("label ") for line in lines) == 8
+
+
+@pytest.mark.parametrize("hits", [1, 0])
+def test_abstentions_stand_below_the_noise(tmp_path: Path, hits: int) -> None:
+    noisy = {"gguf": {**robustness(), "abstention": abstention(hits)}}
+    found = results.load(write_bundle(tmp_path / "b", robustness=noisy))
+    lines = [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in results.about(found.row("gguf"))]
+    assert f"abstains on rows in scope, with noise: {5 * hits}.0 %, {hits} of 20" in lines
+    assert "abstains on rows out of scope, with noise: 75.0 %, 3 of 4" in lines
+    assert "right in every variant 25.0 %, same answer in every variant 25.0 %" in lines
+
+
+def test_the_confidence_of_a_file_or_why_it_has_none(tmp_path: Path) -> None:
+    found = results.load(
+        write_bundle(
+            tmp_path / "b", calibration={"gguf": calibration(), "onnx": {"refused": "Free answers."}}
+        )
+    )
+    lines = [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in results.about(found.row("gguf"))]
+    assert "calibration error: 4.4 %" in lines and "threshold of --min-confidence auto: 85.0 %" in lines
+    assert "rows that can be answered with at most 2.0 % errors: 87.5 %" in lines
+    onnx = results.about(found.row("onnx"))
+    assert ("head", "confidence: not calibrated") in onnx and ("fact", "Free answers.") in onnx
 
 
 def test_a_report_of_another_shape_is_refused_with_the_place_of_its_fault(tmp_path: Path) -> None:
