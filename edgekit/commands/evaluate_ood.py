@@ -44,7 +44,8 @@ class OodOptions(ScopeOptions):
 def ood(options: OodOptions) -> None:
     """Measure whether a model's scores tell requests that are out of scope from the rows of a split.
 
-    Rows whose labels say that they are out of scope count as such, beside those of --out-of-scope.
+    Rows whose labels say that they are out of scope count as such, beside those of --out-of-scope. A run that was interrupted goes on
+    from its last scores when the same command is typed again.
     """
     from edgekit.data.out_of_scope_file import read_requests
     from edgekit.evaluation import ood as evaluation
@@ -58,8 +59,16 @@ def ood(options: OodOptions) -> None:
         dataset, options.split, given, options.abstaining(dataset), limit=options.limit
     )
     with options.log() as (emit, log, runtime):
+        kept = options.kept(runtime, emit, [*requests.labels], requests.abstaining)
         result = evaluation.evaluate(
-            runtime, requests, fit_rows=options.fit_rows, max_tokens=options.max_tokens, log=log, emit=emit
+            runtime,
+            requests,
+            fit_rows=options.fit_rows,
+            max_tokens=options.max_tokens,
+            log=log,
+            kept=kept,
+            emit=emit,
         )
         found = result | options.about(dataset, runtime)
+    kept.remove()
     show(options, found, ood_table)

@@ -83,7 +83,8 @@ def scores_of(
     for index, row in enumerate(rows):
         asked = shots.messages(row, runtime.chat_template) if shots else row.messages[:-1]
         prompt = prompt_text(runtime, asked)
-        if kept is not None and (known := kept.sample(prompt, None)):
+        known = kept.sample(prompt, None) if kept is not None else None
+        if known and "scores" in known:
             scores[index] = known["scores"]
         else:
             scores[index] = choice_scores(runtime, encode_prompt(runtime, asked), answers)

@@ -15,6 +15,8 @@ import numpy as np
 from edgekit.base.events import Emit, Progress
 from edgekit.data.rows import Row
 from edgekit.device.prompt import encode_prompt
+from edgekit.evaluation.answering import prompt_text
+from edgekit.evaluation.kept import Kept
 from edgekit.registry import HasHiddenStates, Runtime
 
 if TYPE_CHECKING:
@@ -23,15 +25,27 @@ if TYPE_CHECKING:
 LEAST = 1e-12  # variance of a state that never changes
 
 
-def states_of(runtime: Runtime, rows: Sequence[Row], emit: Emit, stage: str) -> NDArray[np.float64] | None:
-    """The hidden states `(N, D)` at the end of the prompts of `rows`; None where the runtime does not show them."""
+def states_of(
+    runtime: Runtime, rows: Sequence[Row], emit: Emit, stage: str, kept: Kept | None = None
+) -> NDArray[np.float64] | None:
+    """The hidden states `(N, D)` at the end of the prompts of `rows`; None where the runtime does not show them.
+
+    States in `kept` are not computed again, and it gets the new ones.
+    """
     found = []
     for index, row in enumerate(rows):
-        ids = encode_prompt(runtime, row.messages[:-1])
-        state = runtime.hidden_state(ids) if isinstance(runtime, HasHiddenStates) else None
-        if state is None:
-            return None
-        found.append(state)
+        prompt = prompt_text(runtime, row.messages[:-1])
+        known = kept.sample(prompt, None) if kept is not None else None
+        if known and "state" in known:
+            found.append(np.array(known["state"]))
+        else:
+            ids = encode_prompt(runtime, row.messages[:-1])
+            state = runtime.hidden_state(ids) if isinstance(runtime, HasHiddenStates) else None
+            if state is None:
+                return None
+            found.append(state)
+            if kept is not None:
+                kept.add([{"prompt": prompt, "expected": None, "state": state.tolist()}])
         emit(Progress(stage, index + 1, len(rows), "rows"))
     return np.array(found, np.float64)
 

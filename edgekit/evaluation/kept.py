@@ -10,7 +10,7 @@ from typing import Any
 from edgekit.base.events import Alert, Emit
 
 SCHEMA = "edgekit.samples.part/1"
-NEEDED = {"prompt", "expected", "answer"}
+NEEDED = {"prompt", "expected"}
 
 
 class Kept:
@@ -40,14 +40,14 @@ class Kept:
     def answer(self, prompt: str, expected: str | None) -> str | None:
         """The answer to `prompt`, cut as the answer `expected` demands; None if it was not asked."""
         sample = self.sample(prompt, expected)
-        return None if sample is None else str(sample["answer"])
+        return None if sample is None or "answer" not in sample else str(sample["answer"])
 
     def sample(self, prompt: str, expected: str | None) -> dict[str, Any] | None:
-        """The whole sample of `prompt`; None if there is none."""
+        """All that is kept of `prompt`; None if there is nothing."""
         return self._samples.get((prompt, expected))
 
     def add(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep samples, each with `prompt`, `expected` and `answer`."""
+        """Keep samples, each with `prompt` and `expected`; what is new of one prompt is added to what is kept of it."""
         if not samples:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Kept:
             if not file.tell():
                 file.write(json.dumps(self._head) + "\n")
             for sample in samples:
-                self._samples[sample["prompt"], sample["expected"]] = dict(sample)
+                self._samples.setdefault((sample["prompt"], sample["expected"]), {}).update(sample)
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
     def remove(self) -> None:

@@ -30,11 +30,12 @@ from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.device.likelihood import choice_scores
 from edgekit.device.prompt import continued, encode_prompt
-from edgekit.evaluation.answering import Asked, answered
+from edgekit.evaluation.answering import fill, sample_of
 from edgekit.evaluation.calibration import fit_temperature
 from edgekit.evaluation.choices import candidates, scores_of
 from edgekit.evaluation.detection import at_thresholds, figures, pair
 from edgekit.evaluation.hidden_states import TrainingStates, states_of
+from edgekit.evaluation.kept import Kept
 from edgekit.evaluation.samples import write_log
 from edgekit.evaluation.statistics import wilson
 from edgekit.models.likelihood import probabilities
@@ -123,19 +124,21 @@ def evaluate(
     fit_rows: int,
     max_tokens: int,
     log: Path,
+    kept: Kept | None,
     emit: Emit,
 ) -> dict[str, Any]:
     """Score the requests, and measure each score; the temperature and the thresholds are those of the validation rows.
 
     The hidden states of at most `fit_rows` training rows are read; with 0, and where the runtime shows none, `mahalanobis` and
-    `knn` are left out. `log` gets one JSON object for each request, completely or not at all. Returns the document of schema
-    `edgekit.ood/1`.
+    `knn` are left out. `log` gets one JSON object for each request, completely or not at all. What is in `kept`, of the same
+    labels and abstaining answer, is not computed again, and it gets what is new. Returns the document of schema `edgekit.ood/1`.
     """
     if requests.labels:
-        answers, temperature = _choose(runtime, requests, emit)
+        answers, temperature = _choose(runtime, requests, kept, emit)
     else:
-        answers, temperature = _answer(runtime, requests, max_tokens, emit), None
-    states = _add_distances(runtime, requests, answers, fit_rows, emit)
+        answers, temperature = _answer(runtime, requests, max_tokens, kept, emit), None
+    rows = spread(requests.train, fit_rows)
+    states = _add_distances(runtime, requests, answers, rows, kept, emit)
     validation, inside, outside = (answers[kind] for kind in requests.asked)
     expected = [row.answer.strip() for row in requests.inside]
     right = np.array([one == other for one, other in zip(inside.texts, expected, strict=True)])
@@ -166,12 +169,14 @@ def evaluate(
     }
 
 
-def _choose(runtime: Runtime, requests: Requests, emit: Emit) -> tuple[dict[str, Answers], float]:
+def _choose(
+    runtime: Runtime, requests: Requests, kept: Kept | None, emit: Emit
+) -> tuple[dict[str, Answers], float]:
     """Answers chosen among the labels and the abstaining answer, their scores, and the temperature."""
     labels = requests.labels
     choices = [*labels, requests.abstaining] if requests.abstaining else list(labels)
     scored = {
-        kind: scores_of(runtime, rows, choices, emit, f"{STAGE}.{kind}")
+        kind: scores_of(runtime, rows, choices, emit, f"{STAGE}.{kind}", kept=kept)
         for kind, rows in requests.asked.items()
     }
     tokens = np.array([len(continued(runtime, label)) + 1 for label in labels])
@@ -191,20 +196,33 @@ def _choose(runtime: Runtime, requests: Requests, emit: Emit) -> tuple[dict[str,
     return found, temperature
 
 
-def _answer(runtime: Runtime, requests: Requests, max_tokens: int, emit: Emit) -> dict[str, Answers]:
+def _answer(
+    runtime: Runtime, requests: Requests, max_tokens: int, kept: Kept | None, emit: Emit
+) -> dict[str, Answers]:
     """The model's own answers, and the likelihood of each, alone and against the abstaining answer."""
     found = {}
     for kind, rows in requests.asked.items():
-        prompts = [encode_prompt(runtime, row.messages[:-1]) for row in rows]
-        asked = [Asked(ids, len(runtime.encode(row.answer))) for ids, row in zip(prompts, rows, strict=True)]
-        texts = [""] * len(rows)
-        for chunk in answered(runtime, asked, max_tokens):
-            for index, text in chunk.items():
-                texts[index] = text
+        conversations = [row.messages[:-1] for row in rows]
+        samples = [sample_of(runtime, row) for row in rows]
+        if kind == "outside" and requests.abstaining:
+            samples = [
+                one | {"expected": requests.abstaining} for one in samples
+            ]  # says where an answer is cut
+        for _ in fill(runtime, samples, conversations, max_tokens, kept):
+            pass
+        texts = [one["answer"] for one in samples]
         scores = np.empty((len(rows), 2 if requests.abstaining else 1))
-        for index, (ids, text) in enumerate(zip(prompts, texts, strict=True)):
-            said = [text, requests.abstaining][: scores.shape[1]]
-            scores[index] = choice_scores(runtime, ids, [continued(runtime, one) for one in said])
+        for index, (messages, sample) in enumerate(zip(conversations, samples, strict=True)):
+            key = {name: sample[name] for name in ("prompt", "expected")}
+            known = kept.sample(**key) if kept is not None else None
+            if known and "scores" in known:
+                scores[index] = known["scores"]
+            else:
+                said = [sample["answer"], requests.abstaining][: scores.shape[1]]
+                answers = [continued(runtime, one) for one in said]
+                scores[index] = choice_scores(runtime, encode_prompt(runtime, messages), answers)
+                if kept is not None:
+                    kept.add([key | {"scores": scores[index].tolist()}])
             emit(Progress(f"{STAGE}.{kind}", index + 1, len(rows), "rows"))
         named = {"max_score": scores[:, 0]}
         if requests.abstaining:
@@ -214,16 +232,20 @@ def _answer(runtime: Runtime, requests: Requests, max_tokens: int, emit: Emit) -
 
 
 def _add_distances(
-    runtime: Runtime, requests: Requests, answers: Mapping[str, Answers], fit_rows: int, emit: Emit
+    runtime: Runtime,
+    requests: Requests,
+    answers: Mapping[str, Answers],
+    rows: Sequence[Row],
+    kept: Kept | None,
+    emit: Emit,
 ) -> dict[str, int] | None:
-    """Add the scores by hidden states; returns how many training rows they come from, and their width."""
-    rows = spread(requests.train, fit_rows)
-    states = states_of(runtime, rows, emit, f"{STAGE}.train") if rows else None
+    """Add the scores by the hidden states of the training `rows`; returns how many these are, and their labels and width."""
+    states = states_of(runtime, rows, emit, f"{STAGE}.train", kept) if rows else None
     if states is None:
         return None
     trained = TrainingStates.of(states, [_label(row) for row in rows])
     for kind, asked in requests.asked.items():
-        found = states_of(runtime, asked, emit, f"{STAGE}.states.{kind}")
+        found = states_of(runtime, asked, emit, f"{STAGE}.states.{kind}", kept)
         assert found is not None  # the runtime showed those of the training rows
         answers[kind].scores["mahalanobis"] = trained.mahalanobis(found)
         answers[kind].scores["knn"] = trained.nearest(found)

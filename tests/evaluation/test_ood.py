@@ -18,6 +18,7 @@ from edgekit.base.events import ignore
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.evaluation import ood
+from edgekit.evaluation.kept import Kept
 
 LABELS = ("balance", "transfer", "weather")
 BEYOND = "out_of_scope"
@@ -33,6 +34,15 @@ def rows(split: str, count: int) -> list[Row]:
 
 STRANGE = [row(f"odd{n}", f"odd request {n}", BEYOND, BEYOND) for n in range(9)]
 DATA = Dataset("rows", rows("train", 30), rows("v", 24), [*rows("test", 18), *STRANGE[:3]], {})
+
+
+FREE = Dataset(
+    "rows",
+    [row(f"t{n}", f"balance {n}", f"balance {n}", "balance") for n in range(201)],  # too many for labels
+    DATA.validation,
+    DATA.test,
+    {},
+)
 
 
 @dataclass
@@ -72,7 +82,7 @@ class Knows(FakeRuntime):
 def measure(runtime: Any, data: Dataset, tmp_path: Path, abstaining: str = BEYOND, **options: Any) -> Any:
     requests = ood.Requests.of(data, "test", STRANGE[3:], abstaining, **options)
     log = tmp_path / "log.jsonl"
-    found = ood.evaluate(runtime, requests, fit_rows=20, max_tokens=20, log=log, emit=ignore)
+    found = ood.evaluate(runtime, requests, fit_rows=20, max_tokens=20, log=log, kept=None, emit=ignore)
     json.dumps(found, allow_nan=False)
     return found, [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -143,16 +153,75 @@ def test_without_an_abstaining_answer_or_hidden_states_the_rest_is_measured(tmp_
 
 
 def test_free_answers_are_measured_by_their_own_likelihood(tmp_path: Path) -> None:
-    """More than 200 different answers are no labels."""
-    train = [row(f"t{n}", f"balance {n}", f"balance {n}", "balance") for n in range(201)]
-    data = Dataset("rows", train, DATA.validation, DATA.test, {})
-    found, samples = measure(Knows(), data, tmp_path)
+    found, samples = measure(Knows(), FREE, tmp_path)
     assert [one["name"] for one in found["scores"]] == ["max_score", "abstention", "mahalanobis", "knn"]
     assert found["labels"] is None and found["temperature"] is None and found["accuracy"] == 1
     assert set(found["not_measured"]) == {"max_probability", "energy"}
     assert {one["answer"] for one in samples if one["scope"] == "out"} == {BEYOND}
     scores = {one["name"]: one for one in found["scores"]}
     assert scores["abstention"]["auroc"] == 1
+
+
+class Stops(Knows):
+    """Is interrupted once it was asked `left` times."""
+
+    left = 0
+
+    def _ask(self) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+    def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        self._ask()
+        return super().score_answers(prompt, answers)
+
+    def hidden_state(self, ids: Sequence[int]) -> NDArray[np.float32] | None:
+        self._ask()
+        return super().hidden_state(ids)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        self._ask()
+        return super().generate_batch(prompts, max_tokens)
+
+
+@pytest.mark.parametrize("data", [DATA, FREE], ids=["labels", "free answers"])
+def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path, data: Dataset) -> None:
+    """Interrupted after every 17 questions, it asks no question twice and measures the same as a run at once."""
+    requests = ood.Requests.of(data, "test", STRANGE[3:], BEYOND)
+    log = tmp_path / "log.jsonl"
+
+    def run(left: int) -> tuple[dict[str, Any], int]:
+        model, kept = Stops(), Kept(log, "digest", ignore)
+        model.left = left
+        found = ood.evaluate(model, requests, fit_rows=20, max_tokens=20, log=log, kept=kept, emit=ignore)
+        kept.remove()
+        return found, left - model.left
+
+    whole, asked = run(10_000)
+    said = log.read_text()
+    log.unlink()
+    interruptions = 0
+    while not log.exists():
+        try:
+            again, last = run(17)
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 5 and 17 * interruptions + last == asked
+    assert again == whole and log.read_text() == said
+
+
+def test_an_abstaining_answer_longer_than_that_of_the_requests_is_not_cut(tmp_path: Path) -> None:
+    long = '{"intent": "out_of_scope", "why": "nothing here is about that"}'
+
+    class Says(Knows):
+        def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+            return [self.encode(self._named(prompt) or long)[:max_tokens] for prompt in prompts]
+
+    requests = ood.Requests.of(FREE, "test", STRANGE[3:], long)
+    log = tmp_path / "log.jsonl"
+    found = ood.evaluate(Says(), requests, fit_rows=0, max_tokens=90, log=log, kept=None, emit=ignore)
+    assert found["as_answered"]["out_of_scope_recall"] == 1
 
 
 def test_the_rows_of_the_distances_are_of_all_labels_alike() -> None:
