@@ -133,6 +133,7 @@ def _build(request: Request, emit: Emit, record: runs.Recorder) -> dict[str, Any
     outcome = Outcome(
         model=request.source.name,
         target=request.target,
+        parameters=weights,
         made=[base, adapter, merged, pruned],
         artifacts=artifacts,
         drift=drift,

@@ -12,7 +12,7 @@ from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.checks import counting_for
 from edgekit.build.request import Request
-from edgekit.data.rows import content_of, spread_over
+from edgekit.data.rows import content_of, evenly_spaced
 from edgekit.evaluation.compare import Change, change
 from edgekit.evaluation.samples import SAMPLES, read_samples, read_scored
 from edgekit.proof import gates
@@ -37,7 +37,7 @@ def measure(
     The rows as they are were asked for `answers`, the accuracy of the same model, and are not asked again.
     """
     name, options = f"robust.{subject.name}", request.target.evaluate
-    rows = spread_over(request.data.test, options.robust_rows)
+    rows = evenly_spaced(request.data.test, options.robust_rows)
     abstaining = request.abstaining
 
     def run(out: Path, work: Path) -> dict[str, Any]:

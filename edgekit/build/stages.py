@@ -12,7 +12,7 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.request import Request
-from edgekit.data.rows import Row, content_of, spread_over
+from edgekit.data.rows import Row, content_of, evenly_spaced
 from edgekit.models.source import read_config
 from edgekit.registry import ExportContext
 from edgekit.report.outcome import Artifact
@@ -168,4 +168,4 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
 
 def calibration_rows(request: Request) -> Sequence[Row]:
     """The calibration rows: training rows spread over the whole set."""
-    return spread_over(request.data.train, request.target.quantize.calibration_rows)
+    return evenly_spaced(request.data.train, request.target.quantize.calibration_rows)

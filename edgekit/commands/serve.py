@@ -17,6 +17,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
+    from edgekit.device.confidence import Minimum
     from edgekit.field.releases.shadow import Shadow
     from edgekit.field.serving.deployment import Deployment
 
@@ -101,6 +102,7 @@ def serve(options: ServeOptions) -> None:
     """
     from edgekit.field.serving import server as serving
 
+    lowest = shell.lowest(options.min_confidence)
     _check(options)
     uds = options.uds
     bound = serving.listen(options.host, options.port) if uds is None else serving.listen_unix(uds)
@@ -109,7 +111,7 @@ def serve(options: ServeOptions) -> None:
         if uds is not None:
             stack.callback(uds.unlink, missing_ok=True)
         candidate = _shadow(options, stack)
-        deployment = _deployment(options, candidate)
+        deployment = _deployment(options, lowest, candidate)
         compared = (lambda: asdict(candidate.summary())) if candidate else None
         _serve(bound, deployment, options, compared)
         if compared:
@@ -120,7 +122,6 @@ def _check(options: ServeOptions) -> None:
     """Raise `ConfigError` for an endpoint that others could use without a token, and warn of plain HTTP."""
     from edgekit.field.serving.guard import is_loopback
 
-    shell.lowest(options.min_confidence)
     if options.token == "":
         raise ConfigError(
             "The token is empty. Nothing was started.", "Give --token a value, or leave it out."
@@ -148,7 +149,7 @@ def _shadow(options: ServeOptions, stack: contextlib.ExitStack) -> Shadow | None
     return shadow
 
 
-def _deployment(options: ServeOptions, shadow: Shadow | None) -> Deployment:
+def _deployment(options: ServeOptions, lowest: Minimum | None, shadow: Shadow | None) -> Deployment:
     from edgekit.field.incidents.webhook import Webhook
     from edgekit.field.serving.deployment import Deployment, OpenOptions
 
@@ -160,7 +161,7 @@ def _deployment(options: ServeOptions, shadow: Shadow | None) -> Deployment:
             options.threads or None,
             options.allow_failed,
             options.keep_texts,
-            shell.lowest(options.min_confidence),
+            lowest,
         ),
         webhook=Webhook(options.webhook) if options.webhook else None,
         shadow=shadow,

@@ -7,9 +7,11 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from edgekit.data.columns import Columns
+
+Item = TypeVar("Item")
 
 Message = Mapping[str, str]
 SHAPES = "'messages', 'prompt' and 'completion', or 'instruction' and 'output'"
@@ -51,12 +53,7 @@ def content_of(rows: Sequence[Row]) -> list[list[Any]]:
     return [[row.id, [dict(message) for message in row.messages], row.label] for row in rows]
 
 
-def spread_over(rows: Sequence[Row], count: int) -> Sequence[Row]:
-    """`count` rows at equal distances, or all if there are fewer; none for 0."""
-    return rows[:: max(1, len(rows) // count)][:count] if count else []
-
-
-def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     """`count` items at distances as equal as possible, the first one included; at most all of them."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]

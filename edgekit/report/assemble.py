@@ -12,7 +12,6 @@ from edgekit.base.events import GateResult, Measured
 from edgekit.base.hardware import fingerprint
 from edgekit.evaluation.failures import failures
 from edgekit.evaluation.samples import SAMPLES, read_samples
-from edgekit.models import source as model
 from edgekit.proof.calibration import binned
 from edgekit.proof.drift import Drift
 from edgekit.report.outcome import Artifact, Outcome
@@ -37,13 +36,12 @@ def assemble(outcome: Outcome) -> dict[str, Any]:
     done += [*(proof.stage for proof in outcome.proofs), *outcome.answers.values()]
     done += [*outcome.robustness.values(), *outcome.speeds]
     gates = outcome.gates
-    parameters = model.parameter_count(model.read_config(outcome.made[-1].path))
     return {
         "schema": SCHEMA,
         "target": outcome.target.name,
         "model": outcome.model,
         "verdict": "pass" if gates and all(gate.passed for gate in gates) else "fail",
-        "artifacts": [_artifact(artifact, parameters) for artifact in outcome.artifacts],
+        "artifacts": [_artifact(artifact, outcome.parameters) for artifact in outcome.artifacts],
         "stages": [_stage(stage, drifts.get(stage.name), entered.get(stage.name)) for stage in done],
         "evaluation": {name: stage.result for name, stage in outcome.answers.items()},
         "failures": _failures(outcome),

@@ -6,23 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from edgekit.base.texts import one_line
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import percent
 
 MOST_SLICES, MOST_IDS = 12, 20
 MOST_CELLS = 18  # of the name of a slice
-COLUMNS = ("", "rows", "first", "second", "change", "95 %", "")
+COLUMNS = ("", "rows", "first", "second", "change", "95 %")
 SIGNS = {"as good": "✓ as good", "unproven": "? unproven", "worse": "✗ worse"}
 
 
 def compare_table(result: Mapping[str, Any]) -> Group:
     """The whole, the variants and the labels that lost most, each with its change and verdict; then the changed answers."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table(*COLUMNS, words=[""])
     table.add_row("all", *_cells(result))
     notes: list[str] = []
     for by in dict.fromkeys(one["by"] for one in result["slices"]):

@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from edgekit.report import summary
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import exact, figure
 
 
 def gates_table(result: Mapping[str, Any]) -> Group:
     """One row for each check of `{path, reference, gates}`, with detail and advice for failed ones."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in ("check", "measured", "limit", "", "what to do"):
-        table.add_column(
-            column, justify="right" if column in ("measured", "limit") else "left", overflow="fold"
-        )
+    table = figures_table("check", "measured", "limit", words=["", "what to do"])
     failed = 0
     for gate in result["gates"]:
         passed = gate["passed"]

@@ -46,13 +46,14 @@ class Proof:
 class Outcome:
     """All results of a finished build.
 
-    `made` are the model stages in order, the exported folder last; `drift` and `from_input` hold their drift by stage:
+    `parameters` is the number of weights of the exported model. `made` are the model stages in order, the exported folder last; `drift` and `from_input` hold their drift by stage:
     from the tuned model, and from the input of each stage. `answers` and `robustness` hold the measured
     models by name; `proofs`, `golden`, `signals`, `calibrations` and `speeds` follow `artifacts`.
     """
 
     model: str
     target: Target
+    parameters: int
     made: Sequence[StageOutput]
     artifacts: Sequence[Artifact]
     drift: Mapping[str, Drift]

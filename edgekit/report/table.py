@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.report import confidence, failures, robustness, summary
+from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import exact, figure, mib, percent
 
 COLUMNS = (
@@ -65,9 +66,7 @@ def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
 
 
 def _figures(report: Mapping[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table = figures_table(*COLUMNS)
     for variant in summary.variants(report):
         table.add_row(
             variant.name,

@@ -53,9 +53,8 @@ def _section(table: Table, title: str, found: Sequence[Mapping[str, Any]], *, na
 
 def _failures(found: Mapping[str, Any]) -> Table:
     """At most eight classes with wrong answers, the surest failure first, and what is answered instead."""
-    table = figures_table(NAMES[found["by"]], "right", "95 %", "rows")
-    if found["by"] != "words":
-        table.add_column("answered instead", no_wrap=True)
+    words = [] if found["by"] == "words" else ["answered instead"]
+    table = figures_table(NAMES[found["by"]], "right", "95 %", "rows", words=words)
     for one in found["classes"][:MOST]:
         cells = [percent(one["accuracy"]), interval(one["wilson_95"]), f"{one['n']:,}"]
         if said := one["instead"]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgekit.base.errors import ConfigError
 from edgekit.data.reading import read_rows
-from edgekit.data.rows import Row
+from edgekit.data.rows import Row, evenly_spaced
 from edgekit.data.splits import split_by_id
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -140,3 +140,12 @@ def test_a_pipe_is_refused_because_it_may_have_no_end(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(ConfigError, match="not a file"):
         read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(("rows", "count"), [(39, 20), (300, 20), (21, 20), (7, 20), (5, 0), (0, 3)])
+def test_chosen_rows_are_spread_over_all_of_them(rows: int, count: int) -> None:
+    found = evenly_spaced(range(rows), count)
+    assert len(found) == min(rows, count)
+    if found:
+        distances = [after - before for before, after in zip(found, [*found[1:], rows], strict=True)]
+        assert found[0] == 0 and max(distances) - min(distances) <= 1
