@@ -11,6 +11,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
+# Else each of the thousand processes of the tests would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo field-demo app-demo screenshots test check bench constraints clean
 
 install: .venv/.installed

@@ -13,7 +13,10 @@ from edgekit.data import demo
 # on accuracy could not be proven.
 INTENTS = ("close_job", "check_stock", "navigate")
 SPLITS = {"train": 240, "validation": 30, "test": 68}
-SHORT = ("tune.epochs=2", "quantize.calibration_rows=32", "evaluate.robust_rows=2", "profile.repeats=3")
+SHORT = (
+    "tune.epochs=1", "quantize.calibration_rows=32", "evaluate.robust_rows=2",
+    'evaluate.robust_families=["typos"]', "profile.repeats=3",
+)  # fmt: skip
 
 
 def write_rows(folder: Path) -> None:
