@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from edgekit.base.memory import give_back
+from edgekit.export.onnx import ranges
 from edgekit.export.onnx.layout import stacked
 from edgekit.export.weights.weight_compare import CALIBRATED, Grid, Stored, compare
 from edgekit.models import accelerator, mapped
@@ -24,10 +26,6 @@ DAMPINGS = (
     1.0,
 )  # shares of the mean diagonal added to the Hessian; the authors' code adds the first
 CLOSE = 0.95  # largest error of a rounded layer, as a share of what the proof of the weights allows
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # ranges tried for a block, as shares of its full range
-ERROR_POWER = 2.4  # exponent of the error by which ranges are compared, as in the authors' code
-
-PIECE = 1 << 17  # weights rounded at a time, so that they stay in the processor's cache
 
 Report = Callable[[int, int, str], None]
 
@@ -57,8 +55,9 @@ class Rounded:
     """`(rows, blocks)`, uint8."""
     bits: int
 
+    @cached_property
     def weight(self) -> torch.Tensor:
-        """The weight `(rows, columns)` that the integers represent, float32."""
+        """The weight `(rows, columns)` that the integers represent, float32; computed once."""
         block = self.codes.shape[1] // self.scales.shape[1]
         zeros, scales = (part.repeat_interleave(block, 1) for part in (self.zeros, self.scales))
         return (self.codes.float() - zeros) * scales
@@ -87,13 +86,17 @@ def round_nearest(weight: torch.Tensor, bits: int, block_size: int) -> Rounded:
     codes = weight.new_empty((rows, columns), dtype=torch.uint8)
     scales = weight.new_empty((rows, columns // block_size), dtype=torch.float32)
     zeros = torch.empty_like(scales, dtype=torch.uint8)
-    step = max(1, PIECE // columns)
-    for start in range(0, rows, step):
+    step = max(1, ranges.PIECE // columns)
+
+    def fill(start: int) -> None:
         piece = slice(start, start + step)
         blocks = weight[piece].float().reshape(-1, block_size)
-        scale, zero = _grid(blocks, bits)
-        codes[piece] = _codes(blocks, scale[:, None], zero[:, None], bits).byte().reshape(-1, columns)
+        scale, zero = ranges.best(blocks, bits)
+        rounded = ranges.codes(blocks, scale[:, None], zero[:, None], bits)
+        codes[piece] = rounded.byte().reshape(-1, columns)
         scales[piece], zeros[piece] = (part.reshape(-1, scales.shape[1]) for part in (scale, zero.byte()))
+
+    ranges.in_threads(fill, range(0, rows, step))
     return Rounded(codes, scales, zeros, bits)
 
 
@@ -113,7 +116,7 @@ def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_siz
 
 def _is_close(rounded: Rounded, weight: torch.Tensor, block_size: int) -> bool:
     """Whether no block of `rounded` is further from `weight` than the proof of the weights allows."""
-    values = rounded.weight().cpu().numpy()
+    values = rounded.weight.cpu().numpy()
     grid = Grid(block_size, 2**rounded.bits - 1, "range", factors=CALIBRATED)
     stored = Stored("", "", values.shape, grid, lambda start, stop: values[start:stop])
     return compare(stored, weight.float().cpu().numpy()).excess <= CLOSE
@@ -126,11 +129,11 @@ def _with_feedback(weight: torch.Tensor, inverse: torch.Tensor, bits: int, block
     scales, zeros = [], []
     for start in range(0, rest.shape[1], block_size):
         block = rest[:, start : start + block_size]
-        scale, zero = _grid(block, bits)
+        scale, zero = ranges.best(block, bits)
         errors = torch.empty_like(block)
         for column in range(block_size):
             row = inverse[start + column, start : start + block_size]
-            code = _codes(block[:, column], scale, zero, bits)
+            code = ranges.codes(block[:, column], scale, zero, bits)
             codes[:, start + column] = code.byte()
             errors[:, column] = (block[:, column] - (code - zero) * scale) / row[column]
             block[:, column + 1 :] -= errors[:, column, None] * row[column + 1 :]
@@ -151,28 +154,6 @@ def _inverse_root(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     torch.cholesky_inverse(matrix, out=matrix)
     root: torch.Tensor = torch.linalg.cholesky(matrix, upper=True, out=matrix)
     return root.float()
-
-
-def _grid(block: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point of each row of `block`, `(rows,)` each: the best of several ranges around zero."""
-    top = 2**bits - 1
-    low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
-    best = torch.full_like(low, torch.inf)
-    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
-    for shrink in SHRINKS:
-        scale = shrink * (high - low) / top
-        scale = torch.where(scale > 0, scale, 1.0)
-        zero = (-shrink * low / scale).round().clamp(0, top)
-        codes = _codes(block, scale[:, None], zero[:, None], bits)
-        error = ((codes - zero[:, None]) * scale[:, None] - block).abs().pow(ERROR_POWER).sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return best_scale, best_zero
-
-
-def _codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    return (weight / scale + zero).round().clamp(0, 2**bits - 1)
 
 
 class RoundedLinear(torch.nn.Module):
@@ -225,7 +206,7 @@ def round_network(
         ]
         hessians = _hessians(layer, by_gptq, inputs, arguments[number])
         replacements = {
-            name: _rounded_linear(name, module, hessians.pop(module, None), network, rounding)
+            name: _rounded_linear(name, module, hessians.pop(module, None), network, rounding, bool(inputs))
             for name, module in linear.items()
         }
         for row, kwargs in enumerate(arguments[number]):
@@ -241,9 +222,14 @@ def _needs_hessian(name: str, module: torch.nn.Linear, network: Any, rounding: R
 
 
 def _rounded_linear(
-    name: str, module: torch.nn.Linear, hessian: torch.Tensor | None, network: Any, rounding: Rounding
+    name: str,
+    module: torch.nn.Linear,
+    hessian: torch.Tensor | None,
+    network: Any,
+    rounding: Rounding,
+    called: bool,
 ) -> torch.nn.Module:
-    """The rounded form of the layer `module`, whose own weight becomes what the integers represent."""
+    """The rounded form of the layer `module`. If that is `called` again, its own weight becomes what the integers represent."""
     block = _block_size(module.in_features, rounding.block_size)
     parts: dict[str, torch.nn.Module] = {}
     start = 0
@@ -253,7 +239,8 @@ def _rounded_linear(
             rounded = round_gptq(weight, hessian, bits, block)
         else:
             rounded = round_nearest(weight, bits, block)
-        weight.copy_(rounded.weight())
+        if called:
+            weight.copy_(rounded.weight)
         bias = None if module.bias is None else module.bias[start : start + rows].clone()
         parts[part.rpartition(".")[2]] = RoundedLinear(rounded, bias)
         start += rows

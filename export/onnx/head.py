@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from edgekit.export.onnx.gptq import Rounded, RoundedLinear
+from edgekit.export.onnx.ranges import in_threads
 
 BITS, MIDDLE = 8, 128
 PIECE = 1 << 17  # weights in 64-bit floats at a time, which fit in the processor's cache
@@ -29,15 +30,18 @@ def round_head(network: Any, block_size: int) -> None:
     codes = torch.full((rows, blocks * block_size), MIDDLE, dtype=torch.uint8)
     scales = torch.ones(rows, blocks)
     step = max(1, PIECE // columns)
-    for start in range(0, rows, step):
+
+    def fill(start: int) -> None:
         piece = head.weight[start : start + step].double()
         padded = torch.nn.functional.pad(piece, (0, blocks * block_size - columns))
         values = padded.reshape(len(piece), blocks, block_size)
         largest = values.abs().amax(2)
         scale = torch.where(largest > 0, largest * 2 / (2**BITS - 1), 1.0)
-        rounded = (values / scale[:, :, None] + MIDDLE).round().clamp(0, 2**BITS - 1)
+        rounded = (values / scale[:, :, None]).add_(MIDDLE).round_().clamp_(0, 2**BITS - 1)
         codes[start : start + step] = rounded.flatten(1).byte()
         scales[start : start + step] = scale.float()
+
+    in_threads(fill, range(0, rows, step))
     zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
     replaced = RoundedLinear(Rounded(codes, scales, zeros, BITS), head.bias)
     replaced.in_features, replaced.qzeros = columns, None

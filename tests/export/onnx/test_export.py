@@ -290,7 +290,7 @@ def test_gptq_changes_products_less_than_rounding_to_nearest() -> None:
     weight, hessian = correlated(24, 64)
 
     def loss(rounded: Rounded) -> float:
-        error = weight - rounded.weight()
+        error = weight - rounded.weight
         return float(((error @ hessian) * error).sum())
 
     assert loss(round_gptq(weight, hessian, 4, 16)) < 0.4 * loss(round_nearest(weight, 4, 16))
@@ -300,13 +300,13 @@ def test_gptq_without_correlations_rounds_to_nearest() -> None:
     weight, _ = correlated(24, 64)
     found, expected = round_gptq(weight, torch.eye(64), 4, 16), round_nearest(weight, 4, 16)
     assert torch.equal(found.codes, expected.codes)
-    assert torch.equal(found.weight(), expected.weight())
+    assert torch.equal(found.weight, expected.weight)
 
 
 def test_gptq_bears_columns_that_are_never_used() -> None:
     weight, hessian = correlated(8, 32)
     hessian[3] = hessian[:, 3] = 0
-    assert round_gptq(weight, hessian, 4, 16).weight().isfinite().all()
+    assert round_gptq(weight, hessian, 4, 16).weight.isfinite().all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -325,11 +325,9 @@ def test_packed_tensors_say_what_the_rounded_weight_is(
     codes = unpacked(qweight.reshape(rows, -1), 16 * blocks)
     zeros = unpacked(qzeros.reshape(rows, -1), blocks)
     steps = codes.astype(np.float32).reshape(rows, blocks, 16) - zeros[:, :, None]
-    assert np.array_equal(
-        (steps * scales.reshape(rows, blocks, 1)).reshape(rows, -1), rounded.weight().numpy()
-    )
+    assert np.array_equal((steps * scales.reshape(rows, blocks, 1)).reshape(rows, -1), rounded.weight.numpy())
     widest = torch.cat([weight.abs(), weight - weight.amin(), weight.amax() - weight]).max()
-    assert (rounded.weight() - weight).abs().max() <= 0.3 * widest
+    assert (rounded.weight - weight).abs().max() <= 0.3 * widest
 
 
 def test_patterns_choose_bits() -> None:

@@ -12,7 +12,7 @@ import tiny
 import torch
 from torch import nn
 
-from edgekit.export.onnx import gptq
+from edgekit.export.onnx import gptq, ranges
 from edgekit.export.onnx.gptq import Rounding, round_gptq, round_nearest, round_network
 from edgekit.export.weights.weight_compare import CALIBRATED, Grid, Stored, compare
 from edgekit.models import mapped
@@ -44,7 +44,7 @@ def test_rounded_layers_leave_memory(model: Callable[..., Path], calibration: li
 
 def excess(weight: torch.Tensor, rounded: gptq.Rounded) -> float:
     """The largest error of a block as the proof of the weights measures it; more than 1 is refused."""
-    values = rounded.weight().numpy()
+    values = rounded.weight.numpy()
     grid = Grid(32, 15, "range", factors=CALIBRATED)
     return compare(
         Stored("", "", values.shape, grid, lambda start, stop: values[start:stop]), weight.numpy()
@@ -73,7 +73,7 @@ def test_feedback_gains_over_rounding_to_the_nearest() -> None:
     weight, hessian = layer(kinds=200)
 
     def loss(rounded: gptq.Rounded) -> float:
-        difference = rounded.weight() - weight
+        difference = rounded.weight - weight
         return float(((difference @ hessian) * difference).sum())
 
     assert loss(round_gptq(weight, hessian, 4, 32)) < 0.7 * loss(round_nearest(weight, 4, 32))
@@ -82,7 +82,7 @@ def test_feedback_gains_over_rounding_to_the_nearest() -> None:
 def test_pieces_do_not_show_in_what_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(37, 256, generator=torch.Generator().manual_seed(0))
     whole = round_nearest(weight, 4, 32)
-    monkeypatch.setattr(gptq, "PIECE", 8 * 256)
+    monkeypatch.setattr(ranges, "PIECE", 8 * 256)
     pieces = round_nearest(weight, 4, 32)
     for part in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(whole, part), getattr(pieces, part))
