@@ -223,7 +223,7 @@ def chosen_samples(bundle: Path) -> dict[str, str]:
     answers = [
         {key: json.loads(line)["answer"] for key, line in found.items()}
         for name, found in rows.items()
-        if name != "base.jsonl"
+        if not name.startswith("base")
     ]
     names = list(next(iter(rows.values())))
     differ = [key for key in names if len({found.get(key) for found in answers}) > 1]

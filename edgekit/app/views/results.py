@@ -210,11 +210,12 @@ def about(row: Row) -> list[Line]:
         facts.append(f"mean KLD {interval(one.drift)} nats, p99 {figure(one.drift.get('p99_kld_nats'))}, "
                      f"same most likely token {percent(one.drift.get('top1_agreement'))}")  # fmt: skip
     if one.speed:
+        threads = one.speed.get("threads")
         where = " (simulated)" if one.speed.get("simulated") else ""
         speeds = one.speed.get("decode_tokens_per_s") or {}
         facts.append(f"decode {spread(speeds)} tok/s, first token {spread(one.speed.get('ttft_ms'))} ms, "
                      f"peak {figure(one.speed.get('peak_rss_mib'))} MiB: {one.speed.get('runtime')} on "
-                     f"{one.speed.get('threads')} threads{where}, n={figure(speeds.get('n'))}")  # fmt: skip
+                     f"{threads} thread{'' if threads == 1 else 's'}{where}, n={figure(speeds.get('n'))}")  # fmt: skip
     lines += [("fact", fact) for fact in facts]
     lines += quality(one)
     if row.gates:

@@ -45,7 +45,7 @@ def day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     ("screen", "what", "words"),
     [
         ("run", {}, "PASSED"),
-        ("results", {}, "gates of gguf"),
+        ("results", {}, "where it fails"),
         ("monitor", {}, "drift alarms."),
         ("incident", {"number": 2}, "Next steps"),
     ],
