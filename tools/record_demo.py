@@ -200,6 +200,7 @@ class Day:
 def build_of(cache_dir: Path) -> dict[str, Any]:
     """The events of a build, their times in seconds from its start, without progress that follows other closely."""
     lines = [json.loads(line) for line in (cache_dir / "events.jsonl").read_text("utf-8").splitlines()]
+    lines.sort(key=lambda line: line["time"])  # a child process tells some of them late
     if kept := [line["stage"] for line in lines if line.get("cached")]:
         sys.exit(
             f"Stages of this build came from the cache: {', '.join(kept)}. Build with a new --cache-dir."

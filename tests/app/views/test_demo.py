@@ -148,6 +148,7 @@ def test_releases_and_the_bundle_are_there_without_models(day: Settings) -> None
     manifest = read_manifest(bundle)
     assert manifest["verdict"] == json.loads((bundle / "report.json").read_text("utf-8"))["verdict"] == "pass"
     rows = {file.stem: file.read_text("utf-8").splitlines() for file in (bundle / "samples").iterdir()}
+    assert 0 < len(rows.pop("base_few_shot")) < 60, "fewer rows are asked with examples"
     assert rows.keys() == {"base", "tuned", "gguf", "onnx"}
     assert {len(lines) for lines in rows.values()} == {60}
     answers = [[json.loads(line)["answer"] for line in lines] for lines in rows.values()]
@@ -173,7 +174,8 @@ def test_the_recorded_build_is_a_whole_one_in_order() -> None:
         json.loads(demo.read("bundle")["files"]["report.json"])["gates"]
     )
     spans = {event.stage: event.seconds for event in events if isinstance(event, StageFinished)}
-    assert sum(spans.values()) == pytest.approx(demo.read("build")["seconds"], abs=0.1)
+    whole = demo.read("build")["seconds"]
+    assert 0.99 * whole < sum(spans.values()) <= whole  # between stages, outputs are digested
     assert any(isinstance(event, Progress) and event.stage == "tune" for event in events)
 
 
