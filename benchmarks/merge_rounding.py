@@ -81,7 +81,7 @@ class Merged:
 
     def __post_init__(self) -> None:
         self.network = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
-        edits = plan_edits(self.base, Weights(self.base), self.adapter)
+        edits = plan_edits(self.base, Weights(self.base).shapes, self.adapter)
         self.starts: dict[str, Tensor] = {}
         self.updates: dict[str, Tensor] = {}
         for name, value in self.network.named_parameters():

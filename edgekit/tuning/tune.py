@@ -32,6 +32,9 @@ from edgekit.tuning.modules import Modules, chosen, not_added
 # matrix products. Beyond it, the (T, T) scores of plain attention take too much memory.
 PLAIN_ATTENTION_TOKENS = 128
 LEFT_OUT_SHOWN = 5
+# oneDNN, and torch around it, keep a prepared product of each kind for every shape of a batch, 1,024 by default: with 800 rows
+# of many lengths 0.5 GiB, and as much memory again between them. A step needs fewer, all of one shape. Read at first use.
+PREPARED_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "100", "LRU_CACHE_CAPACITY": "64"}
 
 
 def tune(
@@ -64,6 +67,8 @@ def tune(
     except ModuleNotFoundError as error:
         raise missing_part(error) from error
 
+    for name, count in PREPARED_PRODUCTS.items():
+        os.environ.setdefault(name, count)
     main = os.environ.get("RANK", "0") == "0"  # under torchrun only the first process writes and reports
     emit = emit if main else ignore
     if threads:

@@ -70,7 +70,7 @@ def read_adapter(base: Path, adapter: Path) -> list[LowRank]:
     decoder, and all that `merge.plan_edits` raises.
     """
     layers = []
-    for name, edits in sorted(merge.plan_edits(base, Weights(base), adapter).items()):
+    for name, edits in sorted(merge.plan_edits(base, Weights(base).shapes, adapter).items()):
         for edit in edits:
             if name.split(".")[-2] in merge.EMBEDDINGS:
                 raise _refusal(adapter, f"changes {name}")

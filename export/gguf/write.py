@@ -327,7 +327,7 @@ def read_tensors(source: Path, config: Any, family: Family, adapter: Path | None
     if adapter:
         from edgekit.export.weights.merge import merged_tensors  # which imports torch
 
-        merged = merged_tensors(source, adapter)
+        merged = merged_tensors(source, weights, adapter)
     left_out = {key for key in weights if key.endswith(DERIVED)}
     if config.tie_word_embeddings and HEAD in weights:
         if not stored.equal(HEAD, EMBEDDING):

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,7 @@ _PART = re.compile(
 )
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 Floats = NDArray[np.float32]
 
 
@@ -83,7 +84,7 @@ def merge(
             f"{base} holds quantized weights, which an adapter cannot be merged into.",
             "Name the unquantized base model.",
         )
-    edits = plan_edits(base, weights, adapter)
+    edits = plan_edits(base, weights.shapes, adapter)
 
     layout = {
         name: ((stored or kind) if kind.is_floating_point else kind, shape)
@@ -125,23 +126,23 @@ def apply(edits: Iterable[Edit], value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def merged_tensors(base: Path, adapter: Path) -> dict[str, Callable[[Floats], Floats]]:
+def merged_tensors(base: Path, shapes: Shapes, adapter: Path) -> dict[str, Callable[[Floats], Floats]]:
     """For each tensor of `base` that the adapter changes, its merged values from the stored ones, all in float32.
 
-    The arithmetic is that of `merge`, bit for bit; used to write other formats. Raises as `plan_edits`.
+    `shapes` are those of the base's tensors. The arithmetic is that of `merge`, bit for bit; used to write other formats. Raises as `plan_edits`.
     """
 
     def merged(edits: list[Edit], values: Floats) -> Floats:
         changed: Floats = apply(edits, torch.from_numpy(values)).numpy()
         return changed
 
-    return {name: partial(merged, edits) for name, edits in plan_edits(base, Weights(base), adapter).items()}
+    return {name: partial(merged, edits) for name, edits in plan_edits(base, shapes, adapter).items()}
 
 
-def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Edit]]:
+def plan_edits(base: Path, shapes: Shapes, adapter: Path) -> dict[str, list[Edit]]:
     """For each base tensor that the adapter changes, the functions of one float32 tensor that change it, in order.
 
-    Raises as `merge`; every tensor of the adapter is used, or the call fails.
+    `shapes` are those of the tensors of the folder `base`. Raises as `merge`; every tensor of the adapter is used, or the call fails.
     """
     config = _adapter_config(adapter)
     stored = _adapter_weights(adapter)
@@ -156,17 +157,17 @@ def plan_edits(base: Path, weights: Weights, adapter: Path) -> dict[str, list[Ed
             continue
         # modules_to_save, trained biases and resized embeddings are stored whole and replace the base tensor.
         name = key.removeprefix(ADAPTER_PREFIX).replace(".base_layer.", ".")
-        if name not in weights:
+        if name not in shapes:
             faults.append(f"{key}: the base has no such tensor")
-        elif weights.layout[name][1] != stored.layout[key][1]:
-            faults.append(_shapes(key, stored.layout[key][1], weights.layout[name][1]))
+        elif shapes[name] != stored.shapes[key]:
+            faults.append(_differ(key, stored.shapes[key], shapes[name]))
         else:
             edits[name].append(partial(_replace, stored[key]))
 
     _refuse_tied(base, {*modules, *(key.removeprefix(ADAPTER_PREFIX).rpartition(".")[0] for key in stored)})
     for module, parts in sorted(modules.items()):
-        faults += _plan_module(module, parts, config, weights, edits)
-    faults += _missing(config, modules, edits, weights)
+        faults += _plan_module(module, parts, config, shapes, edits)
+    faults += _missing(config, modules, edits, shapes)
     if faults:
         shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
         raise ConfigError(
@@ -229,7 +230,7 @@ def _refuse_tied(base: Path, modules: set[str]) -> None:
 
 
 def _plan_module(
-    module: str, parts: dict[str, torch.Tensor], config: Any, weights: Weights, edits: dict[str, list[Edit]]
+    module: str, parts: dict[str, torch.Tensor], config: Any, shapes: Shapes, edits: dict[str, list[Edit]]
 ) -> list[str]:
     """Add one module's low-rank update to `edits`; returns its faults."""
     from peft.utils.other import get_pattern_key
@@ -240,16 +241,16 @@ def _plan_module(
     expected |= {"lora_B.bias"} if config.lora_bias and not embedding else set()
     if parts.keys() != expected:
         return [f"{module}: expected {', '.join(sorted(expected))}, found {', '.join(sorted(parts))}"]
-    if f"{module}.weight" not in weights:
+    if f"{module}.weight" not in shapes:
         return [f"{module}: the base has no such module"]
 
     # peft stores an embedding's factors transposed: (r, V) and (H, r).
     a, b = (parts[name].T if embedding else parts[name] for name in names)
     rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
-    shape = weights.layout[f"{module}.weight"][1]
+    shape = shapes[f"{module}.weight"]
     if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != shape:
-        return [_shapes(module, (*b.shape[:1], *a.shape[1:]), shape)]
+        return [_differ(module, (*b.shape[:1], *a.shape[1:]), shape)]
     if (a.shape[0], b.shape[1]) != (rank, rank):
         return [f"{module}: rank {a.shape[0]} stored, rank {rank} in adapter_config.json"]
     scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
@@ -260,13 +261,13 @@ def _plan_module(
     edits[f"{module}.weight"].append(partial(_add_low_rank, a, b, scaling, magnitude, axis))
 
     if (bias := parts.get("lora_B.bias")) is not None:
-        if f"{module}.bias" not in weights:
+        if f"{module}.bias" not in shapes:
             return [f"{module}: the adapter has a LoRA bias and the base has no bias"]
         edits[f"{module}.bias"].append(partial(_add_scaled, bias, scaling))
     return []
 
 
-def _missing(config: Any, modules: dict[str, Any], edits: dict[str, Any], weights: Weights) -> list[str]:
+def _missing(config: Any, modules: dict[str, Any], edits: dict[str, Any], shapes: Shapes) -> list[str]:
     """What the adapter's configuration names and its tensors lack, such as the layers of a deeper base."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -276,14 +277,14 @@ def _missing(config: Any, modules: dict[str, Any], edits: dict[str, Any], weight
         if not any(f".{name}." in f".{edited}" for edited in edits)
     ]
     if config.target_modules:
-        for name, (_, shape) in weights.layout.items():
+        for name, shape in shapes.items():
             module = name.removesuffix(".weight")
             if len(shape) == 2 and module not in modules and check_target_module_exists(config, module):
                 faults.append(f"{module}: in target_modules, but no adapter is stored for it")
     return faults
 
 
-def _shapes(name: str, adapter: tuple[int, ...], base: tuple[int, ...]) -> str:
+def _differ(name: str, adapter: tuple[int, ...], base: tuple[int, ...]) -> str:
     return f"{name}: shape {tuple(adapter)} in the adapter, {tuple(base)} in the base"
 
 

@@ -36,7 +36,8 @@ def merge_proof(
     the share of positions with the same most likely token, and the number of positions; and the `rounding`, None where
     there is none.
     """
-    narrow = bool(_narrow_types(Weights(base)) and _narrow_types(Weights(merged)))
+    weights = Weights(base)
+    narrow = bool(_narrow_types(weights) and _narrow_types(Weights(merged)))
     with tempfile.TemporaryFile() as spill:
         unmerged = accelerator.place(mapped.with_adapter(mapped.load(base), adapter))
         for ids in sequences:
@@ -46,7 +47,7 @@ def merge_proof(
         if narrow:
             edits = {
                 name: partial(apply, functions)
-                for name, functions in plan_edits(base, Weights(base), adapter).items()
+                for name, functions in plan_edits(base, weights.shapes, adapter).items()
             }
             exact = _differences(spill, accelerator.place(mapped.load(base, edits)), sequences)
             give_back()
@@ -85,7 +86,7 @@ class Rounding:
 def measure_rounding(base: Path, adapter: Path, merged: Path) -> Rounding:
     """Merge each tensor again in float32, and compare it with the stored one."""
     weights, written = Weights(base), Weights(merged)
-    edits = plan_edits(base, weights, adapter)
+    edits = plan_edits(base, weights.shapes, adapter)
     wrong = [name for name in weights if name not in written]
     error = energy = update = 0.0
     for name, stored in written.items():

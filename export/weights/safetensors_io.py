@@ -43,6 +43,11 @@ class Weights(Mapping[str, torch.Tensor]):
             name: (DTYPES[place.tensor.dtype], place.tensor.shape) for name, place in places.items()
         }
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: shape for name, (_, shape) in self.layout.items()}
+
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor

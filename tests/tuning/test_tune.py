@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from edgekit.tuning import checkpoint
 from edgekit.tuning import tune as tune_code
 from edgekit.tuning.encode import encode_rows
 from edgekit.tuning.trainer import LengthGroupedSampler, answer_loss, collate
-from edgekit.tuning.tune import tune
+from edgekit.tuning.tune import PREPARED_PRODUCTS, tune
 
 HEAD = "model.layers.0.mlp.up_proj.base_layer.weight"
 WORDS = ["the", "pump", "valve", "hall", "is", "open", "closed", "please", "check", "now", "sensor"]
@@ -396,3 +397,16 @@ def test_bfloat16_base_learns_with_a_float32_adapter(run: Any) -> None:
     assert {tensor.dtype for tensor in load_file(out / "adapter_model.safetensors").values()} == {
         torch.float32
     }
+
+
+def test_few_prepared_products_are_kept_unless_a_person_says_otherwise(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN keeps 1,024 of them, which is 0.5 GiB with rows of many lengths."""
+    bounded, chosen = PREPARED_PRODUCTS
+    for name in PREPARED_PRODUCTS:
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv(bounded)
+    monkeypatch.setenv(chosen, "7")
+    run()
+    assert (os.environ[bounded], os.environ[chosen]) == (PREPARED_PRODUCTS[bounded], "7")

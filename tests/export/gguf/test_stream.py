@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError, UnsupportedError
 from edgekit.base.events import Alert, Event, Progress, ignore
+from edgekit.containers.safetensors import StoredTensor, read_safetensors
 from edgekit.export.gguf import quantize, stream
-from edgekit.export.gguf.write import is_float_file, write
+from edgekit.export.gguf.write import is_float_file, read_model, write
+from edgekit.export.weights import folder
 from edgekit.export.weights.folder import SINGLE
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.rows import Rows
@@ -147,6 +149,22 @@ def test_an_adapter_is_merged_on_the_way(case: str, make: Make, tmp_path: Path) 
     for threads in (1, 2):
         arguments = {"adapter": adapter, "imatrix": imatrix, "threads": threads}
         assert streamed(base, tmp_path, options("Q4_K_M"), **arguments) == expected
+
+
+def test_the_headers_of_the_base_are_read_once(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make("llama-untied", **WIDE, dtype="float32")
+    adapter = adapter_for(base, tmp_path / "adapter", **ADAPTERS["plain"])
+    read: list[Path] = []
+
+    def count(file: Path) -> dict[str, StoredTensor]:
+        read.append(file)
+        return read_safetensors(file)
+
+    monkeypatch.setattr(folder, "read_safetensors", count)
+    read_model(base, adapter)
+    assert sorted(read) == sorted([base / "model.safetensors", adapter / "adapter_model.safetensors"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
