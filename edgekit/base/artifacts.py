@@ -73,14 +73,16 @@ def removed_on_failure(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(final: Path, *, force: bool = False) -> Iterator[Path]:
+def written_whole(final: Path, *, force: bool = False, option: str = "--out") -> Iterator[Path]:
     """Yield a temporary path in the folder of `final`; on success it is renamed to `final`, else removed.
 
-    Raises `ConfigError` before anything is written when `final` exists and `force` is off.
+    Raises `ConfigError` before anything is written when `final` exists and `force` is off; its hint names the `option` that
+    gave the path.
     """
     if final.exists() and not force:
         raise ConfigError(
-            f"{final} already exists; it was not changed.", "Use another --out, or add --force to replace it."
+            f"{final} already exists; it was not changed.",
+            f"Use another {option}, or add --force to replace it.",
         )
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"

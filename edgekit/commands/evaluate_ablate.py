@@ -92,5 +92,8 @@ def _seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         seeds = ()
     if not seeds or min(seeds) < 0:
-        raise ConfigError(f"--seeds {text} are no seeds.", "Give whole numbers, such as --seeds 7,8,9.")
+        raise ConfigError(
+            f"--seeds '{text}' is not a list of whole numbers from 0 on. Nothing was started.",
+            "Separate them by commas, such as --seeds 7,8,9.",
+        )
     return seeds

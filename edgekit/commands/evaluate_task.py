@@ -101,5 +101,5 @@ def _lm_eval_log(options: TaskOptions) -> Iterator[Path | None]:
     if options.lm_eval is None:
         yield None
         return
-    with written_whole(options.lm_eval, force=options.force) as log:
+    with written_whole(options.lm_eval, force=options.force, option="--lm-eval") as log:
         yield log

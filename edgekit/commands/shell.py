@@ -119,7 +119,7 @@ Robust = Annotated[
     bool,
     typer.Option(
         "--robust",
-        help="Tune for noisy input, other phrasings and requests out of scope (the target's [tune.robustness]).",
+        help="Tune for noisy input, other phrasings and requests out of scope (tune.robustness of the target).",
     ),
 ]
 Formats = Annotated[

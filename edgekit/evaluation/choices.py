@@ -34,7 +34,7 @@ def candidates(train: Sequence[Row]) -> list[str]:
     if not 2 <= len(found) <= MOST:
         raise ConfigError(
             f"The training rows have {len(found):,} different answers, and a choice needs 2 to {MOST}.",
-            "Use rows whose answers are labels; `edgekit eval task` measures free answers.",
+            "Use rows whose answers are labels; `edgekit eval task` without --choice measures free answers.",
         )
     return found
 

@@ -44,7 +44,7 @@ def find(dataset: Dataset, id_: str, split: str) -> Row:
     raise ConfigError(
         f"There is no row with the id '{id_}' in {dataset.name}."
         + (f" Did you mean '{near[0]}'?" if near else ""),
-        "The log of any `edgekit eval` has the ids of its rows.",
+        f"The ids are those in the data or in the log of any `edgekit eval`, such as {known[0]}.",
     )
 
 

@@ -15,6 +15,8 @@ SAMPLES = "samples.jsonl"
 """The name of the log in the folder of a stage."""
 METRICS = ("exact_match", "acc", "prompt_level_strict_acc")
 """Metrics of lm-evaluation-harness that say whether one sample is right."""
+LOGS = "Sample logs are the files that `edgekit eval task` and `eval robust` write, and those in the folder samples/ of a bundle."
+AGAIN = "Give a log that `edgekit eval task` or `eval robust` wrote; if this is one, run that command again."
 
 
 def write_log(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -50,21 +52,25 @@ def read_scored(path: Path) -> list[Scored]:
 
     Raises `ConfigError` when there is no such file and `CorruptError` when it is malformed or empty.
     """
+    if path.is_dir():
+        logs = sorted([*path.glob("samples/*.jsonl"), *path.glob("*.jsonl")])
+        raise ConfigError(
+            f"{path} is a folder, not a sample log.",
+            f"Give one of the logs in it, such as {logs[-1]}." if logs else LOGS,
+        )
     try:
         with path.open(encoding="utf-8") as lines:
             samples = [json.loads(line) for line in lines]
         found = [_lm_eval(one) if "doc_id" in one else _own(one) for one in samples]
     except FileNotFoundError:
-        raise ConfigError(
-            f"There is no sample log {path}.", "Sample logs are in the folder samples/ of a bundle."
-        ) from None
+        raise ConfigError(f"There is no sample log {path}.", LOGS) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(
             f"{path} is not a complete log of `edgekit eval`: {'a line has no ' + str(error) if isinstance(error, KeyError) else reason(error)}.",
-            "Evaluate the model again.",
+            AGAIN,
         ) from error
     if not found:
-        raise CorruptError(f"{path} holds no samples.", "Evaluate the model again.")
+        raise CorruptError(f"{path} holds no samples.", AGAIN)
     return found
 
 

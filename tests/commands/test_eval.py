@@ -253,8 +253,8 @@ def test_calibration_of_a_file_is_one_document_and_a_table(typed: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--seeds", "7,x"), "--seeds 7,x are no seeds"),
-        (("--seeds", "-1"), "are no seeds"),
+        (("--seeds", "7,x"), "--seeds '7,x' is not a list"),
+        (("--seeds", "-1"), "'-1' is not a list of whole numbers"),
         (("--part", "noise"), "--part noise names no value of the target"),
         (("--part", "tune.rnk=4"), "tune.rnk"),
         (("--part", "prune.drop_layers=0"), "changes nothing"),

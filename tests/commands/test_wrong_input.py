@@ -129,6 +129,14 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval robust words.gguf --adversarial --abstain no", 2, ("Leave out --abstain or --adversarial.",)),
     ("eval robust words.gguf --adversarial --families ocr", 2, ("Leave out one of them.",)),
     ("eval explain test-0004 missing.gguf", 2, ("There is no file missing.gguf.",)),
+    ("eval task words.gguf --lm-eval table.csv", 2, ("Use another --lm-eval, or add --force",)),
+    (
+        "eval compare empty-logs empty-logs",
+        2,
+        ("empty-logs is a folder, not a sample log.", "samples/ of a bundle"),
+    ),
+    ("eval compare logs logs", 2, ("logs is a folder", "such as logs/samples/tuned.jsonl.")),
+    ("eval compare words.txt words.txt", 5, ("not a complete log", "Give a log that `edgekit eval task`")),
     ("eval overrefusal words.gguf missing.csv", 2, ("There is no data file missing.csv",)),
     ("eval overrefusal words.gguf table.csv", 2, ("needs the columns prompt, type", "Give XSTest's prompts")),
     (
@@ -199,6 +207,9 @@ def test_the_fault_is_named(
     (tmp_path / "cells.csv").write_text("prompt,completion\nq\n")
     for name, without in {"noweights": "*.safetensors", "notokenizer": "token*"}.items():
         shutil.copytree(small_model, tmp_path / name, ignore=shutil.ignore_patterns(without))
+    (tmp_path / "empty-logs").mkdir()
+    (tmp_path / "logs" / "samples").mkdir(parents=True)
+    (tmp_path / "logs" / "samples" / "tuned.jsonl").touch()
     (tmp_path / "empty.jinja").touch()
     (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\0")
     (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m.content }")
