@@ -10,8 +10,8 @@ from textual.color import Color
 from textual.filter import LineFilter
 
 ALIKE = str.maketrans(
-    "│┃▊▋▌▍▎▏▐▕─━▔·•–—…→←↑↓✓✗°\u00a0▶▸▲●■░▁▂▃▄▅▆▇█",
-    "||||||||||---..--~><^v+x' >>Ao#._.,-=+*#",
+    "│┃▊▋▌▍▎▏▐▕─━▔·•–—…→←↑↓✓✗×“”°\u00a0▶▸▲●■░▁▂▃▄▅▆▇█",
+    '||||||||||---..--~><^v+xx""\' >>Ao#._.,-=+*#',
 )
 BOXES, BLOCKS, DOTS = range(0x2500, 0x2580), range(0x2580, 0x25A0), range(0x2800, 0x2900)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from results_app import opened, read, screen, told, typed
-from results_support import report, write_bundle
+from results_support import failures, report, robustness, write_bundle
 from textual.widgets import DataTable
 from tui_support import run, text_of, until
+
+from edgekit.app.screens.ascii import in_ascii
 
 SIZES = [(80, 24), (160, 50)]
 
@@ -196,7 +198,8 @@ def test_without_a_bundle_it_says_how_to_build_one(tmp_path: Path) -> None:
 
 
 def test_all_of_it_in_ascii(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "bundles" / "good", passed=False)
+    measured = {"failures": {"gguf": failures()}, "robustness": {"gguf": robustness()}}
+    write_bundle(tmp_path / "bundles" / "good", passed=False, **measured)
 
     async def look() -> None:
         found = opened(tmp_path, ascii=True)
@@ -209,3 +212,4 @@ def test_all_of_it_in_ascii(tmp_path: Path) -> None:
                 assert text_of(found).isascii(), text_of(found)
 
     run(look())
+    assert in_ascii("2 × “at war” instead") == '2 x "at war" instead'
