@@ -1,6 +1,7 @@
 """Streaming export against converting and quantizing one after the other: memory, extra disk, time.
 
     python benchmarks/streaming_export.py [--model FOLDER] [--synthetic] [--llama-cpp CHECKOUT] [--genai] [--repeats N]
+        [--threads N] [--only PART]
 
 The sample model, or FOLDER, or with --synthetic a Llama of 1.5 billion seeded weights (3 GB, and 3 GB more for each way
 with a float file between), to Q4_K_M. With --llama-cpp the peer is its `convert_hf_to_gguf.py` and then
@@ -31,7 +32,7 @@ from edgekit.export.weights.folder import copy_companions
 from edgekit.export.weights.safetensors_io import Weights, write_weights
 from edgekit.models.source import bring_in, resolve
 
-TYPE, THREADS = "Q4_K_M", 2
+TYPE = "Q4_K_M"
 STREAM = """
 import sys; from pathlib import Path
 from edgekit.targets.target import GgufExport
@@ -46,7 +47,7 @@ from edgekit.targets.target import OnnxExport
 model = Path(sys.argv[1])
 export(model, Path("onnx"), OnnxExport(format="onnx"), ExportContext(model, [], int(sys.argv[2])), lambda event: None)
 """
-STREAMED, BUILT = "edgekit, streamed", "edgekit, ONNX"
+STREAMED, BUILT, BUILDER = "edgekit, streamed", "edgekit, ONNX", "onnxruntime-genai's builder, ONNX"
 PEERS = {STREAMED: ("llama.cpp", "edgekit, float"), BUILT: ("onnxruntime-genai",)}
 FLOATS = """
 import sys; from pathlib import Path
@@ -89,6 +90,8 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--genai", action="store_true")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="a part of the names of the ways to run")
     parser.add_argument("--work", type=Path, help="where the working folders are made")
     arguments = parser.parse_args()
     print(hardware.fingerprint()["cpu"], "\n")
@@ -99,7 +102,8 @@ def main() -> None:
             bring_in(resolve("smollm2-135m"), model)
         if arguments.synthetic:
             model = synthetic(folder / "synthetic", model)
-        ways = list(commands(model, arguments.llama_cpp, arguments.genai))
+        ways = list(commands(model, arguments.llama_cpp, arguments.genai, arguments.threads))
+        ways = [(way, steps) for way, steps in ways if arguments.only in way]
         print(
             "| way | peak RSS MiB | of it anonymous MiB | extra disk MiB | seconds | CPU seconds | output bytes | tensors as streamed |"
         )
@@ -139,9 +143,11 @@ def ratios(ours: list[Way], theirs: list[Way]) -> Iterator[str]:
         yield f"{word} {mine / other:.2f}" if other else f"{word} -"
 
 
-def commands(model: Path, checkout: Path | None, genai: bool) -> Iterator[tuple[str, list[list[str]]]]:
+def commands(
+    model: Path, checkout: Path | None, genai: bool, threads: int
+) -> Iterator[tuple[str, list[list[str]]]]:
     """Each way's name and its processes; they run in a working folder, and `model.gguf` is what they make."""
-    kind, python = [TYPE, str(THREADS)], sys.executable
+    kind, python = [TYPE, str(threads)], sys.executable
     quantize = [python, "-c", QUANTIZE, "floats.gguf", "model.gguf", *kind]
     yield STREAMED, [[python, "-c", STREAM, str(model), "model.gguf", *kind]]
     yield "edgekit, float file between", [[python, "-c", FLOATS, str(model), "floats.gguf"], quantize]
@@ -159,9 +165,19 @@ def commands(model: Path, checkout: Path | None, genai: bool) -> Iterator[tuple[
         ]
         yield f"llama.cpp, {between} file between", [[*converter, "--outtype", between], quantize]
     if genai:
-        yield BUILT, [[python, "-c", ONNX, str(model), str(THREADS)]]
-        builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(model), "-o", "onnx"]
-        yield "onnxruntime-genai's builder", [[*builder, "-p", "int4", "-e", "cpu", "-c", "cache"]]
+        yield BUILT, [[python, "-c", ONNX, str(model), str(threads)]]
+        builder = [
+            "env",
+            f"OMP_NUM_THREADS={threads}",
+            python,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            str(model),
+            "-o",
+            "onnx",
+        ]
+        yield BUILDER, [[*builder, "-p", "int4", "-e", "cpu", "-c", "cache"]]
 
 
 def measure(steps: list[list[str]], work: Path) -> Way:

@@ -26,7 +26,7 @@ CONFIGS = {
     "3": {**QWEN, "hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_hidden_layers": 26},
 }  # fmt: skip
 MEMORY = {  # peak resident MiB of the process tree
-    "sample": {"model": 1564, "tune": 1783, "merge": 1538, "quantize.gguf": 1134, "reference": 1476},
+    "sample": {"model": 1564, "tune": 2006, "merge": 1538, "quantize.gguf": 1134, "reference": 1476},
     "0.5": {
         "quantize.gguf": 1548,
         "reference": 2016,
@@ -81,6 +81,16 @@ def memory(source: Source, target: Target, available: float = 4096) -> dict[str,
 @pytest.mark.parametrize(("size", "stage"), [(size, stage) for size, of in MEMORY.items() for stage in of])
 def test_memory_is_as_measured(size: str, stage: str, target: Target) -> None:
     assert memory(source_of(size), target)[stage] == pytest.approx(MEMORY[size][stage], rel=WITHIN)
+
+
+def test_memory_of_robust_tuning_is_as_measured(target: Target) -> None:
+    """Twins double a batch: without them, too little would be expected."""
+    source, data = source_of("sample"), load_dataset("demo")
+    robust = target.tune.model_copy(update={"robust": True})
+    plain, need = (needs.tuning(source, options, data) for options in (target.tune, robust))
+    expected = needs.stage_memory(source, target, data, need.weights + need.kept, 4096)["tune"]
+    assert expected == pytest.approx(2431, rel=WITHIN)
+    assert source.process + plain.weights + plain.kept < (1 - WITHIN) * 2431
 
 
 def test_a_model_that_fits_well_into_memory_answers_in_float32(target: Target) -> None:
