@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from edgekit.base.memory import keep_for_good
 from edgekit.export.onnx.corrections import corrected
 from edgekit.export.onnx.gptq import Report, Rounding, round_network
 from edgekit.export.onnx.head import round_head
@@ -28,6 +29,7 @@ def main() -> None:
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(task["threads"])
+    keep_for_good()  # memory is given back after each layer, and what is imported takes half a second to look at
     write(task, lambda *done: print(json.dumps(done), file=progress))
 
 
