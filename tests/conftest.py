@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import field_state
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+# Collections take a third of the time in which pytest imports and rewrites these tests. Each module of tests begins with one.
+gc.set_threshold(50_000)
 # Workers that each compute on every core wait for one another most of the time.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))

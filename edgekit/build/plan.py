@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,11 @@ def _minutes(parameters: int, target: Target, data: Dataset) -> float:
     return round((tune + answers) / 60 + 2.0, 1)
 
 
+@cache
 def _flops() -> float:
     """fp32 operations per second of matrix products on this machine, with the library's own number of threads.
+
+    Measured once in a process, which takes a second: the terminal app plans anew with every change of a field.
 
     The best of many short measurements, because other programs disturb some of them, in several series with pauses, after
     which the threads are distributed over the cores again. A container's limit on processor time, unlike one on the number
