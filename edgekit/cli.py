@@ -154,6 +154,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = next(code for kind, code in CODES.items() if isinstance(error, kind))
         _fail(code, error.message, error.hint, getattr(error, "faults", []))
     except (typer.Abort, KeyboardInterrupt):
+        # Where the interrupt came while a library ran a text as code, Python remembers it as not handled, and would end by the
+        # signal instead of our exit code. Running another text makes it forget.
+        exec("")  # noqa: S102
         code = ExitCode.INTERRUPTED
     except typer.TyperException as error:  # what was typed
         context = getattr(error, "ctx", None)
