@@ -83,9 +83,9 @@ def scores_of(
     for index, row in enumerate(rows):
         asked = shots.messages(row, runtime.chat_template) if shots else row.messages[:-1]
         prompt = prompt_text(runtime, asked)
-        known = kept.sample(prompt, None) if kept is not None else None
-        if known and "scores" in known:
-            scores[index] = known["scores"]
+        known = kept.value(prompt, None, "scores") if kept is not None else None
+        if known is not None:
+            scores[index] = known
         else:
             scores[index] = choice_scores(runtime, encode_prompt(runtime, asked), answers)
             if kept is not None:

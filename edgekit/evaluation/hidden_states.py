@@ -35,9 +35,9 @@ def states_of(
     found = []
     for index, row in enumerate(rows):
         prompt = prompt_text(runtime, row.messages[:-1])
-        known = kept.sample(prompt, None) if kept is not None else None
-        if known and "state" in known:
-            found.append(np.array(known["state"]))
+        known = kept.value(prompt, None, "state") if kept is not None else None
+        if known is not None:
+            found.append(np.array(known))
         else:
             ids = encode_prompt(runtime, row.messages[:-1])
             state = runtime.hidden_state(ids) if isinstance(runtime, HasHiddenStates) else None

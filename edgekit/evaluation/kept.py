@@ -39,8 +39,12 @@ class Kept:
 
     def answer(self, prompt: str, expected: str | None) -> str | None:
         """The answer to `prompt`, cut as the answer `expected` demands; None if it was not asked."""
-        sample = self.sample(prompt, expected)
-        return None if sample is None or "answer" not in sample else str(sample["answer"])
+        answer = self.value(prompt, expected, "answer")
+        return None if answer is None else str(answer)
+
+    def value(self, prompt: str, expected: str | None, name: str) -> Any:
+        """What is kept of `prompt` under `name`; None if there is nothing."""
+        return (self.sample(prompt, expected) or {}).get(name)
 
     def sample(self, prompt: str, expected: str | None) -> dict[str, Any] | None:
         """All that is kept of `prompt`; None if there is nothing."""

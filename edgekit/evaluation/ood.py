@@ -214,9 +214,9 @@ def _answer(
         scores = np.empty((len(rows), 2 if requests.abstaining else 1))
         for index, (messages, sample) in enumerate(zip(conversations, samples, strict=True)):
             key = {name: sample[name] for name in ("prompt", "expected")}
-            known = kept.sample(**key) if kept is not None else None
-            if known and "scores" in known:
-                scores[index] = known["scores"]
+            known = kept.value(**key, name="scores") if kept is not None else None
+            if known is not None:
+                scores[index] = known
             else:
                 said = [sample["answer"], requests.abstaining][: scores.shape[1]]
                 answers = [continued(runtime, one) for one in said]

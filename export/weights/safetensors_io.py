@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Weights(Mapping[str, torch.Tensor]):
             name: (DTYPES[place.tensor.dtype], place.tensor.shape) for name, place in places.items()
         }
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor."""
         return {name: shape for name, (_, shape) in self.layout.items()}

@@ -290,10 +290,8 @@ def target_finding(choice: Choice, shown: Outcome | None, plan: Outcome | None, 
     }
     apart = Device.model_validate(device).differs(machine)
     made = planned(plan) or {}
-    exports, limit = (
-        made.get("exports", []),
-        made.get("peak_rss_limit_mib") or values.get("budget.peak_rss_mib"),
-    )
+    exports = made.get("exports", [])
+    limit = made.get("peak_rss_limit_mib") or values.get("budget.peak_rss_mib")
     lines = [
         *([str(values["summary"])] if values.get("summary") else []),
         f"device: {' or '.join(device['arch'])}, {device['threads']} threads, {device['memory_mib']:,} MiB",
