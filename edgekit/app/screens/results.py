@@ -48,6 +48,28 @@ class Seen:
     samples: Samples = field(default_factory=Samples)
 
 
+class Pictures(VerticalScroll):
+    """Size and drift as bars, drawn again at each width that the layout gives them."""
+
+    results: Results | None = None
+
+    def compose(self) -> ComposeResult:
+        """The lines."""
+        yield Static(id="drawn", markup=False)
+
+    def draw(self, found: Results) -> None:
+        """Draw the figures of a bundle."""
+        self.results = found
+        room = max(30, self.size.width - 4)
+        lines = [*pictures.size_lines(found, room), ("fact", ""), *pictures.waterfall_lines(found, room)]
+        self.query_one("#drawn", Static).update(styled(lines))
+
+    def on_resize(self, event: Resize) -> None:
+        """Bars of another length fit now."""
+        if self.results is not None:
+            self.draw(self.results)
+
+
 class ResultsScreen(Deploying):
     """The newest bundle, or the one that `show` names."""
 
@@ -99,8 +121,7 @@ class ResultsScreen(Deploying):
                         yield DataTable(id="variants", cursor_type="row", zebra_stripes=False)
                         with VerticalScroll(id="more"):
                             yield Static(id="detail", markup=False)
-                    with VerticalScroll(id="pictures"):
-                        yield Static(id="drawn", markup=False)
+                    yield Pictures(id="pictures")
 
     def on_mount(self) -> None:
         """Look for the newest bundle, and look again when its report changes."""
@@ -170,18 +191,9 @@ class ResultsScreen(Deploying):
         self.title_text = results.title(self.results)
         self._draw_table(self.results)
         self._draw_detail()
-        self._draw_pictures(self.results)
+        self.query_one(Pictures).draw(self.results)
         self.draw_progress()
         self.draw_shell_command()
-
-    def _draw_pictures(self, found: Results) -> None:
-        room = max(30, self.query_one("#pictures").size.width - 4)
-        lines = [
-            *pictures.size_lines(found, room),
-            ("fact", ""),
-            *pictures.waterfall_lines(found, room),
-        ]
-        self.query_one("#drawn", Static).update(styled(lines))
 
     def _draw_table(self, found: Results) -> None:
         table = self.query_one("#variants", DataTable)
@@ -235,10 +247,6 @@ class ResultsScreen(Deploying):
         else:
             self.shell_command = Command(("verify", str(self._bundle))).text
 
-    def on_resize(self, event: Resize) -> None:
-        """Other columns fit now."""
-        self.call_after_refresh(self._draw)
-
     # Exporting
 
     def document(self) -> Any:
@@ -254,7 +262,6 @@ class ResultsScreen(Deploying):
     def action_picture(self) -> None:
         """Show the pictures beside the table, on a narrow terminal in place of the detail, or hide them."""
         self.toggle_class("-drawn")
-        self.call_after_refresh(self._draw)
 
     def action_mark(self) -> None:
         """Mark the variant under the cursor; the third mark takes the first's place."""

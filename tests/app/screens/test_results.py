@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from results_app import opened, read, screen, told, typed
 from results_support import failures, report, robustness, write_bundle
-from textual.widgets import DataTable
+from textual.widgets import DataTable, Static
 from tui_support import run, text_of, until
 
 from edgekit.app.screens.ascii import in_ascii
+from edgekit.app.views import results
 
 SIZES = [(80, 24), (160, 50)]
 
@@ -75,6 +77,23 @@ def test_v_shows_and_hides_the_pictures(tmp_path: Path, size: tuple[int, int]) -
             assert "from its input 2" in text_of(found)
             await pilot.press("v")
             await until(pilot, lambda: "no file's stage" not in text_of(found))
+
+    run(look())
+
+
+def test_pictures_have_their_width_where_a_bundle_takes_long_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screen is laid out before there is a picture."""
+    write_bundle(tmp_path / "bundles" / "good")
+    load = results.load
+    monkeypatch.setattr(results, "load", lambda bundle: (time.sleep(0.5), load(bundle))[1])
+
+    async def look() -> None:
+        async with opened(tmp_path).run_test(size=(160, 50)) as pilot:
+            shown = await read(pilot)
+            bar = max(str(shown.query_one("#drawn", Static).render()).split(), key=lambda word: word.count("█"))
+            assert len(bar) > 20, bar
 
     run(look())
 
