@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from glob import glob
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,8 +120,8 @@ def _members(module: str) -> Iterator[str]:
         raise ModuleNotFoundError(f"There is no module '{module}'.", name=module)
     yield module
     if file.name == "__init__.py":
-        for each in sorted(file.parent.rglob("*.py")):
-            parts = each.relative_to(file.parent).with_suffix("").parts
+        for each in sorted(glob("**/*.py", root_dir=file.parent, recursive=True)):  # in linked folders too
+            parts = Path(each).with_suffix("").parts
             yield ".".join([module, *(part for part in parts if part != "__init__")])
 
 

@@ -49,6 +49,12 @@ def test_lazy_imports_and_started_processes_are_followed_and_those_for_type_chec
     assert {"numpy", "jinja2", "python"} == set(code.versions_of(["made_up.first"]))
 
 
+def test_a_package_has_the_modules_of_linked_folders_too(package: Path, tmp_path: Path) -> None:
+    (package / "inner").rename(tmp_path / "elsewhere")
+    (package / "inner").symlink_to(tmp_path / "elsewhere")
+    assert {"made_up.inner", "made_up.inner.deep"} <= code.code_of(["made_up"]).keys()
+
+
 def test_relative_imports_are_followed(package: Path) -> None:
     names = {name.removeprefix("made_up.") for name in code.code_of(["made_up.relative"])}
     assert names - {"made_up"} == {"relative", "second", "third", "inner", "inner.deep", "started"}

@@ -92,7 +92,9 @@ def test_pictures_have_their_width_where_a_bundle_takes_long_to_read(
     async def look() -> None:
         async with opened(tmp_path).run_test(size=(160, 50)) as pilot:
             shown = await read(pilot)
-            bar = max(str(shown.query_one("#drawn", Static).render()).split(), key=lambda word: word.count("█"))
+            bar = max(
+                str(shown.query_one("#drawn", Static).render()).split(), key=lambda word: word.count("█")
+            )
             assert len(bar) > 20, bar
 
     run(look())
