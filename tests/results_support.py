@@ -69,7 +69,8 @@ def calibration() -> dict[str, Any]:
     def of(ece: float) -> dict[str, Any]:
         return {"ece": ece, "coverage_at_risk": {"0.01": 0.75, "0.02": 0.875}}
 
-    return {"temperature": 0.25, "threshold": 0.85, "rows": 48, "before": of(0.59), "after": of(0.044)}
+    thresholds = {"threshold": 0.85, "scope_threshold": -0.4321}
+    return {"temperature": 0.25, **thresholds, "rows": 48, "before": of(0.59), "after": of(0.044)}
 
 
 def abstention(hits: int) -> dict[str, Any]:

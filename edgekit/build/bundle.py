@@ -127,9 +127,10 @@ def _by_format(outcome: Outcome, values: Sequence[Any]) -> dict[str, Any]:
 
 def temperatures(outcome: Outcome) -> dict[str, Any]:
     """What `edgekit.device.confidence` reads, for the formats with a temperature."""
+    keys = ("labels", "abstaining", "temperature", "rows", "threshold", "scope_threshold")
     found = _by_format(outcome, [stage.result for stage in outcome.calibrations])
     return {
-        format: {key: result[key] for key in ("labels", "temperature", "rows", "threshold")}
+        format: {key: result[key] for key in keys}
         for format, result in found.items()
         if "temperature" in result
     }

@@ -1,4 +1,4 @@
-"""The stage that fits the temperature of an artifact, so that its confidence can be trusted on a device."""
+"""The stage that fits the temperature of an artifact, and the thresholds below which a device gives no answer by itself."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ MOST_SCORES = 1024
 def calibration(cache: Cache, request: Request, artifact: Artifact) -> StageOutput:
     """Fit the artifact's temperature on validation rows, if the answers are few labels.
 
-    The result has `labels`, `temperature`, `rows`, the figures of these rows `before` and `after`, and the `threshold` of the
-    confidence that a device uses by itself, which refuses at most 5 % of the rows in scope (None without any); for free answers
-    it has `refused`, the reason.
+    The result has `labels`, those of them that mean "out of scope" as `abstaining`, `temperature`, `rows`, the figures of these
+    rows `before` and `after`, and the thresholds that a device uses by itself: `threshold` of the confidence and
+    `scope_threshold` of the largest score of the other labels. Each refuses at most 5 % of the rows in scope, and is None without
+    any. For free answers it has `refused`, the reason.
     """
     name = f"calibration.{artifact.format}"
     labels, refused = labels_of(request)
     rows = _rows(request.data.validation, labels)
     if labels and not rows:
         labels, refused = [], "No answer of the validation rows is an answer of the training rows."
+    covered = {
+        row.answer.strip() for row in request.data.train if not is_out_of_scope(row, request.abstaining)
+    }
+    abstaining = [label for label in labels if label not in covered]
+    within = [not is_out_of_scope(row, request.abstaining) and row.answer.strip() in covered for row in rows]
 
     def run(out: Path, work: Path) -> dict[str, Any]:
         from edgekit.evaluation import calibration as evaluation
@@ -47,16 +53,16 @@ def calibration(cache: Cache, request: Request, artifact: Artifact) -> StageOutp
             scored = score(opened, rows, labels, cache.emit, name)
         finally:
             opened.close()
-        beyond = request.abstaining.strip()
-        within = [not is_out_of_scope(row) and row.answer.strip() != beyond for row in scored.rows]
-        return {"labels": labels, **evaluation.fitted(scored, within)}
+        known = [label not in abstaining for label in labels]
+        return {"labels": labels, "abstaining": abstaining, **evaluation.fitted(scored, known, within)}
 
     inputs = {
         "artifact": artifact.digest,
         "rows": digest_of(content_of(rows)),
         "labels": labels,
         "refused": refused,
-        "abstaining": request.abstaining,
+        "abstaining": abstaining,
+        "within": within,
         "threads": request.threads,
     }
     modules = ["edgekit.evaluation.calibration", registry.module_of("runtimes", artifact.runtime)]

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import edgekit
 from edgekit.commands import shell
 from edgekit.data.rows import Message
+
+if TYPE_CHECKING:
+    from edgekit.device.confidence import Refusal, Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +34,7 @@ class RunOptions:
         int | None, typer.Option("--max-tokens", min=1, help="Maximum number of tokens in the answer.")
     ] = None
     min_confidence: shell.MinConfidence = None
+    refuse_out_of_scope: shell.RefuseOutOfScope = False
     threads: shell.Threads = 0
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Open a bundle that failed its gates.")
@@ -42,41 +46,54 @@ class RunOptions:
 @shell.takes(RunOptions)
 def run(options: RunOptions) -> None:
     """Ask a model a question and stream its answer. Without a question, start a chat."""
-    threads, asked = options.threads or None, shell.lowest(options.min_confidence)
+    refusal = shell.refusal(options.min_confidence, options.refuse_out_of_scope)
     with edgekit.load(
-        options.bundle, options.format, threads=threads, allow_failed=options.allow_failed
+        options.bundle, options.format, threads=options.threads or None, allow_failed=options.allow_failed
     ) as model:
-        minimum = None if asked is None else model.calibrated.minimum(asked)
+        if refusal is not None:
+            model.calibrated.limits(refusal)
         if options.text is None and sys.stdin.isatty():
-            _chat(model, options, minimum)
+            _chat(model, options, refusal)
             return
         question = sys.stdin.read().strip() if options.text is None else options.text
         if options.json:
-            shell.print_json({"format": model.format, **_document(model, question, options, minimum)})
+            shell.print_json({"format": model.format, **_document(model, question, options, refusal)})
             return
-        _stream(model, question, options, minimum)
+        _stream(model, question, options, refusal)
 
 
 def _document(
-    model: edgekit.LoadedModel, question: str, options: RunOptions, minimum: float | None
+    model: edgekit.LoadedModel, question: str, options: RunOptions, refusal: Refusal | None
 ) -> dict[str, Any]:
-    """The answer, and with a lowest confidence also the confidence; an answer that is not given is null."""
-    if minimum is None:
+    """The answer, and what is told of it where some are refused; an answer that is not given is null."""
+    if refusal is None:
         return {"answer": model.generate(question, max_tokens=options.max_tokens)}
-    answer, verdict = model.sure_answer(question, minimum, max_tokens=options.max_tokens)
+    answer, verdict = _judged(model, question, options, refusal)
     return {"answer": None if verdict.abstained else answer, **verdict.fields}
 
 
+def _judged(
+    model: edgekit.LoadedModel, question: str | list[Message], options: RunOptions, refusal: Refusal
+) -> tuple[str, Verdict]:
+    """The whole answer, and whether it is given."""
+    return model.sure_answer(
+        question,
+        refusal.minimum,
+        refuse_out_of_scope=refusal.out_of_scope,
+        max_tokens=options.max_tokens,
+    )
+
+
 def _stream(
-    model: edgekit.LoadedModel, question: str | list[Message], options: RunOptions, minimum: float | None
+    model: edgekit.LoadedModel, question: str | list[Message], options: RunOptions, refusal: Refusal | None
 ) -> str:
-    """Print the answer while it is generated, or once its confidence is known; an answer that is not given is empty."""
+    """Print the answer while it is generated, or once it is known whether it is given; one that is not is empty."""
     from edgekit.base.texts import plain
 
-    if minimum is not None:
-        text, verdict = model.sure_answer(question, minimum, max_tokens=options.max_tokens)
+    if refusal is not None:
+        text, verdict = _judged(model, question, options, refusal)
         if verdict.abstained:
-            sys.stderr.write(f"{verdict.why(minimum)}\n")
+            sys.stderr.write(f"{verdict.why}\n")
             return ""
         pieces: Iterable[str] = [text]
     else:
@@ -91,7 +108,7 @@ def _stream(
     return answer
 
 
-def _chat(model: edgekit.LoadedModel, options: RunOptions, minimum: float | None) -> None:
+def _chat(model: edgekit.LoadedModel, options: RunOptions, refusal: Refusal | None) -> None:
     sys.stderr.write("Chat. Press Enter on an empty line to start a new conversation, ctrl-d to exit.\n")
     messages: list[Message] = []
     while True:
@@ -104,7 +121,7 @@ def _chat(model: edgekit.LoadedModel, options: RunOptions, minimum: float | None
             messages.clear()
             continue
         messages.append({"role": "user", "content": question})
-        if answer := _stream(model, messages, options, minimum):
+        if answer := _stream(model, messages, options, refusal):
             messages.append({"role": "assistant", "content": answer})
         else:
             messages.pop()

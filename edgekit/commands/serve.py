@@ -17,7 +17,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
-    from edgekit.device.confidence import Minimum
+    from edgekit.device.confidence import Refusal
     from edgekit.field.releases.shadow import Shadow
     from edgekit.field.serving.deployment import Deployment
 
@@ -76,6 +76,7 @@ class ServeOptions:
         ),
     ] = None
     min_confidence: shell.MinConfidence = None
+    refuse_out_of_scope: shell.RefuseOutOfScope = False
     keep_texts: Annotated[
         int,
         typer.Option("--keep-texts", min=0, help="Number of redacted prompts and answers to keep."),
@@ -102,7 +103,7 @@ def serve(options: ServeOptions) -> None:
     """
     from edgekit.field.serving import server as serving
 
-    lowest = shell.lowest(options.min_confidence)
+    refusal = shell.refusal(options.min_confidence, options.refuse_out_of_scope)
     _check(options)
     uds = options.uds
     bound = serving.listen(options.host, options.port) if uds is None else serving.listen_unix(uds)
@@ -111,7 +112,7 @@ def serve(options: ServeOptions) -> None:
         if uds is not None:
             stack.callback(uds.unlink, missing_ok=True)
         candidate = _shadow(options, stack)
-        deployment = _deployment(options, lowest, candidate)
+        deployment = _deployment(options, refusal, candidate)
         compared = (lambda: asdict(candidate.summary())) if candidate else None
         _serve(bound, deployment, options, compared)
         if compared:
@@ -149,7 +150,7 @@ def _shadow(options: ServeOptions, stack: contextlib.ExitStack) -> Shadow | None
     return shadow
 
 
-def _deployment(options: ServeOptions, lowest: Minimum | None, shadow: Shadow | None) -> Deployment:
+def _deployment(options: ServeOptions, refusal: Refusal | None, shadow: Shadow | None) -> Deployment:
     from edgekit.field.incidents.webhook import Webhook
     from edgekit.field.serving.deployment import Deployment, OpenOptions
 
@@ -161,7 +162,7 @@ def _deployment(options: ServeOptions, lowest: Minimum | None, shadow: Shadow | 
             options.threads or None,
             options.allow_failed,
             options.keep_texts,
-            lowest,
+            refusal,
         ),
         webhook=Webhook(options.webhook) if options.webhook else None,
         shadow=shadow,

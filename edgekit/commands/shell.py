@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekit.build.request import Order, Request
     from edgekit.data.dataset import DataOptions
     from edgekit.data.splits import Dataset
-    from edgekit.device.confidence import Minimum
+    from edgekit.device.confidence import Refusal
 
 
 @dataclass
@@ -169,22 +169,37 @@ MinConfidence = Annotated[
 ]
 
 
-def lowest(given: str | None) -> Minimum | None:
-    """The value of --min-confidence. Raises `ConfigError` for anything but `auto` and a number between 0 and 1."""
-    if given is None:
-        return None
-    if given == "auto":
-        return "auto"
+RefuseOutOfScope = Annotated[
+    bool,
+    typer.Option(
+        "--refuse-out-of-scope",
+        help="Give no answer to a request out of scope, by the bundle's own threshold of the score, which refuses at most 5 % of "
+        "its validation rows. For bundles whose answers are labels.",
+    ),
+]
+
+
+def refusal(min_confidence: str | None, out_of_scope: bool) -> Refusal | None:
+    """What --min-confidence and --refuse-out-of-scope ask for; None without either.
+
+    Raises `ConfigError` for a confidence that is neither `auto` nor a number between 0 and 1.
+    """
+    from edgekit.device.confidence import Refusal
+
+    if min_confidence is None:
+        return Refusal(out_of_scope=True) if out_of_scope else None
+    if min_confidence == "auto":
+        return Refusal("auto", out_of_scope)
     try:
-        share = float(given)
+        share = float(min_confidence)
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
         raise ConfigError(
-            f"--min-confidence {given} is neither a number between 0 and 1 nor auto. Nothing was started.",
+            f"--min-confidence {min_confidence} is neither a number between 0 and 1 nor auto. Nothing was started.",
             "Give a share, such as --min-confidence 0.8, or --min-confidence auto.",
         )
-    return share
+    return Refusal(share, out_of_scope)
 
 
 DEFAULT_STATE = field_state.DEFAULT_STATE

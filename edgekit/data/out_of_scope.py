@@ -41,9 +41,10 @@ def _expanded(pattern: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*choices)]
 
 
-def is_out_of_scope(row: Row) -> bool:
-    """Whether the label of a row, or its answer where it has no label, says that it is out of scope."""
-    return names_out_of_scope(row.label or row.answer)
+def is_out_of_scope(row: Row, abstaining: str = "") -> bool:
+    """Whether the label of a row, or its answer where it has no label, says that it is out of scope, or `abstaining` is its answer."""
+    said_so = bool(abstaining) and row.answer.strip() == abstaining.strip()
+    return said_so or names_out_of_scope(row.label or row.answer)
 
 
 def names_out_of_scope(text: str) -> bool:

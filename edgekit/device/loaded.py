@@ -11,7 +11,7 @@ from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
 from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, OwnRecords, Records
-from edgekit.device.confidence import HINT, Calibration, Minimum, Verdict, read_calibration
+from edgekit.device.confidence import HINT, Calibration, Minimum, Refusal, Verdict, read_calibration
 from edgekit.device.manifest import check_files, read_manifest
 from edgekit.device.prompt import encode_prompt
 from edgekit.models.sampling import Sampling
@@ -40,8 +40,8 @@ class LoadedModel:
         self._calibration: Calibration | None = None
         self.adapter: Path | None = None
         """The adapter in use; None without one."""
-        self.min_confidence: float | None = None
-        """The confidence below which a server gives no answer; None without such a limit."""
+        self.refusal: Refusal | None = None
+        """Which answers a server does not give; None where it gives all and judges none."""
         self.format = format
         self.system = system
         self.max_tokens = max_tokens
@@ -109,28 +109,31 @@ class LoadedModel:
         return answer
 
     def sure_answer(
-        self, text: str | Sequence[Message], minimum: Minimum, *, max_tokens: int | None = None
+        self,
+        text: str | Sequence[Message],
+        minimum: Minimum = 0.0,
+        *,
+        refuse_out_of_scope: bool = False,
+        max_tokens: int | None = None,
     ) -> tuple[str, Verdict]:
         """The answer to a question or a conversation, and whether the confidence in it is at least `minimum`.
 
-        `auto` is the threshold of the bundle itself. Raises `ConfigError` for a model without a calibration, or without such a
-        threshold, before it is asked.
+        `auto` is the threshold of the bundle itself. With `refuse_out_of_scope`, its scope threshold says whether the request is
+        in scope. Raises `ConfigError` for a model without a calibration, or without such a threshold, before it is asked.
         """
-        lowest = self.calibrated.minimum(minimum)
+        asked = Refusal(minimum, refuse_out_of_scope)
+        self.calibrated.limits(asked)
         prompt = self.prompt(_conversation(text))
         answer = self.answer(prompt, max_tokens=max_tokens)
         text = "".join(answer)
-        return text, self.judge(prompt, text if answer.finish == "stop" else None, lowest)
+        return text, self.judge(prompt, text if answer.finish == "stop" else None, asked)
 
-    def judge(self, prompt: Sequence[int], text: str | None, minimum: float) -> Verdict:
-        """The confidence in `text` as the answer to a prompt of token ids, and whether it is below `minimum`.
+    def judge(self, prompt: Sequence[int], text: str | None, asked: Refusal) -> Verdict:
+        """What `Calibration.judge` says of `text` as the answer to a prompt of token ids; None is an answer that was cut.
 
-        There is none in an answer that was cut, None. The scores of all labels are computed for the confidence. Raises
-        `ConfigError` for a model without a calibration.
+        Raises `ConfigError` for a model without a calibration, or without a threshold that is asked for.
         """
-        calibration = self.calibrated
-        sure = None if text is None else calibration.confidence(self.runtime, prompt, text)
-        return Verdict.of(sure, minimum)
+        return self.calibrated.judge(self.runtime, prompt, text, asked)
 
     @property
     def calibrated(self) -> Calibration:

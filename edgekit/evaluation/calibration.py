@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = "edgekit.calibration/1"
-BELOW = 0.05  # share of the rows in scope that the threshold of a device may refuse
+BELOW = 0.05  # share of the rows in scope that each threshold of a device may refuse
 BINS = 15
 RISKS = (0.01, 0.02)
 COLDEST, HOTTEST = 1e-3, 1e3
@@ -74,19 +74,23 @@ def evaluate(
     }
 
 
-def fitted(scored: Scored, within: Sequence[bool]) -> dict[str, Any]:
+def fitted(scored: Scored, covered: Sequence[bool], within: Sequence[bool]) -> dict[str, Any]:
     """The `temperature` of `scored`, the number of its `rows`, and their figures `before` and `after` it.
 
-    `within (N,)` says which rows are in scope, for the `threshold` of the confidence; it is None where none is.
+    `covered (K,)` says which candidates do not mean "out of scope", and `within (N,)` which rows are in scope: those of the
+    `threshold` of the confidence, and of the `scope_threshold` of the largest score among the covered candidates, `max_score` in
+    `edgekit.evaluation.ood`. Both are None where no row is in scope.
     """
     temperature = fit_temperature(scored.scores, scored.right)
-    inside = probabilities(scored.scores, temperature).max(axis=1)[np.array(within, bool)]
+    sure, inside = probabilities(scored.scores, temperature), np.array(within, bool)
+    largest = scored.scores.max(axis=1, where=np.array(covered, bool), initial=-np.inf)
     return {
-        "threshold": threshold(inside) if len(inside) else None,
+        "threshold": threshold(sure.max(axis=1)[inside]) if inside.any() else None,
+        "scope_threshold": threshold(largest[inside]) if inside.any() else None,
         "temperature": temperature,
         "rows": len(scored.rows),
         "before": figures(probabilities(scored.scores, 1.0), scored.right),
-        "after": figures(probabilities(scored.scores, temperature), scored.right),
+        "after": figures(sure, scored.right),
     }
 
 
@@ -115,9 +119,9 @@ def fit_temperature(scores: NDArray[np.float64], right: NDArray[np.int64]) -> fl
     return math.exp((low + high) / 2)
 
 
-def threshold(confidence: NDArray[np.float64]) -> float:
-    """The largest of the confidences `(N,)` below which at most 5 % of them are."""
-    return float(np.quantile(confidence, BELOW, method="lower"))
+def threshold(values: NDArray[np.float64]) -> float:
+    """The largest of the values `(N,)` below which at most 5 % of them are."""
+    return float(np.quantile(values, BELOW, method="lower"))
 
 
 def nll(log_sure: NDArray[np.float64], right: NDArray[np.int64]) -> float:

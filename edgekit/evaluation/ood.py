@@ -75,11 +75,11 @@ class Requests:
         """
 
         def within(rows: Sequence[Row]) -> list[Row]:
-            return [row for row in rows if not is_out_of_scope(row) and row.answer != abstaining]
+            return [row for row in rows if not is_out_of_scope(row, abstaining)]
 
         measured: Sequence[Row] = getattr(data, split)
         train, validation, inside = within(data.train), within(data.validation), within(measured)
-        outside = [*given, *(row for row in measured if is_out_of_scope(row) or row.answer == abstaining)]
+        outside = [*given, *(row for row in measured if is_out_of_scope(row, abstaining))]
         try:
             labels = candidates(train)
         except ConfigError:

@@ -28,7 +28,7 @@ def refused(report: Mapping[str, Any]) -> list[str]:
 
 def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures of one file: their names, which are the same for each file, and what was measured."""
-    before, after, threshold = found["before"], found["after"], found.get("threshold")
+    before, after = found["before"], found["after"]
     told = [
         ("calibration error", percent(after["ece"])),
         ("calibration error without the temperature", percent(before["ece"])),
@@ -38,7 +38,14 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         (AT_RISK.format(percent(float(risk))), percent(share))
         for risk, share in after["coverage_at_risk"].items()
     ]
-    return [*told, ("threshold of --min-confidence auto", percent(threshold))]
+    return [
+        *told,
+        ("threshold of --min-confidence auto", percent(found.get("threshold"))),
+        (
+            "threshold of --refuse-out-of-scope (log-likelihood of each token)",
+            figure(found.get("scope_threshold")),
+        ),
+    ]
 
 
 def table(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -56,5 +63,7 @@ def short(report: Mapping[str, Any]) -> list[str]:
         )
         if (threshold := found.get("threshold")) is not None:
             line += f"; --min-confidence auto refuses below {percent(threshold)}"
+        if (threshold := found.get("scope_threshold")) is not None:
+            line += f"; --refuse-out-of-scope refuses below a score of {figure(threshold)}"
         lines.append(line)
     return lines

@@ -21,6 +21,7 @@ from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
 from edgekit.device.confidence import FILE, SCHEMA, read_calibration
 from edgekit.evaluation import calibration as evaluation
+from edgekit.evaluation import ood
 from edgekit.evaluation.choices import Scored, score
 from edgekit.models.likelihood import probabilities
 from edgekit.models.source import resolve
@@ -73,11 +74,13 @@ def test_the_temperature_is_that_of_the_validation_rows(
     )
     sure = probabilities(scored.scores, found["temperature"]).max(axis=1)
     assert found["threshold"] == pytest.approx(sure.min(), rel=1e-6)  # of ten rows none may be below it
+    largest = scored.scores.max(axis=1)
+    assert found["scope_threshold"] == pytest.approx(largest.min(), rel=1e-6) and found["abstaining"] == []
     assert found["after"]["nll"] <= found["before"]["nll"] + 0.1
     assert calibrate.calibration(cache, request, artifact).cached
 
 
-def test_rows_out_of_scope_do_not_lower_the_threshold(
+def test_rows_out_of_scope_do_not_lower_the_thresholds(
     request_of: Any, artifact: Artifact, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Two of the validation rows are out of scope; the model is less sure of them than of the others."""
@@ -98,6 +101,39 @@ def test_rows_out_of_scope_do_not_lower_the_threshold(
     found = calibrate.calibration(Cache(tmp_path / "cache", ignore), request, artifact).result
     sure = probabilities(np.array([9.0, 0, 0, 0]), found["temperature"])[0]
     assert found["rows"] == 12 and found["threshold"] == pytest.approx(sure)
+    assert found["scope_threshold"] == 9.0 and found["abstaining"] == ["out_of_scope"]
+
+
+@pytest.mark.parametrize(
+    "change", ["tune.robust=true", 'tune.robustness.abstain="refused"', "tune.robust=false"]
+)
+def test_the_score_is_that_of_the_labels_among_which_eval_ood_chooses(
+    request_of: Any, artifact: Artifact, tmp_path: Path, monkeypatch: Any, change: str
+) -> None:
+    """Two answers mean "out of scope" in these rows, so no single one does; robust tuning may add another."""
+    request = request_of(3, 30, "tune.robust=true", change)
+    beyond = [
+        replace(row, messages=(row.messages[0], {**row.messages[1], "content": answer}), label="oos")
+        for row, answer in zip(rows("beyond", 2, 1), ("none", "unknown"), strict=True)
+    ]
+    data = request.data
+    data = replace(data, train=[*data.train, *beyond], validation=[*data.validation, *beyond])
+    request = replace(request, data=data)
+    asked = ood.Requests.of(data, "test", beyond, request.abstaining)
+
+    def scored_as(runtime: Any, given: Any, labels: Any, *others: Any) -> Scored:
+        scores = np.random.default_rng(5).uniform(-2, -1, (len(given), len(labels)))
+        scores[:, [labels.index(row.answer) for row in beyond]] = -0.5  # of no account
+        return Scored(tuple(given), scores, np.array([labels.index(row.answer) for row in given]))
+
+    monkeypatch.setattr("edgekit.evaluation.choices.score", scored_as)
+    found = calibrate.calibration(Cache(tmp_path / "cache", ignore), request, artifact).result
+    known = [label for label in found["labels"] if label not in found["abstaining"]]
+    assert known == list(asked.labels) == ["label 0", "label 1", "label 2"]
+    assert {"none", "unknown"} <= set(found["abstaining"])
+    scored = scored_as(None, data.validation, found["labels"])
+    largest = scored.scores[:30, [found["labels"].index(label) for label in known]].max(axis=1)
+    assert found["scope_threshold"] == sorted(largest)[1] < -0.5  # one row of thirty is below it
 
 
 @pytest.mark.parametrize(("count", "below"), [(1, 0), (19, 0), (20, 0), (21, 1), (41, 2), (64, 3)])
@@ -162,6 +198,7 @@ def test_the_bundle_gets_what_a_device_reads(request_of: Any, artifact: Artifact
     assert found and found.labels == ("label 0", "label 1", "label 2")
     assert found.temperature == stages[0].result["temperature"]
     assert found.threshold == stages[0].result["threshold"] and 0 < found.threshold < 1
+    assert found.scope_threshold == stages[0].result["scope_threshold"] and found.abstaining == ()
     assert read_calibration(tmp_path, manifest, "onnx") is None
 
 

@@ -1,4 +1,4 @@
-"""`edgekit run --min-confidence`: what is printed of an answer, and of one that is not given."""
+"""`edgekit run --min-confidence` and `--refuse-out-of-scope`: what is printed of an answer, and of one that is not given."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from field.serving.scripted import Sure
+from field.serving.scripted import LABELS, Sure
 
 from edgekit.cli import main
+from edgekit.device.confidence import Calibration
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_an_answer_that_is_sure_enough_is_printed(typed: Any) -> None:
 
 @pytest.mark.parametrize(
     ("question", "words"),
-    [("perhaps open", "33.3 % is below 80.0 %"), ("please dance", "not one of the labels")],
+    [("perhaps open", "25.0 % is below 80.0 %"), ("please dance", "not one of the labels")],
 )
 def test_another_is_not_and_the_reason_is_told(typed: Any, question: str, words: str) -> None:
     said = typed("bundle", question, "--min-confidence", "0.8")
@@ -49,7 +50,8 @@ def test_another_is_not_and_the_reason_is_told(typed: Any, question: str, words:
 
 def test_an_answer_that_was_cut_is_not_given(typed: Any) -> None:
     said = typed("bundle", "do open_all", "--max-tokens", "4", "--min-confidence", "0.5", "--json")
-    assert json.loads(said.out) == {"format": "gguf", "answer": None, "confidence": None, "abstained": True}
+    nothing = {"format": "gguf", "answer": None, "confidence": None, "abstained": True, "in_scope": None}
+    assert json.loads(said.out) == nothing
 
 
 def test_a_chat_goes_on_after_an_answer_that_is_not_given(typed: Any, monkeypatch: Any) -> None:
@@ -79,9 +81,37 @@ def test_auto_is_the_threshold_of_the_bundle(typed: Any) -> None:
     assert said.out == "" and "is below 80.0%" in said.err
 
 
-def test_a_model_without_a_calibration_is_not_asked(small_gguf: Any, capsys: Any) -> None:
+def test_a_request_out_of_scope_gets_no_answer(typed: Any) -> None:
+    assert typed("bundle", "please open", "--refuse-out-of-scope").out == "open\n"
+    said = typed("bundle", "please dance", "--refuse-out-of-scope")
+    assert said.out == "" and "out of scope: the largest score of -2.000 is below -1.000" in said.err
+    said = typed("bundle", "please beyond", "--refuse-out-of-scope", "--min-confidence", "auto")
+    assert said.out == "" and "the model itself answers that the request is out of scope" in said.err
+    found = json.loads(typed("bundle", "please dance", "--refuse-out-of-scope", "--json").out)
+    assert found == {
+        "format": "gguf",
+        "answer": None,
+        "confidence": None,
+        "abstained": True,
+        "in_scope": False,
+    }
+    given = json.loads(typed("bundle", "please open", "--refuse-out-of-scope", "--json").out)
+    assert given["answer"] == "open" and given["in_scope"] is True and given["abstained"] is False
+
+
+@pytest.mark.parametrize("option", ["--min-confidence=auto", "--refuse-out-of-scope"])
+def test_a_bundle_without_a_threshold_is_not_asked(typed: Any, monkeypatch: Any, option: str) -> None:
+    model = Sure().loaded()
+    model.calibration = Calibration(LABELS, 0.5)
+    monkeypatch.setattr("edgekit.load", lambda *given, **options: model)
+    said = typed("bundle", "please open", option, code=2)
+    assert said.out == "" and option.split("=")[0] in said.err and "build the bundle again" in said.err
+
+
+@pytest.mark.parametrize("option", ["--min-confidence=0.8", "--refuse-out-of-scope"])
+def test_a_model_without_a_calibration_is_not_asked(small_gguf: Any, capsys: Any, option: str) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["run", str(small_gguf), "q", "--min-confidence", "0.8", "--threads", "1"])
+        main(["run", str(small_gguf), "q", option, "--threads", "1"])
     said = capsys.readouterr()
     assert ended.value.code == 2 and "has no calibration" in said.err and said.out == ""
-    assert "Leave out --min-confidence" in said.err
+    assert "Leave out --min-confidence and --refuse-out-of-scope" in said.err

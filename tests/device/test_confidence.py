@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from scipy.special import log_softmax, softmax
 import edgekit
 from edgekit.base.artifacts import sha256_file, write_json
 from edgekit.base.errors import ConfigError, CorruptError
-from edgekit.device.confidence import FILE, SCHEMA, Calibration, Verdict
+from edgekit.device.confidence import FILE, SCHEMA, Calibration, Refusal, Verdict
 from edgekit.device.loaded import LoadedModel
 from edgekit.report.readme import bundle_readme
 
@@ -36,29 +37,93 @@ def test_the_confidence_is_the_probability_among_the_labels_at_the_temperature()
     prompt = runtime.encode("is it?\n")
     expected = softmax(np.array([by_hand(runtime, prompt[-1], label) for label in calibration.labels]) / 0.25)
     for place, label in enumerate(calibration.labels):
-        found = calibration.confidence(runtime, prompt, f" {label}\n")
-        assert found == pytest.approx(expected[place], abs=1e-5)
-    assert calibration.confidence(runtime, prompt, "ye") is None
+        found = calibration.judge(runtime, prompt, f" {label}\n", Refusal())
+        assert found == Verdict(pytest.approx(expected[place], abs=1e-5))  # type: ignore[arg-type]
+    for answer in ("ye", None):
+        assert calibration.judge(runtime, prompt, answer, Refusal()) == Verdict(None)
 
 
-@pytest.mark.parametrize(
-    ("confidence", "minimum", "abstained"),
-    [(0.8, 0.8, False), (0.79, 0.8, True), (None, 0.8, True), (0.0, 0.0, False), (None, 0.0, False)],
-)
-def test_an_answer_below_the_minimum_or_without_a_confidence_is_not_given(
-    confidence: float | None, minimum: float, abstained: bool
+def test_an_answer_below_the_minimum_or_without_a_confidence_is_not_given() -> None:
+    runtime, calibration = FakeRuntime(), Calibration(("no", "yes"), 0.25)
+
+    def judged(answer: str | None, minimum: float) -> Verdict:
+        return calibration.judge(runtime, [10], answer, Refusal(minimum))
+
+    sure = judged("yes", 0.0).confidence or 0.0
+    assert 0 < sure < 1 and not judged("yes", sure).abstained
+    below = judged("yes", sure + 0.001)
+    assert below.abstained and f"the confidence of {sure:.1%} is below" in below.why
+    for answer in ("perhaps", None):
+        assert "not one of the labels" in judged(answer, 0.8).why and not judged(answer, 0.0).abstained
+
+
+class Counts(FakeRuntime):
+    """Scores answers as its base class does, and counts how often it is asked to."""
+
+    asked = 0
+
+    def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        self.asked += 1
+        return [(len(one) + 1) * by_hand(self, prompt[-1], bytes(one).decode()) for one in answers]
+
+
+@pytest.mark.parametrize(("above", "in_scope"), [(-1e-4, True), (1e-4, False)])
+def test_a_request_is_in_scope_by_the_largest_score_of_the_labels_that_do_not_abstain(
+    above: float, in_scope: bool
 ) -> None:
-    assert Verdict.of(confidence, minimum) == Verdict(confidence, abstained)
+    """The label that means "out of scope" has the largest score of all, which does not count."""
+    runtime, asked = FakeRuntime(), Refusal(out_of_scope=True)
+    score = {label: by_hand(runtime, 10, label) for label in ("no", "yes", "sure")}
+    largest = max(score["yes"], score["sure"])
+    assert score["no"] > largest + 0.1
+    calibration = Calibration(tuple(score), 0.25, None, largest + above, ("no",))
+    for answer in ("yes", "perhaps", None):  # without a lowest confidence, the request alone decides
+        found = calibration.judge(runtime, [10], answer, asked)
+        assert (found.in_scope, found.abstained) == (in_scope, not in_scope)
+        assert (found.confidence is None) == (answer != "yes")
+        assert in_scope or f"the largest score of {largest:.3f} is below" in found.why
+    own = calibration.judge(runtime, [10], " no", asked)
+    assert (own.in_scope, own.abstained) == (False, True) and own.confidence
+    assert "the model itself answers that the request is out of scope" in own.why
+    # without the switch, it is a label as the others
+    assert calibration.judge(runtime, [10], "no", Refusal()) == Verdict(own.confidence)
 
 
-def test_auto_is_the_threshold_of_the_bundle_and_refused_without_one() -> None:
+def test_a_score_that_is_no_number_is_not_in_scope() -> None:
+    runtime = FakeRuntime(np.full((259, 259), np.nan, np.float32))
+    calibration = Calibration(("no", "yes"), 0.25, None, -5.0)
+    assert calibration.judge(runtime, [10], "yes", Refusal(out_of_scope=True)).in_scope is False
+
+
+def test_both_refusals_go_together_and_the_labels_are_scored_once() -> None:
+    runtime = Counts()
+    model = LoadedModel(runtime, format="gguf")
+    largest = max(by_hand(runtime, 10, label) for label in ("no", "yes"))
+    model.calibration = Calibration(("no", "yes"), 0.25, 1.0, largest - 0.1)
+    both = model.judge([10], "yes", Refusal("auto", True))
+    assert both.in_scope and both.abstained and "is below 100.0%" in both.why and runtime.asked == 1
+    assert model.judge([10], "perhaps", Refusal(0.8, True)).fields == {
+        "confidence": None, "abstained": True, "in_scope": True,
+    }  # fmt: skip
+    assert runtime.asked == 2
+    model.judge([10], None, Refusal(0.8))
+    assert runtime.asked == 2  # nothing to learn from them
+
+
+def test_each_switch_takes_its_own_threshold_and_is_refused_without_it() -> None:
     model = LoadedModel(FakeRuntime(), format="gguf")
-    model.calibration = Calibration(("no", "yes"), 0.25, 0.6)
-    assert model.calibrated.minimum("auto") == 0.6 and model.calibrated.minimum(0.1) == 0.1
+    model.calibration = Calibration(("no", "yes"), 0.25, 0.6, -0.5)
+    assert model.calibrated.limits(Refusal("auto", True)) == (0.6, -0.5)
+    assert model.calibrated.limits(Refusal(0.1)) == (0.1, None)
+    text, verdict = model.sure_answer("is it?", refuse_out_of_scope=True)
+    assert text and verdict.in_scope is False and verdict.abstained
     model.calibration = Calibration(("no", "yes"), 0.25)
     with pytest.raises(ConfigError, match="no threshold of its own") as refused:
         model.sure_answer("is it?", "auto")
     assert "--min-confidence 0.8" in refused.value.hint
+    with pytest.raises(ConfigError, match="which --refuse-out-of-scope takes") as refused:
+        model.sure_answer("is it?", refuse_out_of_scope=True)
+    assert "build the bundle again" in refused.value.hint
 
 
 class Swaps(FakeRuntime):
@@ -74,7 +139,11 @@ def test_the_calibration_of_a_model_is_not_used_with_an_adapter_and_comes_back_w
     model.calibration = own = Calibration(("no", "yes"), 0.25)
     sure = model.sure_answer("is it?", 0.0)[1]
     assert model.use(Path("other.gguf")).calibration is None
-    for ask in (lambda: model.judge([10], "yes", 0.5), lambda: model.sure_answer("is it?", 0.5)):
+    for ask in (
+        lambda: model.judge([10], "yes", Refusal(0.5)),
+        lambda: model.sure_answer("is it?", 0.5),
+        lambda: model.sure_answer("is it?", refuse_out_of_scope=True),
+    ):
         with pytest.raises(ConfigError, match=r"without the adapter other\.gguf") as refused:
             ask()
         assert "use(None)" in refused.value.hint
@@ -112,17 +181,25 @@ def test_a_bundle_with_a_calibration_judges_its_answers(with_file: Callable[[Any
             tuple(LABELS), 0.5
         )  # a bundle of before thresholds were stored
         prompt = model.prompt([{"role": "user", "content": "close job 4512, thanks"}])
-        found = [model.judge(prompt, label, 0.5) for label in LABELS]
+        found = [model.judge(prompt, label, Refusal(0.5)) for label in LABELS]
         sure = [verdict.confidence or 0.0 for verdict in found]
         assert sum(sure) == pytest.approx(1) and [one.abstained for one in found] == [
             one < 0.5 for one in sure
         ]
-        assert model.judge(prompt, "something else", 0.5) == Verdict(None, True)
+        assert model.judge(prompt, "something else", Refusal(0.5)).abstained
     with edgekit.load(bundle, "onnx", threads=1) as other:
         assert other.calibration is None
         with pytest.raises(ConfigError, match="no calibration") as refused:
-            other.judge(prompt, "close_job", 0.5)
+            other.judge(prompt, "close_job", Refusal(0.5))
         assert "build the bundle again" in refused.value.hint
+
+
+def test_a_bundle_with_a_scope_threshold_judges_requests(with_file: Callable[[Any], Path]) -> None:
+    entry = ENTRY | {"threshold": None, "scope_threshold": -1e9, "abstaining": ["out_of_scope"]}
+    with edgekit.load(with_file({"schema": SCHEMA, "formats": {"gguf": entry}}), "gguf", threads=1) as model:
+        assert model.calibration == Calibration(tuple(LABELS), 0.5, None, -1e9, ("out_of_scope",))
+        text, verdict = model.sure_answer("close job 4512, thanks", refuse_out_of_scope=True)
+        assert text and verdict.in_scope and not verdict.abstained
 
 
 def test_a_bundle_without_the_file_opens_as_before(tiny_build: Any) -> None:
@@ -158,6 +235,14 @@ def test_a_file_that_is_not_the_manifest_s_is_refused(with_file: Callable[[Any],
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"temperature": "hot"}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"threshold": 1.5}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"threshold": "high"}}},
+        *(
+            {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"scope_threshold": value}}}
+            for value in (0.1, -math.inf, math.nan, "low", [], 10**400)
+        ),
+        *(
+            {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"scope_threshold": -1.0, "abstaining": value}}}
+            for value in (["another"], [7], [[]], "out_of_scope", LABELS, None)
+        ),
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a"]}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a", "a"]}}},
         {"schema": SCHEMA, "formats": {"gguf": ENTRY | {"labels": ["a", 1]}}},

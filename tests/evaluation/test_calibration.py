@@ -20,7 +20,7 @@ from edgekit.base.errors import ConfigError
 from edgekit.base.events import ignore
 from edgekit.data.rows import Row
 from edgekit.evaluation import calibration
-from edgekit.evaluation.choices import candidates, score
+from edgekit.evaluation.choices import Scored, candidates, score
 
 RNG = np.random.default_rng(11)
 SCORES = RNG.normal(0, 2, (300, 4))
@@ -189,3 +189,14 @@ def test_the_document_and_the_log(tmp_path: Path) -> None:
         calibration.evaluate(
             FakeRuntime(), rows[-1:], rows, ["no", "yes"], log=tmp_path / "x", kept=None, emit=ignore
         )
+
+
+def test_the_scope_threshold_is_of_the_rows_in_scope_and_of_the_labels_that_they_have() -> None:
+    scores = np.array([[-1.0, -2.0, -0.1], [-3.0, -0.5, -0.1], [-9.0, -9.0, -0.1]])
+    scored = Scored((row("1", "a"), row("2", "b"), row("3", "oos")), scores, np.array([0, 1, 2]))
+    found = calibration.fitted(scored, [True, True, False], [True, True, False])
+    assert found["scope_threshold"] == -1.0 and found["rows"] == 3
+    sure = softmax(scores / found["temperature"], axis=1).max(axis=1)
+    assert found["threshold"] == pytest.approx(min(sure[:2]))
+    without = calibration.fitted(scored, [True, True, False], [False] * 3)
+    assert without["scope_threshold"] is without["threshold"] is None and without["after"] == found["after"]

@@ -427,17 +427,18 @@ def test_abstentions_are_rows_of_the_table_of_noise(tmp_path: Path) -> None:
 
 
 def test_the_confidence_of_each_file_is_a_table_and_one_line(tmp_path: Path) -> None:
-    older = {key: value for key, value in calibration().items() if key != "threshold"}
+    older = {key: value for key, value in calibration().items() if "threshold" not in key}
     found = {**REPORT, "calibration": {"gguf": calibration(), "onnx": older}}
     text = words(tree(tmp_path, found))
     assert "Confidence of each file in its answers, on the 48 validation rows" in text
     assert "calibration error4.4 %4.4 %" in text and "threshold of --min-confidence auto85.0 %–" in text
+    assert "threshold of --refuse-out-of-scope (log-likelihood of each token)-0.432–" in text
     told = " ".join(terminal(found).split())
     assert (
-        "gguf: calibration error 4.4 % on 48 validation rows; --min-confidence auto refuses below 85.0 %"
-        in told
+        "gguf: calibration error 4.4 % on 48 validation rows; --min-confidence auto refuses below 85.0 %; "
+        "--refuse-out-of-scope refuses below a score of -0.432" in told
     )
-    assert told.count("--min-confidence auto") == 1
+    assert told.count("--min-confidence auto") == told.count("--refuse-out-of-scope") == 1
 
 
 def test_a_report_says_once_why_no_file_is_calibrated(tmp_path: Path) -> None:

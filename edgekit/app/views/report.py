@@ -145,6 +145,7 @@ class _Calibration(BaseModel):
     rows: Count = None
     temperature: Number = None
     threshold: Share | None = None
+    scope_threshold: Number = None
     before: _Confidence | None = None
     after: _Confidence | None = None
 

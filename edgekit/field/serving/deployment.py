@@ -28,7 +28,7 @@ from edgekit.base.errors import (
     in_words,
 )
 from edgekit.device.confidence import HINT as CALIBRATION_HINT
-from edgekit.device.confidence import Minimum, read_calibration
+from edgekit.device.confidence import Refusal, read_calibration
 from edgekit.device.manifest import MANIFEST, read_manifest
 from edgekit.field.incidents.defaults import rules_of
 from edgekit.field.incidents.readings import expected_confidence
@@ -68,15 +68,15 @@ class Opened:
 class OpenOptions:
     """How each release is opened; `keep_texts` is how many redacted texts are kept, none by default.
 
-    With `min_confidence`, answers of a lower confidence are not given, and a bundle without a calibration is not opened, nor for
-    `auto` one without a threshold of its own.
+    With `refusal`, some answers are not given, and a bundle without a calibration, or a threshold of it that this takes, is not
+    opened.
     """
 
     format: str | None = None
     threads: int | None = None
     allow_failed: bool = False
     keep_texts: int = 0
-    min_confidence: Minimum | None = None
+    refusal: Refusal | None = None
 
 
 class Both:
@@ -192,8 +192,7 @@ class Deployment:
             threads=self._options.threads,
             allow_failed=self._options.allow_failed,
         )
-        if (asked := self._options.min_confidence) is not None:
-            model.min_confidence = model.calibrated.minimum(asked)
+        model.refusal = self._options.refusal
         telemetry = Telemetry.open(
             self.state,
             bundle,
@@ -301,8 +300,8 @@ class Deployment:
             )
 
     def _check_calibration(self, bundle: Path) -> None:
-        """Raise `ConfigError` for a lowest confidence that the bundle's calibration, if any, does not give; no try is used then."""
-        if (asked := self._options.min_confidence) is None:
+        """Raise `ConfigError` for a bundle whose calibration, if any, lacks what the refusal takes; no try is used then."""
+        if (asked := self._options.refusal) is None:
             return
         found = None
         if (bundle / MANIFEST).is_file():
@@ -314,7 +313,7 @@ class Deployment:
                 f"{bundle} has no calibration, so the confidence of its answers is not known.",
                 CALIBRATION_HINT,
             )
-        found.minimum(asked)
+        found.limits(asked)
 
     def _switch(self, engine: Engine, releases: Releases, folder: Path) -> None:
         name = release_of(folder)

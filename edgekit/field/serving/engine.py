@@ -67,8 +67,8 @@ class TimeUp(Exception):
 class Ticket:
     """An accepted request: iterate over it for the text pieces of its answer.
 
-    When it has ended, `finish` is `stop`, `length` or `cancelled`, and the token counts are known. `verdict` is the
-    confidence in the answer where a lowest one is asked for; an answer that is not given has no text. Iterating raises
+    When it has ended, `finish` is `stop`, `length` or `cancelled`, and the token counts are known. `verdict` tells
+    whether the answer is given, where the model has a `refusal`; an answer that is not given has no text. Iterating raises
     `ConfigError` for a request that cannot be answered, `TimeUp`, `Draining`, or the model's own error.
     """
 
@@ -359,7 +359,7 @@ class Engine:
         """Generate one answer; returns its finish reason, or None when the engine ended it as `ending` says."""
         request, model = ticket.request, deployed.model
         ticket.release = deployed.release
-        if model.min_confidence is not None:
+        if model.refusal is not None:
             _ = model.calibrated
         prompt = request.prompt(model)
         if not prompt or not all(0 <= token < model.runtime.vocab_size for token in prompt):
@@ -377,7 +377,7 @@ class Engine:
         answer.comparable = not (request.grammar or request.stop)
         stops = StopStrings(request.stop)
         held: list[str] = []
-        give = ticket.put if model.min_confidence is None else held.append
+        give = ticket.put if model.refusal is None else held.append
         try:
             with closing(cast("Generator[str, None, None]", iter(answer))) as pieces:
                 for piece in pieces:
@@ -391,9 +391,9 @@ class Engine:
         ticket.answer_tokens = len(answer.ids)
         if not stops.found and ticket.ending not in ("cancelled", "drained") and (rest := stops.rest()):
             give(rest)
-        if model.min_confidence is not None and ticket.ending not in ("cancelled", "drained"):
+        if model.refusal is not None and ticket.ending not in ("cancelled", "drained"):
             text, whole = "".join(held), answer.finish == "stop" or stops.found
-            ticket.verdict = model.judge(prompt, text if whole else None, model.min_confidence)
+            ticket.verdict = model.judge(prompt, text if whole else None, model.refusal)
             if text and not ticket.verdict.abstained:
                 ticket.put(text)
         return answer.finish if answer.finish in WHOLE else None

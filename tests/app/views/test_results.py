@@ -180,6 +180,7 @@ def test_the_confidence_of_a_file_or_why_it_has_none(tmp_path: Path) -> None:
     )
     lines = [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in results.about(found.row("gguf"))]
     assert "calibration error: 4.4 %" in lines and "threshold of --min-confidence auto: 85.0 %" in lines
+    assert "threshold of --refuse-out-of-scope (log-likelihood of each token): -0.432" in lines
     assert "rows that can be answered with at most 2.0 % errors: 87.5 %" in lines
     onnx = results.about(found.row("onnx"))
     assert ("head", "confidence: not calibrated") in onnx and ("fact", "Free answers.") in onnx

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 
 from edgekit.base.errors import ConfigError
-from edgekit.device.confidence import Calibration
+from edgekit.device.confidence import Calibration, Refusal
 from edgekit.device.loaded import LoadedModel
 from edgekit.field.serving import server as serving
 from edgekit.field.serving.engine import Engine
@@ -75,24 +75,30 @@ class Scripted:
         self.closed.set()
 
 
-LABELS = ("close", "open", "open_all")
+LABELS = ("beyond", "close", "open", "open_all")
 
 
 class Sure(Scripted):
-    """Answers with the last word, and is sure of it among `LABELS`, unless the prompt has the word "perhaps"."""
+    """Answers with the last word, and is sure of it among `LABELS`, unless the prompt has the word "perhaps".
+
+    No label is likely then, so the request is out of scope.
+    """
 
     def __init__(self) -> None:
         super().__init__(lambda text: text.split()[-1])
+        self.scored = 0
 
     def score_answers(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        self.scored += 1
         text = self.decode(prompt)
         likely = text.split()[-1] if "perhaps" not in text else ""
         return [(len(answer) + 1) * (-0.1 if self.decode(answer) == likely else -2.0) for answer in answers]
 
-    def loaded(self, minimum: float | None = None) -> LoadedModel:
-        """It as a bundle whose answers are labels; a server gives none of a lower confidence."""
+    def loaded(self, refusal: Refusal | None = None) -> LoadedModel:
+        """It as a bundle whose answers are labels, one of which means "out of scope"; a server refuses some."""
         model = LoadedModel(self, format="gguf", max_tokens=64)  # type: ignore[arg-type]
-        model.calibration, model.min_confidence = Calibration(LABELS, 0.5, 0.8), minimum
+        model.calibration = Calibration(LABELS, 0.5, 0.8, -1.0, ("beyond",))
+        model.refusal = refusal
         return model
 
 

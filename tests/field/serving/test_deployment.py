@@ -18,7 +18,7 @@ from field.releases.bundles import fit, same
 import edgekit
 from edgekit.base import hardware
 from edgekit.base.errors import ConfigError, CorruptError
-from edgekit.device.confidence import FILE, SCHEMA
+from edgekit.device.confidence import FILE, SCHEMA, Refusal
 from edgekit.field.incidents.rules import Change
 from edgekit.field.releases import Releases
 from edgekit.field.serving.deployment import Deployment, OpenOptions
@@ -91,8 +91,8 @@ def said() -> list[str]:
 def started(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., tuple[Deployment, Engine]]]:
     running: list[tuple[Deployment, Engine]] = []
 
-    def start(bundle: Path | None = None, min_confidence: Any = None) -> tuple[Deployment, Engine]:
-        options = OpenOptions(threads=1, min_confidence=min_confidence)
+    def start(bundle: Path | None = None, refusal: Refusal | None = None) -> tuple[Deployment, Engine]:
+        options = OpenOptions(threads=1, refusal=refusal)
         deployment = Deployment(tmp_path / "state", bundle, options=options, say=said.append)
         opened = deployment.opened
         engine = Engine(opened.model, name="tiny", source=opened.bundle, release=opened.release)
@@ -193,13 +193,13 @@ def test_a_server_with_a_lowest_confidence_opens_no_release_without_a_calibratio
     releases: Releases, started: Any, tiny_build: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="has no calibration"):
-        started(tiny_build.bundle, 0.8)
+        started(tiny_build.bundle, Refusal(0.8))
     with pytest.raises(ConfigError, match="has no calibration"):
-        started(None, 0.8)
+        started(None, Refusal(0.8))
     releases.mark_good(release_of(tiny_build.bundle))
     first = promote(releases, another(tiny_build.bundle, tmp_path / "first", calibrated))
-    deployment, engine = started(None, 0.8)
-    assert engine.release == first and deployment.opened.model.min_confidence == 0.8
+    deployment, engine = started(None, Refusal(0.8))
+    assert engine.release == first and deployment.opened.model.refusal == Refusal(0.8)
     until(lambda: releases.pending() is None)
     second = promote(releases, another(tiny_build.bundle, tmp_path / "second", reworded))
     until(lambda: "has no calibration" in deployment.switch_trouble)
@@ -207,24 +207,37 @@ def test_a_server_with_a_lowest_confidence_opens_no_release_without_a_calibratio
     assert releases.get(second).tries == 3  # no verdict, and no try is lost
 
 
+@pytest.mark.parametrize(
+    ("refusal", "key", "values", "why"),
+    [
+        (Refusal("auto"), "threshold", (0.625, 0.75), "no threshold of its own"),
+        (Refusal(out_of_scope=True), "scope_threshold", (-9.0, -0.25), "no threshold of the score"),
+    ],
+)
 def test_each_release_answers_from_its_own_threshold_on(
-    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path
-) -> None:
+    releases: Releases, started: Any, tiny_build: Any, tmp_path: Path,
+    refusal: Refusal, key: str, values: tuple[float, float], why: str,
+) -> None:  # fmt: skip
     releases.mark_good(release_of(tiny_build.bundle))
 
     def promoted(name: str, **more: float) -> str:
         change = partial(calibrated, **more)
         return promote(releases, another(tiny_build.bundle, tmp_path / name, change))
 
-    first = promoted("first", threshold=0.625)
-    deployment, engine = started(None, "auto")
-    assert engine.release == first and deployment.opened.model.min_confidence == 0.625
+    first = promoted("first", **{key: values[0]})
+    deployment, engine = started(None, refusal)
+
+    def limits() -> tuple[float, float | None]:
+        model = deployment.opened.model
+        return model.calibrated.limits(model.refusal)
+
+    assert engine.release == first and values[0] in limits()
     until(lambda: releases.pending() is None)
-    second = promoted("second", threshold=0.75)
+    second = promoted("second", **{key: values[1]})
     until(lambda: engine.release == second and releases.pending() is None)
-    assert deployment.opened.model.min_confidence == 0.75
+    assert values[1] in limits()
     promoted("third")
-    until(lambda: "no threshold of its own" in deployment.switch_trouble)
+    until(lambda: why in deployment.switch_trouble)
     assert engine.release == second
 
 

@@ -1,4 +1,4 @@
-"""A server with a lowest confidence: answers are given whole or not at all, and say how sure the model is."""
+"""A server that refuses: answers are given whole or not at all, and say how sure the model is and whether the request is in scope."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import openai
 import pytest
 from field.serving.scripted import NO_TLS, Running, Sure
 
+from edgekit.device.confidence import Refusal
+
+NOTHING = {"confidence": None, "abstained": True, "in_scope": None}
+
 
 @pytest.fixture
 def asked(start: Any) -> Running:
-    found: Running = start(Sure().loaded(0.8))
+    found: Running = start(Sure().loaded(Refusal(0.8)))
     return found
 
 
@@ -29,15 +33,15 @@ def test_an_answer_comes_with_its_confidence_or_not_at_all(asked: Running) -> No
     assert (text, finish, told["abstained"]) == ("open", "stop", False) and 0.9 < told["confidence"] < 1
     text, finish, told = answer(asked.ask("perhaps open"))
     assert (text, finish, told["abstained"]) == ("", "stop", True)
-    assert told["confidence"] == pytest.approx(1 / 3)
-    assert answer(asked.ask("please dance")) == ("", "stop", {"confidence": None, "abstained": True})
+    assert told["confidence"] == pytest.approx(1 / 4)
+    assert answer(asked.ask("please dance")) == ("", "stop", NOTHING)
 
 
 def test_an_answer_that_was_cut_is_not_taken_for_a_shorter_label(asked: Running) -> None:
     assert answer(asked.ask("do open_all", max_tokens=4)) == (
         "",
         "length",
-        {"confidence": None, "abstained": True},
+        NOTHING,
     )
     assert answer(asked.ask("do open_all", stop=["_"]))[0] == ""  # "open" is not what it is sure of
     assert answer(asked.ask("do open_all"))[0] == "open_all"
@@ -74,15 +78,40 @@ def test_openais_client_passes_it_on(asked: Running) -> None:
 
 
 def test_the_lowest_of_zero_withholds_nothing_and_without_one_nothing_is_told(start: Any) -> None:
-    running = start(Sure().loaded(0.0))
-    assert answer(running.ask("please dance")) == ("dance", "stop", {"confidence": None, "abstained": False})
-    assert answer(running.ask("perhaps open"))[2]["confidence"] == pytest.approx(1 / 3)
+    running = start(Sure().loaded(Refusal()))
+    assert answer(running.ask("please dance")) == ("dance", "stop", NOTHING | {"abstained": False})
+    assert answer(running.ask("perhaps open"))[2]["confidence"] == pytest.approx(1 / 4)
     assert answer(start(Sure().loaded()).ask("please open")) == ("open", "stop", None)
+
+
+def test_a_request_out_of_scope_gets_no_answer(start: Any) -> None:
+    running = start(Sure().loaded(Refusal(out_of_scope=True)))
+    text, finish, told = answer(running.ask("please open"))
+    assert (text, finish) == ("open", "stop") and told["confidence"] > 0.9
+    assert (told["abstained"], told["in_scope"]) == (False, True)
+    for question in ("please dance", "perhaps open", "please beyond"):
+        text, finish, told = answer(running.ask(question))
+        assert (text, finish, told["abstained"], told["in_scope"]) == ("", "stop", True, False)
+    # what was cut is given as without the switch: the request is in scope
+    assert answer(running.ask("do open_all", max_tokens=4)) == (
+        "open",
+        "length",
+        {"confidence": None, "abstained": False, "in_scope": True},
+    )
+    assert running.runtime.scored == 5  # once for each answer
+
+
+def test_both_refusals_go_together(start: Any) -> None:
+    running = start(Sure().loaded(Refusal(0.8, True)))
+    assert answer(running.ask("please open"))[0] == "open"
+    assert answer(running.ask("please dance"))[2] == NOTHING | {"in_scope": False}
+    cut = answer(running.ask("do open_all", max_tokens=4))
+    assert cut == ("", "length", NOTHING | {"in_scope": True})
 
 
 def test_with_an_adapter_in_use_nothing_is_answered(start: Any) -> None:
     """The temperature of the bundle's own model says nothing about an adapter's answers."""
-    model = Sure().loaded(0.8)
+    model = Sure().loaded(Refusal(0.8))
     model.adapter = Path("other.gguf")
     running = start(model)
     refused = running.ask("please open")

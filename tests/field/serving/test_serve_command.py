@@ -132,7 +132,7 @@ def test_what_cannot_be_served_is_said_before_anything_is_opened(tiny_build: Any
 
     assert "EDGEKIT_TOKEN" in refused("--host", "0.0.0.0")
     assert "has no calibration" in refused(
-        "--min-confidence", 0.8, "--state", tmp_path / "state", "--port", 0
+        "--refuse-out-of-scope", "--state", tmp_path / "state", "--port", 0
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "choose another --port" in refused("--port", taken.getsockname()[1])
