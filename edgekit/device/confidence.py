@@ -115,7 +115,9 @@ class Calibration:
             if said in self.abstaining:
                 why = "the model itself answers that the request is out of scope"
             elif not largest >= scope:  # also where it is no number
-                why = f"the request is out of scope: the largest score of {largest:.3f} is below {scope:.3f}"
+                why = (
+                    f"the request is out of scope, as the largest score of {largest:.3f} is below {scope:.3f}"
+                )
             in_scope = not why
         if not why and (confidence or 0.0) < lowest:
             why = (

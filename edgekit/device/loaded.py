@@ -142,12 +142,12 @@ class LoadedModel:
             return self.calibration
         if self._calibration is not None:
             raise ConfigError(
-                f"The calibration of this {self.format} model was fitted without the adapter {self.adapter}, so the confidence "
-                "of its answers is not known.",
-                "Ask without a lowest confidence, or return to the model itself with use(None).",
+                f"The calibration of this {self.format} model was fitted without the adapter {self.adapter}, so neither "
+                "the confidence of its answers nor its scope is known.",
+                "Ask without refusals, or return to the model itself with use(None).",
             )
         raise ConfigError(
-            f"This {self.format} model has no calibration, so the confidence of its answers is not known.",
+            f"This {self.format} model has no calibration, so neither the confidence of its answers nor its scope is known.",
             HINT,
         )
 
@@ -158,7 +158,7 @@ class LoadedModel:
         time. Raises `CorruptError`, with both digests, for a damaged adapter or one of another base, and
         `UnsupportedError` for a model without adapter support; the current adapter then stays in use.
 
-        The calibration of a bundle is that of its own model. With an adapter there is none, so a confidence is refused until
+        The calibration of a bundle is that of its own model. With an adapter there is none, so `sure_answer` is refused until
         `use(None)`.
         """
         if not isinstance(self.runtime, TakesAdapters):

@@ -84,7 +84,7 @@ def test_auto_is_the_threshold_of_the_bundle(typed: Any) -> None:
 def test_a_request_out_of_scope_gets_no_answer(typed: Any) -> None:
     assert typed("bundle", "please open", "--refuse-out-of-scope").out == "open\n"
     said = typed("bundle", "please dance", "--refuse-out-of-scope")
-    assert said.out == "" and "out of scope: the largest score of -2.000 is below -1.000" in said.err
+    assert said.out == "" and "out of scope, as the largest score of -2.000 is below -1.000" in said.err
     said = typed("bundle", "please beyond", "--refuse-out-of-scope", "--min-confidence", "auto")
     assert said.out == "" and "the model itself answers that the request is out of scope" in said.err
     found = json.loads(typed("bundle", "please dance", "--refuse-out-of-scope", "--json").out)

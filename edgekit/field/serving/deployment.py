@@ -310,7 +310,7 @@ class Deployment:
             found = read_calibration(bundle, manifest, format)
         if found is None:
             raise ConfigError(
-                f"{bundle} has no calibration, so the confidence of its answers is not known.",
+                f"{bundle} has no calibration, so neither the confidence of its answers nor its scope is known.",
                 CALIBRATION_HINT,
             )
         found.limits(asked)
