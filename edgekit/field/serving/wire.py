@@ -300,7 +300,7 @@ def models(name: str, created: float) -> dict[str, Any]:
 
 
 def _confidence(ticket: Ticket) -> dict[str, Any]:
-    """The confidence in the answer, whether it was withheld, and whether the request is in scope: a field that OpenAI's clients pass on unread."""
+    """What is told of the answer where some are refused, a field that OpenAI's clients pass on unread."""
     return {"edgekit": ticket.verdict.fields} if ticket.verdict else {}
 
 
