@@ -47,14 +47,29 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any] |
 
 def abstentions(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
     """How often each model abstains, on rows in scope and out of it, as they are and changed; none where no model ever does."""
-    models = [found.get("abstention") for found in (report.get("robustness") or {}).values()]
-    rows = [
-        (f"abstains on rows {scope}, {words}", [found and found[variant][key] for found in models])
+    models = [_asked(found) for found in (report.get("robustness") or {}).values()]
+    names = dict.fromkeys(name for each in models for name in each)
+    said = any(one["hits"] for each in models for one in each.values())
+    return [(name, [each.get(name) for each in models]) for name in names] if said else []
+
+
+def abstention(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The same of one model, by what the rows are; none where it never abstains."""
+    asked = _asked(found)
+    return asked if any(one["hits"] for one in asked.values()) else {}
+
+
+def _asked(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """How often one model abstains, wherever it was asked a row."""
+    counted = found.get("abstention")
+    if not counted:
+        return {}
+    shares = {
+        f"abstains on rows {scope}, {words}": counted[variant][key]
         for key, scope in (("false_abstentions", "in scope"), ("recall", "out of scope"))
         for variant, words in VARIANTS.items()
-    ]
-    said = any(one and one["hits"] for _, row in rows for one in row)
-    return [(name, row) for name, row in rows if said and any(one and one["n"] for one in row)]
+    }
+    return {name: one for name, one in shares.items() if one["n"]}
 
 
 def worst_rows(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

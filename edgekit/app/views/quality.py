@@ -68,9 +68,8 @@ def robustness_lines(found: Mapping[str, Any]) -> list[Line]:
                 f"right in every variant {percent(always)}, same answer in every variant {percent(alike)}",
             )
         )
-    for name, (one,) in robustness.abstentions({"robustness": {"": found}}):
-        if one and one["n"]:
-            lines.append(("fact", f"{name}: {percent(one['share'])}, {one['hits']} of {one['n']}"))
+    for name, one in robustness.abstention(found).items():
+        lines.append(("fact", f"{name}: {percent(one['share'])}, {one['hits']} of {one['n']}"))
     return lines + [("more", sentence) for sentence in robustness.sentences(found["worst_rows"])]
 
 
