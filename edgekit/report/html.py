@@ -37,7 +37,7 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
     `samples` is the folder of per-sample logs (`tuned.jsonl` and one JSONL per exported format); with it the page
     shows the answers that an export changed. Sections whose keys are missing in `report` are left out.
     """
-    variants = summary.variants(report)
+    variants, confident = summary.variants(report), confidence.measured(report)
     page = _environment.get_template("report.html.jinja").render(
         report=report,
         title=f"{report.get('model') or 'edgekit'} for {report['target']}",
@@ -56,8 +56,8 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         robust_rows=robustness.table(report),
         robust_words=robustness.short(report),
         abstention_rows=robustness.abstentions(report),
-        confident_files=confidence.measured(report),
-        confidence_rows=confidence.table(report),
+        confident_files=confident,
+        confidences={name: dict(confidence.rows(found)) for name, found in confident.items()},
         not_calibrated=confidence.refused(report),
         worst_rows=robustness.worst_rows(report),
         profile_groups=[
