@@ -1,23 +1,50 @@
-"""The model file that a verb measures, in any format that edgekit opens."""
+"""The model that a verb measures: a file in any format that edgekit opens, or the URL of an endpoint where answers suffice."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from edgekit.proof.prove import Subject
+from edgekit.base.errors import ConfigError
 
-Artifact = Annotated[
-    Path, typer.Argument(help="A .gguf file, an onnxruntime-genai folder or a Hugging Face folder.")
-]
+URL = re.compile(r"(https?):/([^/].*)", re.IGNORECASE)
 
 
-def subject_at(artifact: Path) -> Subject:
-    """The format of `artifact`, recognised by its files; a single file is a GGUF file, whatever its name."""
-    from edgekit.proof.prove import Subject
+def url_of(artifact: Path) -> str:
+    """The URL that was given in place of a path, which turns `//` into `/`; empty for a path."""
+    found = URL.fullmatch(str(artifact))
+    return f"{found[1].lower()}://{found[2]}" if found else ""
+
+
+def model_file(artifact: Path) -> Path:
+    """`artifact`, if it is a model file or folder. Raises as `subject_of`, and `ConfigError` for a URL."""
     from edgekit.proof.verify import subject_of
 
-    return Subject(artifact, "gguf", "llama.cpp") if artifact.is_file() else subject_of(artifact)
+    if url := url_of(artifact):
+        raise ConfigError(
+            f"{url} gives answers only, and this needs the model file itself. Nothing was started.",
+            "At a URL these can be measured: eval task, robust, counterfactual, overrefusal and instructions, without "
+            "--choice, --shots and --adversarial.",
+        )
+    subject_of(artifact)
+    return artifact
+
+
+def model_or_url(artifact: Path) -> Path:
+    """The same for a verb that also measures an endpoint, which is asked later."""
+    return artifact if url_of(artifact) else model_file(artifact)
+
+
+FILES = "A .gguf file, an onnxruntime-genai folder"
+Artifact = Annotated[Path, typer.Argument(callback=model_file, help=f"{FILES} or a Hugging Face folder.")]
+Measured = Annotated[
+    Path,
+    typer.Argument(
+        callback=model_or_url,
+        help=f"{FILES}, a Hugging Face folder, or the URL of an OpenAI-compatible endpoint, such as "
+        "http://127.0.0.1:8000/v1.",
+    ),
+]

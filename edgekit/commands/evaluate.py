@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typer.core import TyperGroup
 from edgekit.base.errors import ConfigError
 from edgekit.build import defaults
 from edgekit.commands import shell
-from edgekit.commands.artifact import Artifact, subject_at
+from edgekit.commands.artifact import Artifact, Measured, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,21 +29,6 @@ if TYPE_CHECKING:
     from edgekit.registry import Runtime
 
 CONTEXT = 2048  # maximum tokens of a prompt and its answer together
-
-
-Measured = Annotated[
-    Path,
-    typer.Argument(
-        help="A .gguf file, an onnxruntime-genai folder, a Hugging Face folder, or the URL of an OpenAI-compatible "
-        "endpoint, such as http://127.0.0.1:8000/v1."
-    ),
-]
-
-
-def url_of(artifact: Path) -> str:
-    """The URL that was given in place of a path, which turns `//` into `/`; empty for a path."""
-    found = re.fullmatch(r"(https?):/([^/].*)", str(artifact))
-    return f"{found[1]}://{found[2]}" if found else ""
 
 
 class Verbs(TyperGroup):
@@ -80,14 +64,10 @@ class AskOptions:
 
     @contextmanager
     def opened_at(self, artifact: Path) -> Iterator[Runtime]:
-        """A model file in its runtime, which is closed at the end. Raises `ConfigError` for a URL."""
-        if url := url_of(artifact):
-            raise ConfigError(
-                f"{url} gives answers only, and this needs the model's likelihoods.",
-                "Give the model file itself. At a URL these can be measured: task, robust, counterfactual, overrefusal "
-                "and instructions, without --choice, --shots and --adversarial.",
-            )
-        runtime = subject_at(artifact).open_for(shell.cores(self.threads), CONTEXT)
+        """A model file in its runtime, which is closed at the end. Raises as `subject_of`."""
+        from edgekit.proof.verify import subject_of
+
+        runtime = subject_of(artifact).open_for(shell.cores(self.threads), CONTEXT)
         try:
             yield runtime
         finally:
@@ -109,7 +89,7 @@ class FileOptions(AskOptions):
 
     @contextmanager
     def opened(self) -> Iterator[Runtime]:
-        """The model file in its runtime, which is closed at the end. Raises `ConfigError` for a URL."""
+        """The model file in its runtime, which is closed at the end."""
         with self.opened_at(self.artifact) as runtime:
             yield runtime
 
@@ -136,7 +116,7 @@ class LogOptions(FileOptions):
 
     @contextmanager
     def log(self) -> Iterator[tuple[Emit, Path, Runtime]]:
-        """An `emit` that prints progress, the new log to write, and the opened model file. Raises `ConfigError` for a URL."""
+        """An `emit` that prints progress, the new log to write, and the opened model file."""
         with self._logging() as (emit, log), self.opened() as runtime:
             yield emit, log, runtime
 

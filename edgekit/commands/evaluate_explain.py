@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekit.commands import shell
+from edgekit.commands.artifact import model_file
 from edgekit.commands.evaluate import RowsOptions
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def _keeping(options: ExplainOptions, row: Row, emit: Emit) -> Callable[[Path], 
 
 
 def _files(artifact: Path) -> list[Path]:
-    """The files of a bundle; anything else is taken as it is."""
+    """The files of a bundle; anything else is a model file. Raises as `model_file`."""
     from edgekit.device.manifest import MANIFEST, read_manifest
 
     if not (artifact / MANIFEST).is_file():
-        return [artifact]
-    return [artifact / one["path"] for one in read_manifest(artifact)["formats"].values()]
+        return [model_file(artifact)]
+    return [model_file(artifact / one["path"]) for one in read_manifest(artifact)["formats"].values()]

@@ -10,6 +10,7 @@ import typer
 
 from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
+from edgekit.commands.artifact import model_file
 from edgekit.commands.evaluate import LOG_HELP, ScopeOptions, show
 
 
@@ -57,6 +58,7 @@ def robust(options: RobustOptions) -> None:
             )
         if options.abstain != "auto":
             raise ConfigError("--adversarial counts no abstentions.", "Leave out --abstain or --adversarial.")
+        model_file(options.artifact)  # a URL gives no likelihoods
         _search(options)
         return
     from edgekit.evaluation import robust as evaluation

@@ -12,6 +12,7 @@ import typer
 
 from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
+from edgekit.commands.artifact import model_file
 from edgekit.commands.evaluate import ScopeOptions, show
 
 
@@ -68,6 +69,8 @@ def task(options: TaskOptions) -> None:
         raise ConfigError(
             "--lm-eval logs generated answers, and --choice generates none.", "Leave out one of them."
         )
+    if options.choice or options.shots:
+        model_file(options.artifact)  # a URL gives no likelihoods, and shows no tokens
     slicing = Slicing.of(options.slices, options.slice_rows)
     dataset = options.dataset(slicing.keep)
     rows = options.rows_of(dataset)

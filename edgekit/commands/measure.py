@@ -8,7 +8,7 @@ import typer
 
 from edgekit import registry
 from edgekit.commands import shell
-from edgekit.commands.artifact import Artifact, subject_at
+from edgekit.commands.artifact import Artifact
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def profile(
     verbose: shell.Verbose = False,
 ) -> None:
     """Measure time to first token, tokens per second and peak memory, in a new process."""
-    from edgekit.proof.verify import check_contents
+    from edgekit.proof.verify import check_contents, subject_of
     from edgekit.targets.target import Profile
 
     options = Profile(
@@ -43,7 +43,7 @@ def profile(
         generate_tokens=generate_tokens,
         repeats=repeats,
     )
-    subject = subject_at(artifact)
+    subject = subject_of(artifact)
     with shell.working() as emit:
         check_contents(subject, emit)
         entries = registry.load("profiles", "profile")(artifact, subject.runtime, options, emit=emit)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.base.errors import CorruptError
+from edgekit.base.errors import ConfigError, CorruptError, reason
 from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.containers.reader import HINT, Reader, shown
 
@@ -26,6 +26,7 @@ COUNT_LIMIT = 1 << 16  # metadata keys, and tensors; also the bytes of a name, b
 LEAST_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, type, value
 LEAST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, name, dimensions: count and one, type, offset
 DEFAULT_ALIGNMENT = 32
+MAGIC = b"GGUF"
 
 UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9
 NUMBERS = {
@@ -88,13 +89,22 @@ def read_gguf(path: Path) -> GgufLayout:
     return GgufLayout(version, metadata, tensors, alignment, data_start, max(0, reader.size - end), places)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does. Raises `ConfigError` for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {reason(error)}.", "Check its permissions.") from error
+
+
 def _padded(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
 def _head(reader: Reader) -> tuple[int, int, int]:
     """Version, number of tensors, number of metadata keys."""
-    if reader.size < 4 or reader.take(4, "the magic") != b"GGUF":
+    if reader.size < 4 or reader.take(4, "the magic") != MAGIC:
         raise CorruptError(f"{reader.path} is not a GGUF file.", HINT)
     version = _u32(reader, "the version")
     if version not in (2, 3):

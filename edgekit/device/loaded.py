@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from edgekit import registry
 from edgekit.base.errors import ConfigError, GateError, UnsupportedError
+from edgekit.containers.gguf import is_gguf
 from edgekit.data.rows import Message
 from edgekit.device.answer import Answer, OwnRecords, Records
 from edgekit.device.confidence import HINT, Calibration, Minimum, Refusal, Verdict, read_calibration
@@ -207,7 +208,7 @@ def load(
         raise ConfigError(
             f"There is no bundle {folder}.", "Check the path; `edgekit build` writes to bundles/."
         )
-    if folder.is_file() and folder.suffix != ".gguf" and not _has_magic(folder):
+    if folder.is_file() and folder.suffix != ".gguf" and not is_gguf(folder):
         raise ConfigError(
             f"{folder} is not a bundle, a .gguf file or an onnxruntime-genai folder.", "Check the path."
         )
@@ -221,11 +222,6 @@ def load(
         telemetry = model.closes_with = opened
     model.telemetry = telemetry
     return model
-
-
-def _has_magic(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(4) == b"GGUF"
 
 
 def _load_bundle(

@@ -9,10 +9,12 @@ from typing import Any
 from edgekit import registry
 from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.events import Alert, Emit, GateResult
 from edgekit.containers import gguf_split
+from edgekit.containers.gguf import is_gguf
 from edgekit.containers.gguf_content import check_gguf
+from edgekit.containers.reader import HINT
 from edgekit.data.rows import Row, contents_of
 from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
@@ -43,11 +45,17 @@ NO_CHAT_HINT = "For a model that answers messages, give the instruction-tuned on
 
 
 def subject_of(path: Path) -> Subject:
-    """The format of the file or folder `path`, recognised by its files; raises `ConfigError` for another kind."""
+    """The format of the file or folder `path`, recognised by its content and its files.
+
+    Raises `ConfigError` for another kind and `CorruptError` for a .gguf file that is not GGUF.
+    """
     if not path.exists():
         raise ConfigError(f"There is no file {path}.", "Check the path.")
-    if path.is_file() and path.suffix == ".gguf":
-        return Subject(path, "gguf", FORMATS["gguf"])
+    if path.is_file():
+        if is_gguf(path):
+            return Subject(path, "gguf", FORMATS["gguf"])
+        if path.suffix == ".gguf":
+            raise CorruptError(f"{path} is not a GGUF file.", HINT)
     for file, format in {"genai_config.json": "onnx", "config.json": "folder"}.items():
         if (path / file).is_file():
             return Subject(path, format, FORMATS[format])

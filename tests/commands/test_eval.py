@@ -229,9 +229,9 @@ def test_a_url_is_measured_where_answers_suffice(typed: Any) -> None:
         robust = json.loads(typed("robust", url, *options, "--families", "filler").out)
         assert robust["clean"]["accuracy"] == 1 and robust["families"][0]["pdr"] > 0
         for words in (("task", url, "--choice"), ("robust", url, "--adversarial"), ("calibration", url)):
-            assert "likelihoods" in typed(*words, *options, code=2).err
-        assert "likelihoods" in typed("explain", "test-0004", url, code=2).err
-        assert "shows no tokens" in typed(url, "--shots", "2", *options, code=2).err
+            assert "needs the model file" in typed(*words, *options, code=2).err
+        assert "needs the model file" in typed("explain", "test-0004", url, code=2).err
+        assert "needs the model file" in typed(url, "--shots", "2", *options, code=2).err
     finally:
         server.close()
     assert "does not answer as an OpenAI-compatible endpoint" in typed(url, *options, code=2).err

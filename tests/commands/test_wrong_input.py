@@ -112,24 +112,24 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ),
     ("serve words.gguf --min-confidence 1.5", 2, ("--min-confidence 1.5 is neither a number",)),
     (
-        "eval robust words.txt --families typo",
+        "eval robust small.gguf --families typo",
         2,
         ("no family of noise 'typo'. Did you mean typos?", "Use some of"),
     ),
     (
-        "eval robust words.gguf --adversarial --queries 1",
+        "eval robust small.gguf --adversarial --queries 1",
         2,
         ("--queries': Input should be greater than or equal to 4",),
     ),
     (
-        "eval explain test-004 words.gguf",
+        "eval explain test-004 small.gguf",
         2,
         ("There is no row with the id 'test-004' in demo.", "Did you mean"),
     ),
-    ("eval robust words.gguf --adversarial --abstain no", 2, ("Leave out --abstain or --adversarial.",)),
-    ("eval robust words.gguf --adversarial --families ocr", 2, ("Leave out one of them.",)),
+    ("eval robust small.gguf --adversarial --abstain no", 2, ("Leave out --abstain or --adversarial.",)),
+    ("eval robust small.gguf --adversarial --families ocr", 2, ("Leave out one of them.",)),
     ("eval explain test-0004 missing.gguf", 2, ("There is no file missing.gguf.",)),
-    ("eval task words.gguf --lm-eval table.csv", 2, ("Use another --lm-eval, or add --force",)),
+    ("eval task small.gguf --lm-eval table.csv", 2, ("Use another --lm-eval, or add --force",)),
     (
         "eval compare empty-logs empty-logs",
         2,
@@ -137,10 +137,10 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ),
     ("eval compare logs logs", 2, ("logs is a folder", "such as logs/samples/tuned.jsonl.")),
     ("eval compare words.txt words.txt", 5, ("not a complete log", "Give a log that `edgekit eval task`")),
-    ("eval overrefusal words.gguf missing.csv", 2, ("There is no data file missing.csv",)),
-    ("eval overrefusal words.gguf table.csv", 2, ("needs the columns prompt, type", "Give XSTest's prompts")),
+    ("eval overrefusal small.gguf missing.csv", 2, ("There is no data file missing.csv",)),
+    ("eval overrefusal small.gguf table.csv", 2, ("needs the columns prompt, type", "Give XSTest's prompts")),
     (
-        "eval instructions words.gguf half.jsonl",
+        "eval instructions small.gguf half.jsonl",
         2,
         ("needs the columns key, prompt", "Give IFEval's input_data.jsonl"),
     ),
@@ -150,29 +150,46 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("http://127.0.0.1:9/v1 does not answer", "it usually ends in /v1"),
     ),
     (
-        "eval robst words.gguf",
+        "eval robst small.gguf",
         2,
         ("no verb and no file 'robst'. Did you mean 'robust'?", "eval --help"),
     ),
-    ("eval task words.gguf --slices where", 2, ("No row has a value in a column 'where'.", "--slices")),
+    ("eval task small.gguf --slices where", 2, ("No row has a value in a column 'where'.", "--slices")),
     (
-        "eval ood words.gguf --data rows.csv",
+        "eval ood small.gguf --data rows.csv",
         2,
         ("There are no requests that are out of scope.", "--out-of-scope FILE"),
     ),
-    ("eval ood words.gguf --out-of-scope missing.txt", 2, ("requests in missing.txt cannot be read",)),
-    ("eval ood words.gguf --out-of-scope missing.csv", 2, ("There is no data file missing.csv",)),
-    ("eval ood words.gguf --out-of-scope broken.jsonl", 2, ("broken.jsonl:1: not JSON",)),
+    ("eval ood small.gguf --out-of-scope missing.txt", 2, ("requests in missing.txt cannot be read",)),
+    ("eval ood small.gguf --out-of-scope missing.csv", 2, ("There is no data file missing.csv",)),
+    ("eval ood small.gguf --out-of-scope broken.jsonl", 2, ("broken.jsonl:1: not JSON",)),
     (
         "eval ood http://127.0.0.1:9/v1 --data rows.csv --out-of-scope words.txt",
         2,
-        ("gives answers only, and this needs the model's likelihoods",),
+        ("gives answers only, and this needs the model file itself",),
     ),
-    ("eval ood words.gguf --fit-rows -1", 2, ("--fit-rows': Input should be greater than or equal to 0",)),
-    ("eval task words.gguf --choice", 2, ("different answers, and a choice needs 2 to 200",)),
-    ("eval words.gguf --shots -1", 2, ("--shots': Input should be greater than or equal to 0",)),
-    ("eval words.gguf --split dev", 2, ("There is no split 'dev'.",)),
-    ("eval missing.gguf", 2, ("There is no file missing.gguf.",)),
+    ("eval ood small.gguf --fit-rows -1", 2, ("--fit-rows': Input should be greater than or equal to 0",)),
+    ("eval task small.gguf --choice", 2, ("different answers, and a choice needs 2 to 200",)),
+    ("eval small.gguf --shots -1", 2, ("--shots': Input should be greater than or equal to 0",)),
+    ("eval small.gguf --split dev", 2, ("There is no split 'dev'.",)),
+    *(  # a file is looked at before the rows, which may have to be downloaded
+        (f"eval {verb} --data no/rows", 2, ("There is no file missing.gguf.",))
+        for verb in (
+            "missing.gguf",
+            "ood missing.gguf",
+            "robust missing.gguf --adversarial",
+            "calibration missing.gguf",
+            "counterfactual missing.gguf",
+            "explain row missing.gguf",
+        )
+    ),
+    ("eval overrefusal missing.gguf missing.csv", 2, ("There is no file missing.gguf.",)),
+    ("eval instructions missing.gguf missing.jsonl", 2, ("There is no file missing.gguf.",)),
+    ("eval ood words.txt", 2, ("words.txt is not a .gguf file, an onnxruntime-genai folder",)),
+    ("eval ood empty.gguf", 5, ("empty.gguf is not a GGUF file.",)),
+    ("eval ood empty-logs", 2, ("empty-logs is not a .gguf file", "For a bundle, give its model.gguf")),
+    ("profile http://127.0.0.1:9/v1", 2, ("this needs the model file itself",)),
+    ("eval http://127.0.0.1:9/v1 --choice --data no/rows", 2, ("this needs the model file itself",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
     ("quantize noweights --out out.gguf", 2, ("noweights holds no model.safetensors",)),
     (
@@ -214,6 +231,8 @@ def test_the_fault_is_named(
     (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe\0")
     (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m.content }")
     (tmp_path / "cut.gguf").write_bytes(small_gguf.read_bytes()[:-5000])
+    (tmp_path / "small.gguf").symlink_to(small_gguf)
+    (tmp_path / "empty.gguf").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(shlex.split(typed))
