@@ -11,6 +11,8 @@ import typer
 from edgekit.base.errors import ConfigError
 
 URL = re.compile(r"(https?):/([^/].*)", re.IGNORECASE)
+LIKE_URL = re.compile(r"[a-z]{2,}:/|https?[:/]|([\w.-]+|\[[\da-f:]+\]):\d{1,5}(/|$)", re.IGNORECASE)
+"""What is typed for a URL by mistake: with another scheme, with a part of `://`, or without both."""
 
 
 def url_of(artifact: Path) -> str:
@@ -28,6 +30,12 @@ def model_file(artifact: Path) -> Path:
             f"{url} gives answers only, and this needs the model file itself. Nothing was started.",
             "At a URL these can be measured: eval task, robust, counterfactual, overrefusal and instructions, without "
             "--choice, --shots and --adversarial.",
+        )
+    if LIKE_URL.match(str(artifact)) and not artifact.exists():
+        meant = re.sub(r":/+", "://", str(artifact))
+        raise ConfigError(
+            f"There is no file {meant}, which looks like a URL. Nothing was started.",
+            "A URL begins with http:// or https:// and usually ends in /v1, as in http://127.0.0.1:8000/v1.",
         )
     subject_of(artifact)
     return artifact

@@ -188,6 +188,21 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval ood words.txt", 2, ("words.txt is not a .gguf file, an onnxruntime-genai folder",)),
     ("eval ood empty.gguf", 5, ("empty.gguf is not a GGUF file.",)),
     ("eval ood empty-logs", 2, ("empty-logs is not a .gguf file", "For a bundle, give its model.gguf")),
+    *(
+        (
+            f"eval {typed} --data no/rows",
+            2,
+            (f"There is no file {said}, which looks like a URL", "begins with http://"),
+        )
+        for typed, said in {
+            "task htp://host/v1": "htp://host/v1",
+            "ood localhost:8000/v1": "localhost:8000/v1",
+            "http//host/v1": "http/host/v1",
+            "127.0.0.1:8000": "127.0.0.1:8000",
+            "explain row ftp://host/model.gguf": "ftp://host/model.gguf",
+        }.items()
+    ),
+    ("eval 'C:/model.gguf'", 2, ("There is no file C:/model.gguf.", "Check the path")),
     ("profile http://127.0.0.1:9/v1", 2, ("this needs the model file itself",)),
     ("eval http://127.0.0.1:9/v1 --choice --data no/rows", 2, ("this needs the model file itself",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
