@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from edgekit.containers.reader import Reader, shown
 
 # The Rust library allows 100 MB, of which Python makes gigabytes of objects; a tensor's entry takes about 110 bytes.
+SINGLE = "model.safetensors"  # the weights of a model in one file
 INDEX = "model.safetensors.index.json"  # names the file of each tensor of a model in several files
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the weights of a PEFT adapter
 ADAPTER_PREFIX = "base_model.model."  # before the names of the base's modules in it

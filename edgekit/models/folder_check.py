@@ -12,31 +12,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import CorruptError
+from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.containers import finite
 from edgekit.containers.reader import shown
-from edgekit.containers.safetensors import INDEX, StoredTensor, read_safetensors
+from edgekit.containers.safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 from edgekit.models import tokenizer_files
 from edgekit.models.tokenizer_files import HINT, read_object
 
 EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings)\.weight$")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+PICKLED = re.compile(r"(?!training_args|optimizer|scheduler|scaler|rng_state).+\.(?:bin|pt|pth|ckpt)")
+WHOLE = "Copy or download the whole model folder."
+MOST_NAMED = 3  # missing files
 FLOATS = {"F64": finite.F64, "F32": finite.F32, "F16": finite.F16, "BF16": finite.BF16}
 
 
 def check_folder(folder: Path) -> None:
     """Check the parts of a model folder against each other; all weights are read once.
 
-    Raises `CorruptError` for a chat template beyond its limits, missing weights, a token id that is given out and has no embedding, a
-    config that does not fit the weights, and NaN or infinite weights.
+    Raises as `check_weights`, and `CorruptError` for a chat template beyond its limits, a token id that is given out and
+    has no embedding, a config that does not fit the weights, and NaN or infinite weights.
     """
     prompts = tokenizer_files.printed(tokenizer_files.chat_template(folder))
+    check_weights(folder)
     files = {file: read_safetensors(file) for file in sorted(folder.glob("*.safetensors"))}
-    named = read_object(folder / INDEX).get("weight_map", {})
-    missing = {*named.values()} - {file.name for file in files} if isinstance(named, dict) else set()
-    if missing or not files:
-        name = min(map(str, missing), default="*.safetensors")
-        raise CorruptError(f"{folder} is incomplete: it has no {ascii(name)[1:-1]}.", HINT)
     tensors = {name: tensor for found in files.values() for name, tensor in found.items()}
     _check_sizes(folder, tensors, prompts)
     for file, found in files.items():
@@ -48,6 +48,46 @@ def check_folder(folder: Path) -> None:
                 f"{file} is damaged: tensor {shown(broken[0])} holds NaN or infinity at index {broken[1]}.",
                 HINT,
             )
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """The names of the weight files that a folder lacks: `model.safetensors`, or an index and the shards that it names.
+
+    Raises `CorruptError` for an index that cannot be read.
+    """
+    here = {file.name for file in folder.glob("*") if file.is_file()}
+    named = read_object(folder / INDEX).get("weight_map")
+    needed = {str(name) for name in named.values()} if isinstance(named, dict) else set[str]()
+    if not needed and SINGLE not in here:
+        for shard in filter(None, map(SHARD.fullmatch, here)):
+            count = int(shard[2])
+            needed |= {f"{shard[1]}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)}
+        needed |= {INDEX if needed else SINGLE}
+    return sorted(needed - here)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `CorruptError` for a folder that lacks a part of its weights, and `UnsupportedError` for one without weights."""
+    missing = [shown(name)[1:-1] for name in missing_weights(folder)]
+    if not missing:
+        return
+    if missing != [SINGLE] or any(folder.glob("*.safetensors")):
+        more = f" and {len(missing) - MOST_NAMED} others" if len(missing) > MOST_NAMED else ""
+        raise CorruptError(
+            f"{folder} is incomplete: it has no {', '.join(missing[:MOST_NAMED])}{more}.", WHOLE
+        )
+    pickled = sorted(file.name for file in folder.glob("*") if PICKLED.fullmatch(file.name))
+    if not pickled:
+        raise UnsupportedError(
+            f"{folder} has no weights: no {SINGLE}, and no {INDEX} with its shards. Nothing was started.",
+            WHOLE,
+        )
+    python = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}')"
+    raise UnsupportedError(
+        f"{folder} has no {SINGLE}, and edgekit never loads pickled files such as {shown(pickled[0])[1:-1]}, which can "
+        "run any code. Nothing was started.",
+        f'Get the model as safetensors. If you trust the file, transformers converts it: python -c "{python}"',
+    )
 
 
 def _check_sizes(folder: Path, tensors: Mapping[str, StoredTensor], prompts: str) -> None:

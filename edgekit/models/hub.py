@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,15 +12,13 @@ from edgekit.base.download import download
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Alert, Emit, ignore
 from edgekit.base.hub import File, Repository, UnreachableError
-from edgekit.containers.safetensors import INDEX
+from edgekit.models.folder_check import missing_weights
 
 WEIGHTS = ("*.safetensors",)
 CARDS = ("README.md", "LICENSE*")
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", *CARDS)
 """The files downloaded in addition to the weights: configuration, tokenizer, licence."""
 HINT = "Run the same command once with a network and without --offline, or give a folder on this machine."
-
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -92,21 +88,8 @@ def _missing(folder: Path, patterns: Sequence[str]) -> list[str]:
     needed = (
         {"config.json", "tokenizer.json"} if not (folder / "tokenizer.model").is_file() else {"config.json"}
     )
-    if set(WEIGHTS) <= set(patterns):
-        index = folder / INDEX
-        try:
-            named = json.loads(index.read_text("utf-8"))["weight_map"].values() if index.is_file() else ()
-        except (OSError, ValueError, KeyError, AttributeError, RecursionError):
-            named = ()
-        needed |= set(map(str, named))
-        weights = [path.name for path in folder.glob(WEIGHTS[0])]
-        for shard in filter(None, map(_SHARD.fullmatch, weights)):
-            needed |= {INDEX} if shard[1] == "model" else set()
-            count = int(shard[3])
-            needed |= {f"{shard[1]}-{number:05}-of-{shard[3]}.safetensors" for number in range(1, count + 1)}
-        if not named and not weights:
-            needed.add("model.safetensors")
-    return sorted(name for name in needed if not (folder / name).is_file())
+    missing = [name for name in needed if not (folder / name).is_file()]
+    return sorted([*missing, *(missing_weights(folder) if set(WEIGHTS) <= set(patterns) else ())])
 
 
 def wanted(files: Iterable[File], patterns: Sequence[str]) -> list[File]:

@@ -27,9 +27,11 @@ from edgekit.containers.safetensors import (
     ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
     INDEX,
+    SINGLE,
     StoredTensor,
     read_safetensors,
 )
+from edgekit.models.folder_check import check_weights
 from edgekit.models.shape import fits_in_float32
 
 WIDENED = 1 << 22  # weights of one product that are in float32 at a time, 16 MiB
@@ -44,8 +46,9 @@ def load(folder: Path, edits: Mapping[str, Edit] | None = None, **options: Any) 
 
     Each weight keeps the type in which it is stored. `edits` changes weights when they are used: for the name of a tensor,
     its value in float32 from the stored one in float32. With `output_loading_info` the second value is transformers' own.
-    Raises what transformers raises, and `KeyError` for an edit of a tensor that the model does not have.
+    Raises what transformers and `check_weights` raise, and `KeyError` for an edit of a tensor that the model does not have.
     """
+    check_weights(folder)
     stored = _stored(folder)
     dtype = _usual_type(stored)
     found = _from_pretrained(folder, dtype, options)
@@ -94,7 +97,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, options: Mapping[str, Any
 
 def _stored(folder: Path) -> dict[Path, dict[str, StoredTensor]]:
     """The tensors of each file of weights that transformers reads."""
-    files = [folder / "model.safetensors"]
+    files = [folder / SINGLE]
     if not files[0].is_file():
         files = sorted(folder.glob("*.safetensors")) if (folder / INDEX).is_file() else []
     return {file: read_safetensors(file) for file in files}

@@ -21,7 +21,7 @@ from edgekit.base.parts import missing_part
 from edgekit.containers import gguf_split
 from edgekit.containers.gguf import read_gguf
 from edgekit.models import gguf_source, hub, tokenizer_files
-from edgekit.models.folder_check import check_folder
+from edgekit.models.folder_check import WHOLE, check_folder, check_weights
 
 PROVENANCE = "edgekit.json"
 MERGED = (
@@ -337,21 +337,12 @@ def _licence(path: Path) -> str:
 
 
 def check_parts(folder: Path) -> None:
-    """Raise `UnsupportedError` when a model folder has no weights, or no tokenizer, that edgekit reads."""
-    if not any(folder.glob("*.safetensors")):
-        if any((*folder.glob("*.bin"), *folder.glob("*.pt"))):
-            raise UnsupportedError(
-                f"{folder} has its weights in pickled files (.bin, .pt), which edgekit does not load. Nothing was started.",
-                "Convert it with transformers: save_pretrained(..., safe_serialization=True).",
-            )
-        raise UnsupportedError(
-            f"{folder} has no weights: no .safetensors file. Nothing was started.",
-            "Copy or download the whole model folder.",
-        )
+    """Raise `UnsupportedError` when a model folder has no tokenizer that edgekit reads, and as `check_weights`."""
+    check_weights(folder)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UnsupportedError(
             f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}. Nothing was started.",
-            "Copy or download the whole model folder.",
+            WHOLE,
         )
 
 

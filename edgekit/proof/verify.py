@@ -20,7 +20,7 @@ from edgekit.device.loaded import RUNTIME_OF
 from edgekit.models import source as model
 from edgekit.models import tokenizer_files
 from edgekit.models.chat import ChatTemplate
-from edgekit.models.folder_check import check_folder
+from edgekit.models.folder_check import check_folder, check_weights
 from edgekit.models.onnx_folder import check_onnx_folder
 from edgekit.proof import texts
 from edgekit.proof.facts import ReferenceFacts
@@ -47,7 +47,7 @@ NO_CHAT_HINT = "For a model that answers messages, give the instruction-tuned on
 def subject_of(path: Path) -> Subject:
     """The format of the file or folder `path`, recognised by its content and its files.
 
-    Raises `ConfigError` for another kind and `CorruptError` for a .gguf file that is not GGUF.
+    Raises `ConfigError` for another kind, `CorruptError` for a .gguf file that is not GGUF, and as `check_weights` for a folder.
     """
     if not path.exists():
         raise ConfigError(f"There is no file {path}.", "Check the path.")
@@ -58,6 +58,8 @@ def subject_of(path: Path) -> Subject:
             raise CorruptError(f"{path} is not a GGUF file.", HINT)
     for file, format in {"genai_config.json": "onnx", "config.json": "folder"}.items():
         if (path / file).is_file():
+            if format == "folder":
+                check_weights(path)
             return Subject(path, format, FORMATS[format])
     raise ConfigError(
         f"{path} is not a .gguf file, an onnxruntime-genai folder or a Hugging Face folder. Nothing was checked.",

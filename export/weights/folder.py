@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from edgekit.base.artifacts import write_json
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
-from edgekit.containers.safetensors import INDEX, StoredTensor, read_safetensors
+from edgekit.containers.safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
+from edgekit.models.folder_check import check_weights
 from edgekit.models.source import PROVENANCE
 
-SINGLE = "model.safetensors"
 AGAIN = "Download the model again, or save it again as safetensors."
 # All files of a model folder except its weights and its config.json.
 COMPANIONS = (
@@ -39,7 +39,7 @@ def places_of(path: Path) -> dict[str, Place]:
     """The tensors of one safetensors file, or of a Hugging Face folder, by name, in the order they are stored.
 
     Only headers are read. Raises `CorruptError` naming the file when one is truncated, malformed or missing from the
-    index, and `UnsupportedError` when the weights are pickled or stored in a packed format.
+    index, and `UnsupportedError` when there are none, or they are pickled or stored in a packed format.
     """
     found: dict[str, Place] = {}
     for file, promised in [(path, set[str]())] if path.is_file() else _weight_files(path):
@@ -65,21 +65,13 @@ def _weight_files(folder: Path) -> Iterator[tuple[Path, set[str]]]:
     if (folder / SINGLE).is_file():
         yield folder / SINGLE, set()
         return
-    if not (folder / INDEX).is_file():
-        if any(folder.glob("*.bin")):
-            raise UnsupportedError(
-                f"{folder} holds only pickled weights (*.bin), which edgekit never loads.",
-                "Save the model again as safetensors.",
-            )
-        raise ConfigError(f"{folder} holds no {SINGLE} and no {INDEX}.", "Name a Hugging Face model folder.")
-    places = read_json(folder / INDEX).get("weight_map")
+    places = read_json(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
     if not isinstance(places, dict) or not all(
         isinstance(p, str) and Path(p).name == p for p in places.values()
     ):
         raise CorruptError(f"{folder / INDEX} has no weight_map from tensor names to file names.", AGAIN)
+    check_weights(folder)
     for name in sorted(set(places.values())):
-        if not (folder / name).is_file():
-            raise CorruptError(f"{folder / name} is missing, and {INDEX} lists it.", AGAIN)
         yield folder / name, {tensor for tensor, place in places.items() if place == name}
 
 

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edgekit.base.errors import CorruptError
-from edgekit.containers.safetensors import INDEX
-from edgekit.export.weights.folder import SINGLE, places_of
+from edgekit.containers.safetensors import INDEX, SINGLE
+from edgekit.export.weights.folder import places_of
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -21,11 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError, UnsupportedError
 from edgekit.base.events import Alert, Event, Progress, ignore
-from edgekit.containers.safetensors import StoredTensor, read_safetensors
+from edgekit.containers.safetensors import SINGLE, StoredTensor, read_safetensors
 from edgekit.export.gguf import quantize, stream
 from edgekit.export.gguf.write import is_float_file, read_model, write
 from edgekit.export.weights import folder
-from edgekit.export.weights.folder import SINGLE
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.rows import Rows
 from edgekit.export.weights.safetensors_io import Weights, write_weights

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import ConfigError, EdgekitError, MissingPartError, StageError
 from edgekit.base.events import Event, Progress
+from edgekit.containers.safetensors import SINGLE
 from edgekit.export.gguf import stream, stream_process
-from edgekit.export.weights.folder import SINGLE
 from edgekit.targets.target import GgufExport
 
 Q4 = GgufExport(format="gguf", type="Q4_0")

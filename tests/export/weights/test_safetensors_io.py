@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import ConfigError, CorruptError, UnsupportedError
-from edgekit.containers.safetensors import INDEX
-from edgekit.export.weights.folder import PLAIN, SINGLE, copy_companions, model_config, read_json
+from edgekit.containers.safetensors import INDEX, SINGLE
+from edgekit.export.weights.folder import PLAIN, copy_companions, model_config, read_json
 from edgekit.export.weights.rows import NUMPY
 from edgekit.export.weights.safetensors_io import DTYPES, Weights, write_weights
 
@@ -114,7 +114,7 @@ def test_a_damaged_index_is_named(tmp_path: Path, index: str) -> None:
 
 
 def test_pickles_and_packed_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=SINGLE):
+    with pytest.raises(UnsupportedError, match=SINGLE):
         Weights(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(UnsupportedError, match="pickled"):
