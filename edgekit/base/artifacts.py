@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.errors import ConfigError
+from edgekit.base.errors import ConfigError, reason
 
 
 def sha256_file(path: Path) -> str:
@@ -72,24 +72,70 @@ def removed_on_failure(path: Path) -> Iterator[None]:
         raise
 
 
+def check_output(
+    final: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    force: bool = False,
+    file: bool = False,
+    option: str = "--out",
+) -> None:
+    """Raise `ConfigError` when `final` cannot be written, or something would be lost by it.
+
+    That is what exists, without `force`; and always one of the `inputs`, the working folder, a folder around them, and a
+    folder in whose place a `file` would come. `option` gave the path.
+    """
+    another = f"Use another {option}."
+    try:
+        if file and final.is_dir():
+            raise ConfigError(
+                f"{final} is a folder; it was not changed.", f"Give {option} the name of a file."
+            )
+        if final.exists() and not force:
+            raise ConfigError(
+                f"{final} already exists; it was not changed.",
+                f"Use another {option}, or add --force to replace it.",
+            )
+        for used in (*inputs, Path.cwd()) if final.exists() else ():
+            if used.exists() and used.resolve().is_relative_to(final.resolve()):
+                what = "is in use" if used.samefile(final) else f"holds {used}, which is in use"
+                raise ConfigError(f"{final} {what}; it was not changed.", another)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        probe = _beside(final, "partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        why = (
+            f"{final.parent} is no folder"
+            if isinstance(error, FileExistsError | NotADirectoryError)
+            else reason(error)
+        )
+        raise ConfigError(f"{final} cannot be written: {why}. Nothing was started.", another) from error
+
+
+def _beside(final: Path, ending: str) -> Path:
+    return final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.{ending}"
+
+
 @contextmanager
-def written_whole(final: Path, *, force: bool = False, option: str = "--out") -> Iterator[Path]:
+def written_whole(
+    final: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    force: bool = False,
+    file: bool = False,
+    option: str = "--out",
+) -> Iterator[Path]:
     """Yield a temporary path in the folder of `final`; on success it is renamed to `final`, else removed.
 
-    Raises `ConfigError` before anything is written when `final` exists and `force` is off; its hint names the `option` that
-    gave the path.
+    Raises as `check_output`, before anything is written.
     """
-    if final.exists() and not force:
-        raise ConfigError(
-            f"{final} already exists; it was not changed.",
-            f"Use another {option}, or add --force to replace it.",
-        )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staging = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.partial"
+    check_output(final, inputs=inputs, force=force, file=file, option=option)
+    staging = _beside(final, "partial")
     try:
         yield staging
         if final.is_dir():  # a folder cannot be replaced in one rename: move the old one aside first
-            old = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.old"
+            old = _beside(final, "old")
             os.rename(final, old)
             os.rename(staging, final)
             remove(old)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,13 +77,15 @@ class Output:
 
 
 @contextlib.contextmanager
-def output(cache: Cache, final: Path, *, force: bool = False, give: bool = True) -> Iterator[Output]:
+def output(
+    cache: Cache, final: Path, *, inputs: Iterable[Path] = (), force: bool = False, give: bool = True
+) -> Iterator[Output]:
     """Yield a new `Output`, whose folder is renamed to `final` on success and removed otherwise; see `written_whole`.
 
     Without `give` no file leaves the cache.
     """
     with contextlib.ExitStack() as opened:
-        with written_whole(final, force=force) as staging:
+        with written_whole(final, inputs=inputs, force=force) as staging:
             made = Output(staging, cache, give, opened)
             yield made
         made.finish(final)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit.base.artifacts import digest_of, list_files, sha256_file, write_json
+from edgekit.base.artifacts import check_output, digest_of, list_files, sha256_file, write_json
 from edgekit.base.code import versions
 from edgekit.base.errors import ConfigError, CorruptError
 from edgekit.base.output import Output, output
@@ -57,8 +57,9 @@ def recipe_digest(request: Request) -> str:
 
 
 def check_free(request: Request) -> None:
-    """Raise `ConfigError` when the path exists and is not an earlier bundle of the same inputs."""
+    """Raise `ConfigError` when the path exists and is not an earlier bundle of the same inputs, and as `check_output`."""
     out = request.out
+    check_output(out, inputs=request.inputs, force=True)
     if not out.exists() or request.force:
         return
     try:

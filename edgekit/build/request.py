@@ -32,6 +32,8 @@ class Request:
     force: bool = False
     arguments: tuple[str, ...] = ()
     """The options of `build` that give this request, for the commands that an error proposes."""
+    inputs: tuple[Path, ...] = ()
+    """What is read: model, rows and target, where they are paths. The output must not replace them."""
 
     @cached_property
     def abstaining(self) -> str:
@@ -99,6 +101,8 @@ class Order:
         dataset = load_dataset(self.data, self.reading, emit)
         out = self.out or Path("bundles") / f"{source.name}-{chosen.name}"
         threads = self.threads or hardware.cores()
+        given = [self.data] * (self.data != DEFAULT_DATA) + [self.target] * self.target.endswith(".toml")
+        inputs = tuple(path for path in (source.path, *map(Path, given)) if path)
         return Request(
-            source, dataset, chosen, out, self.cache_dir, threads, self.force, tuple(self.arguments)
+            source, dataset, chosen, out, self.cache_dir, threads, self.force, tuple(self.arguments), inputs
         )

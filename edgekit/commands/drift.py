@@ -69,7 +69,7 @@ def capture(
         raise ConfigError(
             f"{text} cannot be read: {reason(error)}. Nothing was written.", "Give a text file in UTF-8."
         ) from error
-    with shell.working() as emit, written_whole(out, force=force) as staging:
+    with shell.working() as emit, written_whole(out, inputs=[model, text], force=force, file=True) as staging:
         runtime = _open(model, threads, context)
         try:
             ids = runtime.encode(words)

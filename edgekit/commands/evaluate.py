@@ -87,6 +87,11 @@ class FileOptions(AskOptions):
         """The path or the URL as it was given."""
         return url_of(self.artifact) or str(self.artifact)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The paths that are read; what is written must not replace one of them."""
+        return [self.artifact]
+
     @contextmanager
     def opened(self) -> Iterator[Runtime]:
         """The model file in its runtime, which is closed at the end."""
@@ -138,7 +143,8 @@ class LogOptions(FileOptions):
     def _logging(self) -> Iterator[tuple[Emit, Path]]:
         from edgekit.base.artifacts import written_whole
 
-        with shell.working() as emit, written_whole(self.out, force=self.force) as log:
+        writing = written_whole(self.out, inputs=self.inputs, force=self.force, file=True)
+        with shell.working() as emit, writing as log:
             yield emit, log
 
     def kept(self, model: Model, emit: Emit, *more: Any) -> Kept:
@@ -179,6 +185,11 @@ class RowsOptions(AskOptions):
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(RowsOptions, FileOptions):
     """What a verb takes that measures one model file on the rows of a split."""
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The model file and the rows."""
+        return [*super().inputs, Path(self.data)]
 
     def rows_of(self, dataset: Dataset, split: str = "") -> list[Any]:
         """The rows of `split`, by default those to measure, as many as `--limit` allows."""

@@ -62,15 +62,18 @@ def ablate(options: AblateOptions) -> None:
     """
     from dataclasses import replace
 
-    from edgekit.base.artifacts import write_json, written_whole
+    from edgekit.base.artifacts import check_output, write_json, written_whole
     from edgekit.build.ablation import Ablation, run
     from edgekit.evaluation.ablation import Part
     from edgekit.report.ablation import ablation_table, picture
 
     drawn = options.out.with_suffix(".svg")
+    if drawn == options.out:
+        raise ConfigError(
+            "--out names the JSON document; its picture ends in .svg.", "Give --out another ending."
+        )
     for path in (options.out, drawn):
-        if path.exists() and not options.force:
-            raise ConfigError(f"{path} already exists; it was not changed.", "Use another --out, or --force.")
+        check_output(path, inputs=[Path(options.data)], force=options.force, file=True)
     order = replace(options.order, out=None, threads=shell.cores(options.threads))
     asked = Ablation(
         order, Part.of(options.part or ()), options.grid, _seeds(options.seeds), options.rows, options.ray

@@ -39,6 +39,11 @@ class OodOptions(ScopeOptions):
     ] = 400
     out: Annotated[Path, typer.Option("--out", "-o", help=LOG_HELP)] = Path("ood.jsonl")
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The model file, the rows, and the requests out of scope."""
+        return [*super().inputs, *([self.out_of_scope] if self.out_of_scope else [])]
+
 
 @shell.takes(OodOptions)
 def ood(options: OodOptions) -> None:

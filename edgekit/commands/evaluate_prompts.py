@@ -29,6 +29,11 @@ class PromptOptions(LogOptions):
     system: Annotated[str, typer.Option("--system", help="A system message before each prompt.")] = ""
 
     @property
+    def inputs(self) -> list[Path]:
+        """The model file and the prompts."""
+        return [*super().inputs, self.prompts]
+
+    @property
     def free(self) -> Free:
         """How the prompts are asked."""
         from edgekit.evaluation.answering import Free

@@ -71,6 +71,8 @@ def task(options: TaskOptions) -> None:
         )
     if options.choice or options.shots:
         model_file(options.artifact)  # a URL gives no likelihoods, and shows no tokens
+    if options.lm_eval and options.lm_eval.resolve() == options.out.resolve():
+        raise ConfigError("--out and --lm-eval name the same file.", "Give them two names.")
     slicing = Slicing.of(options.slices, options.slice_rows)
     dataset = options.dataset(slicing.keep)
     rows = options.rows_of(dataset)
@@ -104,5 +106,7 @@ def _lm_eval_log(options: TaskOptions) -> Iterator[Path | None]:
     if options.lm_eval is None:
         yield None
         return
-    with written_whole(options.lm_eval, force=options.force, option="--lm-eval") as log:
+    with written_whole(
+        options.lm_eval, inputs=options.inputs, force=options.force, file=True, option="--lm-eval"
+    ) as log:
         yield log

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from edgekit.base.artifacts import written_whole
+from edgekit.base.artifacts import check_output, written_whole
 from edgekit.base.errors import ConfigError, UnsupportedError
 from edgekit.build import defaults
 from edgekit.commands import shell
@@ -72,6 +72,8 @@ def tune(
         raise missing_parts_error(parts)
     if not has_template(request.source):
         raise no_template_error(request.source.name, "tune", order.arguments)
+    if not show_mask:
+        check_output(out, inputs=request.inputs, force=force)
     with shell.working() as emit:
         cache = Cache(cache_dir, emit)
         base = bring_in(cache, request.source)
@@ -118,7 +120,7 @@ def merge(
 
     _need_folder(base, "config.json")
     _need_folder(adapter, "adapter_config.json")
-    with shell.working() as emit, written_whole(out, force=force) as staging:
+    with shell.working() as emit, written_whole(out, inputs=[base, adapter], force=force) as staging:
         registry.load("stages", "merge")(base, adapter, staging, dtype=dtype, emit=emit)
     shell.print_json({"model": str(out)}) if json else shell.say(
         f"Merged: {out}\nNext: edgekit export {out} --out exported"
@@ -147,7 +149,7 @@ def prune(
 
     _need_folder(model, "config.json")
     rows = shell.dataset(data, DataOptions(columns, data_revision, drop_leaks, offline)).train[:64]
-    with shell.working() as emit, written_whole(out, force=force) as staging:
+    with shell.working() as emit, written_whole(out, inputs=[model, Path(data)], force=force) as staging:
         calibration = ModelTokenizer(model).render_ids(rows)
         options = Prune(drop_layers=drop_layers)
         result = registry.load("stages", "prune")(model, staging, options, calibration=calibration, emit=emit)
@@ -199,7 +201,7 @@ def quantize(
         )
     else:
         read_gguf(source)  # a damaged file is refused before llama.cpp opens it
-        with shell.working() as emit, written_whole(out, force=force) as staging:
+        with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
             options = GgufExport.model_validate({"format": "gguf", "type": type.upper()})
             registry.load("stages", "quantize")(
                 source, staging, options, threads=shell.cores(threads), emit=emit
@@ -229,7 +231,8 @@ def _stream(
                 f"--max-ram {max_ram}. Nothing was started.",
                 "Use --threads 1 or a higher --max-ram." if threads > 1 else "Use a higher --max-ram.",
             )
-    with shell.working() as emit, written_whole(out, force=force) as staging:
+    inputs = [source, *([adapter] if adapter else [])]
+    with shell.working() as emit, written_whole(out, inputs=inputs, force=force, file=True) as staging:
         registry.load("stages", "stream")(
             source, staging, options, adapter=adapter, threads=threads, emit=emit
         )
@@ -290,6 +293,7 @@ def export(
         for options in given
         if (why := registry.load("exporters", options.format).refusal(config, options))
     }
+    inputs = [*request.inputs, *([adapter] if adapter else [])]
     typed = [str(model), *without_option(order.arguments, "--model")]
     typed += ["--adapter", str(adapter)] if adapter else []
     if refused:
@@ -302,7 +306,7 @@ def export(
         raise no_template_error(str(model), "export", typed)
     with shell.working() as emit:
         cache = Cache(cache_dir, emit)
-        with output(cache, out, force=force, give=adapter is None) as written:
+        with output(cache, out, inputs=inputs, force=force, give=adapter is None) as written:
             source = bring_in(cache, request.source)
             artifacts = [stages.export(cache, request, source, options) for options in request.target.export]
             # with --adapter the base alone is not asked the task, so it need not be certain of its answers

@@ -63,7 +63,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
             5,
             ("is incomplete: it has no model-00001-of-00003.safetensors, model-00003-of-00003.safetensors.",),
         )
-        for typed in ("plan --model shards", "verify shards -r notokenizer", "eval shards", "quantize shards")
+        for typed in ("plan --model shards", "verify shards -r notokenizer", "eval shards")
     ),
     (
         "plan --model notokenizer",
@@ -167,7 +167,11 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         ("empty-logs is a folder, not a sample log.", "samples/ of a bundle"),
     ),
     ("eval compare logs logs", 2, ("logs is a folder", "such as logs/samples/tuned.jsonl.")),
-    ("eval compare words.txt words.txt", 5, ("not a complete log", "Give a log that `edgekit eval task`")),
+    (
+        "eval compare words.txt words.txt",
+        5,
+        ("not a complete log", "Give a log that `edgekit eval task`"),
+    ),
     ("eval overrefusal small.gguf missing.csv", 2, ("There is no data file missing.csv",)),
     ("eval overrefusal small.gguf table.csv", 2, ("needs the columns prompt, type", "Give XSTest's prompts")),
     (
@@ -203,6 +207,27 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval task small.gguf --choice", 2, ("different answers, and a choice needs 2 to 200",)),
     ("eval small.gguf --shots -1", 2, ("--shots': Input should be greater than or equal to 0",)),
     ("eval small.gguf --split dev", 2, ("There is no split 'dev'.",)),
+    (
+        "eval small.gguf --data rows.csv --out rows.csv --force",
+        2,
+        ("rows.csv is in use; it was not changed.",),
+    ),
+    (
+        "eval small.gguf --out empty-logs --force",
+        2,
+        ("empty-logs is a folder", "Give --out the name of a file."),
+    ),
+    (
+        "eval small.gguf --out words.txt/a.jsonl",
+        2,
+        ("cannot be written: words.txt is no folder.", "another --out"),
+    ),
+    ("eval small.gguf --out a.jsonl --lm-eval ./a.jsonl", 2, ("--out and --lm-eval name the same file.",)),
+    ("eval ood small.gguf --out-of-scope words.txt --out words.txt --force", 2, ("words.txt is in use",)),
+    ("eval ablate --data rows.csv --out a.svg", 2, ("its picture ends in .svg.",)),
+    ("quantize small.gguf --out small.gguf --force", 2, ("small.gguf is in use",)),
+    ("tune --model noweights --data rows.csv --out noweights --force", 2, ("noweights is in use",)),
+    ("export noweights --data rows.csv --out . --force", 2, (". holds noweights, which is in use",)),
     *(  # a file is looked at before the rows, which may have to be downloaded
         (f"eval {verb} --data no/rows", 2, ("There is no file missing.gguf.",))
         for verb in (
