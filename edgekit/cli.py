@@ -8,6 +8,7 @@ stdout is data, stderr is narration.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -73,6 +74,17 @@ CODES: dict[type[errors.EdgekitError], ExitCode] = {
     errors.GateError: ExitCode.GATE,
     errors.CorruptError: ExitCode.CORRUPT,
 }
+
+WRONG_PATH = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""What the system says of a path that cannot be used, wherever it is used first."""
 
 app = typer.Typer(
     name="edgekit",
@@ -180,6 +192,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
             "Close other programs, or choose a smaller batch size.",
         )
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user without -v
+        if isinstance(error, OSError) and error.errno in WRONG_PATH and error.filename:
+            _fail(
+                ExitCode.USAGE,
+                f"{error.filename} cannot be used: {errors.reason(error)}.",
+                "Check the path and its permissions.",
+            )
         _fail(
             ExitCode.STAGE,
             f"{type(error).__name__}: {error}",

@@ -15,7 +15,8 @@ def check_fits(prompt: int, max_tokens: int, context: int) -> None:
     if prompt + max_tokens > context:
         raise ConfigError(
             f"A prompt of {prompt} tokens and {max_tokens} tokens to generate exceed the context of {context}.",
-            f"Open the model with context={prompt + max_tokens} if it was trained for that, or ask for fewer tokens.",
+            "Shorten the prompt, or ask for fewer tokens. If the model was trained for more, an app can open it with "
+            f"context={prompt + max_tokens}.",
         )
 
 

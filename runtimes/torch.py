@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from edgekit.base.errors import CorruptError
+from edgekit.base.errors import CorruptError, reason
 from edgekit.base.memory import give_back
 from edgekit.models import accelerator, mapped
 from edgekit.models.chat import ChatTemplate
@@ -48,7 +48,7 @@ def open_model(path: Path, *, threads: int = 2, context: int = 2048, adapter: Pa
             model = mapped.with_adapter(model, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CorruptError(
-            f"{path} cannot be opened: {str(error).splitlines()[0]}", "Check the folder."
+            f"{path} cannot be opened: {reason(error).splitlines()[0]}", "Check the folder."
         ) from error
     return TorchModel(accelerator.place(model.eval()), ModelTokenizer(path), context)
 

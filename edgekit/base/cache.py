@@ -35,7 +35,8 @@ from edgekit.base.memory import PeakRss, give_back, keep_for_good
 
 RECORD = "stage.json"
 SMALL = 1 << 20  # bytes; smaller files are read again whenever their stage is reused
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 Run = Callable[[Path, Path], dict[str, Any] | None]
 
@@ -211,11 +212,12 @@ def _disk_errors(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in (*FULL, *REFUSED):
             raise
+        mend = "Free some disk space" if error.errno in FULL else "Make the folder of the cache writable"
         raise StageError(
             f"The stage '{name}' could not write its output: {reason(error)}.",
-            "Free some disk space and run the same command again; finished stages are kept.",
+            f"{mend} and run the same command again; finished stages are kept.",
         ) from error
 
 

@@ -32,6 +32,8 @@ def in_words(error: Exception) -> str:
 
 def reason(error: Exception) -> str:
     """Why a file could not be read or written: the system's own words without its number and the path."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,7 +71,7 @@ def is_offline() -> bool:
 
 def failed(repository: Repository, error: Exception, hint: str = HINT) -> ConfigError:
     """The error for a repository that could not be downloaded, with the first line of the hub's reason."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = re.sub(r"\[Errno -?\d+\] ", "", (str(error).splitlines() or [type(error).__name__])[0])
     found = ConfigError if "NotFound" in type(error).__name__ else UnreachableError
     return found(f"'{repository.label}' could not be downloaded from the hub: {reason}", hint)
 

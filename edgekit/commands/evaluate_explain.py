@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgekit.base.errors import ConfigError
 from edgekit.commands import shell
 from edgekit.commands.artifact import model_file
 from edgekit.commands.evaluate import RowsOptions
@@ -49,6 +50,11 @@ def explain(options: ExplainOptions) -> None:
     from edgekit.evaluation import explain as explanation
     from edgekit.report.explain_table import explain_table
 
+    if Path(options.id).exists() and not options.artifacts[0].exists():
+        raise ConfigError(
+            f"There is no file {options.artifacts[0]}. {options.id} is a file, and the id of a row comes before the files. Nothing was started.",
+            "Type it as in edgekit eval explain ID FILE...",
+        )
     files = [file for artifact in options.artifacts for file in _files(artifact)]
     dataset = options.dataset()
     row = explanation.find(dataset, options.id, options.split)

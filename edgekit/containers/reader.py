@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from edgekit.base.errors import ConfigError, CorruptError
+from edgekit.base.errors import ConfigError, CorruptError, reason
 
 WINDOW = 16 * 1024  # bytes read ahead
 HINT = "Fetch, copy or export the file again."
@@ -28,7 +28,7 @@ class Reader:
         except FileNotFoundError as error:
             raise ConfigError(f"There is no file {path}.", "Name a file that exists.") from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise ConfigError(f"{path} cannot be read: {error}.", "Check its permissions.") from error
+            raise ConfigError(f"{path} cannot be read: {reason(error)}.", "Check its permissions.") from error
         self.path = path
         self.size = status.st_size
         self.position = 0

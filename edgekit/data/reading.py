@@ -157,6 +157,12 @@ class Reader:
         """The columns to read a file by. Raises `ConfigError` when it lacks them, or when they are not plain."""
         columns = self._by_names(names)
         here = ", ".join(names)
+        if columns is None and len(names) == 1:
+            raise ConfigError(
+                f"{path} is {table.kind.text} with the column {here} only, and a row needs a prompt and its answer. "
+                "Nothing was started.",
+                "Add a column with the answers.",
+            )
         if columns is None:
             raise ConfigError(
                 f"{path} is {table.kind.text} with the columns {here}. Which of them holds the prompt and which the "

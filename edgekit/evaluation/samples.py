@@ -66,12 +66,17 @@ def read_scored(path: Path) -> list[Scored]:
         raise ConfigError(f"There is no sample log {path}.", LOGS) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(
-            f"{path} is not a complete log of `edgekit eval`: {'a line has no ' + str(error) if isinstance(error, KeyError) else reason(error)}.",
-            AGAIN,
+            f"{path} is not a complete log of `edgekit eval`: {_fault(error)}.", AGAIN
         ) from error
     if not found:
         raise CorruptError(f"{path} holds no samples.", AGAIN)
     return found
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"a line has no {error}"
+    return "it has a line that is not JSON" if isinstance(error, json.JSONDecodeError) else reason(error)
 
 
 def _own(one: Mapping[str, Any]) -> Scored:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.base.artifacts import digest_of, sha256_file, sha256_tree, write_json
-from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError
+from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, UnsupportedError, reason
 from edgekit.base.events import Emit, ignore
 from edgekit.base.parts import missing_part
 from edgekit.containers import gguf_split
@@ -202,9 +202,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a Hugging Face folder, checked."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} cannot be read: {reason(error)}.", "Check its permissions."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptError(
-            f"{folder / 'config.json'} cannot be read: {error}", "Fetch the model again."
+            f"{folder / 'config.json'} cannot be read: {reason(error)}.", "Fetch the model again."
         ) from error
     if not isinstance(config, dict):
         raise CorruptError(f"{folder / 'config.json'} is not a JSON object.", "Fetch the model again.")

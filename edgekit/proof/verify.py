@@ -63,7 +63,7 @@ def subject_of(path: Path) -> Subject:
             return Subject(path, format, FORMATS[format])
     raise ConfigError(
         f"{path} is not a .gguf file, an onnxruntime-genai folder or a Hugging Face folder. Nothing was checked.",
-        "For a bundle, give its model.gguf or its onnx folder.",
+        "Give the folder of the model; of a bundle, its model.gguf or its onnx folder.",
     )
 
 

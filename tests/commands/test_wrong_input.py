@@ -116,6 +116,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
         2,
         ("has no column 'c'. Its columns are a, b",),
     ),
+    ("data audit column.csv", 2, ("the column prompt only, and a row needs a prompt and its answer",)),
     ("plan --data table.csv --columns promt=a", 2, ("did you mean 'prompt'?",)),
     ("data audit words.txt", 2, ("is plain text, not rows; it begins with 'Only words.'",)),
     ("data audit no/rows --offline", 2, ("taken as a hub data set", "not whole in the hub's cache")),
@@ -170,7 +171,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     (
         "eval compare words.txt words.txt",
         5,
-        ("not a complete log", "Give a log that `edgekit eval task`"),
+        ("not a complete log", "a line that is not JSON", "Give a log that `edgekit eval task`"),
     ),
     ("eval overrefusal small.gguf missing.csv", 2, ("There is no data file missing.csv",)),
     ("eval overrefusal small.gguf table.csv", 2, ("needs the columns prompt, type", "Give XSTest's prompts")),
@@ -228,6 +229,8 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("quantize small.gguf --out small.gguf --force", 2, ("small.gguf is in use",)),
     ("tune --model noweights --data rows.csv --out noweights --force", 2, ("noweights is in use",)),
     ("export noweights --data rows.csv --out . --force", 2, (". holds noweights, which is in use",)),
+    (f"eval {'x' * 300}.gguf", 2, ("cannot be used: File name too long.",)),
+    ("eval explain small.gguf test-0004", 2, ("There is no file test-0004.", "the id of a row comes before")),
     *(  # a file is looked at before the rows, which may have to be downloaded
         (f"eval {verb} --data no/rows", 2, ("There is no file missing.gguf.",))
         for verb in (
@@ -243,7 +246,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval instructions missing.gguf missing.jsonl", 2, ("There is no file missing.gguf.",)),
     ("eval ood words.txt", 2, ("words.txt is not a .gguf file, an onnxruntime-genai folder",)),
     ("eval ood empty.gguf", 5, ("empty.gguf is not a GGUF file.",)),
-    ("eval ood empty-logs", 2, ("empty-logs is not a .gguf file", "For a bundle, give its model.gguf")),
+    ("eval ood empty-logs", 2, ("empty-logs is not a .gguf file", "of a bundle, its model.gguf")),
     *(
         (
             f"eval {typed} --data no/rows",
@@ -291,6 +294,7 @@ def test_the_fault_is_named(
     labels = [f"question {number},{'yes' if number % 2 else 'no'}" for number in range(80)]
     (tmp_path / "rows.csv").write_text("\n".join(["prompt,completion", *labels]))
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a\n')
+    (tmp_path / "column.csv").write_text("prompt\nq\n")
     (tmp_path / "cells.csv").write_text("prompt,completion\nq\n")
     for name, without in {"noweights": "*.safetensors", "notokenizer": "token*"}.items():
         shutil.copytree(small_model, tmp_path / name, ignore=shutil.ignore_patterns(without))
