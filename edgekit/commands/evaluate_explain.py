@@ -52,7 +52,8 @@ def explain(options: ExplainOptions) -> None:
 
     if Path(options.id).exists() and not options.artifacts[0].exists():
         raise ConfigError(
-            f"There is no file {options.artifacts[0]}. {options.id} is a file, and the id of a row comes before the files. Nothing was started.",
+            f"There is no file {options.artifacts[0]}. {options.id} is a file, and the id of a row comes before the files. "
+            "Nothing was started.",
             "Type it as in edgekit eval explain ID FILE...",
         )
     files = [file for artifact in options.artifacts for file in _files(artifact)]

@@ -75,7 +75,8 @@ def kind_of(path: Path) -> Kind:
     """The kind of a file, by its content. Raises `ConfigError` for a missing file and one that edgekit does not read."""
     if path.exists() and not path.is_file():  # a device or a pipe may be endless
         raise ConfigError(
-            f"{path} is not a file.", f"Give a file of rows ({READ}) or a folder of such files."
+            f"{path} is not a file.",
+            f"Give a file of rows ({READ})" + ("." if path.is_dir() else " or a folder of such files."),
         )
     try:
         with path.open("rb") as file:

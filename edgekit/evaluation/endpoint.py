@@ -36,11 +36,15 @@ class Endpoint:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        hint = f"Give it as in http://127.0.0.1:8000/v1; a token is read from {TOKEN}."
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"The address of the endpoint cannot be read: {error}.", hint) from error
         if not parts.hostname or parts.query or parts.username:
             raise ConfigError(
                 f"{parts.scheme}://{parts.hostname or ''}{parts.path} with a query or a user is not the address of an endpoint.",
-                f"Give it as in http://127.0.0.1:8000/v1; a token is read from {TOKEN}.",
+                hint,
             )
         self.name = "endpoint"
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"

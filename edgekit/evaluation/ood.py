@@ -25,6 +25,8 @@ import numpy as np
 
 from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress
+from edgekit.base.texts import one_line
+from edgekit.data.noise import last_question
 from edgekit.data.out_of_scope import is_out_of_scope
 from edgekit.data.rows import Row
 from edgekit.data.splits import Dataset
@@ -71,7 +73,8 @@ class Requests:
     ) -> Requests:
         """The rows of `split` within the scope, beside those that its labels call out of scope and those that are `given`.
 
-        `limit` is the largest number of rows of each kind; 0 uses all. Raises `ConfigError` when one kind has no rows.
+        `limit` is the largest number of rows of each kind; 0 uses all. Raises `ConfigError` when one kind has no rows, and when
+        a row within the scope is `given` as well.
         """
 
         def within(rows: Sequence[Row]) -> list[Row]:
@@ -84,6 +87,12 @@ class Requests:
             labels = candidates(train)
         except ConfigError:
             labels = []
+        texts = {last_question(row) for row in (*validation, *inside)}
+        if both := [last_question(row) for row in given if last_question(row) in texts]:
+            raise ConfigError(
+                f"{len(both)} of {len(given)} requests out of scope are rows within it too, such as '{one_line(both[0], 60)}'.",
+                "Remove them from --out-of-scope, or label those rows out_of_scope.",
+            )
         known = set(labels)
         asked = [
             [row for row in rows if not known or row.answer.strip() in known] for rows in (validation, inside)

@@ -198,6 +198,13 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ),
     ("eval ood small.gguf --out-of-scope missing.txt", 2, ("requests in missing.txt cannot be read",)),
     ("eval ood small.gguf --out-of-scope missing.csv", 2, ("There is no data file missing.csv",)),
+    (
+        "eval ood small.gguf --data rows.csv --out-of-scope rows.csv",
+        2,
+        ("of 80 requests out of scope are rows within it too, such as 'question",),
+    ),
+    ("eval 'http://[::1/v1' --data rows.csv", 2, ("The address of the endpoint cannot be read",)),
+    ("eval overrefusal small.gguf noweights", 2, ("noweights is not a file.",)),
     ("eval ood small.gguf --out-of-scope broken.jsonl", 2, ("broken.jsonl:1: not JSON",)),
     (
         "eval ood http://127.0.0.1:9/v1 --data rows.csv --out-of-scope words.txt",
