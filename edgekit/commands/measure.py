@@ -21,7 +21,10 @@ def profile(
     threads: Annotated[
         list[int] | None,
         typer.Option(
-            "--threads", min=1, help="Thread count to measure. Can be repeated. Default: every core."
+            "--threads",
+            min=1,
+            max=shell.MOST_THREADS,
+            help="Thread count to measure. Can be repeated. Default: every core.",
         ),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Length of the prompt.")] = 128,

@@ -156,7 +156,10 @@ Who = Annotated[
         "--who", envvar="EDGEKIT_WHO", help="Name of the person making the change. Default: user@host."
     ),
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 uses every core.")]
+MOST_THREADS = 256  # llama.cpp ends its process at 512
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=MOST_THREADS, help="CPU threads; 0 uses every core.")
+]
 
 MinConfidence = Annotated[
     str | None,

@@ -48,12 +48,6 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def table(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Each figure with that of each file which `measured` gives."""
-    each = [rows(found) for found in measured(report).values()]
-    return [(line[0][0], [value for _, value in line]) for line in zip(*each, strict=True)]
-
-
 def short(report: Mapping[str, Any]) -> list[str]:
     """One line for each file that has a calibration: its error, and what the device refuses by itself."""
     lines = []

@@ -213,6 +213,7 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ),
     ("eval ood small.gguf --fit-rows -1", 2, ("--fit-rows': Input should be greater than or equal to 0",)),
     ("eval task small.gguf --choice", 2, ("different answers, and a choice needs 2 to 200",)),
+    ("eval small.gguf --threads 512", 2, ("--threads': Input should be less than or equal to 256",)),
     ("eval small.gguf --shots -1", 2, ("--shots': Input should be greater than or equal to 0",)),
     ("eval small.gguf --split dev", 2, ("There is no split 'dev'.",)),
     (
