@@ -1,23 +1,27 @@
 """Plain against robust tuning, beside a linear model, on rows of intents: `benchmarks/robustness.md`.
 
-    python benchmarks/robustness.py --clinc clinc150.json [--intents 20] [--seeds 7] [--variants plain,robust] [--limit N]
+    python benchmarks/robustness.py --clinc clinc150.json [--intents 20] [--seeds 7,8,9] [--variants plain,robust] [--limit N]
+    python benchmarks/robustness.py --banking FOLDER [--clinc clinc150.json] ...
     python benchmarks/robustness.py --data FOLDER ...
 
 Needs scikit-learn (`pip install scikit-learn`) for the linear model: TF-IDF of words and of letters, and logistic regression. Tunes the sample model
 once for each variant and seed, merges it, and asks both models the same rows: as they are, with each family of noise, in
-each phrasing, and requests out of scope. Every finished step stays in --work, so that an interrupted study goes on.
+each phrasing, and requests out of scope (those of CLINC150). Every finished step stays in --work, so that an interrupted study goes on.
 Variants: plain, robust, and robust without one of its parts: no-noise, no-phrasings, no-consistency, no-abstention.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 from edgekit.base.events import ignore
@@ -40,15 +44,17 @@ VARIANTS = {
     "no-abstention": ["--robust", "--set", 'tune.robustness.abstain=""'],
 }
 Sets = dict[str, list[Row]]
+Pairs = dict[str, list[tuple[str, str]]]  # text and label, by split
 
 
 def main() -> None:
-    """Print the table, one column for each model, after every step that was missing."""
+    """Print the table, one column for each variant, after every step that was missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clinc", type=Path, help="data_full.json of clinc/oos-eval")
-    parser.add_argument("--intents", type=int, default=20, help="intents of it, chosen by a seed")
+    parser.add_argument("--banking", type=Path, help="folder with train.csv and test.csv of Banking77")
+    parser.add_argument("--intents", type=int, default=20, help="intents of them, chosen by a seed")
     parser.add_argument("--data", type=Path, help="a folder of rows whose answers are labels")
     parser.add_argument("--work", type=Path, default=Path("robustness"))
     parser.add_argument("--seeds", default="7")
@@ -60,12 +66,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     work: Path = arguments.work
-    data: Path = arguments.data or write_rows(work / "rows", arguments.clinc, arguments.intents)
+    data: Path = arguments.data or write_rows(
+        work / "rows",
+        banking(arguments.banking) if arguments.banking else json.loads(arguments.clinc.read_text()),
+        arguments.intents,
+    )
     rows = load_dataset(str(data))
     test = rows.test[: arguments.limit or None]
     beyond = out_of_scope(arguments.clinc)[: arguments.out_of_scope] if arguments.clinc else []
     sets = sets_of(test, beyond)
-    results = {"linear": linear(rows.train, sets)}
+    results = {"linear": [linear(rows.train, sets)]}
     show(results, sets)
     for seed in arguments.seeds.split(","):
         for variant in arguments.variants.split(","):
@@ -73,14 +83,21 @@ def main() -> None:
             model = tuned(
                 work, data, name, [*VARIANTS[variant], "--set", f"tune.seed={seed}"], arguments.threads
             )
-            results[name] = answered(work / f"{name}.json", model, sets, arguments.threads)
+            found = answered(work / f"{name}.json", model, sets, arguments.threads)
+            results.setdefault(variant, []).append(found)
             show(results, sets)
 
 
-def write_rows(folder: Path, clinc: Path, intents: int) -> Path:
-    """Rows of some intents of CLINC150 (Larson et al. 2019, arXiv 1909.02027), the same for the same arguments."""
-    source, random = json.loads(clinc.read_text()), Random(3)
-    chosen = sorted(random.sample(sorted({label for _, label in source["train"]}), intents))
+def write_rows(folder: Path, source: Pairs, intents: int) -> Path:
+    """Rows of some intents that have enough of them, the same for the same arguments."""
+    random = Random(3)
+    counts = {split: Counter(label for _, label in source[split]) for split in PER_INTENT}
+    enough = {
+        label
+        for label in counts["train"]
+        if all(counts[split][label] >= n for split, n in PER_INTENT.items())
+    }
+    chosen = sorted(random.sample(sorted(enough), intents))
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in PER_INTENT.items():
         pairs = [(text, label) for label in chosen
@@ -89,6 +106,17 @@ def write_rows(folder: Path, clinc: Path, intents: int) -> Path:
         lines = [json.dumps(record(text, label)) + "\n" for text, label in pairs]
         (folder / f"{'validation' if split == 'val' else split}.jsonl").write_text("".join(lines))
     return folder
+
+
+def banking(folder: Path) -> Pairs:
+    """Banking77 (Casanueva et al. 2020, arXiv 2003.04807); its training rows are split by a seed for validation."""
+    pairs: Pairs = {}
+    for split in ("train", "test"):
+        with (folder / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            pairs[split] = [(row["text"], row["category"]) for row in csv.DictReader(file)]
+    train = pairs["train"]
+    Random(3).shuffle(train)
+    return pairs | {"val": train[::6], "train": [pair for place, pair in enumerate(train) if place % 6]}
 
 
 def record(text: str, label: str) -> dict[str, Any]:
@@ -185,28 +213,52 @@ def answered(log: Path, model: Path, sets: Sets, threads: int) -> dict[str, floa
     return found
 
 
-def show(results: dict[str, dict[str, float]], sets: Sets) -> None:
-    """The table: accuracy in percent, then the mean drop over seen and held-out noise and the spread of phrasings."""
-    print(f"\n| rows ({len(sets['as they are'])}) | " + " | ".join(results) + " |")
+def show(results: Mapping[str, Sequence[dict[str, float]]], sets: Sets) -> None:
+    """The table: right answers in percent, the mean drop over seen and held-out noise, the spread of phrasings.
+
+    Each cell is the mean over the seeds, with the lowest and the highest in brackets.
+    """
+    print(f"\n| rows ({len(sets['as they are'])}), right in % | " + " | ".join(results) + " |")
     print("|---|" + "--:|" * len(results))
+
+    def line(title: str, digits: int, figure: Callable[..., float], *arguments: Any) -> None:
+        columns = [[figure(found, *arguments) for found in seeds] for seeds in results.values()]
+        print(f"| {title} | " + " | ".join(cell(values, digits) for values in columns) + " |")
+
     for name in sets:
-        mark = " *" if held_out(name) else ""
-        print(f"| {name}{mark} | " + " | ".join(f"{found[name]:.1%}" for found in results.values()) + " |")
-    for kind in (False, True):
-        names = [name for name in FAMILIES if FAMILIES[name].held_out is kind]
-        cells = [
-            f"{1 - sum(found[name] for name in names) / len(names) / found['as they are']:.3f}"
-            for found in results.values()
-        ]
-        print(f"| performance drop, {'held-out' if kind else 'seen'} noise | " + " | ".join(cells) + " |")
-    for kind in (False, True):
-        names = [f"phrasing {each.name}" for each in PHRASINGS if each.held_out is kind]
-        cells = [
-            f"{max(found[name] for name in names) - min(found[name] for name in names):.1%}"
-            for found in results.values()
-        ]
-        print(f"| spread of {'held-out' if kind else 'seen'} phrasings | " + " | ".join(cells) + " |")
+        line(f"{name} *" if held_out(name) else name, 1, percent, name)
+    for kind in ("seen", "held-out"):
+        line(
+            f"performance drop, {kind} noise",
+            3,
+            drop,
+            [name for name in FAMILIES if held_out(name) == (kind != "seen")],
+        )
+    for kind in ("seen", "held-out"):
+        names = [f"phrasing {each.name}" for each in PHRASINGS if each.held_out == (kind != "seen")]
+        line(f"spread of {kind} phrasings, points", 1, spread, names)
     sys.stdout.flush()
+
+
+def percent(found: Mapping[str, float], name: str) -> float:
+    """Share of right answers in percent."""
+    return 100 * found[name]
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """The mean of the seeds, and where there are several, the lowest and the highest."""
+    ends = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{ends}"
+
+
+def drop(found: Mapping[str, float], names: Sequence[str]) -> float:
+    """Performance drop rate in the mean of some families of noise."""
+    return 1 - fmean(found[name] for name in names) / found["as they are"]
+
+
+def spread(found: Mapping[str, float], names: Sequence[str]) -> float:
+    """Points between the best and the worst phrasing."""
+    return 100 * (max(found[name] for name in names) - min(found[name] for name in names))
 
 
 if __name__ == "__main__":
