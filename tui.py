@@ -194,6 +194,8 @@ class EdgekitApp(Host):
             gc.set_threshold(*self._thresholds)
 
     def _end_write(self) -> None:
+        if not self.screen_stack:  # the app ends
+            return
         if self._write_until and isinstance(self.screen, View):
             self._draw_mode()
             if not self.writing:

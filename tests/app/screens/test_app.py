@@ -161,6 +161,20 @@ def test_words_of_others_are_shown_as_they_are(tmp_path: Path) -> None:
     run(test())
 
 
+def test_write_mode_may_be_on_when_the_app_ends(tmp_path: Path) -> None:
+    """The timer that ends it may still tick when the screens are gone."""
+
+    async def look() -> None:
+        shown = app(tmp_path, "monitor")
+        async with shown.run_test() as pilot:
+            await pilot.pause()
+            shown._write_until = shown.now() + 60
+        assert not shown.screen_stack
+        shown._end_write()
+
+    run(look())
+
+
 def test_a_screen_takes_the_place_of_the_one_before_and_of_its_questions(tmp_path: Path) -> None:
     async def test() -> None:
         shown = app(tmp_path, "monitor")
