@@ -227,16 +227,14 @@ def show(results: Mapping[str, Sequence[dict[str, float]]], sets: Sets) -> None:
 
     for name in sets:
         line(f"{name} *" if held_out(name) else name, 1, percent, name)
-    for kind in ("seen", "held-out"):
-        line(
-            f"performance drop, {kind} noise",
-            3,
-            drop,
-            [name for name in FAMILIES if held_out(name) == (kind != "seen")],
-        )
-    for kind in ("seen", "held-out"):
-        names = [f"phrasing {each.name}" for each in PHRASINGS if each.held_out == (kind != "seen")]
-        line(f"spread of {kind} phrasings, points", 1, spread, names)
+    phrasings = [name for name in sets if name.startswith("phrasing ")]
+    for title, digits, figure, names in (
+        ("performance drop, {} noise", 3, drop, list(FAMILIES)),
+        ("spread of {} phrasings, points", 1, spread, phrasings),
+    ):
+        for kind in ("seen", "held-out"):
+            among = [name for name in names if held_out(name) == (kind == "held-out")]
+            line(title.format(kind), digits, figure, among)
     sys.stdout.flush()
 
 

@@ -101,8 +101,9 @@ class Order:
         dataset = load_dataset(self.data, self.reading, emit)
         out = self.out or Path("bundles") / f"{source.name}-{chosen.name}"
         threads = self.threads or hardware.cores()
-        given = [self.data] * (self.data != DEFAULT_DATA) + [self.target] * self.target.endswith(".toml")
-        inputs = tuple(path for path in (source.path, *map(Path, given)) if path)
+        rows = None if self.data == DEFAULT_DATA else self.data
+        settings = self.target if self.target.endswith(".toml") else None
+        inputs = tuple(Path(each) for each in (source.path, rows, settings) if each)
         return Request(
             source, dataset, chosen, out, self.cache_dir, threads, self.force, tuple(self.arguments), inputs
         )
