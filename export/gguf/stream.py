@@ -11,19 +11,16 @@ the header only, so this takes no memory and, on a file system with sparse files
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from llama_cpp import llama_cpp
-from llama_cpp._ctypes_extensions import load_shared_library
 from numpy.typing import NDArray
 
 from edgekit.base.artifacts import removed_on_failure
@@ -31,6 +28,7 @@ from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.containers.safetensors import ADAPTER_WEIGHTS
 from edgekit.export.gguf.families import head_size, typed
+from edgekit.export.gguf.ggml import library
 from edgekit.export.gguf.quantize import choose_types, file_type, uses_importance
 from edgekit.export.gguf.write import (
     MIB,
@@ -205,8 +203,8 @@ def _convert(
 ) -> NDArray[Any]:
     """Rows of one tensor as the bytes of `kind`: the calls that `llama_model_quantize` makes (llama-quant.cpp)."""
     values = np.ascontiguousarray(read())
-    library = _ggml()
-    if not library.ggml_validate_row_data(F32, values.ctypes.data, values.nbytes):
+    ggml = library()
+    if not ggml.ggml_validate_row_data(F32, values.ctypes.data, values.nbytes):
         raise CorruptError(
             f"'{name}' holds a weight that is not a finite number. No file was written.",
             "The model or its adapter is damaged: download or tune it again.",
@@ -216,32 +214,15 @@ def _convert(
     columns = values.shape[-1]
     out = np.empty(values.size // columns * _row_bytes(columns, kind), np.uint8)
     importance = weights.ctypes.data if weights is not None else None
-    library.ggml_quantize_chunk(
+    ggml.ggml_quantize_chunk(
         kind, values.ctypes.data, out.ctypes.data, 0, values.size // columns, columns, importance
     )
-    if not library.ggml_validate_row_data(kind, out.ctypes.data, out.nbytes):
+    if not ggml.ggml_validate_row_data(kind, out.ctypes.data, out.nbytes):
         raise StageError(
             f"'{name}' cannot be stored as {kind.name}: a scale is out of range. No file was written.",
             "Choose a larger type for it with tensor_types.",
         )
     return out
-
-
-@cache
-def _ggml() -> ctypes.CDLL:
-    """The ggml library that llama.cpp is linked with. Calls into it release the GIL."""
-    library: ctypes.CDLL = (
-        llama_cpp._lib
-    )  # except on Windows, the symbols of its own libraries are found through it
-    if not hasattr(library, "ggml_quantize_chunk"):
-        library = load_shared_library("ggml-base", llama_cpp._base_path)
-    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-    library.ggml_validate_row_data.restype = ctypes.c_bool
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-    ]  # fmt: skip
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    return library
 
 
 def _row_bytes(columns: int, kind: gguf.GGMLQuantizationType) -> int:
