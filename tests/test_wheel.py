@@ -99,6 +99,7 @@ def test_the_wheel_holds_real_files_under_edgekit_alone(wheel: Path) -> None:
         "edgekit/export/gguf/write.py",
         "edgekit/runtimes/llamacpp.py",
         "edgekit/profiles/targets/cpu-int4.toml",
+        "edgekit/data/calibration.txt",
         "edgekit/data/demo_intents.toml",
         "edgekit/field/incidents/runbooks/drift.md",
         "edgekit/py.typed",

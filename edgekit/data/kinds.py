@@ -103,6 +103,27 @@ def kind_of(path: Path) -> Kind:
     return Kind(kind.name, kind.delimiter, zipped)
 
 
+def named_as_rows(path: Path) -> bool:
+    """Whether a file is one of rows by the ending of its name."""
+    return path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file that may also be plain text holds rows: by its name, else because it begins as such files do.
+
+    Only Parquet, Arrow and a JSON object on the first line tell; a text may look like a table by chance.
+    """
+    if named_as_rows(path) or not path.is_file():
+        return named_as_rows(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:  # who reads it as text says why
+        return False
+    first = head.decode("utf-8-sig", "replace").lstrip().partition("\n")[0]
+    return _binary(head) is not None or (first.startswith("{") and _is_json(first))
+
+
 def unreadable(path: Path, error: Exception) -> ConfigError:
     """The error for a file that the system or its compression does not give."""
     return ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgekit.base.errors import ConfigError, reason
 from edgekit.base.events import Emit, ignore
 from edgekit.data.dataset import DataOptions, load_questions
-from edgekit.data.kinds import SUFFIXES
+from edgekit.data.kinds import named_as_rows
 from edgekit.data.out_of_scope import ANSWER
 from edgekit.data.rows import Row
 
@@ -20,7 +20,7 @@ def read_requests(path: Path, like: Sequence[Row], columns: str = "", emit: Emit
     `columns` are those of `--columns`. A request without a system message gets that of one of the rows `like`: without it, it
     would be told from them by the message alone. Raises `ConfigError` for a file that cannot be read or has no requests.
     """
-    if path.name.lower().removesuffix(".gz").endswith(SUFFIXES):
+    if named_as_rows(path):
         found = load_questions(str(path), DataOptions(columns), emit)
     else:
         found = _lines(path)

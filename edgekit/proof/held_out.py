@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import CorruptError
 from edgekit.base.events import Emit, Progress, ignore
+from edgekit.data.calibration_text import TextTokenizer
 from edgekit.data.rows import Message
 from edgekit.models.chat import ChatTemplate
 from edgekit.proof.drift import Reference, Scored, capture
@@ -37,17 +38,6 @@ TEXT_TOKENS = 256
 STAGE = "reference"
 AT_ONCE = 24  # answers computed together
 CONTINUED_TOKENS = 48  # of plain text before each continuation
-
-
-class TextTokenizer(Protocol):
-    """The reference's text path."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`."""
-
-    @property
-    def begin_ids(self) -> list[int]:
-        """The ids that the tokenizer adds before a text by itself, such as BOS."""
 
 
 class Tokenizer(TextTokenizer, Protocol):
