@@ -139,10 +139,26 @@ class Prune(Table):
 
 
 class Quantize(Table):
-    """Calibration that all quantizers share."""
+    """How weights are rounded, and the text that says which errors matter."""
 
+    method: Literal["feedback", "nearest"] = "feedback"
+    """`feedback` corrects the error of each weight in those that follow (GPTQ), so that the outputs of a layer change least.
+    `nearest` leaves GGUF files to llama.cpp's quantizer."""
+    size_mib: Annotated[float, Field(gt=0)] | None = None
+    """Size of the GGUF file, MiB: each tensor gets the type with which the whole model changes least."""
+    bits_per_weight: Annotated[float, Field(gt=0)] | None = None
+    """The same in bits for each weight of the model, for a model of any size."""
     calibration_rows: Annotated[int, Field(ge=0)] = 64
     """Training rows whose activations weight the rounding errors (importance matrix); 0 turns it off."""
+    calibration_texts: Annotated[int, Field(ge=0)] = 40
+    """Passages of plain text, 256 tokens each, that count as much as the rows, so that the file does not get worse outside its
+    task; 0 turns them off."""
+
+    def max_bytes(self, weights: int) -> float | None:
+        """Largest size of the GGUF file of a model of so many weights; None when there is no limit."""
+        if self.size_mib is not None:
+            return self.size_mib * 2**20
+        return None if self.bits_per_weight is None else self.bits_per_weight * weights / 8
 
 
 class GgufExport(Table):

@@ -11,7 +11,7 @@ Each row is rounded by itself, so the result does not depend on how many rows ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,6 @@ from edgekit.export.gguf.grids import Grid, Scale, Top
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the second moment
 SWEEPS = 2
-ROWS = 4096  # rows rounded at a time
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,12 @@ class Moment:
     """The damped second moment of a layer's inputs, `(columns, columns)`, and its roots, each computed once."""
 
     matrix: torch.Tensor
+    _blocks: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, moment: torch.Tensor, damping: float = DAMPING) -> Moment:
         """`moment`, damped. A column whose input is always zero may be rounded freely."""
-        matrix = moment.double()
+        matrix = moment.double().cpu()
         diagonal = matrix.diagonal()
         mean = diagonal.mean()
         return cls(matrix + torch.diag(damping * mean + (diagonal == 0) * torch.where(mean > 0, mean, 1.0)))
@@ -49,23 +49,43 @@ class Moment:
         """The matrix in float32."""
         return self.matrix.float()
 
-    def block(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inverse and inverse root of the part for some columns."""
-        part = self.matrix[start:stop, start:stop]
-        return torch.linalg.inv(part).float(), _inverse_root(part).float()
+    def prepared(self) -> Moment:
+        """The same, with its root computed."""
+        assert len(self.root) == len(self.single)
+        return self
+
+    def prepare(self, grid: Grid) -> None:
+        """Compute what rounding to `grid` needs, once for all threads."""
+        if grid.sub not in self._blocks:
+            parts = [
+                self.matrix[k : k + grid.sub, k : k + grid.sub] for k in range(0, len(self.matrix), grid.sub)
+            ]
+            self._blocks[grid.sub] = [
+                (torch.linalg.inv(part).float(), _inverse_root(part).float()) for part in parts
+            ]
+        self.prepared()
+
+    def block(self, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inverse and inverse root of the part for the columns of a sub-block."""
+        size = columns.stop - columns.start
+        part: tuple[torch.Tensor, torch.Tensor] = self._blocks[size][columns.start // size]
+        return part
 
 
 def _inverse_root(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(matrix)), upper=True)
+    root: torch.Tensor = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(matrix)), upper=True
+    )
+    return root
 
 
 class _Rows:
-    """Some rows `(R, C)` while they are rounded: their levels and scales, and the weights that these stand for."""
+    """Some rows `(R, C)` while they are rounded: their numbers and scales, and the weights that these stand for."""
 
     def __init__(self, weight: torch.Tensor, grid: Grid) -> None:
         rows, columns = weight.shape
         self.weight, self.grid = weight, grid
-        self.numbers, self.levels = torch.zeros_like(weight), torch.zeros_like(weight)
+        self.numbers, self.rounded = torch.zeros_like(weight), torch.zeros_like(weight)
         self.scales = [weight.new_zeros(rows, columns // grid.sub) for _ in Scale._fields]
         self.tops: list[Top] = []
 
@@ -78,10 +98,10 @@ class _Rows:
         """What a sub-block stores now."""
         return Scale(*(part[:, columns.start // self.grid.sub] for part in self.scales))
 
-    def store(self, columns: slice, levels: torch.Tensor, scale: Scale) -> None:
+    def store(self, columns: slice, numbers: torch.Tensor, scale: Scale) -> None:
         """Store a sub-block."""
-        self.levels[:, columns] = levels
-        self.numbers[:, columns] = _numbers(self.grid, levels, scale)
+        self.numbers[:, columns] = numbers
+        self.rounded[:, columns] = _values(numbers, scale)
         for part, values in zip(self.scales, scale, strict=True):
             part[:, columns.start // self.grid.sub] = values
 
@@ -91,27 +111,17 @@ def round_with_feedback(
 ) -> tuple[Rounded, torch.Tensor]:
     """Round `weight` `(rows, columns)` float32 to `grid`: the integers, and the cost of each row, `(rows,)`.
 
-    `sweeps` is the number of times that all sub-blocks are rounded again.
+    `sweeps` is the number of times that all sub-blocks are rounded again. Some thousand rows at a time are fastest.
     """
-    parts = [_round(weight[start : start + ROWS], moment, grid, sweeps) for start in range(0, len(weight), ROWS)]
-    return joined([rounded for rounded, _ in parts]), torch.cat([cost for _, cost in parts])
-
-
-def joined(parts: list[Rounded]) -> Rounded:
-    """Rounded rows as one weight."""
-    names = ("levels", "scales", "minima", "sub_scales", "sub_minima")
-    arrays = {name: [getattr(part, name) for part in parts] for name in names}
-    return Rounded(parts[0].type, **{name: None if found[0] is None else np.concatenate(found) for name, found in arrays.items()})
-
-
-def _round(weight: torch.Tensor, moment: Moment, grid: Grid, sweeps: int) -> tuple[Rounded, torch.Tensor]:
+    moment.prepare(grid)
     rows = _Rows(weight, grid)
     _first_pass(rows, moment.root)
-    gradient = (rows.weight - rows.numbers) @ moment.single
-    for _ in range(sweeps):
-        for columns in rows.subs():
-            _improve(rows, columns, gradient, moment)
-    error = rows.weight - rows.numbers
+    if sweeps:
+        gradient = (rows.weight - rows.rounded) @ moment.single
+        for _ in range(sweeps):
+            for columns in rows.subs():
+                _improve(rows, columns, gradient, moment)
+    error = rows.weight - rows.rounded
     return _as_rounded(rows), ((error @ moment.single) * error).sum(1)
 
 
@@ -124,8 +134,8 @@ def _first_pass(rows: _Rows, root: torch.Tensor) -> None:
         rows.tops.append(top)
         for columns in rows.subs(start, stop):
             scale = rows.grid.scale(rest[:, columns], importance[columns], top)
-            levels, errors = _with_feedback(rest[:, columns], root[columns, columns], rows.grid, scale)
-            rows.store(columns, levels, scale)
+            numbers, errors = _with_feedback(rest[:, columns], root[columns, columns], rows.grid, scale)
+            rows.store(columns, numbers, scale)
             rest[:, columns.stop :] -= errors @ root[columns, columns.stop :]
 
 
@@ -134,52 +144,58 @@ def _improve(rows: _Rows, columns: slice, gradient: torch.Tensor, moment: Moment
 
     `gradient` `(R, C)` is the error of the rows times the moment; it follows.
     """
-    inverse, root = moment.block(columns.start, columns.stop)
+    inverse, root = moment.block(columns)
     matrix = moment.single[columns]
-    before = rows.numbers[:, columns].clone()
+    before = rows.rounded[:, columns].clone()
     best = before + gradient[:, columns] @ inverse  # where the cost would be least without a grid
     top = rows.tops[columns.start // rows.grid.block]
 
-    def cost(numbers: torch.Tensor) -> torch.Tensor:
-        error = numbers - best
+    def cost(values: torch.Tensor) -> torch.Tensor:
+        error = values - best
         return ((error @ matrix[:, columns]) * error).sum(1)
 
     least = cost(before)
     for scale in (rows.grid.scale(best, root.diagonal().square().reciprocal(), top), rows.scale(columns)):
-        levels, _ = _with_feedback(best, root, rows.grid, scale)
-        found = cost(_numbers(rows.grid, levels, scale))
+        numbers, _ = _with_feedback(best, root, rows.grid, scale)
+        found = cost(_values(numbers, scale))
         better = found < least
         least = torch.where(better, found, least)
-        kept = Scale(*(torch.where(better, new, old) for new, old in zip(scale, rows.scale(columns), strict=True)))
-        rows.store(columns, torch.where(better[:, None], levels, rows.levels[:, columns]), kept)
-    gradient -= (rows.numbers[:, columns] - before) @ matrix
+        kept = Scale(
+            *(torch.where(better, new, old) for new, old in zip(scale, rows.scale(columns), strict=True))
+        )
+        rows.store(columns, torch.where(better[:, None], numbers, rows.numbers[:, columns]), kept)
+    gradient -= (rows.rounded[:, columns] - before) @ matrix
 
 
 def _with_feedback(
     weights: torch.Tensor, root: torch.Tensor, grid: Grid, scale: Scale
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels `(R, B)` of a sub-block, each error corrected in its later columns, and the errors over the root's diagonal."""
-    rest, divisor = weights.clone(), torch.where(scale.scale == 0, 1.0, scale.scale)
-    levels, errors = torch.empty_like(rest), torch.empty_like(rest)
-    for column in range(rest.shape[1]):
-        levels[:, column] = level = grid.levels((rest[:, column] + scale.minimum) / divisor)
-        number = grid.numbers(level) * scale.scale - scale.minimum
-        errors[:, column] = error = (rest[:, column] - number) / root[column, column]
-        rest[:, column + 1 :] -= error[:, None] * root[column, column + 1 :]
-    return levels, errors
+    """Numbers `(R, B)` of a sub-block, each error corrected in its later columns, and the errors over the root's diagonal."""
+    rest = weights.T.clone(memory_format=torch.contiguous_format)  # (B, R): a column is one piece of memory
+    numbers, errors = torch.empty_like(rest), torch.empty_like(rest)
+    divisor = torch.where(scale.scale == 0, 1.0, scale.scale)
+    for column, value in enumerate(rest):
+        numbers[column] = number = grid.nearest((value + scale.minimum) / divisor)
+        value -= number * scale.scale - scale.minimum
+        torch.div(value, root[column, column], out=errors[column])
+        rest[column + 1 :] -= torch.outer(root[column, column + 1 :], errors[column])
+    return numbers.T, errors.T
 
 
-def _numbers(grid: Grid, levels: torch.Tensor, scale: Scale) -> torch.Tensor:
+def _values(numbers: torch.Tensor, scale: Scale) -> torch.Tensor:
     """The weights `(R, B)` that a sub-block stands for."""
-    return grid.numbers(levels) * scale.scale[:, None] - scale.minimum[:, None]
+    return numbers * scale.scale[:, None] - scale.minimum[:, None]
 
 
 def _as_rounded(rows: _Rows) -> Rounded:
     scale, _, steps, minimum_steps = (part.numpy() for part in rows.scales)
-    levels = rows.levels.numpy().astype(np.int8)
+    levels = rows.grid.levels(rows.numbers).numpy().astype(np.int8)
     if rows.grid.steps is None:
         return Rounded(rows.grid.type, levels, scale.astype(np.float16))
-    d, dmin = (torch.stack([getattr(top, name) for top in rows.tops], 1).numpy().astype(np.float16) for name in Top._fields)
+    d, dmin = (
+        torch.stack([getattr(top, name) for top in rows.tops], 1).numpy().astype(np.float16)
+        for name in Top._fields
+    )
     if not rows.grid.minima:
         return Rounded(rows.grid.type, levels, d, sub_scales=steps.astype(np.int8))
     return Rounded(rows.grid.type, levels, d, dmin, steps.astype(np.int8), minimum_steps.astype(np.int8))

@@ -17,8 +17,10 @@ import torch
 from edgekit.export.gguf.blocks import CODECS, IQ4_VALUES
 
 TABLE = torch.from_numpy(IQ4_VALUES).float()
-# The nearest level of the table for each half from -128 to 114: the points half way between two levels are such halves.
-NEAREST = torch.bucketize((torch.arange(-256, 228) + 0.5) / 2, (TABLE[1:] + TABLE[:-1]) / 2)
+MIDDLES = (TABLE[1:] + TABLE[:-1]) / 2  # all of them multiples of 1/2
+NEAREST = TABLE[
+    torch.bucketize((torch.arange(-256, 228) + 0.5) / 2, MIDDLES)
+]  # for each half from -128 to 114
 STEPS = 18  # candidates for the scale of a sub-block
 LARGEST_HALF = 65504.0
 
@@ -52,16 +54,16 @@ class Grid:
         self.minima = "sub_minima" in codec.integers
         self.steps = codec.integers.get("sub_scales")
 
-    def levels(self, scaled: torch.Tensor) -> torch.Tensor:
-        """The nearest level for each weight over its scale, as floats."""
+    def nearest(self, scaled: torch.Tensor) -> torch.Tensor:
+        """The nearest number that can be multiplied by a scale, for each weight over its scale."""
         if self.table:
             places = (scaled * 2).floor_().clamp_(-256, 227).add_(256)
-            return NEAREST[places.to(torch.int32)].float()
+            return NEAREST.take(places.long())
         return scaled.round().clamp_(self.low, self.high)
 
-    def numbers(self, levels: torch.Tensor) -> torch.Tensor:
-        """What the levels are multiplied by the scale."""
-        return TABLE[levels.to(torch.int32)] if self.table else levels
+    def levels(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The integers that stand for the numbers."""
+        return torch.searchsorted(TABLE, numbers.contiguous()) if self.table else numbers
 
     def top(self, block: torch.Tensor, importance: torch.Tensor) -> Top:
         """`d` and `dmin` of the block `(R, block)`: with them every sub-block can store nearly its best scale."""
@@ -95,8 +97,8 @@ class Grid:
                 self.steps.low, self.steps.high
             )
         scales, minima = steps * top.d, minimum_steps * top.dmin  # (N, R)
-        levels = self.levels((weights + minima[..., None]) / _divisor(scales)[..., None])
-        error = self.numbers(levels) * scales[..., None] - minima[..., None] - weights
+        numbers = self.nearest((weights + minima[..., None]) / _divisor(scales)[..., None])
+        error = numbers * scales[..., None] - minima[..., None] - weights
         best = (error.square_() * importance).sum(-1).argmin(0), torch.arange(len(weights))
         return Scale(scales[best], minima[best], steps[best], minimum_steps[best])
 
@@ -107,17 +109,17 @@ class Grid:
         return self._best_scale(weights, importance), weights.new_zeros(len(weights))
 
     def _best_scale(self, weights: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-        """For each candidate the levels, and for these the scale by least squares."""
+        """For each candidate the nearest numbers, and for these the scale by least squares."""
         largest = weights.gather(1, weights.abs().argmax(1, keepdim=True))
         ratio = self._ends()[:, None, None] / _divisor(largest)
-        numbers = self.numbers(self.levels(weights * ratio))  # (N, R, B)
+        numbers = self.nearest(weights * ratio)  # (N, R, B)
         weighted = numbers * importance
         product, square = (weighted * weights).sum(-1), (weighted * numbers).sum(-1).clamp_(min=1e-30)
         best = (product.square() / square).argmax(0), torch.arange(len(weights))
         return (product[best] / square[best]).nan_to_num(0.0, 0.0, 0.0)
 
     def _ends(self) -> torch.Tensor:
-        """Candidates for the level of the largest weight, `(N,)`."""
+        """Candidates for the number of the largest weight, `(N,)`."""
         if self.table:
             spread = torch.linspace(0.8, 1.15, STEPS // 2)
             return torch.cat([spread * TABLE[0], spread * TABLE[-1]])

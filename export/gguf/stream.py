@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgekit.base.artifacts import removed_on_failure
 from edgekit.base.errors import CorruptError, StageError
-from edgekit.base.events import Emit, Progress, ignore
+from edgekit.base.events import Alert, Emit, Progress, ignore
 from edgekit.containers.safetensors import ADAPTER_WEIGHTS
 from edgekit.export.gguf.families import head_size, typed
 from edgekit.export.gguf.ggml import library
@@ -67,39 +67,78 @@ def stream(
     *,
     adapter: Path | None = None,
     imatrix: Mapping[str, Floats] | None = None,
+    rounded: Path | None = None,
     threads: int = 2,
     emit: Emit = ignore,
 ) -> None:
     """Write the Hugging Face folder `source`, with the LoRA folder `adapter` merged in, as the new GGUF file `out`.
 
     `options` is a target's `GgufExport`; `imatrix` holds for each tensor name the weight of each input column,
-    `(columns,)`. The bytes do not depend on `threads`. Raises `UnsupportedError` for what llama.cpp cannot reproduce,
-    `CorruptError` for damaged weights, `ConfigError` for an adapter of another base and `StageError` when llama.cpp
-    refuses; then there is no `out`.
+    `(columns,)`. Of the tensors in the folder `rounded` the rows that `round_model` packed are copied. The bytes do not depend on
+    `threads`. Raises `UnsupportedError` for what llama.cpp cannot reproduce, `CorruptError` for damaged weights,
+    `ConfigError` for an adapter of another base and `StageError` when llama.cpp refuses; then there is no `out`.
     """
     model = read_model(source, adapter)
     tensors = {tensor.name: tensor for tensor in model.tensors}
-    types: Types = dict.fromkeys(tensors, F32)
+    packed = packed_rows(rounded) if rounded else {}
     with removed_on_failure(out):
-        _write_header(out, model, types)
+        types: Types = dict.fromkeys(tensors, F32)
         if not is_float_file(options):
-            with out.open("r+b") as file:
-                file.truncate(file.seek(0, 2) + sum(_padded(tensor.bytes) for tensor in model.tensors))
-            chosen = choose_types(out, options, imatrix)
-            types = chosen.types
-            _write_header(out, model, types, options.type)
-            if chosen.warning:
-                emit(chosen.warning)
+            types, warning = choose(model, out, options, imatrix)
+            if warning:
+                emit(warning)
+        _write_header(out, model, types, None if is_float_file(options) else options.type)
         with out.open("ab") as file, ThreadPoolExecutor(threads) as pool:
             size = {name: _bytes(tensor, types[name]) for name, tensor in tensors.items()}
             total, done = sum(size.values()), 0
-            jobs = _jobs([tensors[name] for name in types], types, imatrix or {})
+            jobs = _jobs([tensors[name] for name in types], types, imatrix or {}, packed)
             for name, data in _in_order(pool, jobs, threads + 1):
                 data.tofile(file)
                 if name:
                     _pad(file)
                     done += size[name]
                     emit(Progress(STAGE, done / MIB, total / MIB, "MiB", name))
+
+
+def choose(
+    model: Model, out: Path, options: GgufExport, imatrix: Mapping[str, Floats] | None = None
+) -> tuple[Types, Alert | None]:
+    """The type that llama.cpp gives each tensor, in the order of its file, and a warning; `out` is written for it."""
+    _write_header(out, model, dict.fromkeys((tensor.name for tensor in model.tensors), F32))
+    with out.open("r+b") as file:
+        file.truncate(file.seek(0, 2) + sum(_padded(tensor.bytes) for tensor in model.tensors))
+    chosen = choose_types(out, options, imatrix)
+    return chosen.types, chosen.warning
+
+
+def layout(source: Path, options: GgufExport, work: Path) -> tuple[dict[str, str], int]:
+    """The type of each tensor of the file that `stream` would write, and the bytes of all that is no quantized weight.
+
+    The folder `work` is for a temporary file without data.
+    """
+    model, file = read_model(source), work / "layout.gguf"
+    types, _ = choose(model, file, options)
+    _write_header(file, model, types, options.type)
+    floats = sum(_padded(tensor.bytes) for tensor in model.tensors if types[tensor.name] is F32)
+    fixed = file.stat().st_size + floats
+    file.unlink()
+    return {name: kind.name for name, kind in types.items()}, fixed
+
+
+def packed_size(rows: int, columns: int, type: str) -> int:
+    """Bytes of a tensor of this type in a file."""
+    return _padded(rows * _row_bytes(columns, gguf.GGMLQuantizationType[type]))
+
+
+def packed_rows(folder: Path) -> dict[str, Any]:
+    """The packed rows `(rows, bytes)` in the safetensors files of `folder`, by tensor; they stay on disk until indexed."""
+    from safetensors import safe_open
+
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            found |= {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 # not a dict
+    return found
 
 
 def peak_memory(
@@ -147,14 +186,35 @@ def _write_header(out: Path, model: Model, types: Types, type: str | None = None
 
 
 def _jobs(
-    tensors: Iterable[Tensor], types: Types, imatrix: Mapping[str, Floats]
+    tensors: Iterable[Tensor], types: Types, imatrix: Mapping[str, Floats], packed: Mapping[str, Any]
 ) -> Iterator[tuple[str, Job]]:
     """The work in the order of the file, piece by piece; a tensor's last piece comes with its name."""
     for tensor in tensors:
         kind = types[tensor.name]
+        if tensor.name in packed:
+            rows, step = packed[tensor.name], max(1, PIECE // tensor.shape[-1])
+            for start in range(0, tensor.shape[0], step):
+                stop = min(start + step, tensor.shape[0])
+                last = stop == tensor.shape[0]
+                yield tensor.name if last else "", partial(_packed, tensor, kind, rows, start, stop)
+            continue
         weights = _importance(tensor, imatrix) if kind is not F32 else None
         for last, read in _pieces(tensor):
             yield tensor.name if last else "", partial(_convert, tensor.name, read, kind, weights)
+
+
+def _packed(
+    tensor: Tensor, kind: gguf.GGMLQuantizationType, rows: Any, start: int, stop: int
+) -> NDArray[np.uint8]:
+    """Some packed rows, which must be blocks of the type `kind`."""
+    found: NDArray[np.uint8] = np.ascontiguousarray(rows[start:stop])
+    wanted = (stop - start, _row_bytes(tensor.shape[-1], kind))
+    if found.shape != wanted or not library().ggml_validate_row_data(kind, found.ctypes.data, found.nbytes):
+        raise StageError(
+            f"'{tensor.name}' was not rounded to {kind.name}. No file was written.",
+            "Quantize the model again.",
+        )
+    return found
 
 
 def _pieces(tensor: Tensor) -> Iterator[tuple[bool, Callable[[], Floats]]]:

@@ -49,6 +49,7 @@ def stream(
     *,
     adapter: Path | None = None,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    rounded: Path | None = None,
     threads: int = 2,
     emit: Emit = ignore,
 ) -> None:
@@ -56,7 +57,12 @@ def stream(
 
     Raises `StageError` too when the child ends before the file is complete; then there is no `out` either.
     """
-    order = {"source": str(source), "out": str(out), "threads": threads}
+    order = {
+        "source": str(source),
+        "out": str(out),
+        "rounded": rounded and str(rounded),
+        "threads": threads,
+    }
     with removed_on_failure(out), tempfile.TemporaryDirectory() as work:
         if imatrix:
             from safetensors.numpy import save_file
@@ -72,6 +78,13 @@ def peak_memory(
     with tempfile.TemporaryDirectory() as work:
         order = {"config": config, "threads": threads}
         return int(_ask("peak_memory", order, options, adapter, Path(work), ignore))
+
+
+def layout(source: Path, options: GgufExport) -> tuple[dict[str, str], int]:
+    """`stream.layout` in a child process."""
+    with tempfile.TemporaryDirectory() as work:
+        types, fixed = _ask("layout", {"source": str(source)}, options, None, Path(work), ignore)
+    return types, fixed
 
 
 def _ask(
@@ -148,6 +161,8 @@ def _done(order: dict[str, Any], work: Path, emit: Emit) -> Any:
     options = GgufExport.model_construct(**order["options"])
     if order["call"] == "peak_memory":
         return stream.peak_memory(order["config"], options, order["threads"], adapter=adapter)
+    if order["call"] == "layout":
+        return stream.layout(Path(order["source"]), options, work)
     imatrix = None
     if (work / IMATRIX).is_file():
         from safetensors.numpy import load_file
@@ -155,7 +170,8 @@ def _done(order: dict[str, Any], work: Path, emit: Emit) -> Any:
         imatrix = load_file(work / IMATRIX)
     stream.stream(
         Path(order["source"]), Path(order["out"]), options,
-        adapter=adapter, imatrix=imatrix, threads=order["threads"], emit=emit,
+        adapter=adapter, imatrix=imatrix, rounded=order["rounded"] and Path(order["rounded"]),
+        threads=order["threads"], emit=emit,
     )  # fmt: skip
     return None
 

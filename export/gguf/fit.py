@@ -1,0 +1,99 @@
+"""A GGUF file of a Hugging Face folder whose weights are rounded with error feedback, within a size if there is one.
+
+types ─ allocation, or llama.cpp's choice ─► rounding, layer by layer ─► streaming into the file
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgekit.base.events import Emit, ignore
+from edgekit.export.gguf import stream_process
+from edgekit.export.gguf.allocation import Choice, allocate
+from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.gguf.rounding import Network, Text, round_model
+from edgekit.export.gguf.sensitivity import costs
+from edgekit.export.gguf.stream import packed_size
+from edgekit.export.gguf.write import read_model
+from edgekit.export.weights.layerwise import one_torch_thread
+from edgekit.targets.target import GgufExport, Quantize
+
+PLAN = "plan.json"
+# Types that the allocation chooses from, by the length of a row's blocks: those with fast products on every processor.
+SMALL, LARGE = ("IQ4_NL", "Q5_0", "Q8_0"), ("Q4_K", "Q5_K", "Q6_K", "Q8_0")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a file holds."""
+
+    types: dict[str, str]
+    """The type of each rounded tensor."""
+    cost: float | None
+    """Estimated KL divergence, nats; None where nothing was chosen."""
+    costs: dict[str, float]
+    """The part of each tensor."""
+    errors: dict[str, float]
+    """The error of each layer's outputs on the calibration text, as a share of their size."""
+
+
+def fit(
+    model: Path,
+    out: Path,
+    options: GgufExport,
+    quantize: Quantize,
+    texts: Sequence[Text],
+    *,
+    threads: int = 2,
+    emit: Emit = ignore,
+) -> Fitted:
+    """Write the folder `model` as the new GGUF file `out`; beside it goes `plan.json`, which is what is returned.
+
+    With `size_mib` or `bits_per_weight` in `quantize` the types are allocated, else they are those that llama.cpp gives a file of
+    the type `options.type`. Raises `StageError` when no types take so little, and as `stream` does.
+    """
+    shapes = {tensor.name: tensor.shape for tensor in read_model(model).tensors if len(tensor.shape) == 2}
+    types, fixed = stream_process.layout(model, options)
+    limit = quantize.max_bytes(sum(map(prod, shapes.values())))
+    estimates: dict[str, dict[str, float]] = {}
+    plan = None
+    if limit is not None:
+        candidates = {name: SMALL if columns % 256 else LARGE for name, (_, columns) in shapes.items()}
+        with one_torch_thread():
+            estimates = costs(Network(model), texts, candidates, threads, emit)
+        choices = {
+            name: {type: Choice(packed_size(*shapes[name], type), cost) for type, cost in found.items()}
+            for name, found in estimates.items()
+        }
+        plan = allocate(choices, limit - fixed)
+        types |= plan.types
+        options = options.model_copy(update=_asked_for(plan.types, choices))
+    types = {name: type for name, type in types.items() if name in shapes and type in GRIDS}
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rounded-") as work:
+        with one_torch_thread():
+            errors = round_model(model, types, texts, Path(work), threads=threads, emit=emit)
+        stream_process.stream(model, out, options, rounded=Path(work), threads=threads, emit=emit)
+    parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
+    fitted = Fitted(types, plan.cost if plan else None, parts, errors)
+    (out.parent / PLAN).write_text(json.dumps(asdict(fitted), indent=1), encoding="utf-8")
+    return fitted
+
+
+def _asked_for(types: Mapping[str, str], choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, Any]:
+    """What to ask llama.cpp for: each tensor's type, and as the file's type that which holds most bytes."""
+    bytes_of: Counter[str] = Counter()
+    for name, type in types.items():
+        bytes_of[type] += choices[name][type].size
+    usual = bytes_of.most_common(1)[0][0]
+    return {
+        "type": f"{usual}_M" if usual in ("Q4_K", "Q5_K") else usual,
+        "tensor_types": {f"^{re.escape(name)}$": type for name, type in types.items()},
+    }

@@ -1,0 +1,176 @@
+"""Rounds the weights of a Hugging Face folder for a GGUF file with error feedback, layer by layer.
+
+The inputs of a layer are computed by the rounded layers before it. The head comes last, and with it the embedding that it is
+tied to: llama.cpp's importance matrix leaves both out. One layer at a time is in memory in float32, with the hidden states of
+the calibration text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from edgekit.base.events import Emit, Progress, ignore
+from edgekit.base.memory import give_back
+from edgekit.export.gguf import blocks
+from edgekit.export.gguf.families import FAMILIES, architecture, name_map, to_gguf, typed
+from edgekit.export.gguf.feedback import SWEEPS, Moment, round_with_feedback
+from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.weights.layerwise import Layerwise, in_order
+from edgekit.models import accelerator, mapped
+from edgekit.models.source import read_config
+
+STAGE = "quantize.gguf"
+ROWS = 1024  # rows that one thread rounds at a time
+Types = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Calibration text of one kind: sequences of token ids. Every kind counts the same, however long it is."""
+
+    name: str
+    sequences: Sequence[Sequence[int]]
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return sum(map(len, self.sequences))
+
+    def beginning(self, tokens: int) -> Text:
+        """Sequences from the start, until they have `tokens` tokens."""
+        lengths = accumulate(map(len, self.sequences), initial=0)
+        return Text(
+            self.name, [ids for ids, before in zip(self.sequences, lengths, strict=False) if before < tokens]
+        )
+
+
+class Network:
+    """A model of `FAMILIES` in torch, and the places of its weights in the GGUF file."""
+
+    def __init__(self, model: Path) -> None:
+        config = read_config(model)
+        self.family, self.config = FAMILIES[architecture(config)], typed(config)
+        self.torch: Any = accelerator.place(mapped.load(model))
+        self._names = name_map(self.config, self.family)
+        embedding, head = self.torch.get_input_embeddings(), self.torch.get_output_embeddings()
+        self.tied: bool = head.weight is embedding.weight
+
+    def name(self, path: str) -> str:
+        """The GGUF name of the weight of the module `path`."""
+        return str(self._names.get_name(f"{path}.weight", try_suffixes=(".weight",)))
+
+    def file_order(self, path: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """The rows of the weight of the module `path`, in the order of the file."""
+        return to_gguf(f"{path}.weight", rows, self.config, self.family)
+
+    def outer(self) -> dict[str, Any]:
+        """Head and embedding by GGUF name; where the two are tied, the head, by the embedding's name."""
+        paths = {module: path for path, module in self.torch.named_modules()}
+        embedding, head = self.torch.get_input_embeddings(), self.torch.get_output_embeddings()
+        if self.tied:
+            return {self.name(paths[embedding]): head}
+        return {self.name(paths[module]): module for module in (head, embedding)}
+
+
+def weighted(texts: Sequence[Text]) -> tuple[list[Sequence[int]], list[float]]:
+    """All sequences, and what a token of each counts: each kind of text counts the same."""
+    sequences = [ids for text in texts for ids in text.sequences]
+    weights = [1 / text.tokens / len(texts) for text in texts for _ in text.sequences]
+    return sequences, weights
+
+
+def round_model(
+    model: Path,
+    types: Types,
+    texts: Sequence[Text],
+    out: Path,
+    *,
+    sweeps: int = SWEEPS,
+    threads: int = 2,
+    emit: Emit = ignore,
+) -> dict[str, float]:
+    """Write the packed rows `(rows, bytes)` of each tensor of `types` to the existing folder `out`, one file for each layer.
+
+    `types` gives the type of a tensor by its GGUF name; the others are left out. Returns the error of each layer's outputs on
+    the calibration text, as a share of their size.
+    """
+    network = Network(model)
+    walk = Layerwise(network.torch, *weighted(texts), threads)
+    errors: dict[str, float] = {}
+    total = len(walk.layers) + 1
+    for number, layer in enumerate(walk.layers):
+        mapped.in_float32(layer)
+        linear = {path: module for path, module in walk.linear(number).items() if network.name(path) in types}
+        moments = walk.moments(number, list(linear.values()))
+        damped = all_damped(moments, threads)
+        packed = {}
+        for path, module in linear.items():
+            name = network.name(path)
+            result = round_weight(module.weight, damped[module], types[name], sweeps, threads)
+            packed[name], errors[name] = network.file_order(path, result.packed), result.error
+            module.weight.data = result.values.to(module.weight.device)
+        walk.advance(number)
+        save_file(packed, out / f"{number:05}.safetensors")
+        give_back()
+        emit(Progress(STAGE, number + 1, total, "layers", "rounding"))
+    moment, packed = Moment.of(walk.head_moment()), {}
+    for name, module in network.outer().items():
+        if name in types:
+            # An embedding is looked up: each of its columns counts the same.
+            inputs = (
+                moment if isinstance(module, torch.nn.Linear) else Moment.of(torch.eye(len(moment.matrix)))
+            )
+            result = round_weight(module.weight, inputs, types[name], sweeps, threads)
+            packed[name], errors[name] = result.packed, result.error
+    save_file(packed, out / f"{total - 1:05}.safetensors")
+    emit(Progress(STAGE, total, total, "layers", "rounding"))
+    return errors
+
+
+def all_damped(
+    moments: Mapping[torch.nn.Linear, torch.Tensor], threads: int
+) -> dict[torch.nn.Linear, Moment]:
+    """Each layer's moment, damped, with its root; layers with the same input share one."""
+    distinct = list({id(moment): moment for moment in moments.values()}.values())
+    made = in_order(lambda moment: Moment.of(moment).prepared(), distinct, threads)
+    places = dict(zip(map(id, distinct), made, strict=True))
+    return {module: places[id(moment)] for module, moment in moments.items()}
+
+
+class Result(NamedTuple):
+    """A rounded weight."""
+
+    packed: NDArray[np.uint8]
+    """`(rows, bytes)`"""
+    values: torch.Tensor
+    """The weights that it stands for, `(rows, columns)`."""
+    cost: torch.Tensor
+    """What the error of each row costs, `(rows,)`."""
+    error: float
+    """The error of the layer's outputs, as a share of their size."""
+
+
+def round_weight(weight: torch.Tensor, moment: Moment, type: str, sweeps: int, threads: int) -> Result:
+    """Round `weight` `(rows, columns)` to the type of this name, some rows at a time."""
+    moment.prepare(GRIDS[type])
+
+    def work(start: int) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
+        rows = weight[start : start + ROWS].detach().float().cpu()
+        with torch.inference_mode():  # holds for one thread only
+            rounded, cost = round_with_feedback(rows, moment, GRIDS[type], sweeps)
+            size = ((rows @ moment.single) * rows).sum(1)
+        return blocks.pack(rounded), blocks.values(rounded), cost, size
+
+    packed, values, cost, size = zip(*in_order(work, range(0, len(weight), ROWS), threads), strict=True)
+    costs = torch.cat(cost)
+    error = float((costs.double().sum() / torch.cat(size).double().sum().clamp(min=1e-30)).sqrt())
+    return Result(np.concatenate(packed), torch.from_numpy(np.concatenate(values)), costs, error)

@@ -1,0 +1,106 @@
+"""How much each tensor's type costs the whole model: an estimate of the KL divergence, in nats a token.
+
+Let y = W x be the outputs of a layer, and g the gradient of the log-likelihood of a token that is drawn from the model's own
+distribution. To second order, an error D of the weight costs E[(g^T D x)^2] / 2, because the Hessian of the divergence is the
+Fisher information (Amari 1998, <https://doi.org/10.1162/089976698300017746>). With the outputs taken as independent of each
+other and of the inputs it is the sum over rows r of E[g_r^2] (D H D^T)_rr / 2, H = E[x x^T] (Martens and Grosse 2015,
+<https://arxiv.org/abs/1503.05671>). One backward pass gives E[g^2] for all tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from edgekit.base.events import Emit, Progress, ignore
+from edgekit.base.memory import give_back
+from edgekit.export.gguf.feedback import Moment
+from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, round_weight, weighted
+from edgekit.export.weights.layerwise import Layerwise, in_order
+from edgekit.models import accelerator
+
+TOKENS = 4096  # of each kind of text whose gradients are taken
+SEED = 0
+
+
+def output_moments(
+    network: Network, texts: Sequence[Text], threads: int, emit: Emit = ignore
+) -> dict[str, torch.Tensor]:
+    """The mean of g^2 for each output of each linear layer, `(rows,)`, by GGUF name; of the head at its logits."""
+    sequences, weights = weighted([text.beginning(TOKENS) for text in texts])
+    decoder, head = network.torch.get_decoder(), network.torch.get_output_embeddings()
+    names = {
+        module: network.name(path)
+        for path, module in network.torch.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    seen = threading.local()
+
+    def collect(module: Any, _: Any, gradients: tuple[torch.Tensor, ...]) -> None:
+        seen.squares[names[module]] = gradients[0].flatten(0, -2).square().sum(0)
+
+    def work(row: int) -> dict[str, torch.Tensor]:
+        seen.squares = {}
+        ids = accelerator.ids_for(network.torch, [sequences[row]])
+        with torch.enable_grad():
+            inputs = network.torch.get_input_embeddings()(ids).detach().requires_grad_()
+            hidden = decoder(inputs_embeds=inputs, use_cache=False)[0]
+            at_head = hidden.detach().requires_grad_()
+            logits = head(at_head)[0]  # (T, V)
+            shares = logits.detach().softmax(-1)
+            drawn = torch.multinomial(
+                shares, 1, generator=torch.Generator(shares.device).manual_seed(SEED + row)
+            )
+            loss = torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, at_head)
+            torch.autograd.backward(hidden, gradient)
+        outer = (shares * (1 - shares)).sum(0)  # the mean of g^2 over all tokens that can be drawn
+        return {**seen.squares, **{name: outer for name, module in network.outer().items() if module is head}}
+
+    hooks = [module.register_full_backward_hook(collect) for module in names]
+    sums: dict[str, torch.Tensor] = {}
+    found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
+    for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
+        for name, square in squares.items():
+            sums[name] = sums.get(name, 0) + weight * square.cpu()
+        emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
+    for hook in hooks:
+        hook.remove()
+    return sums
+
+
+def costs(
+    network: Network,
+    texts: Sequence[Text],
+    candidates: Mapping[str, Sequence[str]],
+    threads: int,
+    emit: Emit = ignore,
+) -> dict[str, dict[str, float]]:
+    """The estimated KL divergence of each candidate type of each tensor, by GGUF name; `candidates` gives their names."""
+    outputs = output_moments(network, texts, threads, emit)
+    walk = Layerwise(network.torch, *weighted(texts), threads)
+    found: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, weight: torch.Tensor, moment: Moment) -> None:
+        found[name] = {}
+        for type in candidates.get(name, ()):
+            cost = round_weight(weight, moment, type, 0, threads).cost
+            found[name][type] = float((outputs[name] * cost).double().sum()) / 2
+
+    total = len(walk.layers) + 1
+    for number in range(len(walk.layers)):
+        linear = walk.linear(number)
+        moments = walk.moments(number, list(linear.values()), advance=True)
+        damped = all_damped(moments, threads)
+        for path, module in linear.items():
+            measure(network.name(path), module.weight, damped[module])
+        give_back()
+        emit(Progress(STAGE, number + 1, total, "layers", "sensitivity"))
+    for name, module in network.outer().items():
+        if name in outputs:
+            measure(name, module.weight, Moment.of(walk.head_moment()))
+    emit(Progress(STAGE, total, total, "layers", "sensitivity"))
+    return found
