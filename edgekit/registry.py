@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgekit.base.events import Emit
     from edgekit.models.chat import ChatTemplate
+    from edgekit.targets.target import Quantize
 
 BUILT_IN = {
     "exporters": {
@@ -209,12 +210,15 @@ class ExportContext:
     """What a step of an export may need in addition to its input.
 
     `model` is the merged (and pruned) Hugging Face folder, `calibration` holds token ids of rendered training
-    rows, `threads` is how many CPU threads a step may use.
+    rows and `texts` those of plain text, `threads` is how many CPU threads a step may use, and `quantize` says how weights
+    are rounded; without it llama.cpp rounds those of a GGUF file.
     """
 
     model: Path
     calibration: Sequence[Sequence[int]] = field(default_factory=tuple)
     threads: int = 2
+    texts: Sequence[Sequence[int]] = field(default_factory=tuple)
+    quantize: Quantize | None = None
 
 
 @dataclass(frozen=True)

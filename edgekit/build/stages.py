@@ -12,6 +12,7 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.request import Request
+from edgekit.data.calibration_text import passages, windows
 from edgekit.data.rows import Row, content_of, evenly_spaced
 from edgekit.models.source import read_config
 from edgekit.registry import ExportContext
@@ -133,7 +134,8 @@ def prune(cache: Cache, request: Request, merged: StageOutput) -> StageOutput:
 def export(cache: Cache, request: Request, source: StageOutput, options: Export) -> Artifact:
     """One format of the target, step by step; each step uses the output of the previous one."""
     exporter: registry.Exporter = registry.load("exporters", options.format)
-    rows = calibration_rows(request)
+    rows, plain = calibration_rows(request), calibration_passages(request)
+    quantize = request.target.quantize
     steps: list[StageOutput] = []
     outputs = [source.path]
     config = read_config(source.path)
@@ -145,9 +147,11 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
         def run(out: Path, work: Path, step: registry.ExportStep = step) -> None:
             from edgekit.models.tokenizer import ModelTokenizer
 
-            calibration = ModelTokenizer(source.path).render_ids(rows)
+            tokenizer = ModelTokenizer(source.path)
+            calibration = tokenizer.render_ids(rows)
+            texts = windows(tokenizer, plain, count=quantize.calibration_texts) if plain else []
             out.mkdir()
-            context = ExportContext(source.path, calibration, request.threads)
+            context = ExportContext(source.path, calibration, request.threads, texts, quantize)
             step.run(outputs[-1], out / step.output, context, cache.emit)
 
         inputs = {
@@ -156,6 +160,8 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
             "options": step.options,
             "output": step.output,
             "calibration": digest_of(content_of(rows)),
+            "texts": digest_of(plain),
+            "quantize": quantize.model_dump(),
             "threads": request.threads,
         }
         modules = [registry.module_of("exporters", options.format), *step.modules, TOKENIZER]
@@ -164,6 +170,12 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
     return Artifact(
         options.format, exporter.runtime, Path(outputs[-1]).name, tuple(steps), tuple(outputs[1:])
     )
+
+
+def calibration_passages(request: Request) -> list[str]:
+    """The passages of plain text that count beside the rows; none where calibration is turned off."""
+    quantize = request.target.quantize
+    return passages() if quantize.calibration_rows and quantize.calibration_texts else []
 
 
 def calibration_rows(request: Request) -> Sequence[Row]:

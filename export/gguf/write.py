@@ -53,9 +53,10 @@ QUANTIZE = "quantize.gguf"
 QUANTIZE_PACKAGES = (*PACKAGES, "llama-cpp-python")
 QUANTIZE_MODULES = (
     "edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix", "edgekit.export.gguf.stream_process",
-    "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
+    "edgekit.export.gguf.fit", "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
 )  # fmt: skip
 LARGEST_FLOAT_FILE_MIB = 1024
+FLOATS = ("F32", "F16", "BF16")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DERIVED = ".rotary_emb.inv_freq"  # old checkpoints hold it; it can be derived from the config
 MIB = 2**20
@@ -120,6 +121,17 @@ def steps(options: GgufExport) -> list[ExportStep]:
         convert(folder, source, out, _origin_writer(source))
 
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
+        if with_feedback(options, context):
+            try:
+                fit(out, options, context, _told_as(QUANTIZE, emit))
+                return
+            except UnsupportedError:  # of the tokenizer: llama.cpp's converter wrote the float file, or will
+                emit(
+                    Alert(
+                        "warning",
+                        "The weights are rounded by llama.cpp, because its converter writes this model's file.",
+                    )
+                )
         if not source.is_dir():
             quantize_file(source, out, context, emit)
             return
@@ -155,6 +167,27 @@ def steps(options: GgufExport) -> list[ExportStep]:
             QUANTIZE, {**given, **kinds}, "model.gguf", quantize_floats, QUANTIZE_PACKAGES, QUANTIZE_MODULES
         ),
     ]
+
+
+def with_feedback(options: GgufExport, context: ExportContext) -> bool:
+    """Whether edgekit rounds the weights itself: it needs calibration text, and an architecture whose tensors it knows."""
+    return (
+        context.quantize is not None
+        and context.quantize.method == "feedback"
+        and bool(context.calibration or context.texts)
+        and architecture(read_config(context.model)) in FAMILIES
+        and options.type not in FLOATS
+    )
+
+
+def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit) -> None:
+    """Write the context's model as the new file `out` with weights rounded by error feedback."""
+    from edgekit.export.gguf import fit, rounding  # which import torch
+
+    assert context.quantize
+    kinds = {"rows": context.calibration, "text": context.texts}
+    texts = [rounding.Text(name, sequences) for name, sequences in kinds.items() if sequences]
+    fit.fit(context.model, out, options, context.quantize, texts, threads=context.threads, emit=emit)
 
 
 def streamed(config: Mapping[str, Any]) -> bool:
