@@ -42,6 +42,7 @@ from edgekit.commands import (
     incident,
     measure,
     monitor,
+    quantize,
     releases,
     run,
     serve,
@@ -96,6 +97,7 @@ app = typer.Typer(
 for module in (
     build,
     stages,
+    quantize,
     verify,
     evaluate,
     evaluate_compare,

@@ -88,6 +88,7 @@ Revision = Annotated[
     str,
     typer.Option("--revision", help="Branch, tag or commit of a hub model; the same as org/name@REVISION."),
 ]
+NewPath = Annotated[Path, typer.Option("--out", "-o", help="Output path; it must not exist without --force.")]
 Data = Annotated[
     str,
     typer.Option("--data", "-d", help=f"{ROWS}, or demo."),
@@ -256,6 +257,12 @@ def working() -> Iterator[Any]:
             narrate(event)
 
         yield emit
+
+
+def need_folder(folder: Path, file: str) -> None:
+    """Raise `ConfigError` unless `folder` holds `file`."""
+    if not (folder / file).is_file():
+        raise ConfigError(f"{folder} is not a folder with {file}.", "Check the path.")
 
 
 def dataset(data: str, options: DataOptions) -> Dataset:

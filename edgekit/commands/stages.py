@@ -1,4 +1,4 @@
-"""Verbs for single stages: `edgekit tune`, `merge`, `prune`, `quantize`, `export`."""
+"""Verbs for single stages: `edgekit tune`, `merge`, `prune`, `export`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Annotated
 import typer
 
 from edgekit.base.artifacts import check_output, written_whole
-from edgekit.base.errors import ConfigError, UnsupportedError
+from edgekit.base.errors import UnsupportedError
 from edgekit.build import defaults
 from edgekit.commands import shell
 
 Folder = Annotated[Path, typer.Argument(help="A Hugging Face model folder.")]
-NewPath = Annotated[Path, typer.Option("--out", "-o", help="Output path; it must not exist without --force.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,12 +22,11 @@ def register(app: typer.Typer) -> None:
     app.command("tune")(tune)
     app.command("merge")(merge)
     app.command("prune")(prune)
-    app.command("quantize")(quantize)
     app.command("export")(export)
 
 
 def tune(
-    out: NewPath = Path("adapter"),
+    out: shell.NewPath = Path("adapter"),
     target: shell.TargetName = defaults.DEFAULT_TARGET,
     model: shell.Model = defaults.DEFAULT_MODEL,
     revision: shell.Revision = "",
@@ -106,7 +104,7 @@ def tune(
 def merge(
     base: Folder,
     adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder.")],
-    out: NewPath = Path("merged"),
+    out: shell.NewPath = Path("merged"),
     dtype: Annotated[
         str, typer.Option("--dtype", help="own (as in the base), float32, bfloat16 or float16.")
     ] = "own",
@@ -118,8 +116,8 @@ def merge(
     """Merge a LoRA adapter into its base, tensor by tensor; computed in fp32 and stored in the base's own type."""
     from edgekit import registry
 
-    _need_folder(base, "config.json")
-    _need_folder(adapter, "adapter_config.json")
+    shell.need_folder(base, "config.json")
+    shell.need_folder(adapter, "adapter_config.json")
     with shell.working() as emit, written_whole(out, inputs=[base, adapter], force=force) as staging:
         registry.load("stages", "merge")(base, adapter, staging, dtype=dtype, emit=emit)
     shell.print_json({"model": str(out)}) if json else shell.say(
@@ -130,7 +128,7 @@ def merge(
 def prune(
     model: Folder,
     drop_layers: Annotated[int, typer.Option("--drop-layers", min=1, help="Number of layers to remove.")],
-    out: NewPath = Path("pruned"),
+    out: shell.NewPath = Path("pruned"),
     data: shell.Data = defaults.DEFAULT_DATA,
     columns: shell.Columns = "",
     data_revision: shell.DataRevision = "",
@@ -147,7 +145,7 @@ def prune(
     from edgekit.models.tokenizer import ModelTokenizer
     from edgekit.targets.target import Prune
 
-    _need_folder(model, "config.json")
+    shell.need_folder(model, "config.json")
     rows = shell.dataset(data, DataOptions(columns, data_revision, drop_leaks, offline)).train[:64]
     with shell.working() as emit, written_whole(out, inputs=[model, Path(data)], force=force) as staging:
         calibration = ModelTokenizer(model).render_ids(rows)
@@ -159,88 +157,9 @@ def prune(
     )
 
 
-def quantize(
-    source: Annotated[
-        Path, typer.Argument(help="A Hugging Face model folder, or a .gguf file of type F32, F16 or BF16.")
-    ],
-    out: NewPath = Path("model.gguf"),
-    type: Annotated[str, typer.Option("--type", help="llama.cpp's file type, such as Q4_K_M.")] = "Q4_K_M",
-    adapter: Annotated[
-        Path | None,
-        typer.Option("--adapter", help="A PEFT adapter folder to merge first; needs a model folder."),
-    ] = None,
-    max_ram: Annotated[
-        int | None,
-        typer.Option("--max-ram", metavar="MIB", min=1, help="Do not start if more memory may be needed."),
-    ] = None,
-    threads: shell.Threads = 0,
-    force: shell.Force = False,
-    json: shell.Json = False,
-    quiet: shell.Quiet = False,
-    verbose: shell.Verbose = False,
-) -> None:
-    """Quantize a model folder or a GGUF file to a GGUF file.
-
-    A folder is converted tensor by tensor, without an intermediate float file: memory use does not depend on the number
-    of layers, and the only disk space needed is that of the new file.
-    """
-    from edgekit import registry
-    from edgekit.containers.gguf import read_gguf
-    from edgekit.targets.target import GGUF_TYPES, GgufExport
-
-    if type.upper() not in GGUF_TYPES:
-        raise ConfigError(f"There is no GGUF type '{type}'.", f"Use one of: {', '.join(GGUF_TYPES)}.")
-    if source.is_dir():
-        _stream(source, out, type.upper(), adapter, max_ram, shell.cores(threads), force)
-    elif not source.is_file():
-        raise ConfigError(f"There is no file {source}.", "Check the path.")
-    elif adapter or max_ram:
-        raise ConfigError(
-            f"--adapter and --max-ram need a model folder, and {source} is a file.",
-            "Give the model folder instead.",
-        )
-    else:
-        read_gguf(source)  # a damaged file is refused before llama.cpp opens it
-        with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
-            options = GgufExport.model_validate({"format": "gguf", "type": type.upper()})
-            registry.load("stages", "quantize")(
-                source, staging, options, threads=shell.cores(threads), emit=emit
-            )
-    shell.print_json({"file": str(out)}) if json else shell.say(
-        f"Quantized: {out}\nNext: edgekit verify {out} --reference MODEL"
-    )
-
-
-def _stream(
-    source: Path, out: Path, type: str, adapter: Path | None, max_ram: int | None, threads: int, force: bool
-) -> None:
-    from edgekit import registry
-    from edgekit.models.source import read_config
-    from edgekit.targets.target import GgufExport
-
-    _need_folder(source, "config.json")
-    if adapter:
-        _need_folder(adapter, "adapter_config.json")
-    options = GgufExport.model_validate({"format": "gguf", "type": type})
-    if max_ram:
-        config, memory = read_config(source), registry.load("stages", "stream-memory")
-        needed = memory(config, options, threads, adapter=adapter) / 2**20
-        if needed > max_ram:
-            raise ConfigError(
-                f"Quantizing {source} with {threads} threads may need {needed:.0f} MiB of memory, more than "
-                f"--max-ram {max_ram}. Nothing was started.",
-                "Use --threads 1 or a higher --max-ram." if threads > 1 else "Use a higher --max-ram.",
-            )
-    inputs = [source, *([adapter] if adapter else [])]
-    with shell.working() as emit, written_whole(out, inputs=inputs, force=force, file=True) as staging:
-        registry.load("stages", "stream")(
-            source, staging, options, adapter=adapter, threads=threads, emit=emit
-        )
-
-
 def export(
     model: Folder,
-    out: NewPath = Path("exported"),
+    out: shell.NewPath = Path("exported"),
     adapter: Annotated[
         Path | None,
         typer.Option("--adapter", help="A PEFT adapter of this base, to export as a separate file."),
@@ -279,9 +198,9 @@ def export(
     from edgekit.proof.source import bring_in
     from edgekit.report import summary
 
-    _need_folder(model, "config.json")
+    shell.need_folder(model, "config.json")
     if adapter:
-        _need_folder(adapter, "adapter_config.json")
+        shell.need_folder(adapter, "adapter_config.json")
     order = Order(
         target, str(model), data, out, set_ or [], formats, None, cache_dir, threads, force, offline,
         reading=DataOptions(columns, data_revision, drop_leaks, offline), chat_template=chat_template,
@@ -330,8 +249,3 @@ def export(
             f"The export was written, but it failed {failed[0].name}: {failed[0].detail}",
             summary.advice(asdict(failed[0])),
         )
-
-
-def _need_folder(folder: Path, file: str) -> None:
-    if not (folder / file).is_file():
-        raise ConfigError(f"{folder} is not a folder with {file}.", "Check the path.")

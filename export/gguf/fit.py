@@ -5,12 +5,11 @@ types ─ allocation, or llama.cpp's choice ─► rounding, layer by layer ─�
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from edgekit.export.gguf.write import read_model
 from edgekit.export.weights.layerwise import one_torch_thread
 from edgekit.targets.target import GgufExport, Quantize
 
-PLAN = "plan.json"
 # Types that the allocation chooses from, by the length of a row's blocks: those with fast products on every processor.
 SMALL, LARGE = ("IQ4_NL", "Q5_0", "Q8_0"), ("Q4_K", "Q5_K", "Q6_K", "Q8_0")
 
@@ -55,7 +53,7 @@ def fit(
     threads: int = 2,
     emit: Emit = ignore,
 ) -> Fitted:
-    """Write the folder `model` as the new GGUF file `out`; beside it goes `plan.json`, which is what is returned.
+    """Write the folder `model` as the new GGUF file `out`.
 
     With `size_mib` or `bits_per_weight` in `quantize` the types are allocated, else they are those that llama.cpp gives a file of
     the type `options.type`. Raises `StageError` when no types take so little, and as `stream` does.
@@ -82,9 +80,7 @@ def fit(
             errors = round_model(model, types, texts, Path(work), threads=threads, emit=emit)
         stream_process.stream(model, out, options, rounded=Path(work), threads=threads, emit=emit)
     parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
-    fitted = Fitted(types, plan.cost if plan else None, parts, errors)
-    (out.parent / PLAN).write_text(json.dumps(asdict(fitted), indent=1), encoding="utf-8")
-    return fitted
+    return Fitted(types, plan.cost if plan else None, parts, errors)
 
 
 def _asked_for(types: Mapping[str, str], choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, Any]:

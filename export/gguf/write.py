@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import registry
-from edgekit.base.artifacts import sha256_file
+from edgekit.base.artifacts import sha256_file, write_json
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import Alert, Emit, Event, Progress
 from edgekit.containers.gguf import read_gguf
@@ -56,6 +56,7 @@ QUANTIZE_MODULES = (
     "edgekit.export.gguf.fit", "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
 )  # fmt: skip
 LARGEST_FLOAT_FILE_MIB = 1024
+PLAN = "plan.json"  # beside the quantized file: what `fit` returned
 FLOATS = ("F32", "F16", "BF16")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DERIVED = ".rotary_emb.inv_freq"  # old checkpoints hold it; it can be derived from the config
@@ -123,7 +124,8 @@ def steps(options: GgufExport) -> list[ExportStep]:
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         if with_feedback(options, context):
             try:
-                fit(out, options, context, _told_as(QUANTIZE, emit))
+                fitted = fit(out, options, context, _told_as(QUANTIZE, emit))
+                write_json(out.parent / PLAN, fitted)
                 return
             except UnsupportedError:  # of the tokenizer: llama.cpp's converter wrote the float file, or will
                 emit(
@@ -180,14 +182,15 @@ def with_feedback(options: GgufExport, context: ExportContext) -> bool:
     )
 
 
-def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit) -> None:
-    """Write the context's model as the new file `out` with weights rounded by error feedback."""
+def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit) -> dict[str, Any]:
+    """Write the context's model as the new file `out` with weights rounded by error feedback; returns what it holds."""
     from edgekit.export.gguf import fit, rounding  # which import torch
 
     assert context.quantize
     kinds = {"rows": context.calibration, "text": context.texts}
     texts = [rounding.Text(name, sequences) for name, sequences in kinds.items() if sequences]
-    fit.fit(context.model, out, options, context.quantize, texts, threads=context.threads, emit=emit)
+    found = fit.fit(context.model, out, options, context.quantize, texts, threads=context.threads, emit=emit)
+    return asdict(found)
 
 
 def streamed(config: Mapping[str, Any]) -> bool:
