@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,6 +103,7 @@ def quantize(
     if sum((bool(type), size_mib is not None, bits is not None)) > 1:
         raise ConfigError("--type, --size-mib and --bits exclude each other.", "Give one of them.")
     options = GgufExport.model_validate({"format": "gguf", "type": type.upper() or "Q4_K_M"})
+    found: dict[str, Any] = {}
     if source.is_dir():
         shell.need_folder(source, "config.json")
         if method is None:
@@ -113,7 +115,7 @@ def quantize(
                     "Merge the adapter first: edgekit merge.",
                 )
             text = _calibration(calibration, data, columns)
-            _fit(source, out, options, size_mib, bits, text, shell.cores(threads), force)
+            found = _fit(source, out, options, size_mib, bits, text, shell.cores(threads), force)
         else:
             _only_for_feedback(size_mib, bits, calibration, data)
             _stream(source, out, options, adapter, max_ram, shell.cores(threads), force)
@@ -131,9 +133,20 @@ def quantize(
             registry.load("stages", "quantize")(
                 source, staging, options, threads=shell.cores(threads), emit=emit
             )
-    shell.print_json({"file": str(out)}) if json else shell.say(
-        f"Quantized: {out}\nNext: edgekit verify {out} --reference MODEL"
-    )
+    if json:
+        shell.print_json({"file": str(out), **found})
+    else:
+        shell.say(f"Quantized: {out}{_told(found)}\nNext: edgekit verify {out} --reference {source}")
+
+
+def _told(found: dict[str, Any]) -> str:
+    """What was chosen, in words."""
+    if not found:
+        return ""
+    counts = Counter(found["types"].values()).most_common()
+    words = ", ".join(f"{count} {type}" for type, count in counts)
+    cost = "" if found["cost"] is None else f"; estimated KL divergence {found['cost']:.3f} nats"
+    return f" ({words}{cost})"
 
 
 def _only_for_feedback(
