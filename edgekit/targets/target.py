@@ -24,6 +24,8 @@ GgufType = Literal[
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
 
+TensorType = Literal["Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0"]
+"""Types that edgekit rounds tensors to itself."""
 NoiseFamily = Literal[
     "typos", "case", "punctuation", "filler", "distractor", "spacing", "homoglyphs", "ocr", "language_mix", "elongation"
 ]  # fmt: skip
@@ -148,17 +150,34 @@ class Quantize(Table):
     """Size of the GGUF file, MiB: each tensor gets the type with which the whole model changes least."""
     bits_per_weight: Annotated[float, Field(gt=0)] | None = None
     """The same in bits for each weight of the model, for a model of any size."""
+    short_rows_bits_per_weight: Annotated[float, Field(gt=0)] | None = None
+    """The same for a model whose rows do not divide into blocks of 256 weights, which K types need."""
+    types: Annotated[list[TensorType], Field(min_length=1)] = [
+        "IQ4_NL",
+        "Q4_K",
+        "Q5_0",
+        "Q5_K",
+        "Q6_K",
+        "Q8_0",
+    ]
+    """Types to choose from. Others may be slow on some processors."""
     calibration_rows: Annotated[int, Field(ge=0)] = 64
     """Training rows whose activations weight the rounding errors (importance matrix); 0 turns it off."""
     calibration_texts: Annotated[int, Field(ge=0)] = 40
     """Passages of plain text, 256 tokens each, that count as much as the rows, so that the file does not get worse outside its
     task; 0 turns them off."""
 
-    def max_bytes(self, weights: int) -> float | None:
-        """Largest size of the GGUF file of a model of so many weights; None when there is no limit."""
+    def max_bytes(self, weights: int, *, short_rows: bool) -> float | None:
+        """Largest size of the GGUF file of a model of so many weights; None when there is no limit.
+
+        `short_rows` tells that a row of most tensors is no multiple of 256.
+        """
         if self.size_mib is not None:
             return self.size_mib * 2**20
-        return None if self.bits_per_weight is None else self.bits_per_weight * weights / 8
+        bits = self.bits_per_weight
+        if short_rows and self.short_rows_bits_per_weight is not None:
+            bits = self.short_rows_bits_per_weight
+        return None if bits is None else bits * weights / 8
 
 
 class GgufExport(Table):

@@ -25,8 +25,9 @@ from edgekit.export.gguf.write import read_model
 from edgekit.export.weights.layerwise import one_torch_thread
 from edgekit.targets.target import GgufExport, Quantize
 
-# Types that the allocation chooses from, by the length of a row's blocks: those with fast products on every processor.
-SMALL, LARGE = ("IQ4_NL", "Q5_0", "Q8_0"), ("Q4_K", "Q5_K", "Q6_K", "Q8_0")
+LONG_BLOCK = (
+    256  # weights; types with longer blocks have smaller errors for their bits, where rows have room for them
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,15 @@ def fit(
     """
     shapes = {tensor.name: tensor.shape for tensor in read_model(model).tensors if len(tensor.shape) == 2}
     types, fixed = stream_process.layout(model, options)
-    limit = quantize.max_bytes(sum(map(prod, shapes.values())))
+    weights = sum(map(prod, shapes.values()))
+    short = sum(prod(shape) for shape in shapes.values() if shape[1] % LONG_BLOCK)
+    limit = quantize.max_bytes(weights, short_rows=2 * short > weights)
     estimates: dict[str, dict[str, float]] = {}
     plan = None
     if limit is not None:
-        candidates = {name: SMALL if columns % 256 else LARGE for name, (_, columns) in shapes.items()}
+        candidates = {name: _candidates(columns, quantize.types) for name, (_, columns) in shapes.items()}
+        candidates = {name: found for name, found in candidates.items() if found}
+        fixed += sum(packed_size(*shapes[name], types[name]) for name in shapes.keys() - candidates.keys())
         with one_torch_thread():
             estimates = costs(Network(model), texts, candidates, threads, emit)
         choices = {
@@ -81,6 +86,13 @@ def fit(
         stream_process.stream(model, out, options, rounded=Path(work), threads=threads, emit=emit)
     parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
     return Fitted(types, plan.cost if plan else None, parts, errors)
+
+
+def _candidates(columns: int, types: Sequence[str]) -> list[str]:
+    """Those of the types that rows of so many columns can have, the best for its bits where there are several."""
+    fitting = [type for type in types if columns % GRIDS[type].block == 0]
+    long = {GRIDS[type].bits for type in fitting if GRIDS[type].block == LONG_BLOCK}
+    return [type for type in fitting if GRIDS[type].block == LONG_BLOCK or GRIDS[type].bits not in long]
 
 
 def _asked_for(types: Mapping[str, str], choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
 from edgekit.export.gguf.feedback import Moment
-from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, round_weight, weighted
+from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even, round_weight, weighted
 from edgekit.export.weights.layerwise import Layerwise, in_order
 from edgekit.models import accelerator
 
@@ -57,8 +57,12 @@ def output_moments(
             loss = torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum")
             (gradient,) = torch.autograd.grad(loss, at_head)
             torch.autograd.backward(hidden, gradient)
-        outer = (shares * (1 - shares)).sum(0)  # the mean of g^2 over all tokens that can be drawn
-        return {**seen.squares, **{name: outer for name, module in network.outer().items() if module is head}}
+        # Of the head the mean of g^2 over all tokens that can be drawn; of an embedding of its own, that of its entries.
+        at_outer = {
+            name: (shares * (1 - shares)).sum(0) if module is head else _of_rows(module, inputs.grad)
+            for name, module in network.outer().items()
+        }
+        return seen.squares | at_outer
 
     hooks = [module.register_full_backward_hook(collect) for module in names]
     sums: dict[str, torch.Tensor] = {}
@@ -70,6 +74,13 @@ def output_moments(
     for hook in hooks:
         hook.remove()
     return sums
+
+
+def _of_rows(embedding: Any, gradient: torch.Tensor | None) -> torch.Tensor:
+    """The sum of g^2 over tokens, spread over the rows of the embedding: every token counts the same."""
+    assert gradient is not None
+    rows = len(embedding.weight)
+    return gradient.square().mean(-1).sum() / rows * torch.ones(rows, device=gradient.device)
 
 
 def costs(
@@ -85,10 +96,9 @@ def costs(
     found: dict[str, dict[str, float]] = {}
 
     def measure(name: str, weight: torch.Tensor, moment: Moment) -> None:
-        found[name] = {}
         for type in candidates.get(name, ()):
             cost = round_weight(weight, moment, type, 0, threads).cost
-            found[name][type] = float((outputs[name] * cost).double().sum()) / 2
+            found.setdefault(name, {})[type] = float((outputs[name] * cost).double().sum()) / 2
 
     total = len(walk.layers) + 1
     for number in range(len(walk.layers)):
@@ -99,8 +109,8 @@ def costs(
             measure(network.name(path), module.weight, damped[module])
         give_back()
         emit(Progress(STAGE, number + 1, total, "layers", "sensitivity"))
+    moment = Moment.of(walk.head_moment())
     for name, module in network.outer().items():
-        if name in outputs:
-            measure(name, module.weight, Moment.of(walk.head_moment()))
+        measure(name, module.weight, moment if isinstance(module, torch.nn.Linear) else even(moment))
     emit(Progress(STAGE, total, total, "layers", "sensitivity"))
     return found
