@@ -125,15 +125,17 @@ def round_model(
     moment, packed = Moment.of(walk.head_moment()), {}
     for name, module in network.outer().items():
         if name in types:
-            # An embedding is looked up: each of its columns counts the same.
-            inputs = (
-                moment if isinstance(module, torch.nn.Linear) else Moment.of(torch.eye(len(moment.matrix)))
-            )
+            inputs = moment if isinstance(module, torch.nn.Linear) else even(moment)
             result = round_weight(module.weight, inputs, types[name], sweeps, threads)
             packed[name], errors[name] = result.packed, result.error
     save_file(packed, out / f"{total - 1:05}.safetensors")
     emit(Progress(STAGE, total, total, "layers", "rounding"))
     return errors
+
+
+def even(moment: Moment) -> Moment:
+    """A moment of the same size in which each column counts the same: for an embedding, which is looked up."""
+    return Moment.of(torch.eye(len(moment.matrix)))
 
 
 def all_damped(

@@ -58,11 +58,11 @@ def output_moments(
             (gradient,) = torch.autograd.grad(loss, at_head)
             torch.autograd.backward(hidden, gradient)
         # Of the head the mean of g^2 over all tokens that can be drawn; of an embedding of its own, that of its entries.
-        at_outer = {
+        at_outer: dict[str, torch.Tensor] = {
             name: (shares * (1 - shares)).sum(0) if module is head else _of_rows(module, inputs.grad)
             for name, module in network.outer().items()
         }
-        return seen.squares | at_outer
+        return {**seen.squares, **at_outer}
 
     hooks = [module.register_full_backward_hook(collect) for module in names]
     sums: dict[str, torch.Tensor] = {}
