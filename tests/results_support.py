@@ -73,6 +73,19 @@ def calibration() -> dict[str, Any]:
     return {"temperature": 0.25, **thresholds, "rows": 48, "before": of(0.59), "after": of(0.044)}
 
 
+def quantization() -> dict[str, Any]:
+    """The types of a file of three layers; the middle one has no `attn_q`."""
+    worst = {"name": "blk.2.ffn_down", "type": "Q8_0", "cost_nats": 0.004, "error": 0.021}
+    return {
+        "estimated_kld_nats": 0.01,
+        "counts": {"IQ4_NL": 3, "Q8_0": 2, "Q5_0": 1},
+        "bits_per_weight": {"attn_q": 4.5, "ffn_down": 7.167, "token_embd": 5.5},
+        "layers": {"attn_q": ["IQ4_NL", None, "IQ4_NL"], "ffn_down": ["Q8_0", "IQ4_NL", "Q8_0"]},
+        "others": {"token_embd": "Q5_0"},
+        "worst": [worst, {**worst, "name": "blk.0.attn_q", "type": "IQ4_NL", "cost_nats": 0.001}],
+    }
+
+
 def abstention(hits: int) -> dict[str, Any]:
     def of(hits: int, n: int) -> dict[str, Any]:
         return {"hits": hits, "n": n, "share": hits / n if n else None, "wilson_95": [0.0, 1.0]}

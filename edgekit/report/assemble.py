@@ -14,6 +14,7 @@ from edgekit.evaluation.failures import failures
 from edgekit.evaluation.samples import SAMPLES, read_samples
 from edgekit.proof.calibration import binned
 from edgekit.proof.drift import Drift
+from edgekit.report import allocation
 from edgekit.report.outcome import Artifact, Outcome
 
 SCHEMA = "edgekit.report/1"
@@ -75,6 +76,7 @@ def _artifact(artifact: Artifact, parameters: int) -> dict[str, Any]:
         "bytes": size,
         "sha256": sha256_tree(artifact.path),
         "bits_per_weight": round(8 * size / parameters, 3),  # every byte of the file or folder counts
+        "quantization": allocation.read(artifact.steps[-1].path),
     }
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from edgekit.evaluation.samples import read_samples
 from edgekit.proof.calibration import Bin, calibration_error
-from edgekit.report import confidence, failures, plots, robustness, summary
+from edgekit.report import allocation, allocation_plot, confidence, failures, plots, robustness, summary
 
 MOST_CHANGED = 20
 _environment = Environment(
@@ -28,6 +28,7 @@ _environment.filters.update(
     gate_words=summary.gate_words,
     bounds=summary.bounds,
     conditions=summary.conditions,
+    output_error=allocation.error,
 )
 
 
@@ -60,6 +61,11 @@ def write_html(report: Mapping[str, Any], out: Path, samples: Path | None = None
         confidences={name: dict(confidence.rows(found)) for name, found in confident.items()},
         not_calibrated=confidence.refused(report),
         worst_rows=robustness.worst_rows(report),
+        allocated=[
+            (name, found, allocation_plot.types(found), allocation.by_cost(found))
+            for name, found in allocation.allocated(report).items()
+        ],
+        allocation_words=allocation.short(report),
         profile_groups=[
             (f"{artifact} in {runtime}", list(rows))
             for (artifact, runtime), rows in groupby(

@@ -1,8 +1,4 @@
-"""Plots as inline SVG: text stays text, colours follow the page (light, dark, print), equal input gives equal bytes.
-
-Classes used by the page's style sheet: `mark` and `hollow` (data), `soft` (second series), `grid`, `limit`, `tick`,
-`name`. The `aria-label` of every plot contains its figures.
-"""
+"""The plots, but for that of the types, as inline SVG. The `aria-label` of every plot contains its figures."""
 
 from __future__ import annotations
 
@@ -15,9 +11,8 @@ from markupsafe import Markup
 
 from edgekit.evaluation.statistics import wilson
 from edgekit.report.summary import Variant, figure, mib, percent
+from edgekit.report.svg import ROW, WIDTH, line, margin, svg, tag, text
 
-WIDTH = 400  # user units, about one pixel each on a phone
-ROW = 30
 SMALLEST_DRIFT = 1e-6  # nats; two fp32 evaluations of one model differ by about this much
 MOST_POINTS = 300
 
@@ -66,20 +61,20 @@ def logarithmic(values: Sequence[float], start: float, end: float) -> Axis:
 def accuracy(variants: Sequence[Variant]) -> Markup:
     """Bars of the share of right answers with their 95 % Wilson intervals."""
     scored = [(v.name, v.accuracy, v.n) for v in variants if v.accuracy is not None and v.n]
-    left = _margin([name for name, _, _ in scored])
+    left = margin([name for name, _, _ in scored])
     axis = Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left, WIDTH - 64)
     parts, words = [_columns(axis, ROW * len(scored), [f"{100 * t:.0f} %" for t in axis.ticks])], []
     for row, (name, share, n) in enumerate(scored):
         y, (low, high) = ROW * row + ROW / 2, wilson(share * n, n)
         parts += [
-            _text(left - 10, y + 4, name, "name", "end"),
-            _tag("rect", class_="bar", x=left, y=y - 8, width=axis.at(share) - left, height=16),
-            _line(axis.at(low), y, axis.at(high), y, "whisker"),
-            *(_line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
-            _text(WIDTH, y + 4, percent(share), "name", "end"),
+            text(left - 10, y + 4, name, "name", "end"),
+            tag("rect", class_="bar", x=left, y=y - 8, width=axis.at(share) - left, height=16),
+            line(axis.at(low), y, axis.at(high), y, "whisker"),
+            *(line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
+            text(WIDTH, y + 4, percent(share), "name", "end"),
         ]
         words.append(f"{name} {percent(share)}, 95 % interval {percent(low)} to {percent(high)}")
-    return _svg(ROW * len(scored) + 24, "Share of right answers: " + "; ".join(words), parts)
+    return svg(ROW * len(scored) + 24, "Share of right answers: " + "; ".join(words), parts)
 
 
 def robustness(
@@ -89,24 +84,22 @@ def robustness(
 
     `rows` hold the figures of the models `names`; the last model is the full dot and has its 95 % Wilson interval.
     """
-    left, height = _margin([name for name, _ in rows]), ROW * len(rows)
+    left, height = margin([name for name, _ in rows]), ROW * len(rows)
     axis = Axis([0, 0.25, 0.5, 0.75, 1], 0, 1, left + 8, WIDTH - 64)
     parts, words = [_columns(axis, height, [f"{100 * t:.0f} %" for t in axis.ticks])], []
     for place, (variant, found) in enumerate(rows):
         y = ROW * place + ROW / 2
-        parts.append(_text(left - 10, y + 4, variant, "name", "end"))
+        parts.append(text(left - 10, y + 4, variant, "name", "end"))
         told = [(name, one) for name, one in zip(names, found, strict=True) if one]
         for name, one in told:
             x, last = axis.at(one["accuracy"]), name == names[-1]
             if last:
                 low, high = map(axis.at, one["wilson_95"])
-                parts.append(_line(low, y, high, y, "whisker"))
-                parts.append(_text(WIDTH, y + 4, percent(one["accuracy"]), "name", "end"))
-            parts.append(
-                _tag("circle", class_="mark" if last else "hollow", cx=x, cy=y, r=4 if last else 6.5)
-            )
+                parts.append(line(low, y, high, y, "whisker"))
+                parts.append(text(WIDTH, y + 4, percent(one["accuracy"]), "name", "end"))
+            parts.append(tag("circle", class_="mark" if last else "hollow", cx=x, cy=y, r=4 if last else 6.5))
         words.append(f"{variant}: " + ", ".join(f"{name} {percent(one['accuracy'])}" for name, one in told))
-    return _svg(height + 24, "Right answers with noise and in other phrasings: " + "; ".join(words), parts)
+    return svg(height + 24, "Right answers with noise and in other phrasings: " + "; ".join(words), parts)
 
 
 Effect = tuple[str, float, tuple[float, float]]
@@ -116,30 +109,28 @@ Effect = tuple[str, float, tuple[float, float]]
 def effects(parts: Mapping[str, Sequence[Effect]]) -> Markup:
     """What each part buys, with intervals, against a line at 0; a full dot where the interval leaves out 0."""
     rows = [effect for found in parts.values() for effect in found]
-    left, height = _margin([name for name, _, _ in rows]), ROW * (len(rows) + len(parts))
+    left, height = margin([name for name, _, _ in rows]), ROW * (len(rows) + len(parts))
     most = max((abs(end) for _, _, ends in rows for end in ends), default=1.0)
     half = linear([most], 0, 1, steps=2)
     ticks = [*(-tick for tick in reversed(half.ticks[1:])), *half.ticks]
     axis = Axis(ticks, ticks[0], ticks[-1], left + 8, WIDTH - 64)
     drawn, words = [_columns(axis, height, [f"{tick:+g}" if tick else "0" for tick in ticks])], []
-    drawn.append(_line(axis.at(0), 0, axis.at(0), height, "limit"))
+    drawn.append(line(axis.at(0), 0, axis.at(0), height, "limit"))
     y = -ROW / 2
     for part, found in parts.items():
         y += ROW
-        drawn.append(_text(0, y + 4, part, "name", "start"))
+        drawn.append(text(0, y + 4, part, "name", "start"))
         for name, points, (low, high) in found:
             y += ROW
             drawn += [
-                _text(left - 10, y + 4, name, "name", "end"),
-                _line(axis.at(low), y, axis.at(high), y, "whisker"),
-                *(_line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
-                _tag(
-                    "circle", class_="hollow" if low <= 0 <= high else "mark", cx=axis.at(points), cy=y, r=4
-                ),
-                _text(WIDTH, y + 4, f"{points:+.1f}", "name", "end"),
+                text(left - 10, y + 4, name, "name", "end"),
+                line(axis.at(low), y, axis.at(high), y, "whisker"),
+                *(line(axis.at(edge), y - 4, axis.at(edge), y + 4, "whisker") for edge in (low, high)),
+                tag("circle", class_="hollow" if low <= 0 <= high else "mark", cx=axis.at(points), cy=y, r=4),
+                text(WIDTH, y + 4, f"{points:+.1f}", "name", "end"),
             ]
             words.append(f"{part}, {name} {points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
-    return _svg(height + 24, "What each part buys: " + "; ".join(words), drawn)
+    return svg(height + 24, "What each part buys: " + "; ".join(words), drawn)
 
 
 STYLE = (
@@ -164,36 +155,36 @@ def drift(stages: Sequence[Mapping[str, Any]], limit: float | None = None) -> Ma
     stepped line comes from the previous stage.
     """
     rows = [(stage["name"], stage["drift"], stage.get("drift_from_input") or {}) for stage in stages]
-    left = _margin([name for name, _, _ in rows])
+    left = margin([name for name, _, _ in rows])
     values = [part["mean_kld_nats"] for _, *parts in rows for part in parts if part]
     axis = logarithmic(values + ([limit] if limit else []), left + 8, WIDTH - 64)
     height = ROW * len(rows)
     parts, words = [_columns(axis, height, [_power(tick) for tick in axis.ticks])], []
     if limit:
-        parts.append(_line(axis.at(limit), 0, axis.at(limit), height, "limit"))
+        parts.append(line(axis.at(limit), 0, axis.at(limit), height, "limit"))
     for row, (name, found, entered) in enumerate(rows):
         y, x = ROW * row + ROW / 2, axis.at(found["mean_kld_nats"])
         if (before := _stage_before(row, [name for name, _, _ in rows])) is not None:
             x_before, y_before = axis.at(rows[before][1]["mean_kld_nats"]), ROW * before + ROW / 2
-            parts += [_line(x_before, y_before + 5, x_before, y, "grid"), _line(x_before, y, x, y, "soft")]
+            parts += [line(x_before, y_before + 5, x_before, y, "grid"), line(x_before, y, x, y, "soft")]
         if interval := found.get("mean_kld_95"):
             low, high = map(axis.at, interval)
             parts += [
-                _line(low, y, high, y, "whisker"),
-                *(_line(edge, y - 4, edge, y + 4, "whisker") for edge in (low, high)),
+                line(low, y, high, y, "whisker"),
+                *(line(edge, y - 4, edge, y + 4, "whisker") for edge in (low, high)),
             ]
         if entered:
-            parts.append(_tag("circle", class_="hollow", cx=axis.at(entered["mean_kld_nats"]), cy=y, r=6.5))
+            parts.append(tag("circle", class_="hollow", cx=axis.at(entered["mean_kld_nats"]), cy=y, r=6.5))
         parts += [
-            _text(left - 10, y + 4, name, "name", "end"),
-            _tag("circle", class_="mark", cx=x, cy=y, r=4),
-            _text(WIDTH, y + 4, figure(found["mean_kld_nats"]), "name", "end"),
+            text(left - 10, y + 4, name, "name", "end"),
+            tag("circle", class_="mark", cx=x, cy=y, r=4),
+            text(WIDTH, y + 4, figure(found["mean_kld_nats"]), "name", "end"),
         ]
         words.append(
             f"{name} {figure(found['mean_kld_nats'])}"
             + (f", {figure(entered['mean_kld_nats'])} from its input" if entered else "")
         )
-    return _svg(height + 24, f"Mean KL divergence from the tuned model in nats: {'; '.join(words)}", parts)
+    return svg(height + 24, f"Mean KL divergence from the tuned model in nats: {'; '.join(words)}", parts)
 
 
 def _stage_before(row: int, names: Sequence[str]) -> int | None:
@@ -216,22 +207,22 @@ def pareto(
     y = logarithmic([nats for _, _, nats in points] + ([drift_limit] if drift_limit else []), height, 8)
     parts = [_frame(x, y, "MiB", [_power(tick) for tick in y.ticks])]
     if size_limit:
-        parts.append(_line(x.at(size_limit), y.end, x.at(size_limit), y.start, "limit"))
+        parts.append(line(x.at(size_limit), y.end, x.at(size_limit), y.start, "limit"))
     if drift_limit:
-        parts.append(_line(x.start, y.at(drift_limit), x.end, y.at(drift_limit), "limit"))
+        parts.append(line(x.start, y.at(drift_limit), x.end, y.at(drift_limit), "limit"))
     words, taken = [], -99.0
     for name, size, nats in sorted(points, key=lambda point: -point[2]):
         beaten = any(s <= size and d <= nats and (s, d) != (size, nats) for _, s, d in points)
         px, py = x.at(size / 2**20), y.at(nats)
         taken = max(py + 4, taken + 15)  # labels of close neighbours are stacked
-        parts.append(_tag("circle", class_="hollow" if beaten else "mark", cx=px, cy=py, r=5))
+        parts.append(tag("circle", class_="hollow" if beaten else "mark", cx=px, cy=py, r=5))
         side = "end" if px > WIDTH * 0.6 else "start"
         label = f"{name}  {mib(size)} MiB, {figure(nats)}"
-        parts.append(_text(px - 10 if side == "end" else px + 10, taken, label, "name", side))
+        parts.append(text(px - 10 if side == "end" else px + 10, taken, label, "name", side))
         words.append(
             f"{name} {mib(size)} MiB at {figure(nats)} nats" + (", beaten by another file" if beaten else "")
         )
-    return _svg(height + 38, "Size against drift: " + "; ".join(words), parts)
+    return svg(height + 38, "Size against drift: " + "; ".join(words), parts)
 
 
 def loss(training: Sequence[Sequence[float]], validation: Sequence[Sequence[float]]) -> Markup:
@@ -247,12 +238,12 @@ def loss(training: Sequence[Sequence[float]], validation: Sequence[Sequence[floa
         shown = [*series[:: math.ceil(len(series) / MOST_POINTS)], series[-1]]
         places = [(x.at(step), y.at(value)) for step, value in shown]
         parts.append(
-            _tag("polyline", class_=style, points=" ".join(f"{px:.1f},{py:.1f}" for px, py in places))
+            tag("polyline", class_=style, points=" ".join(f"{px:.1f},{py:.1f}" for px, py in places))
         )
         if name == "validation":
-            parts += [_tag("circle", class_="mark", cx=px, cy=py, r=3.5) for px, py in places]
+            parts += [tag("circle", class_="mark", cx=px, cy=py, r=3.5) for px, py in places]
         words.append(f"{name} from {figure(series[0][1])} to {figure(series[-1][1])}")
-    return _svg(height + 38, "Loss: " + "; ".join(words), parts)
+    return svg(height + 38, "Loss: " + "; ".join(words), parts)
 
 
 def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
@@ -265,9 +256,9 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
     filled, most = [b for b in bins if b["n"]], max([b["n"] for b in bins], default=1)
     parts = [
         _frame(x, y, "confidence", [f"{tick:g}" for tick in y.ticks]),
-        _line(x.start, y.start, x.end, y.end, "limit"),
+        line(x.start, y.start, x.end, y.end, "limit"),
         *(
-            _tag(
+            tag(
                 "circle",
                 class_="mark",
                 cx=x.at(b["confidence"]),
@@ -278,14 +269,14 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
         ),
     ]
     words = [f"confidence {percent(b['confidence'])}, accuracy {percent(b['accuracy'])}" for b in filled]
-    return _svg(height + 38, "Reliability: " + "; ".join(words), parts)
+    return svg(height + 38, "Reliability: " + "; ".join(words), parts)
 
 
 def _columns(axis: Axis, height: float, labels: Sequence[str]) -> Markup:
     """Vertical grid lines under rows, labelled below."""
     return Markup("").join(
-        _line(axis.at(tick), 0, axis.at(tick), height, "grid")
-        + _text(axis.at(tick), height + 17, label, "tick", "middle")
+        line(axis.at(tick), 0, axis.at(tick), height, "grid")
+        + text(axis.at(tick), height + 17, label, "tick", "middle")
         for tick, label in zip(axis.ticks, labels, strict=True)
     )
 
@@ -293,18 +284,13 @@ def _columns(axis: Axis, height: float, labels: Sequence[str]) -> Markup:
 def _frame(x: Axis, y: Axis, unit: str, labels: Sequence[str]) -> Markup:
     """Horizontal grid lines labelled at the left; x ticks labelled below, with their unit under them."""
     rows = [
-        _line(x.start, y.at(tick), x.end, y.at(tick), "grid")
-        + _text(x.start - 8, y.at(tick) + 4, label, "tick", "end")
+        line(x.start, y.at(tick), x.end, y.at(tick), "grid")
+        + text(x.start - 8, y.at(tick) + 4, label, "tick", "end")
         for tick, label in zip(y.ticks, labels, strict=True)
     ]
-    columns = [_text(x.at(tick), y.start + 17, f"{tick:,g}", "tick", "middle") for tick in x.ticks]
-    columns.append(_text(x.end, y.start + 33, unit, "tick", "end"))
+    columns = [text(x.at(tick), y.start + 17, f"{tick:,g}", "tick", "middle") for tick in x.ticks]
+    columns.append(text(x.end, y.start + 33, unit, "tick", "end"))
     return Markup("").join([*rows, *columns])
-
-
-def _margin(names: Sequence[str]) -> float:
-    """The width for the longest of `names` at the left, within limits."""
-    return min(150.0, 18 + 6.6 * max(map(len, names), default=0))
 
 
 def _power(value: float) -> str:
@@ -314,27 +300,3 @@ def _power(value: float) -> str:
     factor, _, exponent = f"{value:.0e}".partition("e")
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return ("≤ " if value <= SMALLEST_DRIFT else "") + (power if factor == "1" else f"{factor}·{power}")
-
-
-def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
-    view = f"0 0 {WIDTH} {height:g}"
-    return _tag("svg", *parts, viewBox=view, role="img", aria_label=label)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
-    return _tag("line", class_=style, x1=x1, y1=y1, x2=x2, y2=y2)
-
-
-def _text(x: float, y: float, text: str, style: str, anchor: str) -> Markup:
-    return _tag("text", text, class_=style, x=x, y=y, text_anchor=anchor)
-
-
-def _tag(name: str, *children: str, **attributes: str | float) -> Markup:
-    """One element, everything escaped; `class_` and `text_anchor` become `class` and `text-anchor`."""
-    written = [
-        Markup(' {}="{}"').format(
-            key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:.1f}"
-        )
-        for key, value in attributes.items()
-    ]
-    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(written), Markup("").join(children))

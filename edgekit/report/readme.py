@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from edgekit.proof.bare import CAUSES
-from edgekit.report import failures, robustness, summary
+from edgekit.report import allocation, failures, robustness, summary
 
 PACKAGES = {
     "llama.cpp": "llama-cpp-python",
@@ -55,6 +55,7 @@ def bundle_readme(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str
         variants=summary.variants(report),
         failing=failures.short(report),
         robust=robustness.short(report),
+        allocated=allocation.short(report),
         paths={name: entry["path"] for name, entry in manifest["formats"].items()},
         bare={name: found for name, found in (manifest.get("bare_runtime") or {}).items() if found},
         deviations={name: found for name, found in (manifest.get("deviations") or {}).items() if found},

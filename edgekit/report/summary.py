@@ -116,6 +116,8 @@ class Variant:
     """What noise and other phrasings cost, as `edgekit.evaluation.robust` measures it; empty where it was not measured."""
     failures: Mapping[str, Any]
     """Its classes with wrong answers, as `edgekit.evaluation.failures` finds them; empty where it was not measured."""
+    quantization: Mapping[str, Any]
+    """The type of each tensor, as `edgekit.report.allocation` reads it; empty where it is not known."""
     calibration: Mapping[str, Any]
     """What the build found of its confidence, or `refused`, the reason why not; empty for a model that is no file."""
 
@@ -158,6 +160,7 @@ def _variant(
         path=artifact.get("path"),
         bytes=artifact.get("bytes"),
         bits_per_weight=artifact.get("bits_per_weight"),
+        quantization=artifact.get("quantization") or {},
         drift=next((drift for drift in reversed(drifts) if drift), {}),
         speed=max(rows, key=lambda row: median(row.get("decode_tokens_per_s")) or 0.0, default={}),
         **{key: (report.get(key) or {}).get(name) or {} for key in ("robustness", "failures", "calibration")},

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.report import confidence, failures, robustness, summary
+from edgekit.report import allocation, confidence, failures, robustness, summary
 from edgekit.report.figures_table import figures_table
 from edgekit.report.summary import exact, figure, mib, percent
 
@@ -39,6 +39,7 @@ def result_table(report: Mapping[str, Any], next_step: str = "") -> Group:
         ("Where it fails", failures.short(report)),
         ("Noise and other phrasings", robustness.short(report)),
         ("Confidence", confidence.short(report)),
+        ("Bits of each tensor", allocation.short(report)),
     ):
         if told:
             lines += [

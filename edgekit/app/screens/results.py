@@ -13,6 +13,7 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical, VerticalScroll
+from textual.content import Content
 from textual.events import Resize
 from textual.widgets import ContentSwitcher, DataTable, Static
 
@@ -21,7 +22,7 @@ from edgekit.app.screens.bundles import Beside, Bundles
 from edgekit.app.screens.deploy import Deploying
 from edgekit.app.screens.samples import SamplesScreen
 from edgekit.app.screens.threads import from_thread
-from edgekit.app.views import bundles, differences, pictures, results
+from edgekit.app.views import allocation, bundles, differences, pictures, results
 from edgekit.app.views import samples as samples_view
 from edgekit.app.views.bundles import REPORT
 from edgekit.app.views.lines import styled
@@ -49,7 +50,7 @@ class Seen:
 
 
 class Pictures(VerticalScroll):
-    """Size and drift as bars, drawn again at each width that the layout gives them."""
+    """Size and drift as bars, types as cells, drawn again at each width that the layout gives them."""
 
     results: Results | None = None
 
@@ -62,7 +63,9 @@ class Pictures(VerticalScroll):
         self.results = found
         room = max(30, self.size.width - 4)
         lines = [*pictures.size_lines(found, room), ("fact", ""), *pictures.waterfall_lines(found, room)]
-        self.query_one("#drawn", Static).update(styled(lines))
+        drawn = [Content.from_rich_text(styled(lines))]
+        drawn += [Content.assemble(*parts) for parts in allocation.lines(found, room)]
+        self.query_one("#drawn", Static).update(Content("\n").join(drawn))
 
     def on_resize(self, event: Resize) -> None:
         """Bars of another length fit now."""
@@ -91,7 +94,7 @@ class ResultsScreen(Deploying):
     ResultsScreen #nothing { padding: 1 2; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("v", "picture", "Picture", id="results-picture", tooltip="Show or hide size against drift and drift by stage"),
+        Binding("v", "picture", "Picture", id="results-picture", tooltip="Show or hide size against drift, drift by stage, and the bits of each tensor"),
         Binding("space", "mark", "Mark", id="results-mark", tooltip="Mark a variant to compare", show=False),
         Binding("d", "diff", "Diff", id="results-diff", tooltip="Compare the two marked variants"),
         Binding("s", "samples", "Samples", id="results-samples", tooltip="Compare answers side by side"),

@@ -18,6 +18,7 @@ Risk = Annotated[str, Field(pattern=r"^0\.\d{1,4}$")]
 """A share of wrong answers, as a key of JSON."""
 Numbers = dict[Text, Number]
 Rows: Any = Field(default=[], max_length=2000)
+Kinds: Any = Field(default={}, max_length=100)
 
 
 def _repeated(numbers: Numbers) -> Numbers | None:
@@ -29,11 +30,28 @@ def _measured(drift: _Drift) -> _Drift | None:
     return drift if mean is not None and mean >= 0 else None
 
 
+class _Tensor(BaseModel):
+    name: Name
+    type: Name
+    cost_nats: Number = None
+    error: Number = None
+
+
+class _Quantization(BaseModel):
+    estimated_kld_nats: Number = None
+    counts: dict[Name, int] = Kinds
+    bits_per_weight: Numbers = Kinds
+    layers: dict[Name, Annotated[list[Name | None], Field(max_length=2000)]] = Kinds
+    others: dict[Name, Name] = Kinds
+    worst: list[_Tensor] = Rows
+
+
 class _Artifact(BaseModel):
     format: Name
     path: Name
     bytes: Number = None
     bits_per_weight: Number = None
+    quantization: _Quantization | None = None
 
 
 class _Drift(BaseModel):

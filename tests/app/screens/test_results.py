@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from results_app import opened, read, screen, told, typed
-from results_support import failures, report, robustness, write_bundle
+from results_support import failures, quantization, report, robustness, write_bundle
 from textual.widgets import DataTable, Static
 from tui_support import run, text_of, until
 
@@ -77,6 +77,28 @@ def test_v_shows_and_hides_the_pictures(tmp_path: Path, size: tuple[int, int]) -
             assert "from its input 2" in text_of(found)
             await pilot.press("v")
             await until(pilot, lambda: "no file's stage" not in text_of(found))
+
+    run(look())
+
+
+def test_the_bits_of_each_tensor_are_a_picture_in_ascii_too(tmp_path: Path) -> None:
+    artifacts = report()["artifacts"]
+    artifacts[0]["quantization"] = quantization()
+    write_bundle(tmp_path / "bundles" / "good", artifacts=artifacts)
+
+    async def look() -> None:
+        found = opened(tmp_path, ascii=True)
+        async with found.run_test(size=(80, 24)) as pilot:
+            shown = await read(pilot)
+            await pilot.press("v")
+            shown.query_one("#pictures").scroll_end(animate=False)
+            await until(pilot, lambda: "blk.2.ffn_down" in text_of(found))
+            text = text_of(found)
+            assert text.isascii() and "attn_q     4.4 4.50" in text and "ffn_down   848 7.17" in text
+            strips = found.screen._compositor.render_strips()
+            row = next(strip for strip in strips if "ffn_down   848" in strip.text)
+            colours = [segment.style.bgcolor for segment in row if segment.text in ("8", "4")]
+            assert colours[0] == colours[2] != colours[1]
 
     run(look())
 

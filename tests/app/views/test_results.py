@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from results_support import abstention, calibration, failures, report, robustness, write_bundle
+from results_support import abstention, calibration, failures, quantization, report, robustness, write_bundle
 
-from edgekit.app.views import bundles, deploy, differences, launch, pictures, results
+from edgekit.app.views import allocation, bundles, deploy, differences, launch, pictures, results
 from edgekit.base.command import Outcome
 from edgekit.base.errors import CorruptError
 from edgekit.field.releases import lifecycle
@@ -103,7 +103,9 @@ def test_any_value_in_any_place_is_shown_or_refused(folder: Path, values: dict[s
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from(["artifacts", "stages", "profile", "gates", "robustness", "failures", "calibration"]),
+    st.sampled_from(
+        ["artifacts", "stages", "profile", "gates", "robustness", "failures", "calibration", "quantization"]
+    ),
     st.data(),
 )
 def test_any_value_within_a_row_is_shown_or_refused(folder: Path, part: str, data: st.DataObject) -> None:
@@ -113,7 +115,8 @@ def test_any_value_within_a_row_is_shown_or_refused(folder: Path, part: str, dat
         "calibration": calibration(),
     }
     whole = {**report(), **{key: {"gguf": one} for key, one in of_gguf.items()}}
-    rows = whole[part]
+    types = whole["artifacts"][0]["quantization"] = quantization()
+    rows = [types, types["layers"], types["counts"]] if part == "quantization" else whole[part]
     row = rows["gguf"] if part in of_gguf else data.draw(st.sampled_from(rows))
     if part == "failures" and data.draw(st.booleans()):
         row = data.draw(st.sampled_from(row["classes"]))
@@ -205,6 +208,7 @@ def show_all(folder: Path, whole: dict[str, Any]) -> None:
         lines += [one.words(one.of(row.variant)) for one in results.FIGURES]
     lines += [text for _, text in pictures.size_lines(found, 60)]
     lines += [text for _, text in pictures.waterfall_lines(found, 60)]
+    lines += [text for line in allocation.lines(found, 60) for text, _ in line]
     assert not [line for line in lines if "\x1b" in line]
 
 
