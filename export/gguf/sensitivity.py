@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -64,15 +65,15 @@ def output_moments(
         }
         return {**seen.squares, **at_outer}
 
-    hooks = [module.register_full_backward_hook(collect) for module in names]
     sums: dict[str, torch.Tensor] = {}
-    found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
-    for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
-        for name, square in squares.items():
-            sums[name] = sums.get(name, 0) + weight * square.cpu()
-        emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_full_backward_hook(collect))
+        found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
+        for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
+            for name, square in squares.items():
+                sums[name] = sums.get(name, 0) + weight * square.cpu()
+            emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
     return sums
 
 

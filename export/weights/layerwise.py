@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -51,12 +51,12 @@ class Layerwise:
         self, network: Any, sequences: Sequence[Sequence[int]], weights: Sequence[float], threads: int
     ) -> None:
         """`weights` is what a token of each sequence counts in `moments`."""
-        self.layers: torch.nn.ModuleList = network.get_decoder().layers
+        self._decoder = network.get_decoder()
+        self.layers: torch.nn.ModuleList = self._decoder.layers
         self.place = next(name for name, module in network.named_modules() if module is self.layers)
         self.weights = weights
         self.threads = 1 if network.device.type == "cuda" else threads
         self.hidden, self._arguments = _first_inputs(network, self.layers, sequences)
-        self._norm: Callable[[torch.Tensor], torch.Tensor] = network.get_decoder().norm
 
     def linear(self, number: int) -> dict[str, torch.nn.Linear]:
         """The linear layers of a layer, by their names in the network."""
@@ -87,14 +87,15 @@ class Layerwise:
             return [(users, given.T @ given) for users, given in tokens]
 
         sums: dict[tuple[torch.nn.Linear, ...], torch.Tensor] = {}
-        hooks = [module.register_forward_pre_hook(collect) for module in modules]
-        for weight, found in zip(
-            self.weights, in_order(work, range(len(self.hidden)), self.threads), strict=True
-        ):
-            for users, product in found:
-                sums[users] = sums.get(users, 0) + weight * product
-        for hook in hooks:
-            hook.remove()
+        with ExitStack() as hooks, torch.inference_mode():
+            for module in modules:
+                hooks.enter_context(module.register_forward_pre_hook(collect))
+            products = in_order(work, range(len(self.hidden)), self.threads)
+            for weight, found in zip(self.weights, products, strict=True):
+                for users, product in found:
+                    sums[users] = (
+                        sums[users].add_(product, alpha=weight) if users in sums else product.mul_(weight)
+                    )
         return {module: total for users, total in sums.items() for module in users}
 
     def advance(self, number: int) -> None:
@@ -107,7 +108,7 @@ class Layerwise:
 
         def work(row: int) -> torch.Tensor:
             with torch.inference_mode():
-                given = self._norm(self.hidden[row]).flatten(0, -2)  # (T, hidden)
+                given = self._decoder.norm(self.hidden[row]).flatten(0, -2)  # (T, hidden)
                 return given.T @ given
 
         found = in_order(work, range(len(self.hidden)), self.threads)
@@ -142,13 +143,11 @@ def _first_inputs(
 
         return collect
 
-    hooks = []
-    for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
-        vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
-    for ids in sequences:
-        network.get_decoder()(accelerator.ids_for(network, [ids]), use_cache=False)
-    for hook, layer in zip(hooks, layers, strict=True):
-        hook.remove()
-        del vars(layer)["forward"]
+    with ExitStack() as restored:
+        for number, layer in enumerate(layers):
+            restored.enter_context(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
+            restored.callback(vars(layer).pop, "forward")
+            vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
+        for ids in sequences:
+            network.get_decoder()(accelerator.ids_for(network, [ids]), use_cache=False)
     return inputs, arguments
