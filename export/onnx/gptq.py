@@ -17,8 +17,9 @@ import torch
 from edgekit.base.memory import give_back
 from edgekit.export.onnx import ranges
 from edgekit.export.onnx.layout import stacked
+from edgekit.export.weights.layerwise import first_inputs
 from edgekit.export.weights.weight_compare import CALIBRATED, Grid, Stored, compare
-from edgekit.models import accelerator, mapped
+from edgekit.models import mapped
 
 DAMPINGS = (
     0.01,
@@ -191,7 +192,7 @@ def round_network(
     """
     layers = network.get_decoder().layers
     place = next(name for name, module in network.named_modules() if module is layers)
-    inputs, arguments = _first_inputs(network, layers, calibration)
+    inputs, arguments = first_inputs(network, layers, calibration)
     for number, layer in enumerate(layers):
         mapped.in_float32(layer)
         linear = {
@@ -250,36 +251,6 @@ def _rounded_linear(
 def _block_size(columns: int, wanted: int) -> int:
     """The largest block of at most `wanted` columns, a power of two, that divides `columns`."""
     return min(wanted, columns & -columns)
-
-
-def _first_inputs(
-    network: Any, layers: torch.nn.ModuleList, calibration: Sequence[Sequence[int]]
-) -> tuple[list[torch.Tensor], list[list[dict[str, Any]]]]:
-    """The first layer's input for each row, `(1, T, hidden)`, and each layer's other arguments for each row.
-
-    No layer computes anything here: each one passes its input on.
-    """
-    inputs: list[torch.Tensor] = []
-    arguments: list[list[dict[str, Any]]] = [[] for _ in layers]
-
-    def collector(number: int) -> Callable[[Any, tuple[torch.Tensor, ...], dict[str, Any]], None]:
-        def collect(module: Any, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-            arguments[number].append(kwargs)
-            if number == 0:
-                inputs.append(args[0])
-
-        return collect
-
-    hooks = []
-    for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
-        vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
-    for ids in calibration:
-        network.get_decoder()(accelerator.ids_for(network, [ids]), use_cache=False)
-    for hook, layer in zip(hooks, layers, strict=True):
-        hook.remove()
-        del vars(layer)["forward"]
-    return inputs, arguments
 
 
 def _hessians(

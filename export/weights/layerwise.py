@@ -55,7 +55,7 @@ class Layerwise:
         self.place = next(name for name, module in network.named_modules() if module is self.layers)
         self.weights = weights
         self.threads = 1 if network.device.type == "cuda" else threads
-        self.hidden, self._arguments = _first_inputs(network, self.layers, sequences)
+        self.hidden, self._arguments = first_inputs(network, self.layers, sequences)
         self._norm: Callable[[torch.Tensor], torch.Tensor] = network.get_decoder().norm
 
     def linear(self, number: int) -> dict[str, torch.nn.Linear]:
@@ -124,7 +124,7 @@ class Layerwise:
 
 
 @torch.inference_mode()
-def _first_inputs(
+def first_inputs(
     network: Any, layers: torch.nn.ModuleList, sequences: Sequence[Sequence[int]]
 ) -> tuple[list[torch.Tensor], list[list[dict[str, Any]]]]:
     """The first layer's input for each sequence, `(1, T, hidden)`, and each layer's other arguments for each.
