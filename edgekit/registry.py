@@ -43,7 +43,7 @@ BUILT_IN = {
         "merge-proof": "edgekit.export.weights.merge_check:merge_proof",
         "prune": "edgekit.export.weights.prune:prune",
         "quantize": "edgekit.export.gguf.quantize:quantize",
-        "fit": "edgekit.export.gguf.write:fit",
+        "fit": "edgekit.export.gguf.fit:fit",
         "stream": "edgekit.export.gguf.stream_process:stream",
         "stream-memory": "edgekit.export.gguf.stream_process:peak_memory",
         "adapter-gguf": "edgekit.export.adapters.write:to_gguf",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from edgekit.commands import shell
 
 if TYPE_CHECKING:
     from edgekit.data.calibration_text import Calibration
-    from edgekit.targets.target import GgufExport
+    from edgekit.targets.target import GgufExport, Quantize
 
 
 class Method(StrEnum):
@@ -96,7 +97,7 @@ def quantize(
     """
     from edgekit import registry
     from edgekit.containers.gguf import read_gguf
-    from edgekit.targets.target import GGUF_TYPES, GgufExport
+    from edgekit.targets.target import GGUF_TYPES, GgufExport, Quantize
 
     if type and type.upper() not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Use one of: {', '.join(GGUF_TYPES)}.")
@@ -115,7 +116,8 @@ def quantize(
                     "Merge the adapter first: edgekit merge.",
                 )
             text = _calibration(calibration, data, columns)
-            found = _fit(source, out, options, size_mib, bits, text, shell.cores(threads), force)
+            sizes = Quantize(size_mib=size_mib, bits_per_weight=bits)
+            found = _fit(source, out, options, sizes, text, shell.cores(threads), force)
         else:
             _only_for_feedback(size_mib, bits, calibration, data)
             _stream(source, out, options, adapter, max_ram, shell.cores(threads), force)
@@ -177,8 +179,7 @@ def _fit(
     source: Path,
     out: Path,
     options: GgufExport,
-    size_mib: float | None,
-    bits: float | None,
+    quantize: Quantize,
     text: Calibration,
     threads: int,
     force: bool,
@@ -187,9 +188,7 @@ def _fit(
     from edgekit.data.calibration_text import windows
     from edgekit.models.tokenizer import ModelTokenizer
     from edgekit.registry import ExportContext
-    from edgekit.targets.target import Quantize
 
-    quantize = Quantize(size_mib=size_mib, bits_per_weight=bits)
     tokenizer = ModelTokenizer(source)
     context = ExportContext(
         source,
@@ -199,8 +198,7 @@ def _fit(
         quantize,
     )
     with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
-        found: dict[str, Any] = registry.load("stages", "fit")(staging, options, context, emit)
-    return found
+        return asdict(registry.load("stages", "fit")(staging, options, context, emit))
 
 
 def _stream(

@@ -23,6 +23,7 @@ from edgekit.export.gguf.sensitivity import costs
 from edgekit.export.gguf.stream import packed_size
 from edgekit.export.gguf.write import read_model
 from edgekit.export.weights.layerwise import one_torch_thread
+from edgekit.registry import ExportContext
 from edgekit.targets.target import GgufExport, Quantize
 
 LONG_BLOCK = (
@@ -44,21 +45,15 @@ class Fitted:
     """The error of each layer's outputs on the calibration text, as a share of their size."""
 
 
-def fit(
-    model: Path,
-    out: Path,
-    options: GgufExport,
-    quantize: Quantize,
-    texts: Sequence[Text],
-    *,
-    threads: int = 2,
-    emit: Emit = ignore,
-) -> Fitted:
-    """Write the folder `model` as the new GGUF file `out`.
+def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ignore) -> Fitted:
+    """Write the context's model as the new GGUF file `out`.
 
-    With `size_mib` or `bits_per_weight` in `quantize` the types are allocated, else they are those that llama.cpp gives a file of
-    the type `options.type`. Raises `StageError` when no types take so little, and as `stream` does.
+    With a size in the context's `quantize` the types are allocated, else they are those that llama.cpp gives a file of the type
+    `options.type`. Raises `StageError` when no types take so little, and as `stream` does.
     """
+    quantize, model, threads = context.quantize or Quantize(), context.model, context.threads
+    kinds = {"rows": context.calibration, "text": context.texts}
+    texts = [Text(name, sequences) for name, sequences in kinds.items() if sequences]
     shapes = {tensor.name: tensor.shape for tensor in read_model(model).tensors if len(tensor.shape) == 2}
     types, fixed = stream_process.layout(model, options)
     weights = sum(map(prod, shapes.values()))
@@ -83,7 +78,7 @@ def fit(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rounded-") as work:
         with one_torch_thread():
             errors = round_model(model, types, texts, Path(work), threads=threads, emit=emit)
-        stream_process.stream(model, out, options, rounded=Path(work), threads=threads, emit=emit)
+        stream_process.assemble(model, out, options, Path(work), threads=threads, emit=emit)
     parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
     return Fitted(types, plan.cost if plan else None, parts, errors)
 

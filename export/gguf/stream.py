@@ -67,22 +67,38 @@ def stream(
     *,
     adapter: Path | None = None,
     imatrix: Mapping[str, Floats] | None = None,
-    rounded: Path | None = None,
     threads: int = 2,
     emit: Emit = ignore,
 ) -> None:
     """Write the Hugging Face folder `source`, with the LoRA folder `adapter` merged in, as the new GGUF file `out`.
 
     `options` is a target's `GgufExport`; `imatrix` holds for each tensor name the weight of each input column,
-    `(columns,)`. Of the tensors in the folder `rounded` the rows that `round_model` packed are copied. The bytes do not depend on
-    `threads`. Raises `UnsupportedError` for what llama.cpp cannot reproduce, `CorruptError` for damaged weights,
-    `ConfigError` for an adapter of another base and `StageError` when llama.cpp refuses; then there is no `out`.
+    `(columns,)`. The bytes do not depend on `threads`. Raises `UnsupportedError` for what llama.cpp cannot reproduce,
+    `CorruptError` for damaged weights, `ConfigError` for an adapter of another base and `StageError` when llama.cpp
+    refuses; then there is no `out`.
     """
-    model = read_model(source, adapter)
+    _write(read_model(source, adapter), out, options, imatrix or {}, {}, threads, emit)
+
+
+def assemble(
+    source: Path, out: Path, options: GgufExport, rounded: Path, *, threads: int = 2, emit: Emit = ignore
+) -> None:
+    """Write the file as `stream` does, but of the tensors in the folder `rounded` the rows that `round_model` packed."""
+    _write(read_model(source), out, options, {}, packed_rows(rounded), threads, emit)
+
+
+def _write(
+    model: Model,
+    out: Path,
+    options: GgufExport,
+    imatrix: Mapping[str, Floats],
+    packed: Mapping[str, Any],
+    threads: int,
+    emit: Emit,
+) -> None:
     tensors = {tensor.name: tensor for tensor in model.tensors}
-    packed = packed_rows(rounded) if rounded else {}
+    types: Types = dict.fromkeys(tensors, F32)
     with removed_on_failure(out):
-        types: Types = dict.fromkeys(tensors, F32)
         if not is_float_file(options):
             types, warning = choose(model, out, options, imatrix)
             if warning:
@@ -91,7 +107,7 @@ def stream(
         with out.open("ab") as file, ThreadPoolExecutor(threads) as pool:
             size = {name: _bytes(tensor, types[name]) for name, tensor in tensors.items()}
             total, done = sum(size.values()), 0
-            jobs = _jobs([tensors[name] for name in types], types, imatrix or {}, packed)
+            jobs = _jobs([tensors[name] for name in types], types, imatrix, packed)
             for name, data in _in_order(pool, jobs, threads + 1):
                 data.tofile(file)
                 if name:

@@ -49,7 +49,6 @@ def stream(
     *,
     adapter: Path | None = None,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
-    rounded: Path | None = None,
     threads: int = 2,
     emit: Emit = ignore,
 ) -> None:
@@ -57,12 +56,7 @@ def stream(
 
     Raises `StageError` too when the child ends before the file is complete; then there is no `out` either.
     """
-    order = {
-        "source": str(source),
-        "out": str(out),
-        "rounded": rounded and str(rounded),
-        "threads": threads,
-    }
+    order = {"source": str(source), "out": str(out), "threads": threads}
     with removed_on_failure(out), tempfile.TemporaryDirectory() as work:
         if imatrix:
             from safetensors.numpy import save_file
@@ -78,6 +72,15 @@ def peak_memory(
     with tempfile.TemporaryDirectory() as work:
         order = {"config": config, "threads": threads}
         return int(_ask("peak_memory", order, options, adapter, Path(work), ignore))
+
+
+def assemble(
+    source: Path, out: Path, options: GgufExport, rounded: Path, *, threads: int = 2, emit: Emit = ignore
+) -> None:
+    """`stream.assemble` in a child process, as `stream`."""
+    order = {"source": str(source), "out": str(out), "rounded": str(rounded), "threads": threads}
+    with removed_on_failure(out), tempfile.TemporaryDirectory() as work:
+        _ask("assemble", order, options, None, Path(work), emit)
 
 
 def layout(source: Path, options: GgufExport) -> tuple[dict[str, str], int]:
@@ -163,6 +166,10 @@ def _done(order: dict[str, Any], work: Path, emit: Emit) -> Any:
         return stream.peak_memory(order["config"], options, order["threads"], adapter=adapter)
     if order["call"] == "layout":
         return stream.layout(Path(order["source"]), options, work)
+    if order["call"] == "assemble":
+        source, out, rounded = (Path(order[name]) for name in ("source", "out", "rounded"))
+        stream.assemble(source, out, options, rounded, threads=order["threads"], emit=emit)
+        return None
     imatrix = None
     if (work / IMATRIX).is_file():
         from safetensors.numpy import load_file
@@ -170,8 +177,7 @@ def _done(order: dict[str, Any], work: Path, emit: Emit) -> Any:
         imatrix = load_file(work / IMATRIX)
     stream.stream(
         Path(order["source"]), Path(order["out"]), options,
-        adapter=adapter, imatrix=imatrix, rounded=order["rounded"] and Path(order["rounded"]),
-        threads=order["threads"], emit=emit,
+        adapter=adapter, imatrix=imatrix, threads=order["threads"], emit=emit,
     )  # fmt: skip
     return None
 

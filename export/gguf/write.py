@@ -124,8 +124,8 @@ def steps(options: GgufExport) -> list[ExportStep]:
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         if with_feedback(options, context):
             try:
-                fitted = fit(out, options, context, _told_as(QUANTIZE, emit))
-                write_json(out.parent / PLAN, fitted)
+                fitted = registry.load("stages", "fit")(out, options, context, _told_as(QUANTIZE, emit))
+                write_json(out.parent / PLAN, asdict(fitted))
                 return
             except UnsupportedError:  # of the tokenizer: llama.cpp's converter wrote the float file, or will
                 emit(
@@ -180,17 +180,6 @@ def with_feedback(options: GgufExport, context: ExportContext) -> bool:
         and architecture(read_config(context.model)) in FAMILIES
         and options.type not in FLOATS
     )
-
-
-def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit) -> dict[str, Any]:
-    """Write the context's model as the new file `out` with weights rounded by error feedback; returns what it holds."""
-    from edgekit.export.gguf import fit, rounding  # which import torch
-
-    assert context.quantize
-    kinds = {"rows": context.calibration, "text": context.texts}
-    texts = [rounding.Text(name, sequences) for name, sequences in kinds.items() if sequences]
-    found = fit.fit(context.model, out, options, context.quantize, texts, threads=context.threads, emit=emit)
-    return asdict(found)
 
 
 def streamed(config: Mapping[str, Any]) -> bool:
