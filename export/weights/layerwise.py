@@ -51,7 +51,7 @@ class Layerwise:
         self, network: Any, sequences: Sequence[Sequence[int]], weights: Sequence[float], threads: int
     ) -> None:
         """`weights` is what a token of each sequence counts in `moments`."""
-        self._decoder = network.get_decoder()
+        self._decoder: Any = network.get_decoder()
         self.layers: torch.nn.ModuleList = self._decoder.layers
         self.place = next(name for name, module in network.named_modules() if module is self.layers)
         self.weights = weights
@@ -93,9 +93,10 @@ class Layerwise:
             products = in_order(work, range(len(self.hidden)), self.threads)
             for weight, found in zip(self.weights, products, strict=True):
                 for users, product in found:
-                    sums[users] = (
-                        sums[users].add_(product, alpha=weight) if users in sums else product.mul_(weight)
-                    )
+                    if users in sums:
+                        sums[users].add_(product, alpha=weight)
+                    else:
+                        sums[users] = product.mul_(weight)
         return {module: total for users, total in sums.items() for module in users}
 
     def advance(self, number: int) -> None:
@@ -108,7 +109,7 @@ class Layerwise:
 
         def work(row: int) -> torch.Tensor:
             with torch.inference_mode():
-                given = self._decoder.norm(self.hidden[row]).flatten(0, -2)  # (T, hidden)
+                given: torch.Tensor = self._decoder.norm(self.hidden[row]).flatten(0, -2)  # (T, hidden)
                 return given.T @ given
 
         found = in_order(work, range(len(self.hidden)), self.threads)
