@@ -20,7 +20,7 @@ from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
 from edgekit.export.gguf.feedback import Moment
 from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even, round_weight, weighted
-from edgekit.export.weights.layerwise import Layerwise, in_order
+from edgekit.export.weights.layerwise import Layerwise, finite, in_order
 from edgekit.models import accelerator
 
 TOKENS = 4096  # of each kind of text whose gradients are taken
@@ -51,7 +51,7 @@ def output_moments(
             hidden = decoder(inputs_embeds=inputs, use_cache=False)[0]
             at_head = hidden.detach().requires_grad_()
             logits = head(at_head)[0]  # (T, V)
-            shares = logits.detach().softmax(-1)
+            shares = finite(logits.detach()).softmax(-1)
             drawn = torch.multinomial(
                 shares, 1, generator=torch.Generator(shares.device).manual_seed(SEED + row)
             )

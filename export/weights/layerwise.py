@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from edgekit.base.errors import CorruptError
 from edgekit.models import accelerator
 
 Given = TypeVar("Given")
@@ -42,6 +43,16 @@ def in_order(work: Callable[[Given], Made], items: Iterable[Given], threads: int
         rest = iter(items)
         while batch := list(islice(rest, threads)):
             yield from pool.map(work, batch)
+
+
+def finite(values: torch.Tensor) -> torch.Tensor:
+    """`values`, which the calibration text gave. Raises `CorruptError` unless all of them are finite numbers."""
+    if not torch.isfinite(values).all():
+        raise CorruptError(
+            "The model's activations on the calibration text are not finite numbers. No file was written.",
+            "The model is damaged: download or tune it again.",
+        )
+    return values
 
 
 class Layerwise:
@@ -71,7 +82,8 @@ class Layerwise:
     ) -> dict[torch.nn.Linear, torch.Tensor]:
         """The second moment of the inputs of each of a layer's `modules`, `(columns, columns)`, summed over all tokens.
 
-        Modules with the same input share one tensor. With `advance` the layer's outputs become the hidden states.
+        Modules with the same input share one tensor. With `advance` the layer's outputs become the hidden states. Raises
+        `CorruptError` for inputs that are not finite.
         """
         seen = threading.local()
 
@@ -97,6 +109,8 @@ class Layerwise:
                         sums[users].add_(product, alpha=weight)
                     else:
                         sums[users] = product.mul_(weight)
+            for total in sums.values():
+                finite(total)
         return {module: total for users, total in sums.items() for module in users}
 
     def advance(self, number: int) -> None:
@@ -116,7 +130,7 @@ class Layerwise:
         total = torch.zeros(())
         for weight, product in zip(self.weights, found, strict=True):
             total = total + weight * product
-        return total
+        return finite(total)
 
     def _run(self, number: int, row: int) -> torch.Tensor:
         with torch.inference_mode():  # holds for one thread only
