@@ -50,7 +50,7 @@ def output_moments(
             inputs = network.torch.get_input_embeddings()(ids).detach().requires_grad_()
             hidden = decoder(inputs_embeds=inputs, use_cache=False)[0]
             at_head = hidden.detach().requires_grad_()
-            logits = head(at_head)[0]  # (T, V)
+            logits, slope = _scaled(head(at_head)[0], network.config)  # (T, V)
             shares = finite(logits.detach()).softmax(-1)
             drawn = torch.multinomial(
                 shares, 1, generator=torch.Generator(shares.device).manual_seed(SEED + row)
@@ -60,7 +60,7 @@ def output_moments(
             torch.autograd.backward(hidden, gradient)
         # Of the head the mean of g^2 over all tokens that can be drawn; of an embedding of its own, that of its entries.
         at_outer: dict[str, torch.Tensor] = {
-            name: (shares * (1 - shares)).sum(0) if module is head else _of_rows(module, inputs.grad)
+            name: (shares * (1 - shares)).mul_(slope).sum(0) if module is head else _of_rows(module, inputs.grad)
             for name, module in network.outer().items()
         }
         return {**seen.squares, **at_outer}
@@ -75,6 +75,15 @@ def output_moments(
                 sums[name] = sums.get(name, 0) + weight * square.cpu()
             emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
     return sums
+
+
+def _scaled(values: torch.Tensor, config: Any) -> tuple[torch.Tensor, Any]:
+    """The logits that the model makes of its head's outputs, and the square of their derivative."""
+    cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logits_scaling", 1.0)
+    if cap is None:
+        return values / scale, 1 / scale**2
+    capped = torch.tanh(values / cap)
+    return cap * capped, (1 - capped.detach().square()).square()
 
 
 def _of_rows(embedding: Any, gradient: torch.Tensor | None) -> torch.Tensor:
