@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
@@ -22,7 +24,7 @@ from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even,
 from edgekit.export.weights.layerwise import Layerwise, in_order
 from edgekit.models import accelerator
 
-TOKENS = 4096  # of each kind of text whose gradients are taken
+TOKENS = 2048  # of each kind of text whose gradients are taken
 SEED = 0
 
 
@@ -65,6 +67,8 @@ def output_moments(
         return {**seen.squares, **at_outer}
 
     hooks = [module.register_full_backward_hook(collect) for module in names]
+    for layer in decoder.layers:  # activations of one layer at a time
+        vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
     sums: dict[str, torch.Tensor] = {}
     found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
     for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
@@ -73,6 +77,8 @@ def output_moments(
         emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
     for hook in hooks:
         hook.remove()
+    for layer in decoder.layers:
+        del vars(layer)["forward"]
     return sums
 
 
