@@ -28,7 +28,7 @@ from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
 from edgekit.models.shape import MIB, Shape
-from edgekit.targets.target import Device, Export, Target, Tune
+from edgekit.targets.target import Export, Target, Tune
 from edgekit.tuning import modules
 from edgekit.tuning.memory import Need
 
