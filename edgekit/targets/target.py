@@ -148,7 +148,7 @@ class Quantize(Table):
     `nearest` leaves GGUF files to llama.cpp's quantizer."""
     size_mib: Annotated[float, Field(gt=0)] | None = None
     """Size of the GGUF file, MiB: each tensor gets the type with which the whole model changes least. It counts for a `type` of
-    fewer than 8 bits without `tensor_types` and `token_embedding_type`."""
+    fewer than 8 bits; types that `tensor_types` and `token_embedding_type` name stay."""
     bits_per_weight: Annotated[float, Field(gt=0)] | None = None
     """The same in bits for each weight of the model, for a model of any size."""
     short_rows_bits_per_weight: Annotated[float, Field(gt=0)] | None = None
@@ -196,10 +196,8 @@ class GgufExport(Table):
 
     @property
     def leaves_types_open(self) -> bool:
-        """Whether a size in `[quantize]` decides the types: of fewer than 8 bits, and none of them given by name."""
-        return self.type not in ("F32", "F16", "BF16", "Q8_0") and not (
-            self.tensor_types or self.token_embedding_type
-        )
+        """Whether a size in `[quantize]` decides the types: those of a file of fewer than 8 bits."""
+        return self.type not in ("F32", "F16", "BF16", "Q8_0")
 
 
 class OnnxExport(Table):

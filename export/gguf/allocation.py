@@ -50,10 +50,12 @@ def allocate(choices: Mapping[str, Mapping[str, Choice]], max_size: float) -> Pl
     least = sum(min(choice.size for choice in types.values()) for types in choices.values())
     if least > max_size:
         raise StageError(
-            f"The smallest types take {least:,} bytes, more than the {max_size:,.0f} that are left for them. "
+            f"The smallest types take {least:,} bytes, more than the {max(max_size, 0):,.0f} that are left for them. "
             "No file was written.",
             "Ask for a larger file.",
         )
+    if not choices:
+        return Plan({}, 0, 0.0)
     rows = {name: row for row, name in enumerate(choices)}
     places = ([rows[name] for name, _ in options], range(len(options)))
     one_each = csr_matrix((np.ones(len(options)), places), shape=(len(rows), len(options)))

@@ -20,11 +20,11 @@ from edgekit.export.gguf.allocation import Choice, allocate
 from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.rounding import Network, Text, round_model
 from edgekit.export.gguf.sensitivity import costs
-from edgekit.export.gguf.stream import packed_size
+from edgekit.export.gguf.stream import EMBEDDING, packed_size
 from edgekit.export.gguf.write import read_model
 from edgekit.export.weights.layerwise import one_torch_thread
 from edgekit.registry import ExportContext
-from edgekit.targets.target import GgufExport, Quantize
+from edgekit.targets.target import GGUF_TYPES, GgufExport, Quantize
 
 LONG_BLOCK = (
     256  # weights; types with longer blocks have smaller errors for their bits, where rows have room for them
@@ -48,8 +48,9 @@ class Fitted:
 def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ignore) -> Fitted:
     """Write the context's model as the new GGUF file `out`.
 
-    With a size in the context's `quantize` the types are allocated, else they are those that llama.cpp gives a file of the type
-    `options.type`. Raises `StageError` when no types take so little, and as `stream` does.
+    With a size in the context's `quantize` the types are allocated, except where `options` name a tensor's type; else they are
+    those that llama.cpp gives a file of the type `options.type`. Raises `StageError` when no types take so little, and as
+    `stream` does.
     """
     quantize, model, threads = context.quantize or Quantize(), context.model, context.threads
     kinds = {"rows": context.calibration, "text": context.texts}
@@ -62,7 +63,8 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
     estimates: dict[str, dict[str, float]] = {}
     plan = None
     if limit is not None:
-        candidates = {name: _candidates(columns, quantize.types) for name, (_, columns) in shapes.items()}
+        free = {name: columns for name, (_, columns) in shapes.items() if not _is_named(name, options)}
+        candidates = {name: _candidates(columns, quantize.types) for name, columns in free.items()}
         candidates = {name: found for name, found in candidates.items() if found}
         fixed += sum(packed_size(*shapes[name], types[name]) for name in shapes.keys() - candidates.keys())
         with one_torch_thread():
@@ -73,7 +75,7 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
         }
         plan = allocate(choices, limit - fixed)
         types |= plan.types
-        options = options.model_copy(update=_asked_for(plan.types, choices))
+        options = _asking_for(plan.types, choices, options)
     types = {name: type for name, type in types.items() if name in shapes and type in GRIDS}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rounded-") as work:
         with one_torch_thread():
@@ -90,13 +92,21 @@ def _candidates(columns: int, types: Sequence[str]) -> list[str]:
     return [type for type in fitting if GRIDS[type].block == LONG_BLOCK or GRIDS[type].bits not in long]
 
 
-def _asked_for(types: Mapping[str, str], choices: Mapping[str, Mapping[str, Choice]]) -> dict[str, Any]:
-    """What to ask llama.cpp for: each tensor's type, and as the file's type that which holds most bytes."""
+def _is_named(name: str, options: GgufExport) -> bool:
+    """Whether the options name the type of this tensor."""
+    by_name = any(re.search(pattern, name) for pattern in options.tensor_types)
+    return by_name or (name == EMBEDDING and options.token_embedding_type is not None)
+
+
+def _asking_for(
+    types: Mapping[str, str], choices: Mapping[str, Mapping[str, Choice]], options: GgufExport
+) -> GgufExport:
+    """The options that give each tensor its type, and the file the type which holds most bytes."""
     bytes_of: Counter[str] = Counter()
     for name, type in types.items():
         bytes_of[type] += choices[name][type].size
-    usual = bytes_of.most_common(1)[0][0]
-    return {
-        "type": f"{usual}_M" if usual in ("Q4_K", "Q5_K") else usual,
-        "tensor_types": {f"^{re.escape(name)}$": type for name, type in types.items()},
-    }
+    by_name = {f"^{re.escape(name)}$": type for name, type in types.items()}
+    changes: dict[str, Any] = {"tensor_types": {**options.tensor_types, **by_name}}
+    for usual, _ in bytes_of.most_common(1):
+        changes["type"] = usual if usual in GGUF_TYPES else f"{usual}_M"
+    return options.model_copy(update=changes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
 from edgekit.export.gguf import blocks
 from edgekit.export.gguf.families import FAMILIES, architecture, name_map, to_gguf, typed
 from edgekit.export.gguf.feedback import SWEEPS, Moment, round_with_feedback
-from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.gguf.grids import GRIDS, LARGEST_HALF
 from edgekit.export.weights.layerwise import Layerwise, in_order
 from edgekit.models import accelerator, mapped
 from edgekit.models.source import read_config
@@ -54,12 +56,17 @@ class Text:
 
 
 class Network:
-    """A model of `FAMILIES` in torch, and the places of its weights in the GGUF file."""
+    """A model of `FAMILIES` in torch, and the places of its weights in the GGUF file.
+
+    Raises `CorruptError` for a weight that is not a finite number, and `StageError` for one beyond the largest half.
+    """
 
     def __init__(self, model: Path) -> None:
         config = read_config(model)
         self.family, self.config = FAMILIES[architecture(config)], typed(config)
         self.torch: Any = accelerator.place(mapped.load(model))
+        for name, weight in self.torch.named_parameters():
+            _check_range(name, weight)
         self._names = name_map(self.config, self.family)
         embedding, head = self.torch.get_input_embeddings(), self.torch.get_output_embeddings()
         self.tied: bool = head.weight is embedding.weight
@@ -79,6 +86,20 @@ class Network:
         if self.tied:
             return {self.name(paths[embedding]): head}
         return {self.name(paths[module]): module for module in (head, embedding)}
+
+
+def _check_range(name: str, weight: torch.Tensor) -> None:
+    largest = float(torch.stack(weight.detach().aminmax()).abs().max())
+    if not isfinite(largest):
+        raise CorruptError(
+            f"'{name}' holds a weight that is not a finite number. No file was written.",
+            "The model or its adapter is damaged: download or tune it again.",
+        )
+    if weight.ndim > 1 and largest > LARGEST_HALF:
+        raise StageError(
+            f"'{name}' holds a weight of {largest:g}, and scales are at most {LARGEST_HALF:g}. No file was written.",
+            'Let llama.cpp round the weights: method "nearest".',
+        )
 
 
 def weighted(texts: Sequence[Text]) -> tuple[list[Sequence[int]], list[float]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
 from edgekit.export.gguf.feedback import Moment
 from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even, round_weight, weighted
-from edgekit.export.weights.layerwise import Layerwise, in_order
+from edgekit.export.weights.layerwise import Layerwise, finite, in_order
 from edgekit.models import accelerator
 
 TOKENS = 2048  # of each kind of text whose gradients are taken
@@ -51,8 +52,8 @@ def output_moments(
             inputs = network.torch.get_input_embeddings()(ids).detach().requires_grad_()
             hidden = decoder(inputs_embeds=inputs, use_cache=False)[0]
             at_head = hidden.detach().requires_grad_()
-            logits = head(at_head)[0]  # (T, V)
-            shares = logits.detach().softmax(-1)
+            logits, slope = _scaled(head(at_head)[0], network.config)  # (T, V)
+            shares = finite(logits.detach()).softmax(-1)
             drawn = torch.multinomial(
                 shares, 1, generator=torch.Generator(shares.device).manual_seed(SEED + row)
             )
@@ -61,25 +62,35 @@ def output_moments(
             torch.autograd.backward(hidden, gradient)
         # Of the head the mean of g^2 over all tokens that can be drawn; of an embedding of its own, that of its entries.
         at_outer: dict[str, torch.Tensor] = {
-            name: (shares * (1 - shares)).sum(0) if module is head else _of_rows(module, inputs.grad)
+            name: (shares * (1 - shares)).mul_(slope).sum(0)
+            if module is head
+            else _of_rows(module, inputs.grad)
             for name, module in network.outer().items()
         }
         return {**seen.squares, **at_outer}
 
-    hooks = [module.register_full_backward_hook(collect) for module in names]
-    for layer in decoder.layers:  # activations of one layer at a time
-        vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
     sums: dict[str, torch.Tensor] = {}
-    found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
-    for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
-        for name, square in squares.items():
-            sums[name] = sums.get(name, 0) + weight * square.cpu()
-        emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
-    for hook in hooks:
-        hook.remove()
-    for layer in decoder.layers:
-        del vars(layer)["forward"]
+    with ExitStack() as restored:
+        for module in names:
+            restored.enter_context(module.register_full_backward_hook(collect))
+        for layer in decoder.layers:  # activations of one layer at a time
+            restored.callback(vars(layer).pop, "forward")
+            vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
+        found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
+        for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
+            for name, square in squares.items():
+                sums[name] = sums.get(name, 0) + weight * square.cpu()
+            emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
     return sums
+
+
+def _scaled(values: torch.Tensor, config: Any) -> tuple[torch.Tensor, Any]:
+    """The logits that the model makes of its head's outputs, and the square of their derivative."""
+    cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logits_scaling", 1.0)
+    if cap is None:
+        return values / scale, 1 / scale**2
+    capped = torch.tanh(values / cap)
+    return cap * capped, (1 - capped.detach().square()).square()
 
 
 def _of_rows(embedding: Any, gradient: torch.Tensor | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from edgekit.base.memory import give_back
 from edgekit.export.onnx import ranges
 from edgekit.export.onnx.layout import stacked
-from edgekit.export.weights.layerwise import first_inputs
+from edgekit.export.weights.layerwise import Layerwise
 from edgekit.export.weights.weight_compare import CALIBRATED, Grid, Stored, compare
 from edgekit.models import mapped
 
@@ -190,32 +190,27 @@ def round_network(
     with the inputs of all rows. The embedding and the head are left to the model builder. `report(done, total, unit)`
     reports progress.
     """
-    layers = network.get_decoder().layers
-    place = next(name for name, module in network.named_modules() if module is layers)
-    inputs, arguments = first_inputs(network, layers, calibration)
-    for number, layer in enumerate(layers):
+    walk = Layerwise(network, calibration, [1.0] * len(calibration), threads=1)
+    for number, layer in enumerate(walk.layers):
         mapped.in_float32(layer)
-        linear = {
-            f"{place}.{number}.{name}": module
-            for name, module in layer.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        }
+        linear = walk.linear(number)
         by_gptq = [
             module
             for name, module in linear.items()
-            if inputs and _needs_hessian(name, module, network, rounding)
+            if calibration and _needs_hessian(name, module, network, rounding)
         ]
-        hessians = _hessians(layer, by_gptq, inputs, arguments[number])
+        hessians = walk.moments(number, by_gptq)
         replacements = {
-            name: _rounded_linear(name, module, hessians.pop(module, None), network, rounding, bool(inputs))
+            name: _rounded_linear(
+                name, module, hessians.pop(module, None), network, rounding, bool(calibration)
+            )
             for name, module in linear.items()
         }
-        for row, kwargs in enumerate(arguments[number]):
-            inputs[row] = _run(layer, inputs[row], kwargs)
+        walk.advance(number)
         for name, module in replacements.items():
             network.set_submodule(name, module)
         give_back()  # what lies between the rounded weights would stay with the process, layer by layer
-        report(number + 1, len(layers), "layers")
+        report(number + 1, len(walk.layers), "layers")
 
 
 def _needs_hessian(name: str, module: torch.nn.Linear, network: Any, rounding: Rounding) -> bool:
@@ -251,30 +246,3 @@ def _rounded_linear(
 def _block_size(columns: int, wanted: int) -> int:
     """The largest block of at most `wanted` columns, a power of two, that divides `columns`."""
     return min(wanted, columns & -columns)
-
-
-def _hessians(
-    layer: torch.nn.Module,
-    modules: Sequence[torch.nn.Linear],
-    inputs: Sequence[torch.Tensor],
-    arguments: Sequence[dict[str, Any]],
-) -> dict[torch.nn.Linear, torch.Tensor]:
-    """The second moment of each module's inputs, `(columns, columns)`, summed over all tokens."""
-    sums = {module: module.weight.new_zeros(module.in_features, module.in_features) for module in modules}
-
-    def collect(module: Any, args: tuple[torch.Tensor, ...]) -> None:
-        given = args[0].flatten(0, -2)  # (T, columns)
-        sums[module] += given.T @ given
-
-    hooks = [module.register_forward_pre_hook(collect) for module in modules]
-    for hidden, kwargs in zip(inputs, arguments, strict=True):
-        _run(layer, hidden, kwargs)
-    for hook in hooks:
-        hook.remove()
-    return sums
-
-
-def _run(layer: torch.nn.Module, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-    out = layer(hidden, **kwargs)
-    result: torch.Tensor = out[0] if isinstance(out, tuple) else out
-    return result

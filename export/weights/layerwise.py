@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
+from edgekit.base.errors import CorruptError
 from edgekit.models import accelerator
 
 Given = TypeVar("Given")
@@ -44,6 +45,16 @@ def in_order(work: Callable[[Given], Made], items: Iterable[Given], threads: int
             yield from pool.map(work, batch)
 
 
+def finite(values: torch.Tensor) -> torch.Tensor:
+    """`values`, which the calibration text gave. Raises `CorruptError` unless all of them are finite numbers."""
+    if not torch.isfinite(values).all():
+        raise CorruptError(
+            "The model's activations on the calibration text are not finite numbers. No file was written.",
+            "The model is damaged: download or tune it again.",
+        )
+    return values
+
+
 class Layerwise:
     """The hidden states of sequences of token ids on their way through the decoder of `network`, a transformers model."""
 
@@ -51,12 +62,12 @@ class Layerwise:
         self, network: Any, sequences: Sequence[Sequence[int]], weights: Sequence[float], threads: int
     ) -> None:
         """`weights` is what a token of each sequence counts in `moments`."""
-        self.layers: torch.nn.ModuleList = network.get_decoder().layers
+        self._decoder: Any = network.get_decoder()
+        self.layers: torch.nn.ModuleList = self._decoder.layers
         self.place = next(name for name, module in network.named_modules() if module is self.layers)
         self.weights = weights
         self.threads = 1 if network.device.type == "cuda" else threads
-        self.hidden, self._arguments = first_inputs(network, self.layers, sequences)
-        self._norm: Callable[[torch.Tensor], torch.Tensor] = network.get_decoder().norm
+        self.hidden, self._arguments = _first_inputs(network, self.layers, sequences)
 
     def linear(self, number: int) -> dict[str, torch.nn.Linear]:
         """The linear layers of a layer, by their names in the network."""
@@ -71,7 +82,8 @@ class Layerwise:
     ) -> dict[torch.nn.Linear, torch.Tensor]:
         """The second moment of the inputs of each of a layer's `modules`, `(columns, columns)`, summed over all tokens.
 
-        Modules with the same input share one tensor. With `advance` the layer's outputs become the hidden states.
+        Modules with the same input share one tensor. With `advance` the layer's outputs become the hidden states. Raises
+        `CorruptError` for inputs that are not finite.
         """
         seen = threading.local()
 
@@ -87,14 +99,18 @@ class Layerwise:
             return [(users, given.T @ given) for users, given in tokens]
 
         sums: dict[tuple[torch.nn.Linear, ...], torch.Tensor] = {}
-        hooks = [module.register_forward_pre_hook(collect) for module in modules]
-        for weight, found in zip(
-            self.weights, in_order(work, range(len(self.hidden)), self.threads), strict=True
-        ):
-            for users, product in found:
-                sums[users] = sums.get(users, 0) + weight * product
-        for hook in hooks:
-            hook.remove()
+        with ExitStack() as hooks, torch.inference_mode():
+            for module in modules:
+                hooks.enter_context(module.register_forward_pre_hook(collect))
+            products = in_order(work, range(len(self.hidden)), self.threads)
+            for weight, found in zip(self.weights, products, strict=True):
+                for users, product in found:
+                    if users in sums:
+                        sums[users].add_(product, alpha=weight)
+                    else:
+                        sums[users] = product.mul_(weight)
+            for total in sums.values():
+                finite(total)
         return {module: total for users, total in sums.items() for module in users}
 
     def advance(self, number: int) -> None:
@@ -107,14 +123,14 @@ class Layerwise:
 
         def work(row: int) -> torch.Tensor:
             with torch.inference_mode():
-                given = self._norm(self.hidden[row]).flatten(0, -2)  # (T, hidden)
+                given: torch.Tensor = self._decoder.norm(self.hidden[row]).flatten(0, -2)  # (T, hidden)
                 return given.T @ given
 
         found = in_order(work, range(len(self.hidden)), self.threads)
         total = torch.zeros(())
         for weight, product in zip(self.weights, found, strict=True):
             total = total + weight * product
-        return total
+        return finite(total)
 
     def _run(self, number: int, row: int) -> torch.Tensor:
         with torch.inference_mode():  # holds for one thread only
@@ -124,7 +140,7 @@ class Layerwise:
 
 
 @torch.inference_mode()
-def first_inputs(
+def _first_inputs(
     network: Any, layers: torch.nn.ModuleList, sequences: Sequence[Sequence[int]]
 ) -> tuple[list[torch.Tensor], list[list[dict[str, Any]]]]:
     """The first layer's input for each sequence, `(1, T, hidden)`, and each layer's other arguments for each.
@@ -142,13 +158,11 @@ def first_inputs(
 
         return collect
 
-    hooks = []
-    for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
-        vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
-    for ids in sequences:
-        network.get_decoder()(accelerator.ids_for(network, [ids]), use_cache=False)
-    for hook, layer in zip(hooks, layers, strict=True):
-        hook.remove()
-        del vars(layer)["forward"]
+    with ExitStack() as restored:
+        for number, layer in enumerate(layers):
+            restored.enter_context(layer.register_forward_pre_hook(collector(number), with_kwargs=True))
+            restored.callback(vars(layer).pop, "forward")
+            vars(layer)["forward"] = lambda hidden, *args, **kwargs: hidden
+        for ids in sequences:
+            network.get_decoder()(accelerator.ids_for(network, [ids]), use_cache=False)
     return inputs, arguments
