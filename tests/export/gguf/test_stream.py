@@ -131,7 +131,7 @@ def test_rounded_rows_are_copied_and_the_file_says_so(make: Make, tmp_path: Path
     assert len(rows) == 2
     save_arrays(rows, tmp_path / "rows" / "0.safetensors")
     types, fixed = stream.layout(model, wanted, tmp_path)
-    stream.stream(model, tmp_path / "rounded.gguf", wanted, rounded=tmp_path / "rows")
+    stream.assemble(model, tmp_path / "rounded.gguf", wanted, tmp_path / "rows")
     found = gguf.GGUFReader(tmp_path / "rounded.gguf")
     for old, new in zip(plain.tensors, found.tensors, strict=True):
         assert np.array_equal(new.data, rows.get(old.name, old.data))
