@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+HELPERS = ("common.py", "llama_tools.py", "run.py", "smol_float.py", "synthetic.py")
+
 
 def main() -> int:
     """Run the scripts beside this one; the exit status is the number of those that failed."""
-    scripts = sorted(
-        path for path in Path(__file__).parent.glob("*.py") if path.name not in ("run.py", "common.py")
-    )
+    scripts = sorted(path for path in Path(__file__).parent.glob("*.py") if path.name not in HELPERS)
     failed = 0
     for script in scripts:
         print(f"\n## {script.stem}\n", flush=True)

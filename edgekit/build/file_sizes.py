@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.models.shape import MIB, Shape
-from edgekit.targets.target import Export, GgufExport, OnnxExport
+from edgekit.targets.target import Export, GgufExport, OnnxExport, Quantize
 
 BITS = {kind.name: 8 * kind.block_bytes / kind.block_size for kind in GGML_TYPES.values()}
 BLOCKS = {kind.name: kind.block_size for kind in GGML_TYPES.values()}
@@ -36,15 +36,31 @@ class _Part:
     columns: int
 
 
-def file_size(shape: Shape, export: Export) -> tuple[str, float]:
-    """The type of the file and about how many MiB it takes; a plug-in's format is taken to have 16 bits a weight."""
+def file_size(shape: Shape, export: Export, quantize: Quantize | None = None) -> tuple[str, float]:
+    """The type of the file and about how many MiB it takes; a plug-in's format is taken to have 16 bits a weight.
+
+    With a size in `quantize` that is the size of a GGUF file of fewer than 8 bits.
+    """
     if isinstance(export, GgufExport):
+        if (limit := fitted(shape, export, quantize)) is not None:
+            return f"{8 * limit / shape.parameters:.2g} bits", limit / MIB
         bits = sum(part.weights * _gguf_bits(part, export) for part in _parts(shape))
         return export.type, bits / 8 / MIB + TOKEN * shape.vocabulary / MIB
     if isinstance(export, OnnxExport):
         bits = sum(part.weights * _onnx_bits(part, export) for part in _parts(shape))
         return export.precision, bits / 8 / MIB + TOKEN_ONNX * shape.vocabulary / MIB
     return export.format, 2 * shape.parameters / MIB
+
+
+def fitted(shape: Shape, export: GgufExport, quantize: Quantize | None) -> float | None:
+    """Bytes that a target allows the GGUF file, to which its types are chosen; None where its types are given."""
+    if quantize is None or quantize.method != "feedback" or not quantize.calibration_rows:
+        return None
+    if not export.leaves_types_open:
+        return None
+    parts = list(_parts(shape))
+    short = sum(part.weights for part in parts if part.columns % 256)
+    return quantize.max_bytes(shape.parameters, short_rows=2 * short > shape.parameters)
 
 
 def _parts(shape: Shape) -> Iterator[_Part]:

@@ -19,7 +19,7 @@ from edgekit.device.manifest import ONE_NAME
 from edgekit.evaluation.answering import CHUNK as ANSWERED
 from edgekit.models.shape import ANSWERS_CACHE, MIB, Shape, fits_in_float32
 from edgekit.registry import load
-from edgekit.targets.target import Export, Target, Tune
+from edgekit.targets.target import Export, Quantize, Target, Tune
 from edgekit.tuning.memory import SIZES, Batch, Need, base_dtype, estimate
 from edgekit.tuning.tune import PLAIN_ATTENTION_TOKENS
 
@@ -103,7 +103,7 @@ def stage_memory(
         "eval.base_few_shot": opened + most,
     }
     for export in target.export:
-        needs |= dict(_export_memory(source, export))
+        needs |= dict(_export_memory(source, export, target.quantize))
     return needs
 
 
@@ -114,7 +114,7 @@ def disk(source: Source, target: Target, *, one_disk: bool = True) -> float:
     """
     files = 0.0
     for export in target.export:
-        size = file_size(source.shape, export)[1]
+        size = file_size(source.shape, export, target.quantize)[1]
         copied = load("exporters", export.format).runtime in ONE_NAME and size <= GIVEN / MIB
         files += size * (1 + (copied or not one_disk))
     floats = sum(
@@ -149,8 +149,8 @@ def _tokens(messages: Any) -> int:
     return round(characters / CHARACTERS_PER_TOKEN)
 
 
-def _export_memory(source: Source, export: Export) -> Iterator[tuple[str, float]]:
-    process, weights, file = source.process, source.weights, file_size(source.shape, export)[1]
+def _export_memory(source: Source, export: Export, quantize: Quantize) -> Iterator[tuple[str, float]]:
+    process, weights, file = source.process, source.weights, file_size(source.shape, export, quantize)[1]
     scored = process + source.logits(TEXT_TOKENS)
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0

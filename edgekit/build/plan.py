@@ -28,7 +28,7 @@ from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
 from edgekit.models import source as model
 from edgekit.models.shape import MIB, Shape
-from edgekit.targets.target import Device, Export, Target, Tune
+from edgekit.targets.target import Export, Target, Tune
 from edgekit.tuning import modules
 from edgekit.tuning.memory import Need
 
@@ -174,7 +174,7 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     parameters = counted or model.parameter_count(config)
     left_out = modules.chosen(config, target.tune).left_out
     weights = needs.Source.of(config, parameters, is_gguf=source.kind == "gguf")
-    exports = [_plan_export(export, config, weights.shape, target.device) for export in target.export]
+    exports = [_plan_export(export, config, weights.shape, target) for export in target.export]
     limits = target.budget.for_model(parameters)
     places, download_mib = [cache_dir, out], 0.0
     if is_remote:
@@ -224,15 +224,15 @@ def plan(source: model.Source, target: Target, data: Dataset, *, cache_dir: Path
     return result
 
 
-def _plan_export(export: Export, config: dict[str, Any], shape: Shape, device: Device) -> PlannedExport:
+def _plan_export(export: Export, config: dict[str, Any], shape: Shape, target: Target) -> PlannedExport:
     try:
         refusal = registry.load("exporters", export.format).refusal(config, export)
     except EdgekitError as error:
         refusal = error.message
-    kind, size = file_size(shape, export)
-    if not refusal and size > SURELY * device.memory_mib:
+    kind, size = file_size(shape, export, target.quantize)
+    if not refusal and size > SURELY * target.device.memory_mib:
         refusal = (
-            f"the file would take about {size:,.0f} MiB, and the target's device has {device.memory_mib:,} MiB "
+            f"the file would take about {size:,.0f} MiB, and the target's device has {target.device.memory_mib:,} MiB "
             "(device.memory_mib)."
         )
     return PlannedExport(export.format, kind, round(size, 1), refusal)

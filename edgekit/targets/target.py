@@ -147,7 +147,8 @@ class Quantize(Table):
     """`feedback` corrects the error of each weight in those that follow (GPTQ), so that the outputs of a layer change least.
     `nearest` leaves GGUF files to llama.cpp's quantizer."""
     size_mib: Annotated[float, Field(gt=0)] | None = None
-    """Size of the GGUF file, MiB: each tensor gets the type with which the whole model changes least."""
+    """Size of the GGUF file, MiB: each tensor gets the type with which the whole model changes least. It counts for a `type` of
+    fewer than 8 bits; types that `tensor_types` and `token_embedding_type` name stay."""
     bits_per_weight: Annotated[float, Field(gt=0)] | None = None
     """The same in bits for each weight of the model, for a model of any size."""
     short_rows_bits_per_weight: Annotated[float, Field(gt=0)] | None = None
@@ -192,6 +193,11 @@ class GgufExport(Table):
     """Types of the tensors whose names match a regular expression, such as `{ ffn_down = "Q6_K" }`."""
     llama_cpp: Annotated[Path | None, Field(exclude=True)] = None
     """A llama.cpp checkout whose converter is used for architectures that edgekit does not convert itself."""
+
+    @property
+    def leaves_types_open(self) -> bool:
+        """Whether a size in `[quantize]` decides the types: those of a file of fewer than 8 bits."""
+        return self.type not in ("F32", "F16", "BF16", "Q8_0")
 
 
 class OnnxExport(Table):

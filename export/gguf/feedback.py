@@ -29,6 +29,8 @@ class Moment:
     """The damped second moment of a layer's inputs, `(columns, columns)`, and its roots, each computed once."""
 
     matrix: torch.Tensor
+    raw: torch.Tensor
+    """The moment before damping."""
     _blocks: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
 
     @classmethod
@@ -37,7 +39,13 @@ class Moment:
         matrix = moment.double().cpu()
         diagonal = matrix.diagonal()
         mean = diagonal.mean()
-        return cls(matrix + torch.diag(damping * mean + (diagonal == 0) * torch.where(mean > 0, mean, 1.0)))
+        return cls(
+            matrix + torch.diag(damping * mean + (diagonal == 0) * torch.where(mean > 0, mean, 1.0)), moment
+        )
+
+    def damped(self, damping: float) -> Moment:
+        """The same moment with another damping."""
+        return Moment.of(self.raw, damping)
 
     @cached_property
     def root(self) -> torch.Tensor:

@@ -59,7 +59,7 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
     types, fixed = stream_process.layout(model, options)
     weights = sum(map(prod, shapes.values()))
     short = sum(prod(shape) for shape in shapes.values() if shape[1] % LONG_BLOCK)
-    limit = quantize.max_bytes(weights, short_rows=2 * short > weights)
+    limit = quantize.max_bytes(weights, short_rows=2 * short > weights) if options.leaves_types_open else None
     estimates: dict[str, dict[str, float]] = {}
     plan = None
     if limit is not None:

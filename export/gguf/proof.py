@@ -33,7 +33,7 @@ from edgekit.export.gguf.families import (
     write_parameters,
 )
 from edgekit.export.gguf.name_proof import prove_by_name
-from edgekit.export.gguf.stored import GRIDS, Bytes, stored_tensor, type_of
+from edgekit.export.gguf.stored import GRIDS, Bytes, factors_of, stored_tensor, type_of
 from edgekit.export.gguf.vocab_proof import check_vocabulary, listed, prove_vocabulary
 from edgekit.export.gguf.write import EMBEDDING, HEAD, read_tensors
 from edgekit.export.weights.folder import places_of
@@ -80,7 +80,8 @@ def prove(path: Path, model: Path, emit: Emit = ignore, *, stage: str) -> Static
     config, family = typed(raw), FAMILIES[architecture(raw)]
     layout, data = read_gguf(path), np.memmap(path, np.uint8, "r")
     references = read_references(model, config, family)
-    stored = [stored_tensor(info, data) for info in layout.tensors.values() if type_of(info) in GRIDS]
+    known = [info for info in layout.tensors.values() if type_of(info) in GRIDS]
+    stored = [stored_tensor(info, data, factors_of(layout)) for info in known]
     facts = Facts()
     _check_parameters(facts, read_fields(layout), config, family)
     check_vocabulary(facts, layout, config.vocab_size, model)

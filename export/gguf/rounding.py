@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,18 @@ from safetensors.numpy import save_file
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
-from edgekit.export.gguf import blocks
+from edgekit.export.gguf import blocks, stored
 from edgekit.export.gguf.families import FAMILIES, architecture, name_map, to_gguf, typed
 from edgekit.export.gguf.feedback import SWEEPS, Moment, round_with_feedback
 from edgekit.export.gguf.grids import GRIDS, LARGEST_HALF
 from edgekit.export.weights.layerwise import Layerwise, in_order
+from edgekit.export.weights.weight_compare import is_close
 from edgekit.models import accelerator, mapped
 from edgekit.models.source import read_config
 
 STAGE = "quantize.gguf"
 ROWS = 1024  # rows that one thread rounds at a time
+MORE_DAMPING = (0.1, 1.0)  # for a weight that usual damping rounds too far away
 Types = Mapping[str, str]
 
 
@@ -183,15 +185,35 @@ class Result(NamedTuple):
 
 
 def round_weight(weight: torch.Tensor, moment: Moment, type: str, sweeps: int, threads: int) -> Result:
-    """Round `weight` `(rows, columns)` to the type of this name, some rows at a time."""
-    moment.prepare(GRIDS[type])
+    """Round `weight` `(rows, columns)` to the type of this name, so that its outputs for inputs of `moment` change least.
+
+    Little or uniform calibration text says nothing about some columns, and the errors of all others are moved into these. Such
+    a weight is rounded again with more damping, and to the nearest value at last, until the proof of the weights accepts it.
+    """
+    for inputs in chain([moment], map(moment.damped, MORE_DAMPING)):
+        result = _round(weight, inputs, moment, type, sweeps, threads)
+        if is_close(result.values.numpy(), weight.detach().float().cpu().numpy(), stored.GRIDS[type]):
+            return result
+    nearest = Moment.of(torch.eye(len(moment.matrix)))
+    return _round(weight, nearest, moment, type, 0, threads)
+
+
+def _round(
+    weight: torch.Tensor, inputs: Moment, moment: Moment, type: str, sweeps: int, threads: int
+) -> Result:
+    """Round `weight` for inputs of the moment `inputs`, some rows at a time, and measure it with `moment`."""
+    inputs.prepare(GRIDS[type])
 
     def work(start: int) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
         rows = weight[start : start + ROWS].detach().float().cpu()
         with torch.inference_mode():  # holds for one thread only
-            rounded, cost = round_with_feedback(rows, moment, GRIDS[type], sweeps)
+            rounded, cost = round_with_feedback(rows, inputs, GRIDS[type], sweeps)
+            values = blocks.values(rounded)
+            if inputs is not moment:
+                error = rows - torch.from_numpy(values)
+                cost = ((error @ moment.single) * error).sum(1)
             size = ((rows @ moment.single) * rows).sum(1)
-        return blocks.pack(rounded), blocks.values(rounded), cost, size
+        return blocks.pack(rounded), values, cost, size
 
     packed, values, cost, size = zip(*in_order(work, range(0, len(weight), ROWS), threads), strict=True)
     costs = torch.cat(cost)

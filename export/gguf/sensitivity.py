@@ -12,9 +12,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
@@ -23,7 +25,7 @@ from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even,
 from edgekit.export.weights.layerwise import Layerwise, finite, in_order
 from edgekit.models import accelerator
 
-TOKENS = 4096  # of each kind of text whose gradients are taken
+TOKENS = 2048  # of each kind of text whose gradients are taken
 SEED = 0
 
 
@@ -60,15 +62,20 @@ def output_moments(
             torch.autograd.backward(hidden, gradient)
         # Of the head the mean of g^2 over all tokens that can be drawn; of an embedding of its own, that of its entries.
         at_outer: dict[str, torch.Tensor] = {
-            name: (shares * (1 - shares)).mul_(slope).sum(0) if module is head else _of_rows(module, inputs.grad)
+            name: (shares * (1 - shares)).mul_(slope).sum(0)
+            if module is head
+            else _of_rows(module, inputs.grad)
             for name, module in network.outer().items()
         }
         return {**seen.squares, **at_outer}
 
     sums: dict[str, torch.Tensor] = {}
-    with ExitStack() as hooks:
+    with ExitStack() as restored:
         for module in names:
-            hooks.enter_context(module.register_full_backward_hook(collect))
+            restored.enter_context(module.register_full_backward_hook(collect))
+        for layer in decoder.layers:  # activations of one layer at a time
+            restored.callback(vars(layer).pop, "forward")
+            vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
         found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
         for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
             for name, square in squares.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -11,9 +12,22 @@ from numpy.typing import NDArray
 from edgekit.containers.ggml_types import GGML_TYPES
 from edgekit.containers.gguf import GgufLayout, TensorInfo
 from edgekit.export.gguf.families import ROPE_FREQS
-from edgekit.export.weights.weight_compare import BF16, EXACT, F16, F32, Array, Grid, Stored
+from edgekit.export.weights.weight_compare import (
+    BF16,
+    CALIBRATED,
+    EXACT,
+    F16,
+    F32,
+    ROUNDED,
+    Array,
+    Factors,
+    Grid,
+    Stored,
+)
 
 Bytes = NDArray[np.uint8]
+# Metadata of a file whose weights edgekit rounded with error feedback.
+ROUNDING, FEEDBACK = "edgekit.rounding", "feedback"
 # Block, steps and superblock of each type, from `ggml-quants.c`. The IQ types below 4 bits store entries of a codebook;
 # their steps are those of an even grid with the same error on random weights.
 GRIDS = {
@@ -34,10 +48,19 @@ def type_of(info: TensorInfo) -> str:
     return GGML_TYPES[info.type].name
 
 
-def stored_tensor(info: TensorInfo, data: Bytes) -> Stored:
+def factors_of(layout: GgufLayout) -> Factors:
+    """The factors to judge the file's rounded tensors by: `CALIBRATED` if it says that error feedback rounded them.
+
+    Anyone can write so into a file. It then may hide a faint update, which the gate's detail says.
+    """
+    found = layout.metadata.get(ROUNDING)
+    return CALIBRATED if isinstance(found, str) and found == FEEDBACK else ROUNDED
+
+
+def stored_tensor(info: TensorInfo, data: Bytes, factors: Factors = ROUNDED) -> Stored:
     """The tensor, out of the bytes of its file; one of more than two dimensions as a matrix with all its rows.
 
-    Its type must be one of `GRIDS`.
+    Its type must be one of `GRIDS`. `factors` are those of a rounded tensor; floats stay `EXACT`.
     """
     shape, kind = info.shape[::-1], type_of(info)
     rows = math.prod(shape[:-1])
@@ -50,6 +73,8 @@ def stored_tensor(info: TensorInfo, data: Bytes) -> Stored:
 
     # Rope's divisors come from a formula, which other converters evaluate in another precision.
     grid = Grid(1, 1e5, "float", factors=EXACT) if info.name == ROPE_FREQS else GRIDS[kind]
+    if grid.factors != EXACT:
+        grid = replace(grid, factors=factors)
     return Stored(info.name, kind, shape, grid, read)
 
 

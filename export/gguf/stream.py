@@ -30,6 +30,7 @@ from edgekit.containers.safetensors import ADAPTER_WEIGHTS
 from edgekit.export.gguf.families import head_size, typed
 from edgekit.export.gguf.ggml import library
 from edgekit.export.gguf.quantize import choose_types, file_type, uses_importance
+from edgekit.export.gguf.stored import FEEDBACK, ROUNDING
 from edgekit.export.gguf.write import (
     MIB,
     STAGE,
@@ -83,7 +84,10 @@ def stream(
 def assemble(
     source: Path, out: Path, options: GgufExport, rounded: Path, *, threads: int = 2, emit: Emit = ignore
 ) -> None:
-    """Write the file as `stream` does, but of the tensors in the folder `rounded` the rows that `round_model` packed."""
+    """Write the file as `stream` does, but of the tensors in the folder `rounded` the rows that `round_model` packed.
+
+    The file says that it holds them.
+    """
     _write(read_model(source), out, options, {}, packed_rows(rounded), threads, emit)
 
 
@@ -103,7 +107,8 @@ def _write(
             types, warning = choose(model, out, options, imatrix)
             if warning:
                 emit(warning)
-        _write_header(out, model, types, None if is_float_file(options) else options.type)
+        type = None if is_float_file(options) else options.type
+        _write_header(out, model, types, type, feedback=bool(packed))
         with out.open("ab") as file, ThreadPoolExecutor(threads) as pool:
             size = {name: _bytes(tensor, types[name]) for name, tensor in tensors.items()}
             total, done = sum(size.values()), 0
@@ -130,11 +135,11 @@ def choose(
 def layout(source: Path, options: GgufExport, work: Path) -> tuple[dict[str, str], int]:
     """The type of each tensor of the file that `stream` would write, and the bytes of all that is no quantized weight.
 
-    The folder `work` is for a temporary file without data.
+    They are those of a file with `rounded` tensors. The folder `work` is for a temporary file without data.
     """
     model, file = read_model(source), work / "layout.gguf"
     types, _ = choose(model, file, options)
-    _write_header(file, model, types, options.type)
+    _write_header(file, model, types, options.type, feedback=True)
     floats = sum(_padded(tensor.bytes) for tensor in model.tensors if types[tensor.name] is F32)
     fixed = file.stat().st_size + floats
     file.unlink()
@@ -180,9 +185,16 @@ def peak_memory(
     return memory
 
 
-def _write_header(out: Path, model: Model, types: Types, type: str | None = None) -> None:
-    """Write the part of the file before the tensors' data, as llama.cpp writes it for the file type `type`."""
+def _write_header(
+    out: Path, model: Model, types: Types, type: str | None = None, *, feedback: bool = False
+) -> None:
+    """Write the part of the file before the tensors' data, as llama.cpp writes it for the file type `type`.
+
+    With `feedback` it says that its weights were rounded with error feedback, which its proof must know.
+    """
     writer = metadata(model, out)
+    if feedback:
+        writer.add_string(ROUNDING, FEEDBACK)
     if type:
         keys = writer.kv_data[0]
         for key in (gguf.Keys.General.QUANTIZATION_VERSION, gguf.Keys.General.FILE_TYPE):

@@ -18,7 +18,7 @@ from edgekit.base.memory import give_back
 from edgekit.export.onnx import ranges
 from edgekit.export.onnx.layout import stacked
 from edgekit.export.weights.layerwise import Layerwise
-from edgekit.export.weights.weight_compare import CALIBRATED, Grid, Stored, compare
+from edgekit.export.weights.weight_compare import Grid, is_close
 from edgekit.models import mapped
 
 DAMPINGS = (
@@ -26,7 +26,6 @@ DAMPINGS = (
     0.1,
     1.0,
 )  # shares of the mean diagonal added to the Hessian; the authors' code adds the first
-CLOSE = 0.95  # largest error of a rounded layer, as a share of what the proof of the weights allows
 
 Report = Callable[[int, int, str], None]
 
@@ -108,19 +107,12 @@ def round_gptq(weight: torch.Tensor, hessian: torch.Tensor, bits: int, block_siz
     Few or uniform calibration rows say nothing about some columns, and the errors of all others are moved into these. Such
     a weight is rounded again with more damping, and to the nearest value at last, until the proof of the weights accepts it.
     """
+    grid = Grid(block_size, 2**bits - 1, "range")
     for damping in DAMPINGS:
         rounded = _with_feedback(weight, _inverse_root(hessian, damping), bits, block_size)
-        if _is_close(rounded, weight, block_size):
+        if is_close(rounded.weight.cpu().numpy(), weight.float().cpu().numpy(), grid):
             return rounded
     return round_nearest(weight, bits, block_size)
-
-
-def _is_close(rounded: Rounded, weight: torch.Tensor, block_size: int) -> bool:
-    """Whether no block of `rounded` is further from `weight` than the proof of the weights allows."""
-    values = rounded.weight.cpu().numpy()
-    grid = Grid(block_size, 2**rounded.bits - 1, "range", factors=CALIBRATED)
-    stored = Stored("", "", values.shape, grid, lambda start, stop: values[start:stop])
-    return compare(stored, weight.float().cpu().numpy()).excess <= CLOSE
 
 
 def _with_feedback(weight: torch.Tensor, inverse: torch.Tensor, bits: int, block_size: int) -> Rounded:

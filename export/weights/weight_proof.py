@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgekit.base.events import Emit, GateResult, Progress, ignore
-from edgekit.export.weights.weight_compare import Reference, Stored, compare
+from edgekit.export.weights.weight_compare import CALIBRATED, Reference, Stored, compare
 from edgekit.export.weights.weight_faults import explain, sum_up
 
 SHOWN = 3  # failures that a gate's detail lists
@@ -103,6 +103,10 @@ def prove_weights(
     notes = {error.name: error.note for error in errors if error.note}
     if not errors:
         return gate(name, 1, ["no tensor could be compared"], "", stage), errors
-    worst = f", the worst {errors[0].name} at {errors[0].excess:.2f} of its limit"
-    clean = f"{len(errors)} tensors are the model's up to rounding{worst}"
+    how, caution = "rounding", ""
+    if any(tensor.grid.factors == CALIBRATED for tensor in known):
+        how = "rounding with error feedback"
+        caution = "; it can hide a faint update, which only the distributions show"
+    worst = f"the worst {errors[0].name} at {errors[0].excess:.2f} of its limit{caution}"
+    clean = f"{len(errors)} tensors are the model's up to {how}, {worst}"
     return gate(name, len(errors), sum_up(notes), clean, stage), errors

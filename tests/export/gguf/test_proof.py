@@ -18,22 +18,28 @@ from faults import plant
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors.torch import load_file, save_file
 
 from edgekit import registry
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import ignore
-from edgekit.export.gguf import converter
+from edgekit.containers.safetensors import SINGLE
+from edgekit.export.gguf import converter, rounding, stream
 from edgekit.export.gguf import write as export
 from edgekit.export.gguf.families import deinterleave, interleave
+from edgekit.export.gguf.grids import GRIDS as FITTED
 from edgekit.export.gguf.proof import prove
 from edgekit.export.gguf.quantize import quantize
-from edgekit.export.gguf.stored import GRIDS
-from edgekit.export.weights.weight_compare import Grid, Reference, Stored, compare, largest_singular
+from edgekit.export.gguf.rounding import Text, round_model
+from edgekit.export.gguf.stored import GRIDS, ROUNDING
+from edgekit.export.weights.weight_compare import Grid, Reference, Stored, compare, is_close, largest_singular
 from edgekit.export.weights.weight_faults import explain
 from edgekit.export.weights.weight_proof import StaticProof
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
 MHA = {"num_key_value_heads": 4}
+CHANCE = np.random.default_rng(0)
+CALIBRATION = [Text("rows", [CHANCE.integers(3, 300, 48).tolist() for _ in range(6)])]
 
 Make = Callable[..., Path]
 Write = Callable[..., tuple[Path, Path]]
@@ -57,12 +63,24 @@ def write(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Write:
             out = tmp_path_factory.mktemp("gguf")
             export.write(folder, out / "floats.gguf", ignore)
             written[key] = out / "floats.gguf"
-            if kind != "F32":
+            if kind.endswith(" with feedback"):
+                written[key] = _with_feedback(folder, out, kind.split()[0])
+            elif kind != "F32":
                 written[key] = out / "model.gguf"
                 weights = _importance(out / "floats.gguf") if imatrix else None
                 quantize(out / "floats.gguf", out / "model.gguf", tiny.gguf_options(kind), imatrix=weights)
         return folder, written[key]
 
+    return file
+
+
+def _with_feedback(model: Path, out: Path, kind: str) -> Path:
+    """The file of this type whose weights are rounded with error feedback."""
+    options, file, rows = tiny.gguf_options(kind), out / "model.gguf", out / "rows"
+    types, _ = stream.layout(model, options, out)
+    rows.mkdir()
+    round_model(model, {name: kind for name, kind in types.items() if kind in FITTED}, CALIBRATION, rows)
+    stream.stream(model, file, options, rounded=rows)
     return file
 
 
@@ -95,6 +113,8 @@ CLEAN = [
     ("llama", "F32", {"attention_bias": True, "mlp_bias": True}),
     ("qwen2", "F32", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
                                           "original_max_position_embeddings": 16}}),
+    *((family, f"{kind} with feedback", {}) for family, kind in (("llama", "Q8_0"), ("llama", "Q4_0"), ("qwen2", "IQ4_NL"))),
+    ("llama", "Q4_K_M with feedback", {**WIDE, "num_hidden_layers": 1}),
 ]  # fmt: skip
 
 
@@ -167,6 +187,11 @@ FAULTS: list[tuple[Callable[[Path], None], str, str, dict[str, Any], str, str]] 
     (plant.plant_noise, "llama", "Q4_0", {}, "weights", "noise, or another"),
     (plant.plant_swapped_embeddings, "llama", "Q4_0", {}, "weights", "token_embd.weight has its rows 40 and 70 swapped"),
     (plant.plant_doubled_alpha, "llama", "Q8_0", WIDE, "weights", "low-rank update (rank 4"),
+    (plant.plant_doubled_alpha, "llama", "Q8_0 with feedback", {}, "weights", "low-rank update (rank 4"),
+    (plant.plant_doubled_tensor, "llama", "Q4_0 with feedback", {}, "weights", "blk.1.ffn_up.weight is 1.98 times the reference"),
+    (plant.plant_repeated_layer, "llama", "Q4_0 with feedback", {}, "weights", "blk.2 repeats blk.1"),
+    (plant.plant_flipped_bits, "llama", "Q4_0 with feedback", {}, "weights", "blk.1.ffn_down.weight has 1 damaged block in row 3, columns 32 to 63"),
+    (plant.plant_swapped_embeddings, "llama", "Q4_0 with feedback", {}, "weights", "token_embd.weight has its rows 40 and 70 swapped"),
 ]  # fmt: skip
 
 
@@ -181,6 +206,61 @@ def test_a_planted_fault_is_named(fault: Any, write: Write, tmp_path: Path) -> N
     assert words in found[f"gguf.{gate}"]
     other = {"weights": "structure", "structure": "weights"}[gate]
     assert not found[f"gguf.{other}"]  # the other gate has nothing to say
+
+
+@pytest.fixture(scope="module")
+def uneven(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[bool]]:
+    """A model with faint columns, its file, and whether each rounding was close enough.
+
+    Its norms weight columns very differently, as real ones do. The errors are moved into the faintest columns, where some
+    of the weights are too small for them.
+    """
+    model = shutil.copytree(make("llama"), tmp_path_factory.mktemp("uneven") / "model")
+    tensors, chance = load_file(model / SINGLE), torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if name.endswith("layernorm.weight"):
+            tensor *= torch.exp(3 * torch.randn(64, generator=chance)).sort(descending=True).values
+        elif "proj" in name and tensor.shape[1] == 64:
+            tensor[:4, 32:] *= 0.01
+    save_file(tensors, model / SINGLE, metadata={"format": "pt"})
+    close: list[bool] = []
+
+    def check(*given: Any) -> bool:
+        close.append(is_close(*given))
+        return close[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounding, "is_close", check)
+        file = _with_feedback(model, tmp_path_factory.mktemp("gguf"), "Q4_0")
+    return model, file, close
+
+
+def test_what_feedback_rounds_too_far_away_is_rounded_again(uneven: tuple[Path, Path, list[bool]]) -> None:
+    model, file, close = uneven
+    assert not all(close)
+    assert held(prove(file, model, stage="x"))
+
+
+def test_only_the_word_of_the_file_widens_the_limits(
+    uneven: tuple[Path, Path, list[bool]], tmp_path: Path
+) -> None:
+    folder, file = copied(uneven[:2], tmp_path)
+    weights = prove(file, folder, stage="x").gates[-1]
+    assert weights.passed and "rounding with error feedback" in weights.detail
+    assert "can hide a faint update" in weights.detail
+    for value in (None, 1, "Feedback", "nearest", ["feedback"], [1.0, 2.0]):
+        plant.rewrite(file, added={} if value is None else {ROUNDING: value}, fields={ROUNDING: None})
+        weights = prove(file, folder, stage="x").gates[-1]
+        assert not weights.passed and "feedback" not in weights.detail
+    plant.rewrite(file, added={ROUNDING: "feedback"})
+    assert held(prove(file, folder, stage="x"))
+
+
+def test_the_word_of_the_file_does_not_cover_its_floats(write: Write, tmp_path: Path) -> None:
+    folder, file = copied(write("llama", "F16"), tmp_path)
+    plant.rewrite(file, added={ROUNDING: "feedback"})
+    plant.change(file, "blk.1.attn_v.weight", lambda rows: rows * np.float32(1.001))
+    assert "blk.1.attn_v.weight" in details(prove(file, folder, stage="x"))["gguf.weights"]
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M"])

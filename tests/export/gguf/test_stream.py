@@ -17,12 +17,14 @@ import tiny
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from edgekit.base.errors import ConfigError, CorruptError, EdgekitError, StageError, UnsupportedError
 from edgekit.base.events import Alert, Event, Progress, ignore
 from edgekit.containers.safetensors import SINGLE, StoredTensor, read_safetensors
 from edgekit.export.gguf import quantize, stream
+from edgekit.export.gguf.stored import ROUNDING
 from edgekit.export.gguf.write import is_float_file, read_model, write
 from edgekit.export.weights import folder
 from edgekit.export.weights.merge import merge
@@ -114,6 +116,33 @@ def test_the_same_bytes_with_any_number_of_threads(make: Make, tmp_path: Path) -
     model = make("llama", **WIDE)
     files = {streamed(model, tmp_path, options("Q4_K_M"), threads=threads) for threads in (1, 2, 5)}
     assert files == {in_steps(model, tmp_path, options("Q4_K_M"))}
+
+
+def test_rounded_rows_are_copied_and_the_file_says_so(make: Make, tmp_path: Path) -> None:
+    model, wanted = make("llama", **WIDE), options("Q4_K_M")
+    streamed(model, tmp_path, wanted)
+    plain = gguf.GGUFReader(tmp_path / "streamed.gguf")
+    (tmp_path / "rows").mkdir()
+    rows = {
+        tensor.name: np.roll(tensor.data, 1, 0)
+        for tensor in plain.tensors
+        if tensor.name.endswith("attn_q.weight")
+    }
+    assert len(rows) == 2
+    save_arrays(rows, tmp_path / "rows" / "0.safetensors")
+    types, fixed = stream.layout(model, wanted, tmp_path)
+    stream.assemble(model, tmp_path / "rounded.gguf", wanted, tmp_path / "rows")
+    found = gguf.GGUFReader(tmp_path / "rounded.gguf")
+    for old, new in zip(plain.tensors, found.tensors, strict=True):
+        assert np.array_equal(new.data, rows.get(old.name, old.data))
+    assert found.fields.keys() - plain.fields.keys() == {ROUNDING}
+    assert found.fields[ROUNDING].contents() == "feedback"
+    sizes = (
+        stream.packed_size(*tensor.shape[::-1].tolist(), types[tensor.name])
+        for tensor in found.tensors
+        if types[tensor.name] != "F32"
+    )
+    assert (tmp_path / "rounded.gguf").stat().st_size == fixed + sum(sizes)
 
 
 def adapter_for(base: Path, folder: Path, **changes: Any) -> Path:
