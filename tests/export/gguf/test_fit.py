@@ -1,0 +1,286 @@
+"""A file within a size: its bytes, its types, and answers nearer to the model's than those of llama.cpp's quantizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgekit.base.errors import CorruptError, StageError
+from edgekit.base.events import Alert, Event, Progress, ignore
+from edgekit.containers.safetensors import SINGLE
+from edgekit.export.gguf import fit as fit_module
+from edgekit.export.gguf import stream
+from edgekit.export.gguf.fit import Fitted, fit
+from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.gguf.quantize import quantize
+from edgekit.export.gguf.write import PLAN, steps, write
+from edgekit.models import mapped
+from edgekit.registry import ExportContext
+from edgekit.runtimes.llamacpp import open_model
+from edgekit.targets.target import GgufExport, Quantize
+
+Make = Callable[..., Path]
+RANDOM = torch.Generator().manual_seed(0)
+ROWS, TEXTS, OTHERS = (torch.randint(3, 470, (8, 32), generator=RANDOM).tolist() for _ in range(3))
+FEW = Quantize(bits_per_weight=7.5, types=["IQ4_NL", "Q8_0"])
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},  # tied, and rotated in pairs: the file has its rows in another order
+    "qwen3": {},  # untied
+    "gemma3": {"layer_types": ["sliding_attention"]},  # norms with a shift, a scaled embedding
+    "phi3-untied": {},  # q, k and v are one tensor
+    "granite-biases": {},
+}
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Tiny models whose embeddings lie near some directions, as those of a language model: feedback gains from that."""
+    plain = tiny.maker(tmp_path_factory.mktemp("models"))
+    made: dict[Path, None] = {}
+
+    def of(family: str, **changes: Any) -> Path:
+        model = plain(family, **{"num_hidden_layers": 1, **changes})
+        if model not in made:
+            made[model] = None
+            tensors = load_file(model / SINGLE)
+            table = tensors["model.embed_tokens.weight"]
+            mixed = torch.randn(
+                2, *table.T.shape[:1], table.shape[1], generator=torch.Generator().manual_seed(1)
+            )
+            mixing = mixed[0] * torch.linspace(0, 4, len(mixed[0])).neg().exp()[:, None]
+            tensors["model.embed_tokens.weight"] = table @ mixing / mixing.norm() * len(mixing) ** 0.5
+            save_file(tensors, model / SINGLE, metadata={"format": "pt"})
+        return model
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a child process does otherwise; its start takes seconds, and test_stream_process.py tests it."""
+    work = tmp_path_factory.mktemp("layout")
+    here = fit_module.stream_process
+    monkeypatch.setattr(here, "layout", lambda source, options: stream.layout(source, options, work))
+    monkeypatch.setattr(here, "assemble", stream.assemble)
+
+
+def options(type: str = "Q4_0", **changes: Any) -> GgufExport:
+    return GgufExport(format="gguf", type=type, **changes)  # type: ignore[arg-type]
+
+
+def context(model: Path, quantize: Quantize, threads: int = 1) -> ExportContext:
+    return ExportContext(model, ROWS, threads, TEXTS, quantize)
+
+
+def types_of(file: Path) -> dict[str, str]:
+    """The type of each tensor that is not float32."""
+    return {
+        tensor.name: tensor.tensor_type.name
+        for tensor in gguf.GGUFReader(file).tensors
+        if tensor.tensor_type.name != "F32"
+    }
+
+
+def weights_of(model: Path) -> int:
+    """The weights of all matrices."""
+    return sum(prod(tensor.shape) for tensor in stream.read_model(model).tensors if len(tensor.shape) == 2)
+
+
+def divergence(model: Path, *files: Path) -> list[float]:
+    """The mean KL divergence of each file from the model on text that no one calibrated on, nats."""
+    network = mapped.load(model)
+    runtimes = [open_model(file, threads=1, context=64) for file in files]
+    sums = [0.0] * len(files)
+    for ids in OTHERS:
+        with torch.inference_mode():
+            wanted = network(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        for number, runtime in enumerate(runtimes):
+            found = torch.from_numpy(runtime.logits(ids)).double().log_softmax(-1)
+            sums[number] += float((wanted.exp() * (wanted - found)).sum()) / len(ids) / len(OTHERS)
+    for runtime in runtimes:
+        runtime.close()
+    return sums
+
+
+def by_llama_cpp(model: Path, out: Path, types: dict[str, str]) -> None:
+    """llama.cpp's quantizer with these types."""
+    floats = out.with_suffix(".f32")
+    write(model, floats, ignore)
+    by_name = {f"^{name}$": type for name, type in types.items()}
+    quantize(floats, out, tiny.gguf_options("Q8_0", tensor_types=by_name), threads=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_within_its_size_answers_better_than_llama_cpps(
+    family: str, make: Make, tmp_path: Path
+) -> None:
+    model, out, peer = make(family, **FAMILIES[family]), tmp_path / "out.gguf", tmp_path / "peer.gguf"
+    fitted = fit(out, options(), context(model, FEW))
+    limit = FEW.max_bytes(weights_of(model), short_rows=True)
+    assert limit is not None and 0.9 * limit < out.stat().st_size <= limit
+    assert types_of(out) == fitted.types and len({*fitted.types.values()}) > 1
+    assert fitted.errors.keys() == fitted.costs.keys() == fitted.types.keys()
+    by_llama_cpp(model, peer, fitted.types)
+    assert types_of(peer) == fitted.types
+    ours, theirs = divergence(model, out, peer)
+    print("RATIO", family, ours, theirs, fitted.cost)
+    assert 0 < ours < 0.8 * theirs
+    assert fitted.cost is not None and fitted.cost == pytest.approx(sum(fitted.costs.values()))
+
+
+def test_long_rows_get_types_of_long_blocks(make: Make, tmp_path: Path) -> None:
+    """IQ4_NL has as many bits as Q4_K, and larger errors; no type of a whole file is named Q3_K."""
+    model, out = make("llama", hidden_size=256, intermediate_size=256), tmp_path / "out.gguf"
+    limit = Quantize(bits_per_weight=4.4, types=["Q3_K", "IQ4_NL", "Q4_K"])
+    fitted = fit(out, options(), context(model, limit))
+    assert types_of(out) == fitted.types and {*fitted.types.values()} == {"Q3_K", "Q4_K"}
+    field = gguf.GGUFReader(out).get_field("general.file_type")
+    assert field is not None and field.contents() == gguf.LlamaFileType.MOSTLY_Q3_K_M
+    (found,) = divergence(model, out)
+    assert fitted.cost is not None and fitted.cost / 3 < found < fitted.cost * 3
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(make: Make, tmp_path: Path) -> None:
+    model = make("llama")
+    found = []
+    for threads in (1, 2):
+        events: list[Event] = []
+        fitted = fit(tmp_path / "out.gguf", options(), context(model, FEW, threads), events.append)
+        found.append(((tmp_path / "out.gguf").read_bytes(), fitted))
+        assert {event.note for event in events if isinstance(event, Progress)} >= {"sensitivity", "rounding"}
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q4_K_M"])
+def test_without_a_size_the_types_are_those_that_llama_cpp_chooses(
+    type: str, make: Make, tmp_path: Path
+) -> None:
+    """Rows of 64 columns take no blocks of 256: llama.cpp falls back to others, which is told."""
+    model, out = make("llama"), tmp_path / "out.gguf"
+    events: list[Event] = []
+    fitted = fit(out, options(type), context(model, Quantize()), events.append)
+    stream.stream(model, tmp_path / "peer.gguf", options(type))
+    assert types_of(out) == types_of(tmp_path / "peer.gguf") == fitted.types
+    assert (fitted.cost, fitted.costs) == (None, {})
+    assert fitted.errors.keys() == fitted.types.keys() and all(0 < e < 0.5 for e in fitted.errors.values())
+    assert [each.level for each in events if isinstance(each, Alert)] == ["warning"] * (type == "Q4_K_M")
+
+
+def test_types_that_edgekit_does_not_round_to_are_left_to_llama_cpp(make: Make, tmp_path: Path) -> None:
+    model, out = make("llama"), tmp_path / "out.gguf"
+    wanted = options(tensor_types={"attn_v": "F16", "ffn_down": "Q5_1", "attn_q": "F32"})
+    fitted = fit(out, wanted, context(model, Quantize()))
+    stream.stream(model, tmp_path / "peer.gguf", wanted)
+    left = {"blk.0.attn_v.weight": "F16", "blk.0.ffn_down.weight": "Q5_1"}
+    assert types_of(out) == fitted.types | left == types_of(tmp_path / "peer.gguf")
+    assert not left.keys() & fitted.types.keys() and {*fitted.types.values()} <= GRIDS.keys()
+    ours, theirs = (
+        {t.name: t.data for t in gguf.GGUFReader(file).tensors} for file in (out, tmp_path / "peer.gguf")
+    )
+    same = {name for name in ours if (ours[name] == theirs[name]).all()}
+    assert same == ours.keys() - fitted.types.keys()
+
+
+def test_types_that_are_named_stay_when_the_others_are_allocated(make: Make, tmp_path: Path) -> None:
+    model, out = make("llama"), tmp_path / "out.gguf"
+    named = {"ffn_down": "Q5_1", "attn_k": "Q4_0", "attn_q": "F32"}
+    wanted = options(token_embedding_type="Q8_0", tensor_types=named)
+    limit = replace_bits(9.5)
+    fitted = fit(out, wanted, context(model, limit))
+    found = types_of(out)
+    assert found["token_embd.weight"] == "Q8_0" and found["blk.0.ffn_down.weight"] == "Q5_1"
+    assert found["blk.0.attn_k.weight"] == "Q4_0" and "blk.0.attn_q.weight" not in found
+    assert fitted.costs.keys() == {
+        f"blk.0.{name}.weight" for name in ("attn_v", "attn_output", "ffn_gate", "ffn_up")
+    }
+    size = limit.max_bytes(weights_of(model), short_rows=True)
+    assert size is not None and 0.9 * size < out.stat().st_size <= size
+
+
+def replace_bits(bits: float) -> Quantize:
+    return FEW.model_copy(update={"bits_per_weight": bits})
+
+
+def damaged(model: Path, to: Path, name: str, value: float) -> Path:
+    """A copy with one weight that is `value`, of a token that no text holds."""
+    to.mkdir()
+    for file in model.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(to / SINGLE)
+    tensors[name].view(-1)[1] = value
+    save_file(tensors, to / SINGLE, metadata={"format": "pt"})
+    return to
+
+
+FAULTS: dict[str, tuple[str, float, type[Exception], str]] = {
+    "no number": ("model.layers.0.mlp.up_proj.weight", float("nan"), CorruptError, "up_proj.weight' holds a weight .*finite"),
+    "infinite": ("model.embed_tokens.weight", float("inf"), CorruptError, "embed_tokens.weight' holds a weight .*finite"),
+    "norm": ("model.norm.weight", float("-inf"), CorruptError, "norm.weight' holds a weight .*finite"),
+    "beyond halves": ("model.layers.0.mlp.up_proj.weight", 1e6, StageError, "up_proj.weight' holds a weight of 1e"),
+    "overflow": ("model.norm.weight", 1e30, CorruptError, "activations .*finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", [Quantize(), FEW], ids=["types", "size"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_weights_that_no_block_can_hold_are_refused(
+    fault: str, limit: Quantize, make: Make, tmp_path: Path
+) -> None:
+    name, value, error, message = FAULTS[fault]
+    model = damaged(make("llama"), tmp_path / "model", name, value)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(error, match=f"{message}.*No file was written"):
+        fit(tmp_path / "out" / "out.gguf", options(), context(model, limit))
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_a_size_that_is_too_small_leaves_nothing(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="smallest types take") as caught:
+        fit(tmp_path / "out.gguf", options(), context(make("llama"), replace_bits(4.4)))
+    assert caught.value.hint and not [*tmp_path.iterdir()]
+
+
+def test_an_interrupted_file_leaves_nothing(make: Make, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.note == "rounding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "out.gguf", options(), context(make("llama"), Quantize()), stop)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_plan_of_a_build_names_what_the_file_holds(make: Make, tmp_path: Path) -> None:
+    model, out = make("llama"), tmp_path / "quantized" / "model.gguf"
+    out.parent.mkdir()
+    steps(options())[-1].run(model, out, context(model, FEW), ignore)
+    plan = json.loads((out.parent / PLAN).read_text())
+    assert plan["types"] == types_of(out)
+    assert sorted(file.name for file in out.parent.iterdir()) == ["model.gguf", PLAN]
+    assert Fitted(**plan).cost == pytest.approx(sum(plan["costs"].values()))
+
+
+@pytest.mark.parametrize("why", ["nearest", "no text", "not asked"])
+def test_otherwise_the_file_is_llama_cpps(why: str, make: Make, tmp_path: Path) -> None:
+    model, out = make("llama"), tmp_path / "quantized" / "model.gguf"
+    out.parent.mkdir()
+    given = {
+        "nearest": context(model, Quantize(method="nearest")),
+        "no text": replace(context(model, Quantize()), calibration=[], texts=[]),
+        "not asked": ExportContext(model, ROWS),
+    }[why]
+    write(model, tmp_path / "floats.gguf", ignore)
+    steps(options("Q8_0"))[-1].run(tmp_path / "floats.gguf", out, given, ignore)
+    quantize(tmp_path / "floats.gguf", tmp_path / "expected.gguf", options("Q8_0"), threads=1)
+    assert out.read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+    assert [file.name for file in out.parent.iterdir()] == ["model.gguf"]
