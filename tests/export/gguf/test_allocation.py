@@ -1,0 +1,92 @@
+"""The types with the least cost within a number of bytes: those that trying all of them finds."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.base.errors import StageError
+from edgekit.export.gguf.allocation import GAP, Choice, allocate
+
+Choices = dict[str, dict[str, Choice]]
+CHOICE = st.builds(
+    Choice, size=st.integers(1, 10**6), cost=st.floats(1e-9, 10) | st.sampled_from([0.0, 1e-9, 1e-4])
+)
+CHOICES = st.dictionaries(
+    st.sampled_from(["token_embd", "attn_q", "attn_v", "ffn_down"]),
+    st.dictionaries(st.sampled_from(["Q4_K", "Q5_K", "Q6_K", "Q8_0"]), CHOICE, min_size=1),
+    min_size=1,
+)
+
+
+def best_cost(choices: Choices, max_size: float) -> float:
+    """The least cost, of all ways to choose."""
+    ways = product(*(types.values() for types in choices.values()))
+    return min(sum(each.cost for each in way) for way in ways if sum(each.size for each in way) <= max_size)
+
+
+def bounds(choices: Choices) -> tuple[int, int]:
+    """The sizes of the smallest and of the largest types."""
+    sizes = [[choice.size for choice in types.values()] for types in choices.values()]
+    return sum(map(min, sizes)), sum(map(max, sizes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(choices=CHOICES, share=st.floats(0, 1))
+def test_the_types_are_those_that_trying_all_of_them_finds(choices: Choices, share: float) -> None:
+    least, most = bounds(choices)
+    room = least + share * (most - least)
+    plan = allocate(choices, room)
+    assert plan.types.keys() == choices.keys()
+    chosen = [choices[name][type] for name, type in plan.types.items()]
+    assert plan.size == sum(choice.size for choice in chosen) <= room
+    assert plan.cost == pytest.approx(sum(choice.cost for choice in chosen))
+    assert plan.cost <= best_cost(choices, room) * (1 + 2 * GAP) + 1e-6
+
+
+def ladder(tensors: int) -> Choices:
+    """Tensors of different sizes and sensitivities, whose cost falls fourfold with each bit."""
+    return {
+        f"blk.{n}": {
+            f"{bits} bits": Choice((n % 5 + 1) * 1000 * bits, (n * 7 % 11 + 1) * 4.0**-bits)
+            for bits in (4, 5, 6, 8)
+        }
+        for n in range(tensors)
+    }
+
+
+def test_more_bytes_never_cost_more() -> None:
+    choices = ladder(60)
+    least, most = bounds(choices)
+    plans = [allocate(choices, least + share * (most - least)) for share in (0, 0.1, 0.3, 0.6, 1)]
+    costs = [plan.cost for plan in plans]
+    assert costs == sorted(costs, reverse=True)
+    assert {*plans[0].types.values()} == {"4 bits"} and {*plans[-1].types.values()} == {"8 bits"}
+    assert len({*plans[2].types.values()}) > 1
+
+
+def test_the_most_sensitive_tensor_gets_the_bits() -> None:
+    choices = {
+        name: {"small": Choice(100, cost), "large": Choice(200, cost / 100)}
+        for name, cost in {"low": 0.1, "high": 0.5, "middle": 0.3}.items()
+    }
+    assert allocate(choices, 400).types == {"low": "small", "high": "large", "middle": "small"}
+    assert allocate(choices, 500).types == {"low": "small", "high": "large", "middle": "large"}
+
+
+def test_too_few_bytes_are_an_error() -> None:
+    choices = ladder(3)
+    least, _ = bounds(choices)
+    assert allocate(choices, least).size == least
+    with pytest.raises(StageError, match=f"smallest types take {least:,} bytes.*No file") as caught:
+        allocate(choices, least - 1)
+    assert "larger" in caught.value.hint
+    with pytest.raises(StageError, match="more than the 0 "):
+        allocate(choices, -5)
+
+
+def test_nothing_to_choose_takes_nothing() -> None:
+    assert allocate({}, 0).types == {}
