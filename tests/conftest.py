@@ -36,6 +36,8 @@ name = "tiny"
 [tune]
 epochs = 1
 rank = 4
+[quantize]
+calibration_texts = 4
 [[export]]
 format = "gguf"
 type = "Q8_0"

@@ -14,7 +14,7 @@ from edgekit.data import demo
 INTENTS = ("close_job", "check_stock", "navigate")
 SPLITS = {"train": 240, "validation": 30, "test": 68}
 SHORT = (
-    "tune.epochs=1", "quantize.calibration_rows=32", "evaluate.robust_rows=2",
+    "tune.epochs=1", "quantize.calibration_rows=32", "quantize.calibration_texts=16", "evaluate.robust_rows=2",
     'evaluate.robust_families=["typos"]', "profile.repeats=3",
 )  # fmt: skip
 
