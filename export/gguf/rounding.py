@@ -180,6 +180,8 @@ class Result(NamedTuple):
     """The weights that it stands for, `(rows, columns)`."""
     cost: torch.Tensor
     """What the error of each row costs, `(rows,)`."""
+    distance: torch.Tensor
+    """The squared distance of each row from what it was, `(rows,)`."""
     error: float
     """The error of the layer's outputs, as a share of their size."""
 
@@ -204,18 +206,20 @@ def _round(
     """Round `weight` for inputs of the moment `inputs`, some rows at a time, and measure it with `moment`."""
     inputs.prepare(GRIDS[type])
 
-    def work(start: int) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
+    def work(start: int) -> tuple[Any, Any, torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = weight[start : start + ROWS].detach().float().cpu()
         with torch.inference_mode():  # holds for one thread only
             rounded, cost = round_with_feedback(rows, inputs, GRIDS[type], sweeps)
             values = blocks.values(rounded)
+            error = rows - torch.from_numpy(values)
             if inputs is not moment:
-                error = rows - torch.from_numpy(values)
                 cost = ((error @ moment.single) * error).sum(1)
             size = ((rows @ moment.single) * rows).sum(1)
-        return blocks.pack(rounded), values, cost, size
+        return blocks.pack(rounded), values, cost, error.square().sum(1), size
 
-    packed, values, cost, size = zip(*in_order(work, range(0, len(weight), ROWS), threads), strict=True)
+    starts = range(0, len(weight), ROWS)
+    packed, values, cost, distance, size = zip(*in_order(work, starts, threads), strict=True)
     costs = torch.cat(cost)
     error = float((costs.double().sum() / torch.cat(size).double().sum().clamp(min=1e-30)).sqrt())
-    return Result(np.concatenate(packed), torch.from_numpy(np.concatenate(values)), costs, error)
+    made = torch.from_numpy(np.concatenate(values))
+    return Result(np.concatenate(packed), made, costs, torch.cat(distance), error)

@@ -22,17 +22,21 @@ from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
 from edgekit.export.gguf.feedback import Moment
 from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even, round_weight, weighted
+from edgekit.export.gguf.stream import EMBEDDING
 from edgekit.export.weights.layerwise import Layerwise, finite, in_order
 from edgekit.models import accelerator
 
 TOKENS = 2048  # of each kind of text whose gradients are taken
 SEED = 0
+LOOKUPS = "lookups"
 
 
 def output_moments(
     network: Network, texts: Sequence[Text], threads: int, emit: Emit = ignore
 ) -> dict[str, torch.Tensor]:
-    """The mean of g^2 for each output of each linear layer, `(rows,)`, by GGUF name; of the head at its logits."""
+    """The mean of g^2 for each output of each linear layer, `(rows,)`, by GGUF name, and for the entries of each row of the
+    embedding, by `LOOKUPS`.
+    """
     sequences, weights = weighted([text.beginning(TOKENS) for text in texts])
     decoder, head = network.torch.get_decoder(), network.torch.get_output_embeddings()
     names = {
@@ -60,14 +64,11 @@ def output_moments(
             loss = torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum")
             (gradient,) = torch.autograd.grad(loss, at_head)
             torch.autograd.backward(hidden, gradient)
-        # Of the head the mean of g^2 over all tokens that can be drawn; of an embedding of its own, that of its entries.
-        at_outer: dict[str, torch.Tensor] = {
-            name: (shares * (1 - shares)).mul_(slope).sum(0)
-            if module is head
-            else _of_rows(module, inputs.grad)
-            for name, module in network.outer().items()
-        }
-        return {**seen.squares, **at_outer}
+        at_head_outputs = (
+            (shares * (1 - shares)).mul_(slope).sum(0)
+        )  # the mean over all tokens that can be drawn
+        name = next(name for name, module in network.outer().items() if module is head)
+        return {**seen.squares, name: at_head_outputs, LOOKUPS: _of_rows(network, inputs.grad)}
 
     sums: dict[str, torch.Tensor] = {}
     with ExitStack() as restored:
@@ -93,11 +94,15 @@ def _scaled(values: torch.Tensor, config: Any) -> tuple[torch.Tensor, Any]:
     return cap * capped, (1 - capped.detach().square()).square()
 
 
-def _of_rows(embedding: Any, gradient: torch.Tensor | None) -> torch.Tensor:
+def _of_rows(network: Network, gradient: torch.Tensor | None) -> torch.Tensor:
     """The sum of g^2 over tokens, spread over the rows of the embedding: every token counts the same."""
     assert gradient is not None
-    rows = len(embedding.weight)
-    return gradient.square().mean(-1).sum() / rows * torch.ones(rows, device=gradient.device)
+    embedding = network.torch.get_input_embeddings()
+    rows, scale = (
+        len(embedding.weight),
+        float(getattr(embedding, "embed_scale", 1.0)),
+    )  # Gemma scales what it looks up
+    return (scale**2 * gradient.square().mean(-1).sum() / rows).expand(rows)
 
 
 def costs(
@@ -114,8 +119,12 @@ def costs(
 
     def measure(name: str, weight: torch.Tensor, moment: Moment) -> None:
         for type in candidates.get(name, ()):
-            cost = round_weight(weight, moment, type, 0, threads).cost
-            found.setdefault(name, {})[type] = float((outputs[name] * cost).double().sum()) / 2
+            made, cost = round_weight(weight, moment, type, 0, threads), 0.0
+            if name in outputs:
+                cost += float((outputs[name] * made.cost).double().sum()) / 2
+            if name == EMBEDDING:  # its own, or tied to the head
+                cost += float((outputs[LOOKUPS] * made.distance).double().sum()) / 2
+            found.setdefault(name, {})[type] = cost
 
     total = len(walk.layers) + 1
     for number in range(len(walk.layers)):

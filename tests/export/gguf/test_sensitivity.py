@@ -12,7 +12,7 @@ import torch
 
 from edgekit.export.gguf.feedback import Moment
 from edgekit.export.gguf.rounding import Network, Text, even, round_weight, weighted
-from edgekit.export.gguf.sensitivity import costs, output_moments
+from edgekit.export.gguf.sensitivity import LOOKUPS, costs, output_moments
 from edgekit.export.weights.layerwise import Layerwise, one_torch_thread
 
 TYPE = "Q4_0"
@@ -20,11 +20,11 @@ TWICE = 2.0  # an estimate may be that far away
 # In the order of their cost, the greatest first; each costs at least a fifth more than the next.
 TENSORS = {
     "llama": [
-        "blk.0.attn_v.weight", "token_embd.weight", "blk.0.ffn_down.weight", "blk.1.ffn_up.weight", "blk.0.attn_q.weight",
+        "token_embd.weight", "blk.0.attn_v.weight", "blk.0.ffn_down.weight", "blk.1.ffn_up.weight", "blk.0.attn_q.weight",
         "blk.1.attn_k.weight",
     ],
     "qwen3": ["token_embd.weight", "blk.0.attn_v.weight", "output.weight", "blk.0.ffn_down.weight", "blk.1.ffn_down.weight"],
-    "gemma3": ["blk.0.attn_v.weight", "token_embd.weight", "blk.1.attn_k.weight"],
+    "gemma3": ["token_embd.weight", "blk.0.attn_v.weight", "blk.1.attn_k.weight"],
     "granite-biases": ["token_embd.weight", "blk.0.ffn_up.weight", "blk.1.attn_output.weight", "blk.0.attn_k.weight"],
 }  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {  # models that cap or scale their logits
@@ -57,13 +57,18 @@ class World:
     def divergence(self, name: str, weight: torch.Tensor) -> float:
         """Mean over all tokens of both texts with `weight` in the place of the tensor's own, nats."""
         module, _ = self.inputs[name]
-        own = module.weight
-        module.weight = torch.nn.Parameter(weight, False)
+        own, modules = (
+            module.weight,
+            [each for each in self.network.torch.modules() if getattr(each, "weight", None) is module.weight],
+        )
+        for each in modules:  # the head and the embedding, where they are tied
+            each.weight = torch.nn.Parameter(weight, False)
         found = [
             (before.exp() * (before - after)).sum(-1)
             for before, after in zip(self.reference, self.logs(), strict=True)
         ]
-        module.weight = own
+        for each in modules:
+            each.weight = own
         return float(torch.cat(found).mean())
 
 
@@ -123,7 +128,8 @@ def test_noise_costs_what_the_moments_say(world: Callable[[str], World]) -> None
     for name in ("blk.0.attn_q.weight", "blk.1.ffn_gate.weight", "output.weight", "token_embd.weight"):
         module, moment = this.inputs[name]
         noise = 0.02 * module.weight.detach().std() * torch.randn(module.weight.shape, generator=random)
-        expected = float((outputs[name] * ((noise @ moment.single) * noise).sum(1)).sum()) / 2
+        at = LOOKUPS if name == "token_embd.weight" else name
+        expected = float((outputs[at] * ((noise @ moment.single) * noise).sum(1)).sum()) / 2
         measured = this.divergence(name, module.weight + noise)
         assert measured / TWICE < expected < measured * TWICE, name
 
