@@ -80,8 +80,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         if family not in made:
             network = Network(make(family, num_hidden_layers=2, **CHANGES.get(family, {})))
             random = torch.Generator().manual_seed(0)
-            ids = torch.randint(3, 470, (16, 32), generator=random).tolist()
-            texts = [Text("rows", ids[:8]), Text("text", ids[8:])]
+            ids = torch.randint(3, 470, (12, 24), generator=random).tolist()
+            texts = [Text("rows", ids[:6]), Text("text", ids[6:])]
             found = World(network, texts, [], inputs_of(network, texts))
             found.reference.extend(found.logs())
             made[family] = found
