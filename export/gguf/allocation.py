@@ -63,7 +63,10 @@ def allocate(choices: Mapping[str, Mapping[str, Choice]], max_size: float) -> Pl
         costs,
         integrality=np.ones(len(options), int),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None], -np.inf, np.floor(max_size))],
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(sizes[None], -np.inf, np.floor(max_size)),
+        ],
         options={"mip_rel_gap": GAP, "time_limit": SECONDS},
     )
     if found.x is None:

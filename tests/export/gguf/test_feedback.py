@@ -141,7 +141,8 @@ def test_the_outputs_change_less_than_after_rounding_to_the_nearest(kind: str) -
     weight, inputs = usual(columns_of(kind))
     plain, _ = round_with_feedback(weight, Moment.of(torch.eye(len(inputs))), GRIDS[kind], 0)
     nearest = trace(unpacked(plain) - weight, inputs).sum()
-    assert trace(rounded(kind)[0] - weight, inputs).sum() < 0.5 * nearest
+    once, again = (trace(rounded(kind, sweeps)[0] - weight, inputs).sum() for sweeps in (0, 2))
+    assert once < 0.5 * nearest and again < 0.9 * once
 
 
 @each_type
@@ -166,7 +167,6 @@ def test_rounding_again_never_costs_more(kind: str) -> None:
     costs = [rounded(kind, sweeps)[1] for sweeps in (0, 1, 2)]
     for before, after in pairwise(costs):
         assert (after <= 1.0001 * before).all()
-    assert costs[-1].sum() < 0.9 * costs[0].sum()
 
 
 @each_type
