@@ -179,8 +179,9 @@ def other(value: Any) -> Any:
 
 TABLES: dict[str, set[str]] = {
     "tune": {"tune"}, "prune": {"prune"}, "profile": PROFILE, "device": PROFILE, "budget": VERIFY,
-    "evaluate": ROBUST,
+    "evaluate": ROBUST, "quantize": EXPORTS,
 }  # fmt: skip
+MORE = {("quantize", "calibration_rows"): {"prune"}}
 # Values that change how a result is computed, whether it is, and the parts of robust tuning, which is off here.
 NO_RESULT = {("tune", "gradient_checkpointing"), ("tune", "robustness"), ("evaluate", "robust")}
 TARGET: Target = registry.load("profiles", "targets").load("cpu-int4", [])
@@ -199,7 +200,8 @@ def test_each_option_of_the_target(world: World, table: str, name: str) -> None:
     values = getattr(target, table)
     changed = values.model_copy(update={name: other(getattr(values, name))})
     world.change(target=target.model_copy(update={table: changed}))
-    assert world.ran() == (set() if (table, name) in NO_RESULT else TABLES[table])
+    expected = TABLES[table] | MORE.get((table, name), set())
+    assert world.ran() == (set() if (table, name) in NO_RESULT else expected)
 
 
 EXPORT_OPTIONS = [
@@ -222,6 +224,17 @@ def test_each_option_of_an_export(world: World, index: int, name: str) -> None:
     )
     ran = world.ran()
     assert ran and all(stage in EXPORTS and stage.endswith(export.format) for stage in ran)
+
+
+def test_the_plain_text_that_quantizers_calibrate_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "passages", lambda: ["Another text."])
+    assert world.ran() == EXPORTS
+    monkeypatch.undo()
+    quantize = world.request.target.quantize.model_copy(update={"calibration_texts": 0})
+    world.change(target=world.request.target.model_copy(update={"quantize": quantize}))
+    assert world.ran() == EXPORTS
+    monkeypatch.setattr(stages, "passages", lambda: ["A text that is not read."])
+    assert world.ran() == set()
 
 
 def reworded(row: Row, which: int) -> Row:
