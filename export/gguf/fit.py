@@ -66,10 +66,10 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
         free = {name: columns for name, (_, columns) in shapes.items() if not _is_named(name, options)}
         candidates = {name: _candidates(columns, quantize.types) for name, columns in free.items()}
         candidates = {name: found for name, found in candidates.items() if found}
-        given = {
-            name for name in shapes.keys() - candidates.keys() if types[name] != "F32"
-        }  # `fixed` has those
-        fixed += sum(packed_size(*shapes[name], types[name]) for name in given)
+        settled = [
+            name for name in shapes if name not in candidates and types[name] != "F32"
+        ]  # floats count already
+        fixed += sum(packed_size(*shapes[name], types[name]) for name in settled)
         with one_torch_thread():
             estimates = costs(Network(model), texts, candidates, threads, emit)
         choices = {

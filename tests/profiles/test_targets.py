@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgekit.base.errors import ConfigError
 from edgekit.profiles import targets
-from edgekit.targets.target import Budget
+from edgekit.targets.target import Budget, Quantize
 
 SMALLEST = 'name = "mine"\n[[export]]\nformat = "gguf"\n'
 
@@ -200,6 +200,45 @@ def test_the_schema_knows_every_table() -> None:
     schema = targets.schema()
     assert {"device", "tune", "prune", "quantize", "export", "profile", "budget"} <= set(schema["properties"])
     assert schema["additionalProperties"] is False
+
+
+QUANTIZE = """[quantize]
+method = "nearest"
+size_mib = 90
+bits_per_weight = 4.6
+short_rows_bits_per_weight = 5.3
+types = ["IQ4_NL", "Q6_K"]
+calibration_texts = 8
+"""
+WRONG_QUANTIZE = """[quantize]
+method = "gptq"
+size_mib = 0
+bits_per_weight = -1
+short_rows_bits_per_weight = "few"
+types = ["Q4_K_M"]
+calibration_texts = -8
+"""
+
+
+def test_how_weights_are_rounded_is_checked_key_by_key(tmp_path: Path) -> None:
+    assert targets.validate(write(tmp_path, SMALLEST + QUANTIZE)) == []
+    faults = faults_of(write(tmp_path, SMALLEST + WRONG_QUANTIZE))
+    keys = [line.partition(" ")[0] for line in QUANTIZE.splitlines()[1:]]
+    assert sorted(faults) == [*range(5, 5 + len(keys))]
+    assert all(f"quantize.{key}" in faults[line] for line, key in enumerate(keys, start=5))
+    assert "nearest" in faults[5] and "Q4_K" in faults[9]
+    (empty,) = faults_of(write(tmp_path, SMALLEST + "[quantize]\ntypes = []\n")).values()
+    assert "quantize.types" in empty
+    assert {*keys} <= targets.schema()["$defs"]["Quantize"]["properties"].keys()
+
+
+def test_a_size_in_mib_counts_before_bits() -> None:
+    both = Quantize(size_mib=1, bits_per_weight=4, short_rows_bits_per_weight=5)
+    bits = both.model_copy(update={"size_mib": None})
+    assert both.max_bytes(1000, short_rows=True) == 2**20
+    assert (bits.max_bytes(1000, short_rows=False), bits.max_bytes(1000, short_rows=True)) == (500, 625)
+    assert Quantize(bits_per_weight=4).max_bytes(1000, short_rows=True) == 500
+    assert Quantize().max_bytes(1000, short_rows=False) is None
 
 
 @settings(max_examples=80, deadline=None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import pytest
@@ -26,7 +26,7 @@ from edgekit.export.gguf.write import PLAN, steps, write
 from edgekit.models import mapped
 from edgekit.registry import ExportContext
 from edgekit.runtimes.llamacpp import open_model
-from edgekit.targets.target import GgufExport, Quantize
+from edgekit.targets.target import GgufExport, Quantize, TensorType
 
 Make = Callable[..., Path]
 RANDOM = torch.Generator().manual_seed(0)
@@ -183,14 +183,14 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(
     assert {event.note for event in events if isinstance(event, Progress)} >= {"sensitivity", "rounding"}
 
 
-@pytest.mark.parametrize("type", ["Q8_0", "Q4_K_M"])
-def test_without_a_size_the_types_are_those_that_llama_cpp_chooses(
-    type: str, make: Make, tmp_path: Path
+@pytest.mark.parametrize("type, quantize", [("Q4_K_M", Quantize()), ("Q8_0", FEW)])
+def test_without_a_size_and_for_eight_bits_the_types_are_those_that_llama_cpp_chooses(
+    type: str, quantize: Quantize, make: Make, tmp_path: Path
 ) -> None:
     """Rows of 64 columns take no blocks of 256: llama.cpp falls back to others, which is told."""
     model, out = make("llama"), tmp_path / "out.gguf"
     events: list[Event] = []
-    fitted = fit(out, options(type), context(model, Quantize()), events.append)
+    fitted = fit(out, options(type), context(model, quantize), events.append)
     stream.stream(model, tmp_path / "peer.gguf", options(type))
     assert types_of(out) == types_of(tmp_path / "peer.gguf") == fitted.types
     assert (fitted.cost, fitted.costs) == (None, {})
@@ -227,6 +227,10 @@ def test_types_that_are_named_stay_when_the_others_are_allocated(make: Make, tmp
     }
     size = limit.max_bytes(weights_of(model), short_rows=True)
     assert size is not None and 0.9 * size < out.stat().st_size <= size
+
+
+def test_targets_name_the_types_that_there_are_grids_for() -> None:
+    assert {*get_args(TensorType)} == GRIDS.keys()
 
 
 def damaged(model: Path, to: Path, name: str, value: float) -> Path:
