@@ -15,10 +15,11 @@ from edgekit.targets.target import Device, GgufExport
 def test_a_file_that_surely_exceeds_the_devices_memory_is_refused(
     mib: float, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "file_size", lambda shape, export: ("Q4_K_M", mib))
+    monkeypatch.setattr(plan, "file_size", lambda shape, export, quantize: ("Q4_K_M", mib))
     exporter: Any = SimpleNamespace(refusal=lambda config, export: "")
     monkeypatch.setattr(plan.registry, "load", lambda kind, name: exporter)
     shape: Any = None
-    found = plan._plan_export(GgufExport(format="gguf", type="Q4_K_M"), {}, shape, Device(memory_mib=2048))
+    target: Any = SimpleNamespace(quantize=None, device=Device(memory_mib=2048))
+    found = plan._plan_export(GgufExport(format="gguf", type="Q4_K_M"), {}, shape, target)
     assert ("2,346 MiB, and the target's device has 2,048 MiB" in found.refusal) == refused
     assert bool(found.refusal) == refused
