@@ -80,7 +80,7 @@ def _with_feedback(model: Path, out: Path, kind: str) -> Path:
     types, _ = stream.layout(model, options, out)
     rows.mkdir()
     round_model(model, {name: kind for name, kind in types.items() if kind in FITTED}, CALIBRATION, rows)
-    stream.stream(model, file, options, rounded=rows)
+    stream.assemble(model, file, options, rows)
     return file
 
 
