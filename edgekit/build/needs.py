@@ -19,7 +19,7 @@ from edgekit.device.manifest import ONE_NAME
 from edgekit.evaluation.answering import CHUNK as ANSWERED
 from edgekit.models.shape import ANSWERS_CACHE, MIB, Shape, fits_in_float32
 from edgekit.registry import load
-from edgekit.targets.target import Export, Quantize, Target, Tune
+from edgekit.targets.target import Export, GgufExport, Quantize, Target, Tune
 from edgekit.tuning.memory import SIZES, Batch, Need, base_dtype, estimate
 from edgekit.tuning.tune import PLAIN_ATTENTION_TOKENS
 
@@ -34,6 +34,9 @@ CONTEXT, CHUNK = 2048, 512  # tokens of llama.cpp's cache, and those that it com
 HEAD = 200.0  # MiB: a piece of the head, while it is rounded in 64-bit floats
 ONNX_OPENED = 2.0  # times an ONNX folder: read, and packed for the processor
 ONNX_SESSION = 350.0  # MiB: what onnxruntime holds beside them
+CALIBRATION_TOKENS = 17000  # of rows and plain text
+LOGITS_HELD = 20  # copies, on two threads: with their softmax, its derivative and the gradient
+FLOATS = ("F32", "F16", "BF16")  # types of files that are not rounded in blocks
 SMALL_FILES = 64.0  # MiB of disk: reports, tokenizers, samples, references
 
 
@@ -149,13 +152,23 @@ def _tokens(messages: Any) -> int:
     return round(characters / CHARACTERS_PER_TOKEN)
 
 
+def _rounding(source: Source) -> float:
+    """Rounding with error feedback, MiB beside the mapped weights: the hidden states of the calibration text, the logits of
+    some texts with their gradients, and the embedding while it is rounded and compared."""
+    hidden = 2 * 4 * CALIBRATION_TOKENS * source.shape.hidden / MIB
+    return hidden + LOGITS_HELD * source.logits(TEXT_TOKENS) + 4 * 4 * source.shape.embedding / MIB
+
+
 def _export_memory(source: Source, export: Export, quantize: Quantize) -> Iterator[tuple[str, float]]:
     process, weights, file = source.process, source.weights, file_size(source.shape, export, quantize)[1]
     scored = process + source.logits(TEXT_TOKENS)
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
-        # The importance matrix, which needs few rows of the embedding, then the quantizer.
-        yield "quantize.gguf", process + max(weights - source.embedding, floats + file)
+        own = isinstance(export, GgufExport) and export.type not in FLOATS
+        if own and quantize.method == "feedback" and quantize.calibration_rows:
+            yield "quantize.gguf", process + weights + _rounding(source)
+        else:  # the importance matrix, which needs few rows of the embedding, then the quantizer
+            yield "quantize.gguf", process + max(weights - source.embedding, floats + file)
         buffers = source.cache(CONTEXT, 2) + source.logits(CHUNK)
         yield "verify.gguf", scored + max(file, floats) + buffers
     elif export.format == "onnx":

@@ -91,6 +91,10 @@ def test_memory_is_as_measured(size: str, stage: str, large_files: Target) -> No
     assert memory(source_of(size), large_files)[stage] == pytest.approx(MEMORY[size][stage], rel=WITHIN)
 
 
+def test_memory_of_error_feedback_is_as_measured(target: Target) -> None:
+    assert memory(source_of("sample"), target)["quantize.gguf"] == pytest.approx(2808, rel=WITHIN)
+
+
 def test_memory_of_robust_tuning_is_as_measured(target: Target) -> None:
     """Twins double a batch: without them, too little would be expected."""
     source, data = source_of("sample"), load_dataset("demo")
