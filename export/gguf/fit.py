@@ -66,9 +66,8 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
         free = {name: columns for name, (_, columns) in shapes.items() if not _is_named(name, options)}
         candidates = {name: _candidates(columns, quantize.types) for name, columns in free.items()}
         candidates = {name: found for name, found in candidates.items() if found}
-        settled = [
-            name for name in shapes if name not in candidates and types[name] != "F32"
-        ]  # floats count already
+        # `fixed` holds those of floats already.
+        settled = [name for name in shapes if name not in candidates and types[name] != "F32"]
         fixed += sum(packed_size(*shapes[name], types[name]) for name in settled)
         with one_torch_thread():
             estimates = costs(Network(model), texts, candidates, threads, emit)

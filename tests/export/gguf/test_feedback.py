@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from edgekit.export.gguf.blocks import Rounded, pack, values
 from edgekit.export.gguf.feedback import Moment, round_with_feedback
 from edgekit.export.gguf.ggml import library
 from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.weights.layerwise import one_torch_thread
 
 Floats = NDArray[np.float32]
 
@@ -26,6 +28,12 @@ WEIGHTS = (
     "no half scale",
 )  # fmt: skip
 MOMENTS = ("mixed", "zeros", "one token", "zero columns", "dominant", "tiny", "huge", "even")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    with one_torch_thread():
+        yield
 
 
 def weights(name: str, rows: int, columns: int, made: torch.Generator) -> torch.Tensor:

@@ -23,6 +23,7 @@ from edgekit.export.gguf.fit import Fitted, fit
 from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.quantize import quantize
 from edgekit.export.gguf.write import PLAN, steps, write
+from edgekit.export.weights.layerwise import one_torch_thread
 from edgekit.models import mapped
 from edgekit.registry import ExportContext
 from edgekit.runtimes.llamacpp import open_model
@@ -67,7 +68,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a child process does otherwise; its start takes seconds."""
     work = tmp_path_factory.mktemp("layout")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, one_torch_thread():
         patch.setattr(stream_process, "layout", lambda source, options: stream.layout(source, options, work))
         patch.setattr(stream_process, "assemble", stream.assemble)
         yield
