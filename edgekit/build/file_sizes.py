@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.containers.ggml_types import BITS, GGML_TYPES
 from edgekit.models.shape import MIB, Shape
 from edgekit.targets.target import Export, GgufExport, OnnxExport, Quantize
 
-BITS = {kind.name: 8 * kind.block_bytes / kind.block_size for kind in GGML_TYPES.values()}
 BLOCKS = {kind.name: kind.block_size for kind in GGML_TYPES.values()}
 INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0"}
 """The types that llama.cpp, with edgekit's choice, gives rows that K types cannot hold; IQ types get Q4_0 or IQ4_NL."""
@@ -54,9 +53,7 @@ def file_size(shape: Shape, export: Export, quantize: Quantize | None = None) ->
 
 def fitted(shape: Shape, export: GgufExport, quantize: Quantize | None) -> float | None:
     """Bytes that a target allows the GGUF file, to which its types are chosen; None where its types are given."""
-    if quantize is None or quantize.method != "feedback" or not quantize.calibration_rows:
-        return None
-    if not export.leaves_types_open:
+    if quantize is None or not (quantize.corrects_errors and export.leaves_types_open):
         return None
     parts = list(_parts(shape))
     short = sum(part.weights for part in parts if part.columns % 256)

@@ -36,7 +36,6 @@ ONNX_OPENED = 2.0  # times an ONNX folder: read, and packed for the processor
 ONNX_SESSION = 350.0  # MiB: what onnxruntime holds beside them
 CALIBRATION_TOKENS = 17000  # of rows and plain text
 LOGITS_HELD = 20  # copies, on two threads: with their softmax, its derivative and the gradient
-FLOATS = ("F32", "F16", "BF16")  # types of files that are not rounded in blocks
 SMALL_FILES = 64.0  # MiB of disk: reports, tokenizers, samples, references
 
 
@@ -164,8 +163,7 @@ def _export_memory(source: Source, export: Export, quantize: Quantize) -> Iterat
     scored = process + source.logits(TEXT_TOKENS)
     if export.format == "gguf":
         floats = 4 * source.shape.parameters / MIB if _has_float_file(source, export) else 0.0
-        own = isinstance(export, GgufExport) and export.type not in FLOATS
-        if own and quantize.method == "feedback" and quantize.calibration_rows:
+        if isinstance(export, GgufExport) and not export.is_float and quantize.corrects_errors:
             yield "quantize.gguf", process + weights + _rounding(source)
         else:  # the importance matrix, which needs few rows of the embedding, then the quantizer
             yield "quantize.gguf", process + max(weights - source.embedding, floats + file)

@@ -16,6 +16,11 @@ class GgmlType(NamedTuple):
     block_size: int
     block_bytes: int
 
+    @property
+    def bits(self) -> float:
+        """Bits of one element, with the scales of its block."""
+        return 8 * self.block_bytes / self.block_size
+
 
 GGML_TYPES = {
     0: GgmlType("F32", 1, 4),
@@ -53,3 +58,5 @@ GGML_TYPES = {
     40: GgmlType("NVFP4", 64, 36),
     41: GgmlType("Q1_0", 128, 18),
 }
+BITS = {kind.name: kind.bits for kind in GGML_TYPES.values()}
+"""Bits of one element of a type, by its name."""

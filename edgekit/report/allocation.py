@@ -11,13 +11,11 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from edgekit.base.numbers import finite
-from edgekit.containers.ggml_types import GGML_TYPES
+from edgekit.containers.ggml_types import BITS
 from edgekit.report.summary import NONE, figure
 
 FILE = "plan.json"  # which the quantizer writes beside its file
 MOST = 5  # tensors that are named
-BITS = {type.name: 8 * type.block_bytes / type.block_size for type in GGML_TYPES.values()}
-"""Bits of each weight of a type, with the scales of its blocks."""
 IN_ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 LAYER = re.compile(r"\bblk\.(\d{1,4})\.")
 LIGHTEST = 0.25  # shade of the type with the fewest bits

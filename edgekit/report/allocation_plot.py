@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from edgekit.report.allocation import BITS, Kind, kinds, shades
+from edgekit.containers.ggml_types import BITS
+from edgekit.report.allocation import Kind, kinds, shades
 from edgekit.report.svg import WIDTH, margin, svg, tag, text
 
 PITCH, HEIGHT = 20, 16  # of rows and of their cells

@@ -168,6 +168,11 @@ class Quantize(Table):
     """Passages of plain text, 256 tokens each, that count as much as the rows, so that the file does not get worse outside its
     task; 0 turns them off."""
 
+    @property
+    def corrects_errors(self) -> bool:
+        """Whether a build rounds the weights of GGUF files with error feedback, for which it needs calibration rows."""
+        return self.method == "feedback" and self.calibration_rows > 0
+
     def max_bytes(self, weights: int, *, short_rows: bool) -> float | None:
         """Largest size of the GGUF file of a model of so many weights; None when there is no limit.
 
@@ -197,7 +202,12 @@ class GgufExport(Table):
     @property
     def leaves_types_open(self) -> bool:
         """Whether a size in `[quantize]` decides the types: those of a file of fewer than 8 bits."""
-        return self.type not in ("F32", "F16", "BF16", "Q8_0")
+        return not self.is_float and self.type != "Q8_0"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the type rounds no blocks of weights."""
+        return self.type in ("F32", "F16", "BF16")
 
 
 class OnnxExport(Table):

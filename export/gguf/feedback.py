@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from edgekit.export.gguf.blocks import Rounded
-from edgekit.export.gguf.grids import Grid, Scale, Top
+from edgekit.export.gguf.grids import Grid, Scale, Top, divisor
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the second moment
 SWEEPS = 2
@@ -181,9 +181,9 @@ def _with_feedback(
     """Numbers `(R, B)` of a sub-block, each error corrected in its later columns, and the errors over the root's diagonal."""
     rest = weights.T.clone(memory_format=torch.contiguous_format)  # (B, R): a column is one piece of memory
     numbers, errors = torch.empty_like(rest), torch.empty_like(rest)
-    divisor = torch.where(scale.scale == 0, 1.0, scale.scale)
+    step = divisor(scale.scale)
     for column, value in enumerate(rest):
-        numbers[column] = number = grid.nearest((value + scale.minimum) / divisor)
+        numbers[column] = number = grid.nearest((value + scale.minimum) / step)
         value -= number * scale.scale - scale.minimum
         torch.div(value, root[column, column], out=errors[column])
         rest[column + 1 :] -= torch.outer(root[column, column + 1 :], errors[column])

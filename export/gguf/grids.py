@@ -85,19 +85,19 @@ class Grid:
         if self.steps is None:
             scale = _half(scale)
             return Scale(scale, minimum, torch.zeros_like(scale), torch.zeros_like(scale))
-        near = (scale / _divisor(top.d)).round()
+        near = (scale / divisor(top.d)).round()
         moves = torch.tensor([-1.0, 0.0, 1.0])[:, None]
         if not self.minima:
             steps = (near + moves).clamp_(self.steps.low, self.steps.high)
             minimum_steps = torch.zeros_like(steps)
         else:
-            near_minimum = (minimum / _divisor(top.dmin)).round()
+            near_minimum = (minimum / divisor(top.dmin)).round()
             steps = (near + moves.repeat(3, 1)).clamp_(self.steps.low, self.steps.high)
             minimum_steps = (near_minimum + moves.repeat_interleave(3, 0)).clamp_(
                 self.steps.low, self.steps.high
             )
         scales, minima = steps * top.d, minimum_steps * top.dmin  # (N, R)
-        numbers = self.nearest((weights + minima[..., None]) / _divisor(scales)[..., None])
+        numbers = self.nearest((weights + minima[..., None]) / divisor(scales)[..., None])
         error = numbers * scales[..., None] - minima[..., None] - weights
         best = (error.square_() * importance).sum(-1).argmin(0), torch.arange(len(weights))
         return Scale(scales[best], minima[best], steps[best], minimum_steps[best])
@@ -111,7 +111,7 @@ class Grid:
     def _best_scale(self, weights: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
         """For each candidate the nearest numbers, and for these the scale by least squares."""
         largest = weights.gather(1, weights.abs().argmax(1, keepdim=True))
-        ratio = self._ends()[:, None, None] / _divisor(largest)
+        ratio = self._ends()[:, None, None] / divisor(largest)
         numbers = self.nearest(weights * ratio)  # (N, R, B)
         weighted = numbers * importance
         product, square = (weighted * weights).sum(-1), (weighted * numbers).sum(-1).clamp_(min=1e-30)
@@ -150,7 +150,7 @@ class Grid:
         return scale[best].clamp(min=0).nan_to_num(0.0, 0.0, 0.0), (-offset[best]).nan_to_num(0.0, 0.0, 0.0)
 
 
-def _divisor(scale: torch.Tensor) -> torch.Tensor:
+def divisor(scale: torch.Tensor) -> torch.Tensor:
     """`scale`, and one where it is zero."""
     return torch.where(scale == 0, 1.0, scale)
 

@@ -196,8 +196,7 @@ def round_weight(weight: torch.Tensor, moment: Moment, type: str, sweeps: int, t
         result = _round(weight, inputs, moment, type, sweeps, threads)
         if is_close(result.values.numpy(), weight.detach().float().cpu().numpy(), stored.GRIDS[type]):
             return result
-    nearest = Moment.of(torch.eye(len(moment.matrix)))
-    return _round(weight, nearest, moment, type, 0, threads)
+    return _round(weight, even(moment), moment, type, 0, threads)
 
 
 def _round(

@@ -57,7 +57,6 @@ QUANTIZE_MODULES = (
 )  # fmt: skip
 LARGEST_FLOAT_FILE_MIB = 1024
 PLAN = "plan.json"  # beside the quantized file: what `fit` returned
-FLOATS = ("F32", "F16", "BF16")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 DERIVED = ".rotary_emb.inv_freq"  # old checkpoints hold it; it can be derived from the config
 MIB = 2**20
@@ -178,7 +177,7 @@ def with_feedback(options: GgufExport, context: ExportContext) -> bool:
         and context.quantize.method == "feedback"
         and bool(context.calibration or context.texts)
         and architecture(read_config(context.model)) in FAMILIES
-        and options.type not in FLOATS
+        and not options.is_float
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from edgekit.app.views.results import Results
 from edgekit.app.views.symbols import Symbols
 from edgekit.base.texts import one_line
-from edgekit.report.allocation import BITS, MOST, Kind, by_cost, error, kinds, shades
+from edgekit.containers.ggml_types import BITS
+from edgekit.report.allocation import MOST, Kind, by_cost, error, kinds, shades
 from edgekit.report.summary import figure
 
 WIDEST = 16  # cells of the name of a kind
