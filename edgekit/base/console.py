@@ -40,6 +40,7 @@ class Narrator:
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._first: dict[tuple[str, str], tuple[float, float]] = {}
+        self._done: dict[tuple[str, str], float] = {}
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -88,8 +89,13 @@ class Narrator:
             )
             return
         now = time.monotonic()
-        # a stage may load and calibrate first, so the speed is measured from the first count of this unit
-        start, already = self._first.setdefault((event.stage, event.unit), (now, event.done))
+        # A stage may load and calibrate first, so the speed is measured from the first count of this unit; a stage that
+        # counts the same things twice begins again.
+        what = event.stage, event.unit
+        if event.done < self._done.get(what, event.done):
+            del self._first[what]
+        self._done[what] = event.done
+        start, already = self._first.setdefault(what, (now, event.done))
         if now - self._last_line < PLAIN_INTERVAL_S:
             return
         self._last_line = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,15 @@ def quantize(
             "--bits", metavar="N", help="The same in bits for each weight of the model, such as 4.6."
         ),
     ] = None,
+    min_speed: Annotated[
+        str,
+        typer.Option(
+            "--min-speed",
+            metavar="N|Nx",
+            help="Decoding speed, at least: 150 are tokens a second on this machine with --threads, 1.4x is a multiple of a "
+            "Q8_0 file's speed by the usual times of the types.",
+        ),
+    ] = "",
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +113,15 @@ def quantize(
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Use one of: {', '.join(GGUF_TYPES)}.")
     if sum((bool(type), size_mib is not None, bits is not None)) > 1:
         raise ConfigError("--type, --size-mib and --bits exclude each other.", "Give one of them.")
+    if type and min_speed:
+        raise ConfigError(
+            "--type and --min-speed exclude each other: the speed decides the types.",
+            "Give --bits or --size-mib, or --min-speed alone.",
+        )
+    for name, value in (("--size-mib", size_mib), ("--bits", bits)):
+        if value is not None and not 0 < value < inf:
+            raise ConfigError(f"{name} {value:g} is no size.", "Give a number above 0.")
+    sizes = Quantize.model_validate({"size_mib": size_mib, "bits_per_weight": bits, **_speed(min_speed)})
     options = GgufExport.model_validate({"format": "gguf", "type": type.upper() or "Q4_K_M"})
     found: dict[str, Any] = {}
     if source.is_dir():
@@ -116,10 +135,9 @@ def quantize(
                     "Merge the adapter first: edgekit merge.",
                 )
             text = _calibration(calibration, data, columns)
-            sizes = Quantize(size_mib=size_mib, bits_per_weight=bits)
             found = _fit(source, out, options, sizes, text, shell.cores(threads), force)
         else:
-            _only_for_feedback(size_mib, bits, calibration, data)
+            _only_for_feedback(size_mib, bits, min_speed, calibration, data)
             _stream(source, out, options, adapter, max_ram, shell.cores(threads), force)
     elif not source.is_file():
         raise ConfigError(f"There is no file {source}.", "Check the path.")
@@ -129,7 +147,7 @@ def quantize(
             "Give the model folder instead.",
         )
     else:
-        _only_for_feedback(size_mib, bits, calibration, data)
+        _only_for_feedback(size_mib, bits, min_speed, calibration, data)
         read_gguf(source)  # a damaged file is refused before llama.cpp opens it
         with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
             registry.load("stages", "quantize")(
@@ -148,16 +166,38 @@ def _told(found: dict[str, Any]) -> str:
     counts = Counter(found["types"].values()).most_common()
     words = ", ".join(f"{count} {type}" for type, count in counts)
     cost = "" if found["cost"] is None else f"; estimated KL divergence {found['cost']:.3f} nats"
-    return f" ({words}{cost})"
+    speed = found["decode_tokens_per_s"]
+    fast = "" if speed is None else f"; decodes {speed:.0f} tokens/s on this machine"
+    return f" ({words}{cost}{fast})"
+
+
+def _speed(text: str) -> dict[str, float]:
+    """The key of `[quantize]` that `--min-speed` sets, and its value."""
+    number, times, rest = text.partition("x")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not text:
+        return {}
+    if rest or not 0 < value < inf:
+        raise ConfigError(
+            f"--min-speed {text} is no speed.",
+            "Give tokens a second, such as 150, or a multiple, such as 1.4x.",
+        )
+    return {"min_speedup" if times else "min_decode_tokens_per_s": value}
 
 
 def _only_for_feedback(
-    size_mib: float | None, bits: float | None, calibration: Path | None, data: str
+    size_mib: float | None, bits: float | None, min_speed: str, calibration: Path | None, data: str
 ) -> None:
-    given = {"--size-mib": size_mib, "--bits": bits, "--calibration": calibration, "--data": data or None}
+    given = {
+        "--size-mib": size_mib, "--bits": bits, "--min-speed": min_speed or None, "--calibration": calibration,
+        "--data": data or None,
+    }  # fmt: skip
     if named := [name for name, value in given.items() if value is not None]:
         raise ConfigError(
-            f"{', '.join(named)} need a model folder and --method feedback.",
+            f"{', '.join(named)} can only be used with a model folder and --method feedback.",
             "Give a Hugging Face folder without --adapter and --max-ram, or --type instead.",
         )
 

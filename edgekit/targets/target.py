@@ -153,6 +153,11 @@ class Quantize(Table):
     """The same in bits for each weight of the model, for a model of any size."""
     short_rows_bits_per_weight: Annotated[float, Field(gt=0)] | None = None
     """The same for a model whose rows do not divide into blocks of 256 weights, which K types need."""
+    min_speedup: Annotated[float, Field(gt=0)] | None = None
+    """Decoding speed of the GGUF file, as a multiple of that of a Q8_0 file of the model. It is estimated from the usual times
+    of the types' products in llama.cpp, so that the file is the same on every machine."""
+    min_decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
+    """The same in tokens a second, measured on the machine that makes the file, before any weight is rounded."""
     types: Annotated[list[TensorType], Field(min_length=1)] = [
         "IQ4_NL",
         "Q4_K",

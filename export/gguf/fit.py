@@ -10,13 +10,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
 from edgekit.base.events import Emit, ignore
-from edgekit.export.gguf import stream_process
-from edgekit.export.gguf.allocation import Choice, allocate
+from edgekit.export.gguf import kernels, stream_process
+from edgekit.export.gguf.allocation import Choice, Plan, allocate
 from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.rounding import Network, Text, round_model
 from edgekit.export.gguf.sensitivity import costs
@@ -43,14 +43,16 @@ class Fitted:
     """The part of each tensor."""
     errors: dict[str, float]
     """The error of each layer's outputs on the calibration text, as a share of their size."""
+    decode_tokens_per_s: float | None = None
+    """Decoding speed of a file of these types on this machine, where one was asked for."""
 
 
 def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ignore) -> Fitted:
     """Write the context's model as the new GGUF file `out`.
 
-    With a size in the context's `quantize` the types are allocated, except where `options` name a tensor's type; else they are
-    those that llama.cpp gives a file of the type `options.type`. Raises `StageError` when no types take so little, and as
-    `stream` does.
+    With a size or a speed in the context's `quantize` the types are allocated, except where `options` name a tensor's type; else they are
+    those that llama.cpp gives a file of the type `options.type`. Raises `StageError` when no types take so little or are so
+    fast, and as `stream` does.
     """
     quantize, model, threads = context.quantize or Quantize(), context.model, context.threads
     kinds = {"rows": context.calibration, "text": context.texts}
@@ -59,10 +61,10 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
     types, fixed = stream_process.layout(model, options)
     weights = sum(map(prod, shapes.values()))
     short = sum(prod(shape) for shape in shapes.values() if shape[1] % LONG_BLOCK)
-    limit = quantize.max_bytes(weights, short_rows=2 * short > weights) if options.leaves_types_open else None
+    limit = quantize.max_bytes(weights, short_rows=2 * short > weights)
     estimates: dict[str, dict[str, float]] = {}
-    plan = None
-    if limit is not None:
+    plan, speed = None, None
+    if options.leaves_types_open and (limit is not None or quantize.min_decode_tokens_per_s):
         free = {name: columns for name, (_, columns) in shapes.items() if not _is_named(name, options)}
         candidates = {name: _candidates(columns, quantize.types) for name, columns in free.items()}
         candidates = {name: found for name, found in candidates.items() if found}
@@ -71,20 +73,48 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
         fixed += sum(packed_size(*shapes[name], types[name]) for name in settled)
         with one_torch_thread():
             estimates = costs(Network(model), texts, candidates, threads, emit)
-        choices = {
-            name: {type: Choice(packed_size(*shapes[name], type), cost) for type, cost in found.items()}
-            for name, found in estimates.items()
-        }
-        plan = allocate(choices, limit - fixed)
+        room = inf if limit is None else limit - fixed
+        plan, speed = _plan(model, quantize, options, shapes, estimates, room, threads)
         types |= plan.types
-        options = _asking_for(plan.types, choices, options)
+        options = _asking_for(plan.types, shapes, options)
     types = {name: type for name, type in types.items() if name in shapes and type in GRIDS}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rounded-") as work:
         with one_torch_thread():
             errors = round_model(model, types, texts, Path(work), threads=threads, emit=emit)
         stream_process.assemble(model, out, options, Path(work), threads=threads, emit=emit)
     parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
-    return Fitted(types, plan.cost if plan else None, parts, errors)
+    return Fitted(types, plan.cost if plan else None, parts, errors, speed)
+
+
+def _plan(
+    model: Path,
+    quantize: Quantize,
+    options: GgufExport,
+    shapes: Mapping[str, tuple[int, int]],
+    estimates: Mapping[str, Mapping[str, float]],
+    room: float,
+    threads: int,
+) -> tuple[Plan, float | None]:
+    """The types of the tensors of `estimates` in `room` bytes, and the decoding speed where one is asked for."""
+
+    def choices(times: Mapping[str, float]) -> dict[str, dict[str, Choice]]:
+        return {
+            name: {
+                type: Choice(packed_size(*shapes[name], type), cost, times[type] * prod(shapes[name]))
+                for type, cost in found.items()
+            }
+            for name, found in estimates.items()
+        }
+
+    def speed(types: Mapping[str, str]) -> float:
+        return kernels.decode_speed(model, _asking_for(types, shapes, options), threads)
+
+    if quantize.min_decode_tokens_per_s:
+        times = kernels.seconds_a_weight(estimates, shapes, speed)
+        return kernels.fast_enough(choices(times), room, quantize.min_decode_tokens_per_s, speed)
+    weights = sum(prod(shapes[name]) for name in estimates)
+    longest = weights * kernels.TIME[kernels.USUAL] / quantize.min_speedup if quantize.min_speedup else inf
+    return allocate(choices(kernels.TIME), room, longest), None
 
 
 def _candidates(columns: int, types: Sequence[str]) -> list[str]:
@@ -101,12 +131,12 @@ def _is_named(name: str, options: GgufExport) -> bool:
 
 
 def _asking_for(
-    types: Mapping[str, str], choices: Mapping[str, Mapping[str, Choice]], options: GgufExport
+    types: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], options: GgufExport
 ) -> GgufExport:
     """The options that give each tensor its type, and the file the type which holds most bytes."""
     bytes_of: Counter[str] = Counter()
     for name, type in types.items():
-        bytes_of[type] += choices[name][type].size
+        bytes_of[type] += packed_size(*shapes[name], type)
     by_name = {f"^{re.escape(name)}$": type for name, type in types.items()}
     changes: dict[str, Any] = {"tensor_types": {**options.tensor_types, **by_name}}
     for usual, _ in bytes_of.most_common(1):

@@ -125,11 +125,17 @@ def choose(
     model: Model, out: Path, options: GgufExport, imatrix: Mapping[str, Floats] | None = None
 ) -> tuple[Types, Alert | None]:
     """The type that llama.cpp gives each tensor, in the order of its file, and a warning; `out` is written for it."""
-    _write_header(out, model, dict.fromkeys((tensor.name for tensor in model.tensors), F32))
-    with out.open("r+b") as file:
-        file.truncate(file.seek(0, 2) + sum(_padded(tensor.bytes) for tensor in model.tensors))
+    _write_hollow(out, model, dict.fromkeys((tensor.name for tensor in model.tensors), F32))
     chosen = choose_types(out, options, imatrix)
     return chosen.types, chosen.warning
+
+
+def hollow(source: Path, out: Path, options: GgufExport) -> None:
+    """Write the file that `stream` would write, with a hole in place of the weights: it decodes as fast as the real one."""
+    model = read_model(source)
+    with removed_on_failure(out):
+        types, _ = choose(model, out, options)
+        _write_hollow(out, model, types, options.type)
 
 
 def layout(source: Path, options: GgufExport, work: Path) -> tuple[dict[str, str], int]:
@@ -183,6 +189,14 @@ def peak_memory(
         rows = max(widest, head_size(model) * model.num_attention_heads, model.vocab_size * whole)
         memory += MERGING + 2 * file.stat().st_size + MERGED * rows * model.hidden_size
     return memory
+
+
+def _write_hollow(out: Path, model: Model, types: Types, type: str | None = None) -> None:
+    """Write the header, and a hole as long as the tensors."""
+    _write_header(out, model, types, type)
+    with out.open("r+b") as file:
+        size = sum(_padded(_bytes(tensor, types[tensor.name])) for tensor in model.tensors)
+        file.truncate(file.seek(0, 2) + size)
 
 
 def _write_header(

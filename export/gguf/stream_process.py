@@ -90,6 +90,12 @@ def layout(source: Path, options: GgufExport) -> tuple[dict[str, str], int]:
     return types, fixed
 
 
+def hollow(source: Path, out: Path, options: GgufExport) -> None:
+    """`stream.hollow` in a child process."""
+    with removed_on_failure(out), tempfile.TemporaryDirectory() as work:
+        _ask("hollow", {"source": str(source), "out": str(out)}, options, None, Path(work), ignore)
+
+
 def _ask(
     call: str, order: dict[str, Any], options: GgufExport, adapter: Path | None, work: Path, emit: Emit
 ) -> Any:
@@ -166,6 +172,9 @@ def _done(order: dict[str, Any], work: Path, emit: Emit) -> Any:
         return stream.peak_memory(order["config"], options, order["threads"], adapter=adapter)
     if order["call"] == "layout":
         return stream.layout(Path(order["source"]), options, work)
+    if order["call"] == "hollow":
+        stream.hollow(Path(order["source"]), Path(order["out"]), options)
+        return None
     if order["call"] == "assemble":
         source, out, rounded = (Path(order[name]) for name in ("source", "out", "rounded"))
         stream.assemble(source, out, options, rounded, threads=order["threads"], emit=emit)

@@ -38,6 +38,19 @@ def test_time_left_counts_from_the_first_unit_and_lines_keep_their_distance(cloc
     ]  # fmt: skip
 
 
+def test_a_stage_that_counts_the_same_things_twice_begins_its_time_again(clock: list[float]) -> None:
+    output = io.StringIO()
+    tell = narrated(output)
+    for clock[0], done, note in (
+        (0.0, 0, "first"),
+        (300.0, 30, "first"),
+        (310.0, 1, "second"),
+        (340.0, 11, "second"),
+    ):
+        tell(Progress("quantize", done, 31, "layers", note))
+    assert output.getvalue().splitlines()[-1] == "quantize: 11/31 layers, 1 min 00 s left second"
+
+
 def test_quiet_says_only_what_failed() -> None:
     output = io.StringIO()
     tell = narrated(output, quiet=True)

@@ -88,5 +88,20 @@ def test_too_few_bytes_are_an_error() -> None:
         allocate(choices, -5)
 
 
+def test_the_slow_types_make_way_where_time_is_short() -> None:
+    choices = {
+        name: {"slow": Choice(100, cost, 3.0), "fast": Choice(150, 2 * cost, 1.0)}
+        for name, cost in {"low": 0.1, "high": 0.5}.items()
+    }
+    assert allocate(choices, max_time=6).types == {"low": "slow", "high": "slow"}
+    assert allocate(choices, max_time=4).types == {"low": "fast", "high": "slow"}
+    assert allocate(choices, 300, 2).types == {"low": "fast", "high": "fast"}
+    with pytest.raises(StageError, match=r"takes 2\.00 times as long as it may.*No file") as caught:
+        allocate(choices, max_time=1)
+    assert "lower speed" in caught.value.hint
+    with pytest.raises(StageError, match="both as small and as fast"):
+        allocate(choices, 200, 4)
+
+
 def test_nothing_to_choose_takes_nothing() -> None:
     assert allocate({}, 0).types == {}

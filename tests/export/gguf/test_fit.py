@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from edgekit.base.errors import CorruptError, StageError
 from edgekit.base.events import Alert, Event, Progress, ignore
 from edgekit.containers.safetensors import SINGLE
-from edgekit.export.gguf import stream, stream_process
+from edgekit.export.gguf import kernels, stream, stream_process
 from edgekit.export.gguf.fit import Fitted, fit
 from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.gguf.kernels import TIME
 from edgekit.export.gguf.quantize import quantize
 from edgekit.export.gguf.write import PLAN, steps, write
 from edgekit.export.weights.layerwise import one_torch_thread
@@ -197,6 +198,47 @@ def test_without_a_size_and_for_eight_bits_the_types_are_those_that_llama_cpp_ch
     assert (fitted.cost, fitted.costs) == (None, {})
     assert fitted.errors.keys() == fitted.types.keys() and all(0 < e < 0.5 for e in fitted.errors.values())
     assert [each.level for each in events if isinstance(each, Alert)] == ["warning"] * (type == "Q4_K_M")
+
+
+def test_a_file_as_fast_as_asked_for_holds_fewer_slow_types(
+    make: Make, fitted_file: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = make("llama")
+    few = FEW.model_copy(update={"types": ["IQ4_NL", "Q5_0", "Q8_0"]})
+    plain = fit(tmp_path / "plain.gguf", options(), context(model, few))
+    fast = fit(tmp_path / "fast.gguf", options(), context(model, few.model_copy(update={"min_speedup": 1.5})))
+    shapes = {tensor.name: tensor.shape for tensor in stream.read_model(model).tensors}
+    weights = sum(prod(shapes[name]) for name in fast.types)
+
+    def time(types: dict[str, str]) -> float:
+        return sum(prod(shapes[name]) * TIME[type] for name, type in types.items()) / weights
+
+    assert time(plain.types) > 1 / 1.5 >= time(fast.types)
+    assert types_of(tmp_path / "fast.gguf") == fast.types and fast.decode_tokens_per_s is None
+    assert plain.cost is not None and fast.cost is not None and plain.cost < fast.cost
+
+
+def test_a_speed_alone_decides_the_types_too(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine on which a token takes a second for each 100 kB of the file."""
+    model, out = make("llama"), tmp_path / "out.gguf"
+    fixed = 1e5
+
+    def speed(model: Path, wanted: GgufExport, threads: int) -> float:
+        stream.hollow(model, tmp_path / "hollow.gguf", wanted)
+        return fixed / (tmp_path / "hollow.gguf").stat().st_size
+
+    monkeypatch.setattr(kernels, "decode_speed", speed)
+    plain = Quantize(types=["IQ4_NL", "Q8_0"], min_decode_tokens_per_s=1e-9)
+    slow = fit(out, options(), context(model, plain))
+    assert {*slow.types.values()} == {"Q8_0"} and slow.decode_tokens_per_s is not None
+    assert slow.decode_tokens_per_s == pytest.approx(fixed / out.stat().st_size, rel=1e-3)
+    out.unlink()
+    wanted = 1.1 * slow.decode_tokens_per_s
+    fast = fit(out, options(), context(model, plain.model_copy(update={"min_decode_tokens_per_s": wanted})))
+    assert fast.decode_tokens_per_s is not None and fast.decode_tokens_per_s >= wanted
+    assert {*fast.types.values()} == {"IQ4_NL", "Q8_0"}
 
 
 def test_types_that_edgekit_does_not_round_to_are_left_to_llama_cpp(make: Make, tmp_path: Path) -> None:
