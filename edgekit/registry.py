@@ -44,6 +44,7 @@ BUILT_IN = {
         "prune": "edgekit.export.weights.prune:prune",
         "quantize": "edgekit.export.gguf.quantize:quantize",
         "fit": "edgekit.export.gguf.fit:fit",
+        "onnx": "edgekit.export.onnx.export:export",
         "stream": "edgekit.export.gguf.stream_process:stream",
         "stream-memory": "edgekit.export.gguf.stream_process:peak_memory",
         "adapter-gguf": "edgekit.export.adapters.write:to_gguf",

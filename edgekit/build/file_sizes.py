@@ -2,7 +2,7 @@
 
 GGUF: llama.cpp's mixtures give the embedding and some of the most sensitive tensors a larger type, and rows that do not
 divide into blocks of 256 weights another type (`llama_tensor_get_type` in llama-quant.cpp). ONNX: a block of weights has a
-scale of 32 bits, and layers that are rounded by edgekit a zero point.
+scale of 16 bits and a zero point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q8_0", "Q6_K
 TOKEN = 45  # bytes of one token of the vocabulary in a GGUF file: its text, type and merge
 TOKEN_ONNX = 75  # and in tokenizer.json
 ONNX_BITS = {"int4": 4, "int8": 8}
-SCALE_BITS = 32
+SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Part:
 def file_size(shape: Shape, export: Export, quantize: Quantize | None = None) -> tuple[str, float]:
     """The type of the file and about how many MiB it takes; a plug-in's format is taken to have 16 bits a weight.
 
-    With a size in `quantize` that is the size of a GGUF file of fewer than 8 bits.
+    With a size in `quantize` that is the size of a GGUF file of fewer than 8 bits, and with one in `export` that of an ONNX folder.
     """
     if isinstance(export, GgufExport):
         if (limit := fitted(shape, export, quantize)) is not None:
@@ -46,6 +46,8 @@ def file_size(shape: Shape, export: Export, quantize: Quantize | None = None) ->
         bits = sum(part.weights * _gguf_bits(part, export) for part in _parts(shape))
         return export.type, bits / 8 / MIB + TOKEN * shape.vocabulary / MIB
     if isinstance(export, OnnxExport):
+        if (limit := export.max_bytes(shape.parameters)) is not None:
+            return f"{8 * limit / shape.parameters:.2g} bits", limit / MIB
         bits = sum(part.weights * _onnx_bits(part, export) for part in _parts(shape))
         return export.precision, bits / 8 / MIB + TOKEN_ONNX * shape.vocabulary / MIB
     return export.format, 2 * shape.parameters / MIB
@@ -113,9 +115,7 @@ def _onnx_bits(part: _Part, export: OnnxExport) -> float:
     if export.precision == "fp32":
         return 32.0
     blocks = 1 / export.block_size
-    if part.onnx in ("embed_tokens", "lm_head"):
-        return 8 + SCALE_BITS * blocks
     name = f"model.layers.0.mlp.{part.onnx}"
-    wide = any(fnmatchcase(name, pattern) for pattern in export.int8_modules)
-    bits = 8 if wide else ONNX_BITS[export.precision]
+    wide = any(fnmatchcase(name, pattern) for pattern in export.at_8_bits)
+    bits = 8 if wide or part.onnx in ("embed_tokens", "lm_head") else ONNX_BITS[export.precision]
     return bits + (SCALE_BITS + bits) * blocks

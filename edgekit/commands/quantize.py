@@ -1,8 +1,9 @@
-"""The verb `edgekit quantize`: a model folder or a float GGUF file as a quantized GGUF file."""
+"""The verb `edgekit quantize`: a model folder as a quantized GGUF file or ONNX folder, or a float GGUF file as a quantized one."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from math import inf
@@ -13,10 +14,11 @@ import typer
 
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import ConfigError
-from edgekit.commands import shell
+from edgekit.commands import quantize_onnx, shell
 
 if TYPE_CHECKING:
     from edgekit.data.calibration_text import Calibration
+    from edgekit.registry import ExportContext
     from edgekit.targets.target import GgufExport, Quantize
 
 
@@ -25,6 +27,13 @@ class Method(StrEnum):
 
     feedback = "feedback"
     nearest = "nearest"
+
+
+class Format(StrEnum):
+    """What is written."""
+
+    gguf = "gguf"
+    onnx = "onnx"
 
 
 def register(app: typer.Typer) -> None:
@@ -37,13 +46,16 @@ def quantize(
         Path, typer.Argument(help="A Hugging Face model folder, or a .gguf file of type F32, F16 or BF16.")
     ],
     out: shell.NewPath = Path("model.gguf"),
+    format: Annotated[
+        Format, typer.Option("--format", help="A GGUF file, or a folder for onnxruntime-genai.")
+    ] = Format.gguf,
     type: Annotated[str, typer.Option("--type", help="llama.cpp's file type, such as Q4_K_M.")] = "",
     size_mib: Annotated[
         float | None,
         typer.Option(
             "--size-mib",
             metavar="MIB",
-            help="Size of the file: each tensor gets the type that suits it best.",
+            help="Size of the file or folder: each tensor gets the type that suits it best.",
         ),
     ] = None,
     bits: Annotated[
@@ -99,15 +111,16 @@ def quantize(
     quiet: shell.Quiet = False,
     verbose: shell.Verbose = False,
 ) -> None:
-    """Quantize a model folder or a GGUF file to a GGUF file.
+    """Quantize a model folder to a GGUF file or an ONNX folder, or a GGUF file to a GGUF file.
 
     The weights of a folder are rounded layer by layer so that the outputs of each layer change least on calibration text, and
     with --size-mib or --bits each tensor gets the type with which the whole model changes least. With --method nearest a folder
-    is converted tensor by tensor in little memory. In both, the only disk space needed is about that of the new file.
+    is converted tensor by tensor in little memory. In both, the only disk space needed is about that of the new file. With
+    --format onnx the size gives each layer and the head 4 or 8 bits; without one the head and the most sensitive layers have 8.
     """
     from edgekit import registry
     from edgekit.containers.gguf import read_gguf
-    from edgekit.targets.target import GGUF_TYPES, GgufExport, Quantize
+    from edgekit.targets.target import GGUF_TYPES, GgufExport, OnnxExport, Quantize
 
     if type and type.upper() not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Use one of: {', '.join(GGUF_TYPES)}.")
@@ -122,8 +135,20 @@ def quantize(
         if value is not None and not 0 < value < inf:
             raise ConfigError(f"{name} {value:g} is no size.", "Give a number above 0.")
     sizes = Quantize.model_validate({"size_mib": size_mib, "bits_per_weight": bits, **_speed(min_speed)})
-    options = GgufExport.model_validate({"format": "gguf", "type": type.upper() or "Q4_K_M"})
     found: dict[str, Any] = {}
+    if format is Format.onnx:
+        for_gguf = {
+            "--type": type, "--method": method, "--adapter": adapter, "--max-ram": max_ram, "--min-speed": min_speed,
+        }  # fmt: skip
+        quantize_onnx.check(source, out, for_gguf)
+        folder = OnnxExport(format="onnx", size_mib=size_mib, bits_per_weight=bits)
+        text = _calibration(calibration, data, columns)
+        found = quantize_onnx.write(
+            out, folder, _context(source, text, Quantize(), shell.cores(threads)), force
+        )
+        _print(source, out, found, json)
+        return
+    options = GgufExport.model_validate({"format": "gguf", "type": type.upper() or "Q4_K_M"})
     if source.is_dir():
         shell.need_folder(source, "config.json")
         if method is None:
@@ -135,7 +160,7 @@ def quantize(
                     "Merge the adapter first: edgekit merge.",
                 )
             text = _calibration(calibration, data, columns)
-            found = _fit(source, out, options, sizes, text, shell.cores(threads), force)
+            found = _fit(out, options, _context(source, text, sizes, shell.cores(threads)), force)
         else:
             _only_for_feedback(size_mib, bits, min_speed, calibration, data)
             _stream(source, out, options, adapter, max_ram, shell.cores(threads), force)
@@ -153,13 +178,17 @@ def quantize(
             registry.load("stages", "quantize")(
                 source, staging, options, threads=shell.cores(threads), emit=emit
             )
+    _print(source, out, found, json)
+
+
+def _print(source: Path, out: Path, found: Mapping[str, Any], json: bool) -> None:
     if json:
         shell.print_json({"file": str(out), **found})
     else:
         shell.say(f"Quantized: {out}{_told(found)}\nNext: edgekit verify {out} --reference {source}")
 
 
-def _told(found: dict[str, Any]) -> str:
+def _told(found: Mapping[str, Any]) -> str:
     """What was chosen, in words."""
     if not found:
         return ""
@@ -215,29 +244,29 @@ def _calibration(file: Path | None, data: str, columns: str) -> Calibration:
     return Calibration(list(evenly_spaced(rows, Quantize().calibration_rows)), passages())
 
 
-def _fit(
-    source: Path,
-    out: Path,
-    options: GgufExport,
-    quantize: Quantize,
-    text: Calibration,
-    threads: int,
-    force: bool,
-) -> dict[str, Any]:
-    from edgekit import registry
+def _context(source: Path, text: Calibration, quantize: Quantize, threads: int) -> ExportContext:
+    """The model, and the token ids of the text to calibrate on."""
     from edgekit.data.calibration_text import windows
     from edgekit.models.tokenizer import ModelTokenizer
     from edgekit.registry import ExportContext
 
     tokenizer = ModelTokenizer(source)
-    context = ExportContext(
+    return ExportContext(
         source,
         tokenizer.render_ids(text.rows) if text.rows else [],
         threads,
         windows(tokenizer, text.passages, count=quantize.calibration_texts) if text.passages else [],
         quantize,
     )
-    with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
+
+
+def _fit(out: Path, options: GgufExport, context: ExportContext, force: bool) -> dict[str, Any]:
+    from edgekit import registry
+
+    with (
+        shell.working() as emit,
+        written_whole(out, inputs=[context.model], force=force, file=True) as staging,
+    ):
         return asdict(registry.load("stages", "fit")(staging, options, context, emit))
 
 

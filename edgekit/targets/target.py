@@ -216,17 +216,49 @@ class GgufExport(Table):
 
 
 class OnnxExport(Table):
-    """A folder for onnxruntime-genai. The embedding and the head are kept at 8 bits, as one tensor when tied."""
+    """A folder for onnxruntime-genai. A tied embedding is read from the head. Scales are halves."""
 
     format: Literal["onnx"]
     precision: Literal["int4", "int8", "fp32"] = "int4"
-    """Bits of the decoder's linear layers. Those of 4 bits are rounded by GPTQ when there are calibration rows."""
-    int8_modules: list[str] = ["*.k_proj", "*.v_proj", "*.down_proj"]
-    """Linear layers kept at 8 bits in an int4 model, by name pattern (fnmatch): the most sensitive to rounding."""
+    """Bits of the decoder's linear layers. Those of 4 bits are rounded by GPTQ when there are calibration rows. The head has 8."""
+    size_mib: Annotated[float, Field(gt=0)] | None = None
+    """Size of the folder, MiB: each linear layer and the head get the bits and the block with which the whole model changes
+    least, for an int4 model."""
+    bits_per_weight: Annotated[float, Field(gt=0)] | None = None
+    """The same in bits for each weight of the model, for a model of any size."""
+    int8_modules: list[str] | None = None
+    """Linear layers kept at 8 bits in an int4 model, by name pattern (fnmatch). By default the most sensitive to rounding, k, v
+    and down; with a size none, because the size decides."""
     block_size: Literal[16, 32, 64, 128] = 32
-    """Weights of a row that share one scale and one zero point."""
+    """Weights of a row that share one scale and one zero point, where no size decides."""
     accuracy_level: Literal[1, 4] = 4
     """Activations in the products with rounded weights: 1 keeps them fp32, 4 rounds them to int8, which is faster."""
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether a size decides the bits of each layer."""
+        return self.size_mib is not None or self.bits_per_weight is not None
+
+    @property
+    def at_8_bits(self) -> list[str]:
+        """Patterns of the layers that are kept at 8 bits."""
+        if self.int8_modules is not None:
+            return self.int8_modules
+        return [] if self.is_sized else ["*.k_proj", "*.v_proj", "*.down_proj"]
+
+    def max_bytes(self, weights: int) -> float | None:
+        """Largest size of the folder of a model of so many weights; None when there is no limit."""
+        if self.size_mib is not None:
+            return self.size_mib * 2**20
+        return None if self.bits_per_weight is None else self.bits_per_weight * weights / 8
+
+    @model_validator(mode="after")
+    def _size_is_of_int4(self) -> OnnxExport:
+        if self.is_sized and self.precision != "int4":
+            raise ValueError(
+                f'size_mib and bits_per_weight choose the bits of precision = "int4", not "{self.precision}"'
+            )
+        return self
 
 
 class PluginExport(Table):

@@ -14,15 +14,19 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any
 
-from edgekit.base.events import Emit, ignore
+import torch
+
+from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.gguf import kernels, stream_process
 from edgekit.export.gguf.allocation import Choice, Plan, allocate
 from edgekit.export.gguf.grids import GRIDS
-from edgekit.export.gguf.rounding import Network, Text, round_model
-from edgekit.export.gguf.sensitivity import costs
+from edgekit.export.gguf.rounding import STAGE, Network, round_model, round_weight
 from edgekit.export.gguf.stream import EMBEDDING, packed_size
 from edgekit.export.gguf.write import read_model
+from edgekit.export.weights.feedback import Moment
 from edgekit.export.weights.layerwise import one_torch_thread
+from edgekit.export.weights.rounding import Result, Text
+from edgekit.export.weights.sensitivity import Part, costs
 from edgekit.registry import ExportContext
 from edgekit.targets.target import GGUF_TYPES, GgufExport, Quantize
 
@@ -72,7 +76,7 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
         settled = [name for name in shapes if name not in candidates and types[name] != "F32"]
         fixed += sum(packed_size(*shapes[name], types[name]) for name in settled)
         with one_torch_thread():
-            estimates = costs(Network(model), texts, candidates, threads, emit)
+            estimates = _estimates(Network(model), texts, candidates, threads, emit)
         room = inf if limit is None else limit - fixed
         plan, speed = _plan(model, quantize, options, shapes, estimates, room, threads)
         types |= plan.types
@@ -115,6 +119,28 @@ def _plan(
     weights = sum(prod(shapes[name]) for name in estimates)
     longest = weights * kernels.TIME[kernels.USUAL] / quantize.min_speedup if quantize.min_speedup else inf
     return allocate(choices(kernels.TIME), room, longest), None
+
+
+def _estimates(
+    network: Network,
+    texts: Sequence[Text],
+    candidates: Mapping[str, Sequence[str]],
+    threads: int,
+    emit: Emit = ignore,
+) -> dict[str, dict[str, float]]:
+    """What each candidate type of each tensor costs, by GGUF name."""
+
+    def parts(path: str, shape: tuple[int, int]) -> list[Part[str]]:
+        name = network.name(path)
+        return [Part(name, shape[0], candidates.get(name, ()))]
+
+    def rounded(weight: torch.Tensor, moment: Moment, type: str) -> Result:
+        return round_weight(weight, moment, type, 0, threads)
+
+    def report(*done: Any) -> None:
+        emit(Progress(STAGE, *done))
+
+    return costs(network.torch, texts, parts, rounded, threads, report)
 
 
 def _candidates(columns: int, types: Sequence[str]) -> list[str]:

@@ -9,12 +9,14 @@ R rows, B columns of a sub-block, N candidates. Errors are weighted by `importan
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import gguf
+import numpy as np
 import torch
 
-from edgekit.export.gguf.blocks import CODECS, IQ4_VALUES
+from edgekit.export.gguf import blocks
+from edgekit.export.gguf.blocks import CODECS, IQ4_VALUES, Rounded
+from edgekit.export.weights.feedback import Rows, Scale, Top, divisor, half
+from edgekit.export.weights.weight_compare import Array
 
 TABLE = torch.from_numpy(IQ4_VALUES).float()
 MIDDLES = (TABLE[1:] + TABLE[:-1]) / 2  # all of them multiples of 1/2
@@ -22,23 +24,6 @@ NEAREST = TABLE[
     torch.bucketize((torch.arange(-256, 228) + 0.5) / 2, MIDDLES)
 ]  # for each half from -128 to 114
 STEPS = 18  # candidates for the scale of a sub-block
-LARGEST_HALF = 65504.0
-
-
-class Top(NamedTuple):
-    """The numbers that the sub-blocks of a super-block share, `(R,)` each; `dmin` is zero for types without minima."""
-
-    d: torch.Tensor
-    dmin: torch.Tensor
-
-
-class Scale(NamedTuple):
-    """What a sub-block stores, `(R,)` each: scale and minimum as numbers, and as integers in a super-block."""
-
-    scale: torch.Tensor
-    minimum: torch.Tensor
-    step: torch.Tensor
-    minimum_step: torch.Tensor
 
 
 class Grid:
@@ -65,6 +50,24 @@ class Grid:
         """The integers that stand for the numbers."""
         return torch.searchsorted(TABLE, numbers.contiguous()) if self.table else numbers
 
+    def rounded(self, rows: Rows) -> Rounded:
+        """The integers and halves that the blocks of the rows store."""
+        scale, _, steps, minimum_steps = (part.numpy() for part in rows.scales)
+        levels = self.levels(rows.numbers).numpy().astype(np.int8)
+        if self.steps is None:
+            return Rounded(self.type, levels, scale.astype(np.float16))
+        d, dmin = (
+            torch.stack([getattr(top, name) for top in rows.tops], 1).numpy().astype(np.float16)
+            for name in Top._fields
+        )
+        if not self.minima:
+            return Rounded(self.type, levels, d, sub_scales=steps.astype(np.int8))
+        return Rounded(self.type, levels, d, dmin, steps.astype(np.int8), minimum_steps.astype(np.int8))
+
+    def values(self, rounded: Rounded) -> Array:
+        """The weights that the blocks stand for."""
+        return blocks.values(rounded)
+
     def top(self, block: torch.Tensor, importance: torch.Tensor) -> Top:
         """`d` and `dmin` of the block `(R, block)`: with them every sub-block can store nearly its best scale."""
         nothing = block.new_zeros(len(block))
@@ -75,15 +78,15 @@ class Grid:
         scales = torch.stack([scale for scale, _ in found], 1)
         largest = scales.gather(1, scales.abs().argmax(1, keepdim=True))[:, 0]
         if not self.minima:
-            return Top(_half(largest / self.steps.low), nothing)
+            return Top(half(largest / self.steps.low), nothing)
         minima = torch.stack([minimum for _, minimum in found], 1)
-        return Top(_half(largest / self.steps.high), _half(minima.amax(1) / self.steps.high))
+        return Top(half(largest / self.steps.high), half(minima.amax(1) / self.steps.high))
 
     def scale(self, weights: torch.Tensor, importance: torch.Tensor, top: Top) -> Scale:
         """The best scale and minimum of the sub-block `(R, B)` that its block can store."""
         scale, minimum = self._best(weights, importance)
         if self.steps is None:
-            scale = _half(scale)
+            scale = half(scale)
             return Scale(scale, minimum, torch.zeros_like(scale), torch.zeros_like(scale))
         near = (scale / divisor(top.d)).round()
         moves = torch.tensor([-1.0, 0.0, 1.0])[:, None]
@@ -148,16 +151,6 @@ class Grid:
         error = (scale[..., None] * levels + offset[..., None] - weights).square_().mul_(importance).sum(-1)
         best = error.where(scale > 0, torch.inf).argmin(0), torch.arange(len(weights))
         return scale[best].clamp(min=0).nan_to_num(0.0, 0.0, 0.0), (-offset[best]).nan_to_num(0.0, 0.0, 0.0)
-
-
-def divisor(scale: torch.Tensor) -> torch.Tensor:
-    """`scale`, and one where it is zero."""
-    return torch.where(scale == 0, 1.0, scale)
-
-
-def _half(values: torch.Tensor) -> torch.Tensor:
-    """The nearest number that a half can store."""
-    return values.clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
 
 
 GRIDS = {type.name: Grid(type) for type in CODECS}

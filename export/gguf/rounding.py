@@ -8,11 +8,9 @@ the calibration text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,37 +22,16 @@ from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
 from edgekit.export.gguf import blocks, stored
 from edgekit.export.gguf.families import FAMILIES, architecture, name_map, to_gguf, typed
-from edgekit.export.gguf.feedback import SWEEPS, Moment, round_with_feedback
-from edgekit.export.gguf.grids import GRIDS, LARGEST_HALF
-from edgekit.export.weights.layerwise import Layerwise, in_order
-from edgekit.export.weights.weight_compare import is_close
+from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.weights import rounding
+from edgekit.export.weights.feedback import LARGEST_HALF, SWEEPS, Moment
+from edgekit.export.weights.layerwise import Layerwise, outer
+from edgekit.export.weights.rounding import Result, Text, all_damped, even, weighted
 from edgekit.models import accelerator, mapped
 from edgekit.models.source import read_config
 
 STAGE = "quantize.gguf"
-ROWS = 1024  # rows that one thread rounds at a time
-MORE_DAMPING = (0.1, 1.0)  # for a weight that usual damping rounds too far away
 Types = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Calibration text of one kind: sequences of token ids. Every kind counts the same, however long it is."""
-
-    name: str
-    sequences: Sequence[Sequence[int]]
-
-    @property
-    def tokens(self) -> int:
-        """All tokens."""
-        return sum(map(len, self.sequences))
-
-    def beginning(self, tokens: int) -> Text:
-        """Sequences from the start, until they have `tokens` tokens."""
-        lengths = accumulate(map(len, self.sequences), initial=0)
-        return Text(
-            self.name, [ids for ids, before in zip(self.sequences, lengths, strict=False) if before < tokens]
-        )
 
 
 class Network:
@@ -70,8 +47,6 @@ class Network:
         for name, weight in self.torch.named_parameters():
             _check_range(name, weight)
         self._names = name_map(self.config, self.family)
-        embedding, head = self.torch.get_input_embeddings(), self.torch.get_output_embeddings()
-        self.tied: bool = head.weight is embedding.weight
 
     def name(self, path: str) -> str:
         """The GGUF name of the weight of the module `path`."""
@@ -83,11 +58,7 @@ class Network:
 
     def outer(self) -> dict[str, Any]:
         """Head and embedding by GGUF name; where the two are tied, the head, by the embedding's name."""
-        paths = {module: path for path, module in self.torch.named_modules()}
-        embedding, head = self.torch.get_input_embeddings(), self.torch.get_output_embeddings()
-        if self.tied:
-            return {self.name(paths[embedding]): head}
-        return {self.name(paths[module]): module for module in (head, embedding)}
+        return {self.name(path): module for path, module in outer(self.torch).items()}
 
 
 def _check_range(name: str, weight: torch.Tensor) -> None:
@@ -102,13 +73,6 @@ def _check_range(name: str, weight: torch.Tensor) -> None:
             f"'{name}' holds a weight of {largest:g}, and scales are at most {LARGEST_HALF:g}. No file was written.",
             'Let llama.cpp round the weights: method "nearest".',
         )
-
-
-def weighted(texts: Sequence[Text]) -> tuple[list[Sequence[int]], list[float]]:
-    """All sequences, and what a token of each counts: each kind of text counts the same."""
-    sequences = [ids for text in texts for ids in text.sequences]
-    weights = [1 / text.tokens / len(texts) for text in texts for _ in text.sequences]
-    return sequences, weights
 
 
 def round_model(
@@ -139,7 +103,7 @@ def round_model(
         for path, module in linear.items():
             name = network.name(path)
             result = round_weight(module.weight, damped[module], types[name], sweeps, threads)
-            packed[name], errors[name] = network.file_order(path, result.packed), result.error
+            packed[name], errors[name] = network.file_order(path, packed_rows(result)), result.error
             module.weight.data = result.values.to(module.weight.device)
         walk.advance(number)
         save_file(packed, out / f"{number:05}.safetensors")
@@ -150,75 +114,17 @@ def round_model(
         if name in types:
             inputs = moment if isinstance(module, torch.nn.Linear) else even(moment)
             result = round_weight(module.weight, inputs, types[name], sweeps, threads)
-            packed[name], errors[name] = result.packed, result.error
+            packed[name], errors[name] = packed_rows(result), result.error
     save_file(packed, out / f"{total - 1:05}.safetensors")
     emit(Progress(STAGE, total, total, "layers", "rounding"))
     return errors
 
 
-def even(moment: Moment) -> Moment:
-    """A moment of the same size in which each column counts the same: for an embedding, which is looked up."""
-    return Moment.of(torch.eye(len(moment.matrix)))
-
-
-def all_damped(
-    moments: Mapping[torch.nn.Linear, torch.Tensor], threads: int
-) -> dict[torch.nn.Linear, Moment]:
-    """Each layer's moment, damped, with its root; layers with the same input share one."""
-    distinct = list({id(moment): moment for moment in moments.values()}.values())
-    made = in_order(lambda moment: Moment.of(moment).prepared(), distinct, threads)
-    places = dict(zip(map(id, distinct), made, strict=True))
-    return {module: places[id(moment)] for module, moment in moments.items()}
-
-
-class Result(NamedTuple):
-    """A rounded weight."""
-
-    packed: NDArray[np.uint8]
-    """`(rows, bytes)`"""
-    values: torch.Tensor
-    """The weights that it stands for, `(rows, columns)`."""
-    cost: torch.Tensor
-    """What the error of each row costs, `(rows,)`."""
-    distance: torch.Tensor
-    """The squared distance of each row from what it was, `(rows,)`."""
-    error: float
-    """The error of the layer's outputs, as a share of their size."""
-
-
 def round_weight(weight: torch.Tensor, moment: Moment, type: str, sweeps: int, threads: int) -> Result:
-    """Round `weight` `(rows, columns)` to the type of this name, so that its outputs for inputs of `moment` change least.
-
-    Little or uniform calibration text says nothing about some columns, and the errors of all others are moved into these. Such
-    a weight is rounded again with more damping, and to the nearest value at last, until the proof of the weights accepts it.
-    """
-    for inputs in chain([moment], map(moment.damped, MORE_DAMPING)):
-        result = _round(weight, inputs, moment, type, sweeps, threads)
-        if is_close(result.values.numpy(), weight.detach().float().cpu().numpy(), stored.GRIDS[type]):
-            return result
-    return _round(weight, even(moment), moment, type, 0, threads)
+    """Round `weight` `(rows, columns)` to the type of this name, so that its outputs for inputs of `moment` change least."""
+    return rounding.round_weight(weight, moment, GRIDS[type], stored.GRIDS[type], sweeps, threads)
 
 
-def _round(
-    weight: torch.Tensor, inputs: Moment, moment: Moment, type: str, sweeps: int, threads: int
-) -> Result:
-    """Round `weight` for inputs of the moment `inputs`, some rows at a time, and measure it with `moment`."""
-    inputs.prepare(GRIDS[type])
-
-    def work(start: int) -> tuple[Any, Any, torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = weight[start : start + ROWS].detach().float().cpu()
-        with torch.inference_mode():  # holds for one thread only
-            rounded, cost = round_with_feedback(rows, inputs, GRIDS[type], sweeps)
-            values = blocks.values(rounded)
-            error = rows - torch.from_numpy(values)
-            if inputs is not moment:
-                cost = ((error @ moment.single) * error).sum(1)
-            size = ((rows @ moment.single) * rows).sum(1)
-        return blocks.pack(rounded), values, cost, error.square().sum(1), size
-
-    starts = range(0, len(weight), ROWS)
-    packed, values, cost, distance, size = zip(*in_order(work, starts, threads), strict=True)
-    costs = torch.cat(cost)
-    error = float((costs.double().sum() / torch.cat(size).double().sum().clamp(min=1e-30)).sqrt())
-    made = torch.from_numpy(np.concatenate(values))
-    return Result(np.concatenate(packed), made, costs, torch.cat(distance), error)
+def packed_rows(result: Result) -> NDArray[np.uint8]:
+    """The blocks of a rounded weight, `(rows, bytes)`."""
+    return np.concatenate([blocks.pack(piece) for piece in result.pieces])

@@ -2,7 +2,8 @@
 
     echo '{"model": ..., "out": ..., ...}' | python -m edgekit.export.onnx.build
 
-Progress goes to stdout, one JSON list `[done, total, unit]` on each line; the libraries' output goes to stderr.
+Progress goes to stdout, one JSON list `[done, total, unit, activity]` on each line, and at last an object: what was chosen,
+or why nothing could be. The libraries' output goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 import torch
 
+from edgekit.base.errors import StageError
 from edgekit.base.memory import keep_for_good
 from edgekit.export.onnx.corrections import corrected
-from edgekit.export.onnx.gptq import Report, Rounding, round_network
-from edgekit.export.onnx.head import round_head
+from edgekit.export.onnx.fit import fit
+from edgekit.export.weights.layerwise import Report, one_torch_thread, quietly
 from edgekit.models import accelerator, mapped
 
 
@@ -30,38 +32,38 @@ def main() -> None:
     os.dup2(2, 1)
     torch.set_num_threads(task["threads"])
     keep_for_good()  # memory is given back after each layer, and what is imported takes half a second to look at
-    write(task, lambda *done: print(json.dumps(done), file=progress))
+    try:
+        said: dict[str, Any] = write(task, lambda *done: print(json.dumps(done), file=progress))
+    except StageError as error:
+        said = {"error": error.message, "hint": error.hint}
+    print(json.dumps(said), file=progress)
 
 
-def write(task: dict[str, Any], report: Report) -> None:
-    """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, using the folder `task["work"]`."""
+def write(task: dict[str, Any], report: Report = quietly) -> dict[str, Any]:
+    """Write the folder `task["out"]` from the Hugging Face folder `task["model"]`, using the folder `task["work"]`.
+
+    Returns the form of each rounded weight, and the estimated KL divergence where forms were chosen.
+    """
     model, out, work = (Path(task[name]) for name in ("model", "out", "work"))
-    network = mapped.load(model)
+    network, found = mapped.load(model), {}
     if task["bits"] < 32:
-        rounding = Rounding(task["bits"], task["block_size"], task["int8_modules"])
-        round_network(accelerator.place(network), rounding, task["calibration"], report)
+        network = accelerator.place(network)
+        with one_torch_thread():
+            found = fit(network, task, report)
         network.to("cpu")
-        round_head(network, task["block_size"])
         mapped.unmap(network)
     build(model, out, work / "cache", weights(task), network)
+    return found
 
 
 def weights(task: dict[str, Any]) -> dict[str, Any]:
-    """The builder's options for the weights that are not rounded yet: the head and the embedding.
+    """The builder's options for weights: edgekit has rounded all of them.
 
-    The builder reads a tied embedding from the head's 8-bit weights only when `Gather` is named and the rest is 4-bit. Of
-    its methods only `rtn` without zero points writes such a pair in a form that loads (0.18.0).
+    The builder reads a tied embedding from the head's weights only when `Gather` is named.
     """
     if task["bits"] == 32:
         return {"type": "none"}
-    return {
-        "type": "int4",
-        "method": "rtn",
-        "block_size": task["block_size"],
-        "accuracy_level": task["accuracy_level"],
-        "op_types": ["MatMul", "Gather"],
-        "overrides": [{"match": {"preset": "last_matmul"}, "type": "int8"}],
-    }
+    return {"type": "int4", "accuracy_level": task["accuracy_level"], "op_types": ["MatMul", "Gather"]}
 
 
 def build(model: Path, out: Path, cache: Path, weights: dict[str, Any], network: Any = None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from edgekit.export.onnx.halves import store_halves
 from edgekit.export.onnx.network import (
     embedding_scale,
     has_types,
@@ -30,7 +31,7 @@ class Corrections:
     """Takes the place of the methods of a builder class that depend on its reading of `config.json`."""
 
     network: Any
-    """The transformers model; linear layers may be `gptq.RoundedLinear`."""
+    """The transformers model; linear layers may be `rounding.RoundedLinear`."""
 
     def load_weights(self, input_path: str) -> Any:
         """The loaded network instead of the files at `input_path`."""
@@ -118,7 +119,11 @@ class Corrections:
             super().make_mlp_unpacked_regular(layer_id, mlp, gate_up_linear, root_input)  # type: ignore[misc]
 
     def to_nbits(self: Any) -> Any:
-        """Round what is still in floats; where nothing is, the graph is kept, and not copied to look for it."""
+        """Round what is still in floats; where nothing is, the graph is kept, and not copied to look for it.
+
+        The scales of what edgekit has rounded are stored as halves.
+        """
+        store_halves(self.model.graph)
         left = [
             node
             for node in self.model.graph

@@ -16,15 +16,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from edgekit.base.artifacts import remove
 from edgekit.base.child import SAFE_PATH
-from edgekit.base.errors import CorruptError, StageError
-from edgekit.base.events import Emit, Progress
+from edgekit.base.errors import ConfigError, CorruptError, StageError
+from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.parts import missing_part
 from edgekit.export.onnx.text import adapt
+from edgekit.export.weights.folder import places_of
 from edgekit.models.tokenizer import load_tokenizer
 from edgekit.registry import ExportContext, Exporter, ExportStep
 from edgekit.targets.target import OnnxExport
@@ -36,6 +38,12 @@ PACKAGES = (
 )  # fmt: skip
 MODULES = ("edgekit.export.onnx.export", "edgekit.export.onnx.build")
 BITS = {"int4": 4, "int8": 8, "fp32": 32}
+TEXTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)  # the largest files beside the graph
+SETTINGS = 4096  # bytes of the other files, at most
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "attention", "conv"}
 
 
@@ -112,12 +120,20 @@ def steps(options: OnnxExport) -> list[ExportStep]:
 exporter = Exporter(runtime="onnxruntime", refusal=refusal, steps=steps)
 
 
-def export(source: Path, out: Path, options: OnnxExport, context: ExportContext, emit: Emit) -> None:
+def export(
+    source: Path, out: Path, options: OnnxExport, context: ExportContext, emit: Emit = ignore
+) -> dict[str, Any]:
     """Write the Hugging Face folder `source` to the new folder `out`.
 
-    Raises `CorruptError` when `source` lacks a file, and `StageError` with the last line of the builder's output when the
-    builder fails.
+    With a size in `options` the result tells the form of each weight (`types`) and the estimated KL divergence (`cost`).
+    Raises `ConfigError` for a size without calibration text, `CorruptError` when `source` lacks a file, and `StageError` when no
+    bits take so little, and with the last line of the builder's output when the builder fails.
     """
+    if options.is_sized and not (context.calibration or context.texts):
+        raise ConfigError(
+            "A size of the ONNX folder needs text that says which errors matter, and there is none. Nothing was started.",
+            "Set quantize.calibration_rows above 0, or give no size.",
+        )
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (source / name).is_file():
             raise CorruptError(
@@ -131,22 +147,39 @@ def export(source: Path, out: Path, options: OnnxExport, context: ExportContext,
             "out": str(out.resolve()),
             "work": work,
             "bits": BITS[options.precision],
-            "int8_modules": options.int8_modules,
+            "int8_modules": options.at_8_bits,
             "block_size": options.block_size,
             "accuracy_level": options.accuracy_level,
-            "calibration": [list(ids) for ids in context.calibration],
+            "texts": {
+                "rows": [list(ids) for ids in context.calibration],
+                "text": [list(ids) for ids in context.texts],
+            },
+            "max_bytes": _max_bytes(source, options, config),
             "threads": context.threads,
         }
         try:
-            _build(task, emit)
+            chosen = _build(task, emit)
             _set_stop_ids(out, source, config)
             _set_tokenizer(out, source)
         except BaseException:
             remove(out)
             raise
+    return chosen
 
 
-def _build(task: dict[str, Any], emit: Emit) -> None:
+def _max_bytes(source: Path, options: OnnxExport, config: Mapping[str, Any]) -> float | None:
+    """Largest size of the graph and its weights in a folder of the size that `options` ask for; None without one."""
+    if not options.is_sized:
+        return None
+    tied = config.get("tie_word_embeddings", True)
+    stored = {name: place.tensor.shape for name, place in places_of(source).items()}
+    weights = sum(prod(shape) for name, shape in stored.items() if not (tied and name == "lm_head.weight"))
+    limit = options.max_bytes(weights)
+    texts = sum((source / name).stat().st_size for name in TEXTS if (source / name).is_file())
+    return None if limit is None else limit - texts - SETTINGS
+
+
+def _build(task: dict[str, Any], emit: Emit) -> dict[str, Any]:
     # The builder writes the commit of the repository that contains its package into the graph, such as the one around a
     # virtual environment; without a repository it writes the commit of its release.
     environment = os.environ | {
@@ -156,6 +189,7 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
         **SAFE_PATH,
     }
     command = [sys.executable, "-m", "edgekit.export.onnx.build"]
+    chosen: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -165,8 +199,13 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
                 json.dump(task, child.stdin)
                 child.stdin.close()
                 for line in child.stdout:
-                    done, total, unit = json.loads(line)
-                    emit(Progress(STAGE, done, total, unit, "rounding"))
+                    match json.loads(line):
+                        case [done, total, unit, activity]:
+                            emit(Progress(STAGE, done, total, unit, activity))
+                        case {"error": message, "hint": hint}:
+                            raise StageError(message, hint)
+                        case dict(found):
+                            chosen = found
             except BrokenPipeError:
                 pass  # the child ended before it read the task; its exit status says why
             except BaseException:
@@ -180,6 +219,7 @@ def _build(task: dict[str, Any], emit: Emit) -> None:
                 f"onnxruntime-genai's model builder {died}: {words[-1] if words else 'no message'}. Nothing was written.",
                 "If it was killed, free some memory; or try another precision.",
             )
+    return chosen
 
 
 def _set_stop_ids(out: Path, source: Path, config: dict[str, Any]) -> None:

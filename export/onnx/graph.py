@@ -52,10 +52,16 @@ class Graph:
         """The initializer that `value` is a view of; empty when it is computed."""
         while value not in self.initializers:
             maker = self.makers.get(value)
-            if maker is None or maker.op not in MOVING:
+            if maker is None or not (maker.op in MOVING or self._widens(maker)):
                 return ""
             value = maker.inputs[0]
         return value
+
+    def _widens(self, node: Node) -> bool:
+        """Whether the node makes floats of a stored tensor of halves, which changes no value."""
+        tensor = self.initializers.get(node.input(0)) if node.op == "Cast" else None
+        halves = tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT16
+        return halves and node.attributes.get("to") == onnx.TensorProto.FLOAT
 
     def array(self, name: str) -> NDArray[Any]:
         """An initializer, mapped from its file. Raises `CorruptError` when the file does not hold it."""
@@ -170,7 +176,13 @@ def _blockwise(graph: Graph, node: Node, source: str, name: str) -> Stored:
     """A weight stored as codes in blocks of columns, each with a scale and possibly a zero point."""
     linear = node.op == "MatMulNBits"
     bits, block = int(node.attributes.get("bits", 4)), int(node.attributes.get("block_size", 32))
-    data, scales = graph.array(source), graph.array(node.input(2))
+    scale_source = graph.origin(node.input(2))
+    if not scale_source:
+        raise UnsupportedError(
+            f"The scales of {node.name} are computed in the graph, which edgekit cannot read.",
+            "Compare the runtimes' answers instead.",
+        )
+    data, scales = graph.array(source), graph.array(scale_source)
     rows = int(node.attributes.get("N", 0)) if linear else data.shape[0]
     packed = data.dtype == np.uint8
     blocks = scales.size // max(rows, 1)

@@ -21,6 +21,12 @@ from edgekit.models import accelerator
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+Report = Callable[[int, int, str, str], None]
+"""Called with what is done, of how many, their unit, and what is being done."""
+
+
+def quietly(done: int, total: int, unit: str, activity: str) -> None:
+    """Report nothing."""
 
 
 @contextmanager
@@ -53,6 +59,15 @@ def finite(values: torch.Tensor) -> torch.Tensor:
             "The model is damaged: download or tune it again.",
         )
     return values
+
+
+def outer(network: Any) -> dict[str, Any]:
+    """Head and embedding of `network` by their names; where the two are tied, the head, by the embedding's name."""
+    paths = {module: path for path, module in network.named_modules()}
+    embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+    if head.weight is embedding.weight:
+        return {paths[embedding]: head}
+    return {paths[module]: module for module in (head, embedding)}
 
 
 class Layerwise:

@@ -18,13 +18,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from edgekit.export.gguf.imatrix import importance
-from edgekit.export.gguf.rounding import Text, round_model
+from edgekit.export.gguf.rounding import round_model
 from edgekit.export.gguf.stream import packed_rows
 from edgekit.export.onnx import build
-from edgekit.export.onnx.gptq import Rounding, round_network
+from edgekit.export.onnx.rounding import round_network
+from edgekit.export.weights.layerwise import quietly
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.merge_check import merge_proof
 from edgekit.export.weights.prune import block_influence
+from edgekit.export.weights.rounding import Text
 from edgekit.models import accelerator, mapped
 from edgekit.runtimes.torch import open_model
 
@@ -108,7 +110,8 @@ def test_rounded_layers(model: Path, rows: list[list[int]], equal: float, both: 
 
     def rounded() -> list[tuple[torch.Tensor, ...]]:
         network = accelerator.place(mapped.load(model))
-        round_network(network, Rounding(4, 32), rows, lambda *_: None)
+        texts = [Text("rows", rows)] if rows else []
+        round_network(network, Forms(Form(4, 32)), texts, 1, quietly)
         layers = [module for module in network.modules() if hasattr(module, "qweight")]
         return [(layer.qweight, layer.scales, layer.qzeros) for layer in layers]
 
@@ -142,9 +145,9 @@ def test_an_onnx_folder(model: Path, both: Callable[..., Any], tmp_path: Path) -
         out, work = tmp_path / name / "out", tmp_path / name / "work"
         task = {
             "model": str(model), "out": str(out), "work": str(work), "bits": 8, "block_size": 32, "int8_modules": [],
-            "accuracy_level": 4, "calibration": ROWS, "threads": 1,
+            "accuracy_level": 4, "texts": {"rows": ROWS}, "max_bytes": None, "threads": 1,
         }  # fmt: skip
-        build.write(task, lambda *_: None)
+        build.write(task)
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.glob("model.onnx*"))]
 
     here, there = both(digests)

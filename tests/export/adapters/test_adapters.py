@@ -133,7 +133,7 @@ def onnx_files(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     found = {"base": base}
     for bits in (32, 4):
         task = {"model": str(base), "out": str(folder / f"plain{bits}"), "work": str(folder / f"work{bits}"), "bits": bits,
-                "int8_modules": [], "block_size": 32, "accuracy_level": 4, "calibration": []}  # fmt: skip
+                "int8_modules": [], "block_size": 32, "accuracy_level": 4, "texts": {}, "max_bytes": None, "threads": 1}  # fmt: skip
         onnx_build.write(task, lambda *done: None)
         open_slots(folder / f"plain{bits}", base, folder / f"slots{bits}")
         found |= {f"plain{bits}": folder / f"plain{bits}", f"slots{bits}": folder / f"slots{bits}"}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.export.gguf.blocks import Rounded, pack, values
-from edgekit.export.gguf.feedback import Moment, round_with_feedback
 from edgekit.export.gguf.ggml import library
 from edgekit.export.gguf.grids import GRIDS
+from edgekit.export.weights.feedback import Moment, round_with_feedback
 from edgekit.export.weights.layerwise import one_torch_thread
 
 Floats = NDArray[np.float32]

@@ -30,8 +30,9 @@ from edgekit.export.gguf.families import deinterleave, interleave
 from edgekit.export.gguf.grids import GRIDS as FITTED
 from edgekit.export.gguf.proof import prove
 from edgekit.export.gguf.quantize import quantize
-from edgekit.export.gguf.rounding import Text, round_model
+from edgekit.export.gguf.rounding import round_model
 from edgekit.export.gguf.stored import GRIDS, ROUNDING
+from edgekit.export.weights.rounding import Text
 from edgekit.export.weights.weight_compare import Grid, Reference, Stored, compare, is_close, largest_singular
 from edgekit.export.weights.weight_faults import explain
 from edgekit.export.weights.weight_proof import StaticProof

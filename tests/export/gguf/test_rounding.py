@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgekit.export.gguf import rounding, stored
-from edgekit.export.gguf.feedback import Moment
+from edgekit.export.gguf import stored
 from edgekit.export.gguf.grids import GRIDS
-from edgekit.export.gguf.rounding import Result, round_weight
+from edgekit.export.gguf.rounding import round_weight
+from edgekit.export.weights import rounding
+from edgekit.export.weights.feedback import Moment
+from edgekit.export.weights.rounding import Result
 from edgekit.export.weights.weight_compare import is_close
 
 COLUMNS = 512
@@ -33,9 +35,9 @@ def test_a_block_that_uniform_inputs_say_little_of_stays_as_close_as_the_proof_a
     faint = GRIDS[kind].block
     weight, moment = layer(2, faint)
     weight[:16, -faint:] *= 0.01  # all errors of these rows are moved into their small weights
-    once = rounding._round(weight, moment, moment, kind, 2, 1)
+    once = rounding._round(weight, moment, moment, GRIDS[kind], 2, 1)
     found = round_weight(weight, moment, kind, 2, 1)
-    nearest = rounding._round(weight, NEAREST, moment, kind, 0, 1)
+    nearest = rounding._round(weight, NEAREST, moment, GRIDS[kind], 0, 1)
     assert not accepted(weight, once, kind) and accepted(weight, found, kind)
     assert found.error < 0.25 * nearest.error  # still with feedback
 
@@ -56,4 +58,4 @@ def test_feedback_gains_over_rounding_to_the_nearest(kind: str) -> None:
     weight, moment = layer(kinds=200)
     found = round_weight(weight, moment, kind, 2, 1)
     assert accepted(weight, found, kind)
-    assert found.cost.sum() < 0.5 * rounding._round(weight, NEAREST, moment, kind, 0, 1).cost.sum()
+    assert found.cost.sum() < 0.5 * rounding._round(weight, NEAREST, moment, GRIDS[kind], 0, 1).cost.sum()

@@ -10,10 +10,12 @@ import pytest
 import tiny
 import torch
 
-from edgekit.export.gguf.feedback import Moment
-from edgekit.export.gguf.rounding import Network, Text, even, round_weight, weighted
-from edgekit.export.gguf.sensitivity import LOOKUPS, costs, output_moments
+from edgekit.export.gguf.fit import _estimates as costs
+from edgekit.export.gguf.rounding import Network, round_weight
+from edgekit.export.weights.feedback import Moment
 from edgekit.export.weights.layerwise import Layerwise, one_torch_thread
+from edgekit.export.weights.rounding import Text, even, weighted
+from edgekit.export.weights.sensitivity import LOOKUPS, output_moments
 
 TYPE = "Q4_0"
 TWICE = 2.0  # an estimate may be that far away
@@ -123,7 +125,10 @@ def test_the_estimate_is_the_divergence_that_is_measured(family: str, world: Cal
 def test_noise_costs_what_the_moments_say(world: Callable[[str], World]) -> None:
     """For noise of any origin: half of the sum over outputs of E[g^2] times the noise's effect on the output."""
     this = world("qwen3")
-    outputs = output_moments(this.network, this.texts, threads=1)
+    outputs = {
+        at if at == LOOKUPS else this.network.name(at): found
+        for at, found in output_moments(this.network.torch, this.texts, threads=1).items()
+    }
     random = torch.Generator().manual_seed(1)
     for name in ("blk.0.attn_q.weight", "blk.1.ffn_gate.weight", "output.weight", "token_embd.weight"):
         module, moment = this.inputs[name]
@@ -150,7 +155,7 @@ def test_each_kind_of_text_counts_the_same(world: Callable[[str], World]) -> Non
     this = world("qwen3")
     short, long = Text("short", this.sequences[:1]), Text("long", this.sequences[1:])
     both, first, second = (
-        output_moments(this.network, texts, 1) for texts in ([short, long], [short], [long])
+        output_moments(this.network.torch, texts, 1) for texts in ([short, long], [short], [long])
     )
     for name, found in both.items():
         # The draw of a sequence depends on its place.
@@ -160,5 +165,5 @@ def test_each_kind_of_text_counts_the_same(world: Callable[[str], World]) -> Non
 def test_a_failure_leaves_no_hooks(world: Callable[[str], World]) -> None:
     this = world("llama")
     with pytest.raises(IndexError):
-        output_moments(this.network, [Text("ids", [[3, 4], [10**6]])], threads=1)
+        output_moments(this.network.torch, [Text("ids", [[3, 4], [10**6]])], threads=1)
     assert not any(module._backward_hooks for module in this.network.torch.modules())

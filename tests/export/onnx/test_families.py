@@ -55,9 +55,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         out = made.setdefault(f"{family} {seed} {bits}", tmp_path_factory.mktemp("onnx") / "onnx")
         if not out.exists():
             task = {"model": str(model), "out": str(out), "work": str(out.with_name("work")), "bits": bits}
-            task |= {"block_size": 32, "accuracy_level": 1, "calibration": CALIBRATION}
-            task |= {"int8_modules": OnnxExport(format="onnx").int8_modules}
-            onnx_build.write(task, lambda *done: None)
+            task |= {"block_size": 32, "accuracy_level": 1, "texts": {"rows": CALIBRATION}, "max_bytes": None}
+            task |= {"int8_modules": OnnxExport(format="onnx").at_8_bits, "threads": 1}
+            onnx_build.write(task)
         return model, out
 
     return folders

@@ -10,38 +10,49 @@ other and of the inputs it is the sum over rows r of E[g_r^2] (D H D^T)_rr / 2, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from edgekit.base.events import Emit, Progress, ignore
 from edgekit.base.memory import give_back
-from edgekit.export.gguf.feedback import Moment
-from edgekit.export.gguf.rounding import STAGE, Network, Text, all_damped, even, round_weight, weighted
-from edgekit.export.gguf.stream import EMBEDDING
-from edgekit.export.weights.layerwise import Layerwise, finite, in_order
+from edgekit.export.weights.feedback import Moment
+from edgekit.export.weights.layerwise import Layerwise, Report, finite, in_order, outer, quietly
+from edgekit.export.weights.rounding import Result, Text, all_damped, even, weighted
 from edgekit.models import accelerator
 
+Option = TypeVar("Option", bound=Hashable)
 TOKENS = 2048  # of each kind of text whose gradients are taken
 SEED = 0
 LOOKUPS = "lookups"
 
 
+class Part(NamedTuple, Generic[Option]):
+    """Rows of a weight that get the same form."""
+
+    name: str
+    rows: int
+    options: Sequence[Option]
+    """The forms that these rows may have."""
+
+
+Candidates = Callable[[str, tuple[int, int]], Sequence[Part[Option]]]
+
+
 def output_moments(
-    network: Network, texts: Sequence[Text], threads: int, emit: Emit = ignore
+    network: Any, texts: Sequence[Text], threads: int, report: Report = quietly
 ) -> dict[str, torch.Tensor]:
-    """The mean of g^2 for each output of each linear layer, `(rows,)`, by GGUF name, and for the entries of each row of the
-    embedding, by `LOOKUPS`.
+    """The mean of g^2 for each output of each linear layer of `network`, a transformers model, `(rows,)`, by the layer's name,
+    and for the entries of each row of the embedding, by `LOOKUPS`.
     """
     sequences, weights = weighted([text.beginning(TOKENS) for text in texts])
-    decoder, head = network.torch.get_decoder(), network.torch.get_output_embeddings()
+    decoder, head = network.get_decoder(), network.get_output_embeddings()
     names = {
-        module: network.name(path)
-        for path, module in network.torch.named_modules()
+        module: path
+        for path, module in network.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
     seen = threading.local()
@@ -51,9 +62,9 @@ def output_moments(
 
     def work(row: int) -> dict[str, torch.Tensor]:
         seen.squares = {}
-        ids = accelerator.ids_for(network.torch, [sequences[row]])
+        ids = accelerator.ids_for(network, [sequences[row]])
         with torch.enable_grad():
-            inputs = network.torch.get_input_embeddings()(ids).detach().requires_grad_()
+            inputs = network.get_input_embeddings()(ids).detach().requires_grad_()
             hidden = decoder(inputs_embeds=inputs, use_cache=False)[0]
             at_head = hidden.detach().requires_grad_()
             logits, slope = _scaled(head(at_head)[0], network.config)  # (T, V)
@@ -67,7 +78,7 @@ def output_moments(
         at_head_outputs = (
             (shares * (1 - shares)).mul_(slope).sum(0)
         )  # the mean over all tokens that can be drawn
-        name = next(name for name, module in network.outer().items() if module is head)
+        name = next(path for path, module in outer(network).items() if module is head)
         return {**seen.squares, name: at_head_outputs, LOOKUPS: _of_rows(network, inputs.grad)}
 
     sums: dict[str, torch.Tensor] = {}
@@ -77,11 +88,11 @@ def output_moments(
         for layer in decoder.layers:  # activations of one layer at a time
             restored.callback(vars(layer).pop, "forward")
             vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
-        found = in_order(work, range(len(sequences)), 1 if network.torch.device.type == "cuda" else threads)
+        found = in_order(work, range(len(sequences)), 1 if network.device.type == "cuda" else threads)
         for done, (weight, squares) in enumerate(zip(weights, found, strict=True), start=1):
             for name, square in squares.items():
                 sums[name] = sums.get(name, 0) + weight * square.cpu()
-            emit(Progress(STAGE, done, len(sequences), "rows", "gradients"))
+            report(done, len(sequences), "rows", "gradients")
     return sums
 
 
@@ -94,10 +105,10 @@ def _scaled(values: torch.Tensor, config: Any) -> tuple[torch.Tensor, Any]:
     return cap * capped, (1 - capped.detach().square()).square()
 
 
-def _of_rows(network: Network, gradient: torch.Tensor | None) -> torch.Tensor:
+def _of_rows(network: Any, gradient: torch.Tensor | None) -> torch.Tensor:
     """The sum of g^2 over tokens, spread over the rows of the embedding: every token counts the same."""
     assert gradient is not None
-    embedding = network.torch.get_input_embeddings()
+    embedding = network.get_input_embeddings()
     rows, scale = (
         len(embedding.weight),
         float(getattr(embedding, "embed_scale", 1.0)),
@@ -106,25 +117,38 @@ def _of_rows(network: Network, gradient: torch.Tensor | None) -> torch.Tensor:
 
 
 def costs(
-    network: Network,
+    network: Any,
     texts: Sequence[Text],
-    candidates: Mapping[str, Sequence[str]],
+    candidates: Candidates[Option],
+    rounded: Callable[[torch.Tensor, Moment, Option], Result],
     threads: int,
-    emit: Emit = ignore,
-) -> dict[str, dict[str, float]]:
-    """The estimated KL divergence of each candidate type of each tensor, by GGUF name; `candidates` gives their names."""
-    outputs = output_moments(network, texts, threads, emit)
-    walk = Layerwise(network.torch, *weighted(texts), threads)
-    found: dict[str, dict[str, float]] = {}
+    report: Report = quietly,
+) -> dict[str, dict[Option, float]]:
+    """The estimated KL divergence of each option for each weight of `network`, by the names that `candidates` gives them.
 
-    def measure(name: str, weight: torch.Tensor, moment: Moment) -> None:
-        for type in candidates.get(name, ()):
-            made, cost = round_weight(weight, moment, type, 0, threads), 0.0
-            if name in outputs:
-                cost += float((outputs[name] * made.cost).double().sum()) / 2
-            if name == EMBEDDING:  # its own, or tied to the head
-                cost += float((outputs[LOOKUPS] * made.distance).double().sum()) / 2
-            found.setdefault(name, {})[type] = cost
+    `candidates(path, shape)` divides the rows of the weight of the module `path`. `rounded` rounds a whole one.
+    """
+    outputs = output_moments(network, texts, threads, report)
+    walk = Layerwise(network, *weighted(texts), threads)
+    embedding = next(
+        path for path, module in network.named_modules() if module is network.get_input_embeddings()
+    )
+    found: dict[str, dict[Option, float]] = {}
+
+    def measure(path: str, weight: torch.Tensor, moment: Moment) -> None:
+        parts = candidates(path, (weight.shape[0], weight.shape[1]))
+        options = dict.fromkeys(option for part in parts for option in part.options)
+        made = {option: rounded(weight, moment, option) for option in options}
+        start = 0
+        for part in parts:
+            rows = slice(start, start := start + part.rows)
+            for option in part.options:
+                result, cost = made[option], 0.0
+                if path in outputs:
+                    cost += float((outputs[path][rows] * result.cost[rows]).double().sum()) / 2
+                if path == embedding:  # its own, or tied to the head
+                    cost += float((outputs[LOOKUPS][rows] * result.distance[rows]).double().sum()) / 2
+                found.setdefault(part.name, {})[option] = cost
 
     total = len(walk.layers) + 1
     for number in range(len(walk.layers)):
@@ -132,11 +156,11 @@ def costs(
         moments = walk.moments(number, list(linear.values()), advance=True)
         damped = all_damped(moments, threads)
         for path, module in linear.items():
-            measure(network.name(path), module.weight, damped[module])
+            measure(path, module.weight, damped[module])
         give_back()
-        emit(Progress(STAGE, number + 1, total, "layers", "sensitivity"))
+        report(number + 1, total, "layers", "sensitivity")
     moment = Moment.of(walk.head_moment())
-    for name, module in network.outer().items():
-        measure(name, module.weight, moment if isinstance(module, torch.nn.Linear) else even(moment))
-    emit(Progress(STAGE, total, total, "layers", "sensitivity"))
+    for path, module in outer(network).items():
+        measure(path, module.weight, moment if isinstance(module, torch.nn.Linear) else even(moment))
+    report(total, total, "layers", "sensitivity")
     return found

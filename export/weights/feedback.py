@@ -1,11 +1,12 @@
-"""Rounds a weight onto the grid of a GGUF type so that the outputs of its layer change least.
+"""Rounds a weight onto the grid of a format so that the outputs of its layer change least.
 
 For inputs x of second moment H = E[x x^T], a rounding error D of the weight costs trace(D H D^T). Columns are rounded from the
 first to the last, and the error of each is corrected in the columns that follow (GPTQ, Frantar et al. 2022,
 <https://arxiv.org/abs/2210.17323>); scales are chosen when their sub-block is reached, on the corrected weights. Then each
 sub-block is rounded again with all others as they are, and kept where the cost falls (coordinate descent).
 
-Each row is rounded by itself, so the result does not depend on how many rows are taken at a time.
+Each row is rounded by itself, so the result does not depend on how many rows are taken at a time. R rows, C columns, B columns
+of a sub-block.
 """
 
 from __future__ import annotations
@@ -13,15 +14,66 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
-from edgekit.export.gguf.blocks import Rounded
-from edgekit.export.gguf.grids import Grid, Scale, Top, divisor
+from edgekit.export.weights.weight_compare import Array
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the second moment
 SWEEPS = 2
+LARGEST_HALF = 65504.0
+
+
+class Top(NamedTuple):
+    """The numbers that the sub-blocks of a super-block share, `(R,)` each; `dmin` is zero for types without minima."""
+
+    d: torch.Tensor
+    dmin: torch.Tensor
+
+
+class Scale(NamedTuple):
+    """What a sub-block stores, `(R,)` each: scale and minimum as numbers, and as the integers that stand for them."""
+
+    scale: torch.Tensor
+    minimum: torch.Tensor
+    step: torch.Tensor
+    minimum_step: torch.Tensor
+
+
+class Grid(Protocol):
+    """The values that a weight can take: `scale * number - minimum`, with numbers that the grid names.
+
+    `block` columns share what `top` chooses, and `sub` columns what `scale` does. Errors are weighted by `importance`, `(B,)`.
+    """
+
+    block: int
+    sub: int
+
+    def nearest(self, scaled: torch.Tensor) -> torch.Tensor:
+        """The nearest number that can be multiplied by a scale, for each weight over its scale."""
+
+    def top(self, block: torch.Tensor, importance: torch.Tensor) -> Top:
+        """What the sub-blocks of the block `(R, block)` share."""
+
+    def scale(self, weights: torch.Tensor, importance: torch.Tensor, top: Top) -> Scale:
+        """The best scale and minimum of the sub-block `(R, B)` that its block can store."""
+
+    def rounded(self, rows: Rows) -> Any:
+        """What the format stores of the rows."""
+
+    def values(self, rounded: Any) -> Array:
+        """The weights `(R, C)` that this stands for."""
+
+
+def divisor(scale: torch.Tensor) -> torch.Tensor:
+    """`scale`, and one where it is zero."""
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def half(values: torch.Tensor) -> torch.Tensor:
+    """The nearest number that a half can store."""
+    return values.clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
 
 
 @dataclass(frozen=True)
@@ -87,7 +139,7 @@ def _inverse_root(matrix: torch.Tensor) -> torch.Tensor:
     return root
 
 
-class _Rows:
+class Rows:
     """Some rows `(R, C)` while they are rounded: their numbers and scales, and the weights that these stand for."""
 
     def __init__(self, weight: torch.Tensor, grid: Grid) -> None:
@@ -116,13 +168,13 @@ class _Rows:
 
 def round_with_feedback(
     weight: torch.Tensor, moment: Moment, grid: Grid, sweeps: int = SWEEPS
-) -> tuple[Rounded, torch.Tensor]:
-    """Round `weight` `(rows, columns)` float32 to `grid`: the integers, and the cost of each row, `(rows,)`.
+) -> tuple[Any, torch.Tensor]:
+    """Round `weight` `(rows, columns)` float32 to `grid`: what the format stores, and the cost of each row, `(rows,)`.
 
     `sweeps` is the number of times that all sub-blocks are rounded again. Some thousand rows at a time are fastest.
     """
     moment.prepare(grid)
-    rows = _Rows(weight, grid)
+    rows = Rows(weight, grid)
     _first_pass(rows, moment.root)
     if sweeps:
         gradient = (rows.weight - rows.rounded) @ moment.single
@@ -130,10 +182,10 @@ def round_with_feedback(
             for columns in rows.subs():
                 _improve(rows, columns, gradient, moment)
     error = rows.weight - rows.rounded
-    return _as_rounded(rows), ((error @ moment.single) * error).sum(1)
+    return grid.rounded(rows), ((error @ moment.single) * error).sum(1)
 
 
-def _first_pass(rows: _Rows, root: torch.Tensor) -> None:
+def _first_pass(rows: Rows, root: torch.Tensor) -> None:
     """Round column after column, each error corrected in the columns that follow."""
     rest, importance = rows.weight.clone(), root.diagonal().square().reciprocal()
     for start in range(0, rest.shape[1], rows.grid.block):
@@ -147,7 +199,7 @@ def _first_pass(rows: _Rows, root: torch.Tensor) -> None:
             rest[:, columns.stop :] -= errors @ root[columns, columns.stop :]
 
 
-def _improve(rows: _Rows, columns: slice, gradient: torch.Tensor, moment: Moment) -> None:
+def _improve(rows: Rows, columns: slice, gradient: torch.Tensor, moment: Moment) -> None:
     """Round one sub-block again, with a new scale and with its own, and keep what costs least.
 
     `gradient` `(R, C)` is the error of the rows times the moment; it follows.
@@ -193,17 +245,3 @@ def _with_feedback(
 def _values(numbers: torch.Tensor, scale: Scale) -> torch.Tensor:
     """The weights `(R, B)` that a sub-block stands for."""
     return numbers * scale.scale[:, None] - scale.minimum[:, None]
-
-
-def _as_rounded(rows: _Rows) -> Rounded:
-    scale, _, steps, minimum_steps = (part.numpy() for part in rows.scales)
-    levels = rows.grid.levels(rows.numbers).numpy().astype(np.int8)
-    if rows.grid.steps is None:
-        return Rounded(rows.grid.type, levels, scale.astype(np.float16))
-    d, dmin = (
-        torch.stack([getattr(top, name) for top in rows.tops], 1).numpy().astype(np.float16)
-        for name in Top._fields
-    )
-    if not rows.grid.minima:
-        return Rounded(rows.grid.type, levels, d, sub_scales=steps.astype(np.int8))
-    return Rounded(rows.grid.type, levels, d, dmin, steps.astype(np.int8), minimum_steps.astype(np.int8))
