@@ -21,7 +21,7 @@ from edgekit.export.weights.layerwise import Report, outer
 from edgekit.export.weights.rounding import Result, Text, round_weight
 from edgekit.export.weights.sensitivity import Part, costs
 
-CANDIDATES = (Form(4, 64), Form(4, 32), Form(4, 16), Form(8, 32))
+CANDIDATES = (Form(4, 64), Form(4, 32), Form(4, 16), Form(8, 64))
 NODES = 12_000  # bytes of a layer's nodes in `model.onnx`, at most
 FLOAT = 4
 

@@ -21,7 +21,8 @@ from edgekit.export.gguf.imatrix import importance
 from edgekit.export.gguf.rounding import round_model
 from edgekit.export.gguf.stream import packed_rows
 from edgekit.export.onnx import build
-from edgekit.export.onnx.rounding import round_network
+from edgekit.export.onnx.forms import Form
+from edgekit.export.onnx.rounding import Forms, round_network
 from edgekit.export.weights.layerwise import quietly
 from edgekit.export.weights.merge import merge
 from edgekit.export.weights.merge_check import merge_proof
