@@ -284,6 +284,18 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval http://127.0.0.1:9/v1 --choice --data no/rows", 2, ("this needs the model file itself",)),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
     (
+        "quantize noweights --format onnx --type Q4_0 --method nearest --out new",
+        2,
+        ("--type, --method are for GGUF files, not for --format onnx.", "Give --bits or --size-mib"),
+    ),
+    (
+        "quantize noweights --format onnx",
+        2,
+        ("writes a folder, and model.gguf names a file.", "--out FOLDER"),
+    ),
+    ("quantize small.gguf --format onnx --out new", 2, ("small.gguf",)),
+    ("quantize noweights --format onnx --bits 5 --size-mib 9 --out new", 2, ("exclude each other",)),
+    (
         "quantize notokenizer --max-ram 64 --threads 1",
         2,
         ("may need", "more than --max-ram 64. Nothing was started.", "Use a higher --max-ram."),

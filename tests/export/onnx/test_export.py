@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgekit.base.artifacts import sha256_tree
-from edgekit.base.errors import CorruptError, MissingPartError, StageError
+from edgekit.base.errors import ConfigError, CorruptError, MissingPartError, StageError
 from edgekit.base.events import Event, Progress, ignore
 from edgekit.export.onnx import build as onnx_build
 from edgekit.export.onnx import export as exporting
+from edgekit.export.onnx.proof import prove
 from edgekit.proof.battery import battery
 from edgekit.proof.drift import kl_divergence
 from edgekit.registry import ExportContext
@@ -62,7 +63,7 @@ def write(model: Path, folder: Path, bits: int, calibration: Any = CALIBRATION, 
     }
     task |= {"max_bytes": None, "threads": 1}
     folder.mkdir(parents=True, exist_ok=True)
-    onnx_build.write(task | changes)
+    (folder / "chosen.json").write_text(json.dumps(onnx_build.write(task | changes)))
     shutil.rmtree(folder / "work", ignore_errors=True)
     return folder / "onnx"
 
@@ -273,3 +274,75 @@ def test_a_model_without_tokenizer_is_refused_before_the_child_starts(
     (tmp_path / "model/tokenizer.json").unlink()
     with pytest.raises(CorruptError, match=r"tokenizer\.json"):
         export(tmp_path / "model", tmp_path / "onnx")
+
+
+# Bytes of the graph and the weights of the tiny model: 4 bits for the head, 8 where they are worth most.
+MOST = 2_290_000
+
+
+@pytest.fixture(scope="module")
+def sized(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder within `MOST` bytes, and what was chosen for it."""
+    folder = tmp_path_factory.mktemp("sized")
+    changes = {"max_bytes": MOST, "int8_modules": ["*.0.self_attn.v_proj"]}
+    return write(tiny_llama, folder, 4, **changes), json.loads((folder / "chosen.json").read_text())
+
+
+def graph_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+
+
+def test_a_folder_within_a_size_takes_it_and_is_as_close_as_was_estimated(
+    tiny_llama: Path, sized: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, chosen = sized
+    assert 0.97 * MOST < graph_bytes(folder) <= MOST
+    assert len(chosen["types"]) == 3 * 7 + 1
+    assert {name[:4] for name in chosen["types"].values()} == {"int4", "int8"}
+    assert chosen["types"]["model.layers.0.self_attn.v_proj"] == "int8, blocks of 64"
+    measured = sum(drift(tiny_llama, folder, ids) for ids in CALIBRATION) / len(CALIBRATION)
+    assert measured / 2 < chosen["cost"] < 2 * measured
+
+
+def test_a_rounded_folder_is_proven_with_its_head_at_4_bits(
+    tiny_llama: Path, sized: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, chosen = sized
+    assert chosen["types"]["model.embed_tokens"].startswith("int4")
+    shutil.copyfile(tiny_llama / "config.json", folder / "config.json")
+    assert [gate.passed for gate in prove(folder, tiny_llama, stage="export.onnx").gates] == [True, True]
+
+
+def test_scales_are_halves_that_the_graph_widens(sized: tuple[Path, dict[str, Any]]) -> None:
+    graph = onnx.load(sized[0] / "model.onnx", load_external_data=False).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    rounded = [node for node in graph.node if node.op_type in ("MatMulNBits", "GatherBlockQuantized")]
+    for node in rounded:
+        cast = makers[node.input[2]]
+        assert cast.op_type == "Cast" and kinds[cast.input[0]] == onnx.TensorProto.FLOAT16
+    (lookup,) = (node for node in rounded if node.op_type == "GatherBlockQuantized")
+    (head,) = (node for node in rounded if "lm_head" in node.name)
+    assert lookup.input[2:] == head.input[2:]  # one tensor for both
+
+
+def test_a_size_that_is_too_small_leaves_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"smallest types take [\d,]+ bytes"):
+        export(tiny_llama, tmp_path / "onnx", size_mib=4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_needs_text(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs text that says which errors matter"):
+        export(tiny_llama, tmp_path / "onnx", calibration=[], size_mib=8)
+
+
+def test_a_size_decides_what_is_kept_at_8_bits() -> None:
+    assert options().at_8_bits == ["*.k_proj", "*.v_proj", "*.down_proj"]
+    assert options(size_mib=90).at_8_bits == [] and options(int8_modules=["x"], size_mib=90).at_8_bits == [
+        "x"
+    ]
+    assert options(size_mib=90).max_bytes(1) == 90 * 2**20 and options(bits_per_weight=5).max_bytes(80) == 50
+    assert options().max_bytes(1) is None
+    with pytest.raises(ValueError, match="int4"):
+        options(precision="int8", bits_per_weight=5)
