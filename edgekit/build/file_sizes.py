@@ -2,7 +2,7 @@
 
 GGUF: llama.cpp's mixtures give the embedding and some of the most sensitive tensors a larger type, and rows that do not
 divide into blocks of 256 weights another type (`llama_tensor_get_type` in llama-quant.cpp). ONNX: a block of weights has a
-scale of 16 bits and a zero point.
+scale of 16 bits and a zero point; an embedding of its own, which is not tied to the head, stays as it is.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def fitted(shape: Shape, export: GgufExport, quantize: Quantize | None) -> float
 def _parts(shape: Shape) -> Iterator[_Part]:
     """The model's matrices, scaled so that they hold all its weights."""
     hidden, mlp = shape.hidden, shape.intermediate
-    parts = [_Part("token_embd", "embed_tokens", shape.embedding, hidden)]
+    parts = [_Part("token_embd", "lm_head" if shape.tied else "embed_tokens", shape.embedding, hidden)]
     if not shape.tied:
         parts.append(_Part("output", "lm_head", shape.embedding, hidden))
     for gguf, onnx, rows, columns in (
@@ -112,10 +112,10 @@ def _bits(type: str, columns: int) -> float:
 
 
 def _onnx_bits(part: _Part, export: OnnxExport) -> float:
-    if export.precision == "fp32":
+    if export.precision == "fp32" or part.onnx == "embed_tokens":
         return 32.0
     blocks = 1 / export.block_size
     name = f"model.layers.0.mlp.{part.onnx}"
     wide = any(fnmatchcase(name, pattern) for pattern in export.at_8_bits)
-    bits = 8 if wide or part.onnx in ("embed_tokens", "lm_head") else ONNX_BITS[export.precision]
+    bits = 8 if wide or part.onnx == "lm_head" else ONNX_BITS[export.precision]
     return bits + (SCALE_BITS + bits) * blocks

@@ -18,11 +18,11 @@ import torch
 
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.gguf import kernels, stream_process
-from edgekit.export.gguf.allocation import Choice, Plan, allocate
 from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.rounding import STAGE, Network, round_model, round_weight
 from edgekit.export.gguf.stream import EMBEDDING, packed_size
 from edgekit.export.gguf.write import read_model
+from edgekit.export.weights.allocation import Choice, Plan, allocate
 from edgekit.export.weights.feedback import Moment
 from edgekit.export.weights.layerwise import one_torch_thread
 from edgekit.export.weights.rounding import Result, Text

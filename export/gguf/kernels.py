@@ -14,7 +14,7 @@ from pathlib import Path
 from edgekit import registry
 from edgekit.base.errors import StageError
 from edgekit.export.gguf import stream_process
-from edgekit.export.gguf.allocation import Choice, Plan, allocate
+from edgekit.export.weights.allocation import Choice, Plan, allocate
 from edgekit.targets.target import GgufExport, Profile
 
 USUAL = "Q8_0"

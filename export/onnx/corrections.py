@@ -111,6 +111,12 @@ class Corrections:
                 layer_id, attention, qkv_linear, root_input, **more
             )
 
+    def is_qkv_projection_packable(self: Any, layer_id: int, attention: Any) -> bool:
+        """Compute queries, keys and values as one product only where they have the same bits and blocks."""
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        forms = {(getattr(each, "bits", None), getattr(each, "group_size", None)) for each in projections}
+        return len(forms) == 1 and bool(super().is_qkv_projection_packable(layer_id, attention))  # type: ignore[misc]
+
     def make_mlp_unpacked_regular(
         self: Any, layer_id: int, mlp: Any, gate_up_linear: Any, root_input: str
     ) -> None:

@@ -6,22 +6,25 @@ forms ─ allocation within a size, or by name ─► rounding, layer by layer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
 
-from edgekit.export.gguf.allocation import Choice, Plan, allocate
 from edgekit.export.onnx.forms import Form, grid_of
-from edgekit.export.onnx.layout import stacked
+from edgekit.export.onnx.layout import PACKED, stacked
 from edgekit.export.onnx.network import attention_of, layer_type, rope_frequencies, turns
-from edgekit.export.onnx.rounding import Forms, round_network
+from edgekit.export.onnx.rounding import Forms, fitting, round_network
+from edgekit.export.weights.allocation import Choice, Plan, allocate
 from edgekit.export.weights.feedback import Moment
 from edgekit.export.weights.layerwise import Report, outer
 from edgekit.export.weights.rounding import Result, Text, round_weight
 from edgekit.export.weights.sensitivity import Part, costs
 
-CANDIDATES = (Form(4, 64), Form(4, 32), Form(4, 16), Form(8, 64))
+# Products with blocks of 16 are slower than those of the model builder's own folders.
+CANDIDATES = (Form(4, 64), Form(4, 32), Form(8, 64))
+BY_NAME = {str(form): form for form in (Form(bits, block) for bits in (4, 8) for block in (16, 32, 64))}
 NODES = 12_000  # bytes of a layer's nodes in `model.onnx`, at most
 FLOAT = 4
 
@@ -31,7 +34,8 @@ def fit(network: Any, task: dict[str, Any], report: Report) -> dict[str, Any]:
 
     Raises `StageError` when no forms take so little.
     """
-    texts = [Text(name, sequences) for name, sequences in task["texts"].items() if sequences]
+    given = task["texts"] if task["bits"] < 8 else {}
+    texts = [Text(name, sequences) for name, sequences in given.items() if sequences]
     forms, plan = Forms(Form(task["bits"], task["block_size"]), task["int8_modules"]), None
     if task["max_bytes"] is not None:
         plan = _chosen(network, texts, forms, task, report)
@@ -40,11 +44,11 @@ def fit(network: Any, task: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"types": plan.types, "cost": plan.cost} if plan else {}
 
 
-BY_NAME = {str(form): form for form in CANDIDATES}
-
-
 def _chosen(network: Any, texts: Sequence[Text], forms: Forms, task: dict[str, Any], report: Report) -> Plan:
-    """The forms of all layers and of the head that cost least within the size that the task allows."""
+    """The forms of all layers and of the head that cost least within the size that the task allows.
+
+    Layers that have the same forms to choose from get the same one if they are computed together.
+    """
     threads, sizes = task["threads"], dict[str, tuple[int, int]]()
     embedding = network.get_input_embeddings()
     untied = {path for path, module in outer(network).items() if module is embedding}
@@ -53,7 +57,7 @@ def _chosen(network: Any, texts: Sequence[Text], forms: Forms, task: dict[str, A
         rows, columns = shape
         found = []
         for name, own in [] if path in untied else stacked(path, rows, network.config):
-            options = [form for form in CANDIDATES if columns % form.block == 0]
+            options = list(dict.fromkeys(fitting(form, columns) for form in CANDIDATES))
             if forms.fixes(name):
                 options = [form for form in options if form.bits == 8]
             sizes[name] = own, columns
@@ -64,11 +68,26 @@ def _chosen(network: Any, texts: Sequence[Text], forms: Forms, task: dict[str, A
         return round_weight(weight, moment, grid_of(form), form.proof, 0, threads)
 
     estimates = costs(network, texts, parts, rounded, threads, report)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, found in estimates.items():
+        groups.setdefault((_product(name), *map(str, found)), []).append(name)
     choices = {
-        name: {str(form): Choice(form.size(*sizes[name]), cost) for form, cost in found.items()}
-        for name, found in estimates.items()
+        names[0]: {
+            str(form): Choice(
+                sum(form.size(*sizes[name]) for name in names), sum(estimates[name][form] for name in names)
+            )
+            for form in estimates[names[0]]
+        }
+        for names in groups.values()
     }
-    return allocate(choices, task["max_bytes"] - _rest(network, sum(map(prod, sizes.values()))))
+    plan = allocate(choices, task["max_bytes"] - _rest(network, sum(map(prod, sizes.values()))))
+    return replace(plan, types={name: plan.types[names[0]] for names in groups.values() for name in names})
+
+
+def _product(name: str) -> str:
+    """The product that the layer is a part of: queries, keys and values of one form are computed as one, which is faster."""
+    prefix, _, module = name.rpartition(".")
+    return f"{prefix}.qkv_proj" if module in PACKED["qkv_proj"] else name
 
 
 def _rest(network: Any, rounded: int) -> int:

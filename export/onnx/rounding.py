@@ -105,7 +105,12 @@ def _round_layer(network: Any, walk: Layerwise, number: int, forms: Forms, calib
     """Replace the linear layers of the layer `number`, once its outputs are those of the rounded weights."""
     mapped.in_float32(walk.layers[number])
     linear = walk.linear(number)
-    moments = walk.moments(number, list(linear.values())) if calibrated else {}
+    corrected = [
+        module
+        for name, module in linear.items()
+        if calibrated and _has_few_bits(name, module, network, forms)
+    ]
+    moments = walk.moments(number, corrected) if corrected else {}
     damped = all_damped(moments, walk.threads)
     replacements = {
         name: _rounded_linear(name, module, damped.get(module), network, forms, walk.threads)
@@ -116,17 +121,21 @@ def _round_layer(network: Any, walk: Layerwise, number: int, forms: Forms, calib
         network.set_submodule(name, replacement)
 
 
+def _has_few_bits(name: str, module: torch.nn.Linear, network: Any, forms: Forms) -> bool:
+    parts = stacked(name, module.out_features, network.config)
+    return any(forms.of(part, module.in_features).bits < 8 for part, _ in parts)
+
+
 def _rounded_linear(
     name: str, module: torch.nn.Linear, moment: Moment | None, network: Any, forms: Forms, threads: int
 ) -> torch.nn.Module:
-    """The rounded form of the layer `module`. With a moment its own weight becomes what the integers represent."""
+    """The rounded form of the layer `module`, whose own weight becomes what the integers represent."""
     parts: dict[str, torch.nn.Module] = {}
     start = 0
     for part, rows in stacked(name, module.out_features, network.config):
         weight = module.weight[start : start + rows]
         rounded = round_rows(weight, moment, forms.of(part, module.in_features), threads)
-        if moment is not None:
-            weight.copy_(rounded.weight)
+        weight.copy_(rounded.weight)
         bias = None if module.bias is None else module.bias[start : start + rows].clone()
         parts[part.rpartition(".")[2]] = RoundedLinear(rounded, bias)
         start += rows

@@ -11,9 +11,9 @@ import tiny
 
 from edgekit.base.errors import StageError
 from edgekit.export.gguf import stream, stream_process
-from edgekit.export.gguf.allocation import Choice
 from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.kernels import TIME, USUAL, decode_speed, fast_enough, seconds_a_weight
+from edgekit.export.weights.allocation import Choice
 
 SHAPES = {"attn": (64, 64), "up": (192, 64), "down": (64, 192)}
 CANDIDATES = {"attn": ["IQ4_NL", "Q8_0"], "up": ["IQ4_NL", "Q8_0"], "down": ["Q4_K", "Q8_0"]}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.base.errors import StageError
-from edgekit.export.gguf.allocation import GAP, Choice, allocate
+from edgekit.export.weights.allocation import GAP, Choice, allocate
 
 Choices = dict[str, dict[str, Choice]]
 CHOICE = st.builds(
