@@ -195,7 +195,7 @@ def _told(found: Mapping[str, Any]) -> str:
     counts = Counter(found["types"].values()).most_common()
     words = ", ".join(f"{count} {type}" for type, count in counts)
     cost = "" if found["cost"] is None else f"; estimated KL divergence {found['cost']:.3f} nats"
-    speed = found["decode_tokens_per_s"]
+    speed = found.get("decode_tokens_per_s")
     fast = "" if speed is None else f"; decodes {speed:.0f} tokens/s on this machine"
     return f" ({words}{cost}{fast})"
 

@@ -61,13 +61,13 @@ def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class Form(NamedTuple):
-    """Bits of a code, and columns of a block."""
+    """Bits of a code, and columns of a block (a group of weights): `int4 g32` in words."""
 
     bits: int
     block: int
 
     def __str__(self) -> str:
-        return f"int{self.bits}, blocks of {self.block}"
+        return f"int{self.bits} g{self.block}"
 
     def size(self, rows: int, columns: int) -> int:
         """Bytes of a weight `(rows, columns)`."""
