@@ -34,7 +34,8 @@ from edgekit.targets.target import OnnxExport
 STAGE = "export.onnx"
 # What the result depends on, for the cache: distributions, and the modules that do the work with all they import.
 PACKAGES = (
-    "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "safetensors", "tokenizers", "torch", "transformers",
+    "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "safetensors", "scipy", "tokenizers", "torch",
+    "transformers",
 )  # fmt: skip
 MODULES = ("edgekit.export.onnx.export", "edgekit.export.onnx.build")
 BITS = {"int4": 4, "int8": 8, "fp32": 32}
