@@ -32,7 +32,9 @@ from edgekit.models import accelerator, mapped
 from edgekit.runtimes.torch import open_model
 
 ROWS = [[3, 4, 5, 6, 7, 8], [40, 30, 20, 10]]
-LONG = [[3 + (7 * n + row) % 400 for n in range(96)] for row in range(4)]  # more tokens than a layer has columns
+LONG = [
+    [3 + (7 * n + row) % 400 for n in range(96)] for row in range(4)
+]  # more tokens than a layer has columns
 
 
 @pytest.fixture
