@@ -9,11 +9,11 @@ import pytest
 
 from edgekit import registry
 from edgekit.build import needs
-from edgekit.build.file_sizes import file_size
+from edgekit.build.file_sizes import file_size, least_size
 from edgekit.build.needs import Source
 from edgekit.data.dataset import load_dataset
 from edgekit.models.source import describe, resolve
-from edgekit.targets.target import GgufExport, OnnxExport, Target, Tune
+from edgekit.targets.target import GgufExport, OnnxExport, Quantize, Target, Tune
 
 WITHIN = 0.2
 QWEN: dict[str, Any] = {
@@ -134,6 +134,20 @@ def test_a_file_is_as_large_as_the_target_asks(target: Target) -> None:
     assert file_size(large, wide, target.quantize) == file_size(large, wide)
     nearest = target.quantize.model_copy(update={"method": "nearest"})
     assert file_size(large, gguf, nearest) == file_size(large, gguf)
+
+
+def test_the_size_that_follows_from_a_divergence_is_a_range(target: Target) -> None:
+    sample, gguf = source_of("sample").shape, target.export[0]
+    searched = Quantize(max_kld_nats=0.05)
+    kind, most = file_size(sample, gguf, searched)
+    least = least_size(sample, gguf, searched)
+    assert kind == f"mean KLD 0.05, {least:.0f} to {most:.0f} MiB"
+    assert 8 * 2**20 * least / sample.parameters == pytest.approx(4.5, rel=0.05)
+    assert 8 * 2**20 * most / sample.parameters == pytest.approx(8.5, rel=0.05)
+    assert least_size(sample, gguf, target.quantize) == file_size(sample, gguf, target.quantize)[1]
+    changed = target.model_copy(update={"quantize": searched})
+    sizes = [needs.disk(source_of("sample"), each) for each in (target, changed)]
+    assert sizes[1] > sizes[0] + 2 * most
 
 
 @pytest.mark.parametrize(
