@@ -169,6 +169,8 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
             **({"held_out": held_out_digest(request)} if compared else {}),
         }
         modules = [registry.module_of("exporters", options.format), *step.modules, TOKENIZER]
+        if compared:
+            modules += [registry.module_of("runtimes", name) for name in ("torch", exporter.runtime)]
         steps.append(cache.stage(step.stage, inputs, run, modules, step.packages))
         outputs.append(steps[-1].path / step.output)
     return Artifact(

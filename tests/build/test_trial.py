@@ -148,13 +148,22 @@ def test_the_step_that_rounds_gets_the_trial(
         out.touch()
 
     step = ExportStep("quantize", {}, "model", run)
-    exporter = Exporter("any", lambda config, options: "", lambda options: [step])
+    exporter = Exporter("llama.cpp", lambda config, options: "", lambda options: [step])
     monkeypatch.setattr(stages.registry, "load", lambda kind, name: exporter)
     model = StageOutput("merge", small_model, "d" * 64, {}, 0.0, 0.0, (), False)
     asked = request(Quantize(max_kld_nats=0.05, calibration_texts=4))
     asked.threads = 1
+    declared: list[str] = []
+    made = Cache.stage
+
+    def stage(self: Cache, name: str, inputs: Any, run: Any, modules: Any = (), *more: Any) -> StageOutput:
+        declared.extend(modules)
+        return made(self, name, inputs, run, modules, *more)
+
+    monkeypatch.setattr(Cache, "stage", stage)
     stages.export(Cache(tmp_path, ignore), asked, model, PluginExport(format=format))
     (context,) = seen
-    assert (context.trial is not None) == (format == "gguf")
+    runtimes = {"edgekit.runtimes.torch", "edgekit.runtimes.llamacpp"} & {*declared}
+    assert (context.trial is not None) == (format == "gguf") == (len(runtimes) == 2)
     if context.trial:
         assert context.trial.sets["rows and text"] == {"rows": context.calibration, "text": context.texts}
