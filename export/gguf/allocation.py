@@ -82,6 +82,10 @@ def smallest(choices: Mapping[str, Mapping[str, Choice]], max_cost: float, max_t
     least = allocate(choices, max_time=max_time)
     if least.cost >= max_cost:
         return least
+    choices = {
+        name: {type: choice for type, choice in types.items() if choice.cost <= max_cost}
+        for name, types in choices.items()
+    }
     # Both are shares of what is given, because the solver's tolerances are absolute.
     total = sum(max(choice.size for choice in types.values()) for types in choices.values())
     limits: Limits = [(lambda each: each.cost / max_cost, 1.0), (lambda each: each.time, max_time)]

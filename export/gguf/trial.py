@@ -30,6 +30,7 @@ CLOSE = 0.93  # of the largest divergence: another try would save some 1 % of th
 # Of the largest divergence. What is measured falls a little less than its estimate; the last try, when none held it, is more
 # careful.
 AIM, LAST_AIM = 0.94, 0.9
+LEAST_FOLLOWED = 0.5  # change of a divergence over that of its estimate, both as logarithms
 LEAST = 1e-9  # nats: its logarithm is a number
 
 
@@ -116,15 +117,17 @@ class _Trial:
 
     def smaller(self, best: _Made) -> _Made:
         """The smallest file with the calibration set of `best` that holds the largest divergence, in further tries."""
-        name, last = best.tried.calibration, best
+        name, last, change = best.tried.calibration, best, 1.0
         for left in range(TRIES - 1, 0, -1):
             if last.plan is None or CLOSE <= last.worst <= 1:
                 break
             aim = AIM if left > 1 or best.worst <= 1 else LAST_AIM
-            plan = self._draft.within(self._estimates[name], last.plan.cost / max(last.worst, LEAST) * aim)
+            limit = last.plan.cost * (aim / max(last.worst, LEAST)) ** change
+            plan = self._draft.within(self._estimates[name], limit)
             if any(made.plan and made.plan.types == plan.types for made in self.made):
                 break
-            last = self._make(name, plan)
+            before, last = last, self._make(name, plan)
+            change = _change(before, last)
             best = self._keep(min(best, last, key=lambda made: made.size))
         return best
 
@@ -165,6 +168,15 @@ class _Trial:
         if isinstance(event, Progress) and self._most > 1:
             event = replace(event, note=f"{event.note}, try {len(self.made) + 1}")
         self._emit(event)
+
+
+def _change(before: _Made, last: _Made) -> float:
+    """The power by which the estimate has to change more than the divergence, which may follow it less than it should."""
+    if before.plan is None or last.plan is None or before.plan.cost == last.plan.cost:
+        return 1.0
+    measured = log(max(before.worst, LEAST) / max(last.worst, LEAST))
+    followed = measured / log(before.plan.cost / last.plan.cost)
+    return 1 / min(1.0, max(LEAST_FOLLOWED, followed))
 
 
 def _divergences(tried: Try) -> str:
