@@ -121,9 +121,10 @@ def quantize(
     """Quantize a model folder or a GGUF file to a GGUF file.
 
     The weights of a folder are rounded layer by layer so that the outputs of each layer change least on calibration text, and
-    with --size-mib, --bits or --max-kld each tensor gets the type with which the whole model changes least. The file is compared
-    with the model on held-out text, and one that drifts too far is not kept. With --method nearest a folder is converted tensor by tensor in little memory. The only disk space needed is about that of the new file, and of one more
-    where several are tried.
+    with --size-mib, --bits, --min-speed or --max-kld each tensor gets the type with which the whole model changes least. The file
+    is compared with the model on held-out text, and one that drifts too far is not kept. With --method nearest a folder is
+    converted tensor by tensor in little memory. The only disk space needed is about that of the new file, and of one more where
+    several are tried.
     """
     from edgekit import registry
     from edgekit.containers.gguf import read_gguf
