@@ -45,6 +45,7 @@ BUILT_IN = {
         "quantize": "edgekit.export.gguf.quantize:quantize",
         "fit": "edgekit.export.gguf.fit:fit",
         "onnx": "edgekit.export.onnx.export:export",
+        "trial": "edgekit.export.gguf.trial:search",
         "stream": "edgekit.export.gguf.stream_process:stream",
         "stream-memory": "edgekit.export.gguf.stream_process:peak_memory",
         "adapter-gguf": "edgekit.export.adapters.write:to_gguf",
@@ -208,12 +209,26 @@ class TakesAdapters(Protocol):
 
 
 @dataclass(frozen=True)
+class Trial:
+    """How quantized files are compared with the model before one of them is kept.
+
+    `held_out` has token ids of each kind of text, `rows` and `text`, that no file was calibrated on, and `limits` the largest
+    mean KL divergence on a kind, nats. `sets` are the calibration sets to try, by name, with token ids of each kind: each makes
+    a file.
+    """
+
+    held_out: Mapping[str, Sequence[Sequence[int]]]
+    sets: Mapping[str, Mapping[str, Sequence[Sequence[int]]]]
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ExportContext:
     """What a step of an export may need in addition to its input.
 
     `model` is the merged (and pruned) Hugging Face folder, `calibration` holds token ids of rendered training
     rows and `texts` those of plain text, `threads` is how many CPU threads a step may use, and `quantize` says how weights
-    are rounded; without it llama.cpp rounds those of a GGUF file.
+    are rounded; without it llama.cpp rounds those of a GGUF file. With a `trial` several GGUF files are made, and one is kept.
     """
 
     model: Path
@@ -221,6 +236,7 @@ class ExportContext:
     threads: int = 2
     texts: Sequence[Sequence[int]] = field(default_factory=tuple)
     quantize: Quantize | None = None
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True)

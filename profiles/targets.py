@@ -16,6 +16,9 @@ from edgekit.base.errors import ConfigError, reason
 from edgekit.targets.target import GgufExport, OnnxExport, Target
 
 Path_ = tuple[str | int, ...]
+DIVERGENCE = "max_kld_nats"
+SIZES = {"size_mib", "bits_per_weight", "short_rows_bits_per_weight"}
+"""Keys of `[quantize]` that exclude `max_kld_nats`; that of a target replaces those of the target that it extends."""
 EXPORTS: dict[str, type[BaseModel]] = {"gguf": GgufExport, "onnx": OnnxExport}
 
 
@@ -64,6 +67,8 @@ def load(name_or_path: str | Path, changes: Sequence[str] = ()) -> Target:
     tables, faults = _tables(str(name_or_path))
     values = _merge(tables)
     given: dict[str, str] = {}
+    of_quantize = (change.partition("=")[0].strip().partition(".") for change in changes)
+    _replace_limit(values, {key: None for table, _, key in of_quantize if table == "quantize"})
     for change in changes:
         key, equals, text = change.partition("=")
         given[key.strip()] = f"--set {change}"
@@ -131,6 +136,7 @@ def _tables(name_or_path: str) -> tuple[list[_Table], list[str]]:
     second.values.pop("bits_per_weight", None)  # measured on the other target's files
     if "export" in first.values:
         second.values.pop("export", None)
+    _replace_limit(second.values, first.values.get("quantize"))
     return [first, second], []
 
 
@@ -159,6 +165,14 @@ def _read(name_or_path: str) -> _Table:
             "Fix this line.",
             [f"{Path(name).name}: {error}"],
         ) from error
+
+
+def _replace_limit(values: dict[str, Any], given: Any) -> None:
+    """Remove from the `quantize` table in `values` the keys that exclude one that the table `given` has."""
+    if not isinstance(given, dict) or not isinstance(values.get("quantize"), dict):
+        return
+    removed = {*(SIZES if DIVERGENCE in given else ()), *((DIVERGENCE,) if given.keys() & SIZES else ())}
+    values["quantize"] = {key: value for key, value in values["quantize"].items() if key not in removed}
 
 
 def _merge(tables: Sequence[_Table]) -> dict[str, Any]:
@@ -198,7 +212,8 @@ def _fault(
     elif found["type"] == "missing":
         what = "this key is missing" if key != "export" else "there is no [[export]] table"
     else:
-        what = found["msg"][0].lower() + found["msg"][1:].removeprefix("Value error, ")
+        said = found["msg"].removeprefix("Value error, ")
+        what = said[0].lower() + said[1:]
         if found["type"] != "value_error":
             what += f", not {found['input']!r}"
     change = next((given[name] for name in given if f"{key}.".startswith(f"{name}.")), "")

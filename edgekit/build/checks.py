@@ -17,6 +17,7 @@ from edgekit.base.events import Alert, Emit, Event, GateResult, Progress
 from edgekit.base.memory import give_back
 from edgekit.build.bundle import longest_answer
 from edgekit.build.request import Request
+from edgekit.build.trial import PROVEN_ROWS
 from edgekit.data.rows import content_of, contents_of
 from edgekit.evaluation import few_shot
 from edgekit.evaluation.compare import Change, change
@@ -34,7 +35,6 @@ from edgekit.report.summary import conditions
 if TYPE_CHECKING:
     from edgekit.models.tokenizer import ModelTokenizer
 
-DRIFT_ROWS = 64
 SAME_NATS = 1e-5  # two float32 evaluations of one model differ by less; 4 bits cost a thousand times that
 
 
@@ -51,7 +51,7 @@ def capture(cache: Cache, request: Request, model: StageOutput, *, conversations
     The prompts come from the validation rows and, if they are few, the test rows, which were not used for tuning. With
     `conversations` false there are no prompts.
     """
-    rows = [*request.data.validation, *request.data.test][:DRIFT_ROWS] if conversations else []
+    rows = [*request.data.validation, *request.data.test][:PROVEN_ROWS] if conversations else []
     prompts = [row.messages[:-1] for row in rows]
     tokenizer = tokenizer_of(model)
     max_tokens = longest_answer(request, tokenizer)
@@ -126,7 +126,7 @@ def verify(
     """
     name, budget = f"verify.{artifact.format}", request.target.budget
     first, last = artifact.steps[0].name, artifact.steps[-1].name
-    rows = request.data.validation[:DRIFT_ROWS]
+    rows = request.data.validation[:PROVEN_ROWS]
     contents = list(contents_of(row.messages for row in request.data.all_rows))
 
     def run(out: Path, work: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ scale of 16 bits and a zero point; an embedding of its own, which is not tied to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -39,8 +39,12 @@ def file_size(shape: Shape, export: Export, quantize: Quantize | None = None) ->
     """The type of the file and about how many MiB it takes; a plug-in's format is taken to have 16 bits a weight.
 
     With a size in `quantize` that is the size of a GGUF file of fewer than 8 bits, and with one in `export` that of an ONNX folder.
+    With a largest divergence the size is not known: it is the largest that there is, and the type has the range.
     """
     if isinstance(export, GgufExport):
+        if quantize is not None and searched(export, quantize):
+            least, most = (_chosen(shape, quantize, choose) for choose in (min, max))
+            return f"mean KLD {quantize.max_kld_nats:g}, {least:.0f} to {most:.0f} MiB", most
         if (limit := fitted(shape, export, quantize)) is not None:
             return f"{8 * limit / shape.parameters:.2g} bits", limit / MIB
         bits = sum(part.weights * _gguf_bits(part, export) for part in _parts(shape))
@@ -51,6 +55,27 @@ def file_size(shape: Shape, export: Export, quantize: Quantize | None = None) ->
         bits = sum(part.weights * _onnx_bits(part, export) for part in _parts(shape))
         return export.precision, bits / 8 / MIB + TOKEN_ONNX * shape.vocabulary / MIB
     return export.format, 2 * shape.parameters / MIB
+
+
+def least_size(shape: Shape, export: Export, quantize: Quantize | None = None) -> float:
+    """About how many MiB the smallest file takes that may come out."""
+    if quantize is not None and isinstance(export, GgufExport) and searched(export, quantize):
+        return _chosen(shape, quantize, min)
+    return file_size(shape, export, quantize)[1]
+
+
+def searched(export: GgufExport, quantize: Quantize) -> bool:
+    """Whether the size of the file follows from a largest divergence."""
+    return quantize.max_kld_nats is not None and export.leaves_types_open
+
+
+def _chosen(shape: Shape, quantize: Quantize, choose: Callable[[list[float]], float]) -> float:
+    """MiB of a file whose tensors all have the types that `choose` takes of the bits of those that fit their rows."""
+    bits = 0.0
+    for part in _parts(shape):
+        fitting = [BITS[type] for type in quantize.types if part.columns % BLOCKS[type] == 0]
+        bits += part.weights * (choose(fitting) if fitting else _bits("Q4_K", part.columns))
+    return bits / 8 / MIB + TOKEN * shape.vocabulary / MIB
 
 
 def fitted(shape: Shape, export: GgufExport, quantize: Quantize | None) -> float | None:

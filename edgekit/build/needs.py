@@ -118,7 +118,8 @@ def disk(source: Source, target: Target, *, one_disk: bool = True) -> float:
     for export in target.export:
         size = file_size(source.shape, export, target.quantize)[1]
         copied = load("exporters", export.format).runtime in ONE_NAME and size <= GIVEN / MIB
-        files += size * (1 + (copied or not one_disk))
+        tried = 2 * (export.format == "gguf" and target.quantize.compares_files)  # beside the best one
+        files += size * (1 + (copied or not one_disk) + tried)
     floats = sum(
         4 * source.shape.parameters / MIB for export in target.export if _has_float_file(source, export)
     )

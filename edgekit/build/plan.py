@@ -22,7 +22,7 @@ from edgekit.base.hub import cache_folder
 from edgekit.base.parts import install_line
 from edgekit.build import needs
 from edgekit.build.defaults import ROBUST_TIME
-from edgekit.build.file_sizes import file_size
+from edgekit.build.file_sizes import file_size, least_size
 from edgekit.data.phrasings import PHRASINGS
 from edgekit.data.splits import Dataset
 from edgekit.models import given_template, hub
@@ -230,9 +230,10 @@ def _plan_export(export: Export, config: dict[str, Any], shape: Shape, target: T
     except EdgekitError as error:
         refusal = error.message
     kind, size = file_size(shape, export, target.quantize)
-    if not refusal and size > SURELY * target.device.memory_mib:
+    least = least_size(shape, export, target.quantize)
+    if not refusal and least > SURELY * target.device.memory_mib:
         refusal = (
-            f"the file would take about {size:,.0f} MiB, and the target's device has {target.device.memory_mib:,} MiB "
+            f"the file would take about {least:,.0f} MiB, and the target's device has {target.device.memory_mib:,} MiB "
             "(device.memory_mib)."
         )
     return PlannedExport(export.format, kind, round(size, 1), refusal)

@@ -12,6 +12,7 @@ from edgekit.base.artifacts import digest_of
 from edgekit.base.cache import Cache, StageOutput
 from edgekit.base.events import GateResult
 from edgekit.build.request import Request
+from edgekit.build.trial import held_out_digest, of_build
 from edgekit.data.calibration_text import passages, windows
 from edgekit.data.rows import Row, content_of, evenly_spaced
 from edgekit.models.source import read_config
@@ -136,6 +137,7 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
     exporter: registry.Exporter = registry.load("exporters", options.format)
     rows, plain = calibration_rows(request), calibration_passages(request)
     quantize = request.target.quantize
+    compared = quantize.compares_files and quantize.corrects_errors and options.format == "gguf"
     steps: list[StageOutput] = []
     outputs = [source.path]
     config = read_config(source.path)
@@ -151,7 +153,8 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
             calibration = tokenizer.render_ids(rows)
             texts = windows(tokenizer, plain, count=quantize.calibration_texts) if plain else []
             out.mkdir()
-            context = ExportContext(source.path, calibration, request.threads, texts, quantize)
+            trial = of_build(request, tokenizer, rows) if compared else None
+            context = ExportContext(source.path, calibration, request.threads, texts, quantize, trial)
             step.run(outputs[-1], out / step.output, context, cache.emit)
 
         inputs = {
@@ -163,8 +166,11 @@ def export(cache: Cache, request: Request, source: StageOutput, options: Export)
             "texts": digest_of(plain),
             "quantize": quantize.model_dump(),
             "threads": request.threads,
+            **({"held_out": held_out_digest(request)} if compared else {}),
         }
         modules = [registry.module_of("exporters", options.format), *step.modules, TOKENIZER]
+        if compared:
+            modules += [registry.module_of("runtimes", name) for name in ("torch", exporter.runtime)]
         steps.append(cache.stage(step.stage, inputs, run, modules, step.packages))
         outputs.append(steps[-1].path / step.output)
     return Artifact(

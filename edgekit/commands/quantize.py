@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from math import inf
 from pathlib import Path
@@ -14,11 +14,10 @@ import typer
 
 from edgekit.base.artifacts import written_whole
 from edgekit.base.errors import ConfigError
+from edgekit.base.events import Alert
 from edgekit.commands import quantize_onnx, shell
 
 if TYPE_CHECKING:
-    from edgekit.data.calibration_text import Calibration
-    from edgekit.registry import ExportContext
     from edgekit.targets.target import GgufExport, Quantize
 
 
@@ -34,6 +33,15 @@ class Format(StrEnum):
 
     gguf = "gguf"
     onnx = "onnx"
+
+
+@dataclass(frozen=True)
+class Text:
+    """The options that name calibration text."""
+
+    file: Path | None
+    data: str
+    columns: str
 
 
 def register(app: typer.Typer) -> None:
@@ -73,13 +81,22 @@ def quantize(
             "Q8_0 file's speed by the usual times of the types.",
         ),
     ] = "",
+    max_kld: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kld",
+            metavar="NATS",
+            help="The smallest file whose mean KL divergence from the model is at most so much on held-out rows and plain text, "
+            "in three tries. Default: 0.05 on rows and 0.15 on text for a file of the given size or type.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
             "--calibration",
             metavar="FILE",
-            help="Rows or plain text that say which rounding errors matter. Default: the rows of --data and plain text "
-            "that comes with edgekit.",
+            help="Rows or plain text that say which rounding errors matter. The default is tried too, and the better file is "
+            "kept: the rows of --data and plain text that comes with edgekit.",
         ),
     ] = None,
     data: Annotated[str, typer.Option("--data", "-d", help=f"{shell.ROWS}, or demo.")] = "",
@@ -114,41 +131,55 @@ def quantize(
     """Quantize a model folder to a GGUF file or an ONNX folder, or a GGUF file to a GGUF file.
 
     The weights of a folder are rounded layer by layer so that the outputs of each layer change least on calibration text, and
-    with --size-mib or --bits each tensor gets the type with which the whole model changes least. With --method nearest a folder
-    is converted tensor by tensor in little memory. In both, the only disk space needed is about that of the new file. With
-    --format onnx the size gives each layer and the head 4 or 8 bits; without one the head and the most sensitive layers have 8.
+    with --size-mib, --bits, --min-speed or --max-kld each tensor gets the type with which the whole model changes least. The file
+    is compared with the model on held-out text, and one that drifts too far is not kept. With --method nearest a folder is
+    converted tensor by tensor in little memory. The only disk space needed is about that of the new file, and of one more where
+    several are tried. With --format onnx the size gives each layer and the head 4 or 8 bits; without one the head and the most
+    sensitive layers have 8.
     """
     from edgekit import registry
     from edgekit.containers.gguf import read_gguf
-    from edgekit.targets.target import GGUF_TYPES, GgufExport, OnnxExport, Quantize
+    from edgekit.targets.target import GGUF_TYPES, GgufExport, Quantize
 
     if type and type.upper() not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type '{type}'.", f"Use one of: {', '.join(GGUF_TYPES)}.")
-    if sum((bool(type), size_mib is not None, bits is not None)) > 1:
-        raise ConfigError("--type, --size-mib and --bits exclude each other.", "Give one of them.")
+    if sum((bool(type), size_mib is not None, bits is not None, max_kld is not None)) > 1:
+        raise ConfigError("--type, --size-mib, --bits and --max-kld exclude each other.", "Give one of them.")
     if type and min_speed:
         raise ConfigError(
             "--type and --min-speed exclude each other: the speed decides the types.",
-            "Give --bits or --size-mib, or --min-speed alone.",
+            "Give --bits, --size-mib or --max-kld, or --min-speed alone.",
         )
-    for name, value in (("--size-mib", size_mib), ("--bits", bits)):
+    for name, value in (("--size-mib", size_mib), ("--bits", bits), ("--max-kld", max_kld)):
         if value is not None and not 0 < value < inf:
-            raise ConfigError(f"{name} {value:g} is no size.", "Give a number above 0.")
-    sizes = Quantize.model_validate({"size_mib": size_mib, "bits_per_weight": bits, **_speed(min_speed)})
-    found: dict[str, Any] = {}
+            raise ConfigError(
+                f"{name} {value:g} is no {'divergence' if name == '--max-kld' else 'size'}.",
+                "Give a number above 0.",
+            )
+    speed = _speed(min_speed)
+    if max_kld is not None and "min_decode_tokens_per_s" in speed:
+        raise ConfigError(
+            "--max-kld and a speed in tokens a second exclude each other.",
+            "Give a multiple of a Q8_0 file's, such as --min-speed 1.4x.",
+        )
+    sizes = Quantize.model_validate(
+        {"size_mib": size_mib, "bits_per_weight": bits, "max_kld_nats": max_kld, **speed}
+    )
+    options = GgufExport.model_validate({"format": "gguf", "type": type.upper() or "Q4_K_M"})
+    options_of_feedback = {
+        "--size-mib": size_mib, "--bits": bits, "--max-kld": max_kld, "--min-speed": min_speed or None,
+        "--calibration": calibration, "--data": data or None,
+    }  # fmt: skip
     if format is Format.onnx:
         for_gguf = {
-            "--type": type, "--method": method, "--adapter": adapter, "--max-ram": max_ram, "--min-speed": min_speed,
+            "--type": type, "--method": method, "--adapter": adapter, "--max-ram": max_ram, "--max-kld": max_kld,
+            "--min-speed": min_speed,
         }  # fmt: skip
         quantize_onnx.check(source, out, for_gguf)
-        folder = OnnxExport(format="onnx", size_mib=size_mib, bits_per_weight=bits)
-        text = _calibration(calibration, data, columns)
-        found = quantize_onnx.write(
-            out, folder, _context(source, text, Quantize(), shell.cores(threads)), force
-        )
-        _print(source, out, found, json)
+        text = quantize_onnx.calibration(calibration, data, columns)
+        quantize_onnx.write(source, out, (size_mib, bits), text, shell.cores(threads), force=force, json=json)
         return
-    options = GgufExport.model_validate({"format": "gguf", "type": type.upper() or "Q4_K_M"})
+    found: dict[str, Any] = {}
     if source.is_dir():
         shell.need_folder(source, "config.json")
         if method is None:
@@ -159,10 +190,11 @@ def quantize(
                     "--adapter and --max-ram need --method nearest.",
                     "Merge the adapter first: edgekit merge.",
                 )
-            text = _calibration(calibration, data, columns)
-            found = _fit(out, options, _context(source, text, sizes, shell.cores(threads)), force)
+            found = _fit(
+                source, out, options, sizes, Text(calibration, data, columns), shell.cores(threads), force
+            )
         else:
-            _only_for_feedback(size_mib, bits, min_speed, calibration, data)
+            _only_for_feedback(options_of_feedback)
             _stream(source, out, options, adapter, max_ram, shell.cores(threads), force)
     elif not source.is_file():
         raise ConfigError(f"There is no file {source}.", "Check the path.")
@@ -172,32 +204,29 @@ def quantize(
             "Give the model folder instead.",
         )
     else:
-        _only_for_feedback(size_mib, bits, min_speed, calibration, data)
+        _only_for_feedback(options_of_feedback)
         read_gguf(source)  # a damaged file is refused before llama.cpp opens it
         with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
             registry.load("stages", "quantize")(
                 source, staging, options, threads=shell.cores(threads), emit=emit
             )
-    _print(source, out, found, json)
-
-
-def _print(source: Path, out: Path, found: Mapping[str, Any], json: bool) -> None:
     if json:
         shell.print_json({"file": str(out), **found})
     else:
         shell.say(f"Quantized: {out}{_told(found)}\nNext: edgekit verify {out} --reference {source}")
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def _told(found: dict[str, Any]) -> str:
     """What was chosen, in words."""
     if not found:
         return ""
     counts = Counter(found["types"].values()).most_common()
     words = ", ".join(f"{count} {type}" for type, count in counts)
     cost = "" if found["cost"] is None else f"; estimated KL divergence {found['cost']:.3f} nats"
-    speed = found.get("decode_tokens_per_s")
+    speed = found["decode_tokens_per_s"]
     fast = "" if speed is None else f"; decodes {speed:.0f} tokens/s on this machine"
-    return f" ({words}{cost}{fast})"
+    measured = f"; measured on held-out text: {divergences(found['mean_kld_nats'])}"
+    return f" ({found['bytes']:,} bytes; {words}{cost}{measured}{fast})"
 
 
 def _speed(text: str) -> dict[str, float]:
@@ -217,13 +246,12 @@ def _speed(text: str) -> dict[str, float]:
     return {"min_speedup" if times else "min_decode_tokens_per_s": value}
 
 
-def _only_for_feedback(
-    size_mib: float | None, bits: float | None, min_speed: str, calibration: Path | None, data: str
-) -> None:
-    given = {
-        "--size-mib": size_mib, "--bits": bits, "--min-speed": min_speed or None, "--calibration": calibration,
-        "--data": data or None,
-    }  # fmt: skip
+def divergences(mean_kld_nats: Mapping[str, float]) -> str:
+    """Divergences in words."""
+    return ", ".join(f"{value:.3g} nats on {kind}" for kind, value in mean_kld_nats.items())
+
+
+def _only_for_feedback(given: Mapping[str, object]) -> None:
     if named := [name for name, value in given.items() if value is not None]:
         raise ConfigError(
             f"{', '.join(named)} can only be used with a model folder and --method feedback.",
@@ -231,43 +259,45 @@ def _only_for_feedback(
         )
 
 
-def _calibration(file: Path | None, data: str, columns: str) -> Calibration:
-    """The rows and the plain text to calibrate on."""
-    from edgekit.data.calibration_text import Calibration, calibration_of, passages
+def _fit(
+    source: Path,
+    out: Path,
+    options: GgufExport,
+    quantize: Quantize,
+    text: Text,
+    threads: int,
+    force: bool,
+) -> dict[str, Any]:
+    from edgekit import registry
+    from edgekit.build.trial import given_set, of_command
+    from edgekit.commands.verify import general_budget
     from edgekit.data.dataset import DataOptions
-    from edgekit.data.rows import evenly_spaced
-    from edgekit.targets.target import Quantize
-
-    if file:
-        return calibration_of(file, columns)
-    rows = shell.dataset(data, DataOptions(columns)).train if data else []
-    return Calibration(list(evenly_spaced(rows, Quantize().calibration_rows)), passages())
-
-
-def _context(source: Path, text: Calibration, quantize: Quantize, threads: int) -> ExportContext:
-    """The model, and the token ids of the text to calibrate on."""
-    from edgekit.data.calibration_text import windows
     from edgekit.models.tokenizer import ModelTokenizer
     from edgekit.registry import ExportContext
 
-    tokenizer = ModelTokenizer(source)
-    return ExportContext(
-        source,
-        tokenizer.render_ids(text.rows) if text.rows else [],
-        threads,
-        windows(tokenizer, text.passages, count=quantize.calibration_texts) if text.passages else [],
-        quantize,
+    given = given_set(text.file, text.columns) if text.file else None
+    data = shell.dataset(text.data, DataOptions(text.columns)) if text.data else None
+    budget = general_budget()
+    limits = {"rows": budget.mean_kld_nats, "text": budget.text_mean_kld_nats}
+    trial = of_command(ModelTokenizer(source), data, given, limits)
+    context = ExportContext(source, threads=threads, quantize=quantize, trial=trial)
+    with shell.working() as emit, written_whole(out, inputs=[source], force=force, file=True) as staging:
+        fitted = registry.load("stages", "trial")(staging, options, context, emit)
+        if given and fitted.calibration != given[0]:
+            emit(_passed_over(given[0], fitted))
+    return {"bytes": out.stat().st_size, **asdict(fitted)}
+
+
+def _passed_over(name: str, fitted: Any) -> Alert:
+    """That the set `name`, which was given, is not the one of the file."""
+    passed = next(tried for tried in fitted.tries if tried.calibration == name)
+    kept = next(tried for tried in fitted.tries if tried.calibration == fitted.calibration)
+    return Alert(
+        "warning",
+        f"The file is not calibrated on {name}: with it the mean KL divergence is {divergences(passed.mean_kld_nats)}; "
+        f"with {kept.calibration} it is {divergences(kept.mean_kld_nats)}.",
+        "Give text that is like what the model will read.",
     )
-
-
-def _fit(out: Path, options: GgufExport, context: ExportContext, force: bool) -> dict[str, Any]:
-    from edgekit import registry
-
-    with (
-        shell.working() as emit,
-        written_whole(out, inputs=[context.model], force=force, file=True) as staging,
-    ):
-        return asdict(registry.load("stages", "fit")(staging, options, context, emit))
 
 
 def _stream(

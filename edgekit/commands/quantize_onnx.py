@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,7 @@ from edgekit.base.errors import ConfigError, UnsupportedError
 from edgekit.commands import shell
 
 if TYPE_CHECKING:
-    from edgekit.registry import ExportContext
-    from edgekit.targets.target import OnnxExport
+    from edgekit.data.calibration_text import Calibration
 
 
 def check(source: Path, out: Path, given: Mapping[str, object]) -> None:
@@ -30,18 +30,58 @@ def check(source: Path, out: Path, given: Mapping[str, object]) -> None:
     shell.need_folder(source, "config.json")
 
 
-def write(out: Path, options: OnnxExport, context: ExportContext, force: bool) -> dict[str, Any]:
-    """Write the context's model as the new folder `out`. Returns the form of each weight where a size decided.
+def calibration(file: Path | None, data: str, columns: str) -> Calibration:
+    """The rows and the plain text to calibrate on."""
+    from edgekit.data.calibration_text import Calibration, calibration_of, passages
+    from edgekit.data.dataset import DataOptions
+    from edgekit.data.rows import evenly_spaced
+    from edgekit.targets.target import Quantize
+
+    if file:
+        return calibration_of(file, columns)
+    rows = shell.dataset(data, DataOptions(columns)).train if data else []
+    return Calibration(list(evenly_spaced(rows, Quantize().calibration_rows)), passages())
+
+
+def write(
+    source: Path,
+    out: Path,
+    size: tuple[float | None, float | None],
+    text: Calibration,
+    threads: int,
+    *,
+    force: bool,
+    json: bool,
+) -> None:
+    """Write the model folder `source` as the new folder `out`, and say so. `size` is in MiB, or in bits for each weight.
 
     Raises `UnsupportedError` for a model that cannot be exported, and as the export does.
     """
     from edgekit import registry
+    from edgekit.data.calibration_text import windows
     from edgekit.models.source import read_config
+    from edgekit.models.tokenizer import ModelTokenizer
+    from edgekit.registry import ExportContext
+    from edgekit.targets.target import OnnxExport, Quantize
 
-    if why := registry.load("exporters", "onnx").refusal(read_config(context.model), options):
+    options = OnnxExport(format="onnx", size_mib=size[0], bits_per_weight=size[1])
+    if why := registry.load("exporters", "onnx").refusal(read_config(source), options):
         raise UnsupportedError(f"{why} Nothing was started.", "Quantize it to GGUF: --format gguf.")
-    with shell.working() as emit, written_whole(out, inputs=[context.model], force=force) as staging:
-        found: dict[str, Any] = registry.load("stages", "onnx")(
-            context.model, staging, options, context, emit
-        )
-    return found
+    tokenizer = ModelTokenizer(source)
+    rows = tokenizer.render_ids(text.rows) if text.rows else []
+    texts = windows(tokenizer, text.passages, count=Quantize().calibration_texts) if text.passages else []
+    context = ExportContext(source, rows, threads, texts)
+    with shell.working() as emit, written_whole(out, inputs=[source], force=force) as staging:
+        found: dict[str, Any] = registry.load("stages", "onnx")(source, staging, options, context, emit)
+    if json:
+        shell.print_json({"file": str(out), **found})
+    else:
+        shell.say(f"Quantized: {out}{_told(found)}\nNext: edgekit verify {out} --reference {source}")
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """What was chosen, in words; nothing where no size decided."""
+    if not found:
+        return ""
+    words = ", ".join(f"{count} {form}" for form, count in Counter(found["types"].values()).most_common())
+    return f" ({words}; estimated KL divergence {found['cost']:.3f} nats)"

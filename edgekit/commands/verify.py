@@ -112,8 +112,11 @@ def verify(
 
         subject_of(path)
         source = resolve(reference, revision, offline=offline)
-        values = [*([] if target else GENERAL), *(set_ or [])]
-        budget = registry.load("profiles", "targets").load(target or defaults.DEFAULT_TARGET, values).budget
+        budget = (
+            registry.load("profiles", "targets").load(target, set_ or []).budget
+            if target
+            else general_budget(set_)
+        )
         rows = shell.dataset(data, reading).validation if data else []
         result = _file(path, source, rows, budget, cache_dir, quick=quick, threads=shell.cores(threads))
     if json:
@@ -130,6 +133,15 @@ def verify(
             f"{path} failed these checks: {', '.join(failed)}. The file was not changed.",
             "The last column of the table says what to do.",
         )
+
+
+def general_budget(changes: Sequence[str] | None = None) -> Budget:
+    """The limits of a file for general use, after changes such as `budget.mean_kld_nats=0.1`."""
+    from edgekit import registry
+
+    values = [*GENERAL, *(changes or [])]
+    found: Budget = registry.load("profiles", "targets").load(defaults.DEFAULT_TARGET, values).budget
+    return found
 
 
 def _bundle(path: Path, data: str | None, options: DataOptions, threads: int) -> dict[str, Any]:

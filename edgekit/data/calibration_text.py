@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edgekit.base.errors import ConfigError, reason
 from edgekit.data.kinds import READ, holds_rows
@@ -21,8 +21,11 @@ from edgekit.data.reading import read_rows
 from edgekit.data.rows import Row, evenly_spaced
 
 MAX_CHARACTERS = 8 << 20  # of a text; 40 windows need a hundredth of it
+HELD_OUT_ROWS, HELD_OUT_TEXTS = 32, 12  # that quantized files are compared on
 _HINT = f"Give plain text in UTF-8, or rows ({READ})."
 _BLANK_LINES = re.compile(r"\n\s*\n")
+
+Item = TypeVar("Item")
 
 
 class TextTokenizer(Protocol):
@@ -74,10 +77,45 @@ def windows(
     Each begins as the tokenizer begins a text, like the plain text of the proof: some models compute nothing of use
     without BOS.
     """
+    return evenly_spaced(_pieces(tokenizer, passages, length), count)
+
+
+def split_windows(
+    tokenizer: TextTokenizer, passages: Sequence[str], length: int = 256, count: int = 40
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The pieces of `windows`, and others, of other content, to compare files on. Of a text that has few left, a quarter is set
+    aside."""
+    pieces = _pieces(tokenizer, passages, length)
+    used, others = set_aside(pieces, count, HELD_OUT_TEXTS)
+    return used, [ids for ids in others if ids not in used]
+
+
+def split_rows(rows: Sequence[Row], count: int) -> tuple[list[Row], list[Row]]:
+    """`count` rows to calibrate on, and others, of other content, to compare files on."""
+    used, others = set_aside(rows, count, HELD_OUT_ROWS)
+    seen = [row.messages for row in used]
+    return used, [row for row in others if row.messages not in seen]
+
+
+def set_aside(items: Sequence[Item], count: int, held: int) -> tuple[list[Item], list[Item]]:
+    """`evenly_spaced(items, count)`, and up to `held` of the others.
+
+    Of few items at least a quarter is among the others, as far as `held` asks for it; then the first are fewer.
+    """
+    places = range(len(items))
+    used = evenly_spaced(places, count)
+    others = sorted({*places} - {*used})
+    if len(others) < (least := min(held, len(items) // 4)):
+        others = evenly_spaced(places, least)
+        used = evenly_spaced(sorted({*places} - {*others}), count)
+    return [items[place] for place in used], [items[place] for place in evenly_spaced(others, held)]
+
+
+def _pieces(tokenizer: TextTokenizer, passages: Sequence[str], length: int) -> list[list[int]]:
+    """The whole text in pieces of `length` tokens, the last one shorter."""
     begin = tokenizer.begin_ids
     ids, step = tokenizer.encode("\n\n".join(passages)), length - len(begin)
-    starts = evenly_spaced(range(0, len(ids), step), count)
-    return [[*begin, *ids[start : start + step]] for start in starts]
+    return [[*begin, *ids[start : start + step]] for start in range(0, len(ids), step)]
 
 
 def _text(file: Path) -> str:

@@ -22,6 +22,15 @@ LIGHTEST = 0.25  # shade of the type with the fewest bits
 Number = Annotated[float | None, BeforeValidator(finite)]
 
 
+class _Try(BaseModel):
+    """A file that was compared with the model."""
+
+    calibration: str
+    bytes: int
+    estimated_kld_nats: Number = None
+    mean_kld_nats: dict[str, Number] = {}
+
+
 class _Plan(BaseModel):
     """The plan of the quantizer: estimated KL divergence in nats, and errors of outputs as shares of their size."""
 
@@ -29,6 +38,9 @@ class _Plan(BaseModel):
     cost: Number = None
     costs: dict[str, Number] = {}
     errors: dict[str, Number] = {}
+    calibration: str | None = None
+    mean_kld_nats: dict[str, Number] = {}
+    tries: list[_Try] = []
 
 
 class Kind(NamedTuple):
@@ -78,6 +90,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         "layers": {kind: [layers[kind].get(layer) for layer in range(count)] for kind in kinds},
         "others": others,
         "worst": _worst(plan),
+        **({"calibration": _calibration(plan)} if plan.calibration is not None else {}),
     }
 
 
@@ -98,6 +111,12 @@ def _worst(plan: _Plan) -> list[dict[str, Any]]:
         {"name": _short(name), "type": plan.types[name], "cost_nats": plan.costs.get(name), "error": plan.errors.get(name)}
         for _, name in sorted(known, key=lambda one: -one[0])[:MOST]
     ]  # fmt: skip
+
+
+def _calibration(plan: _Plan) -> dict[str, Any]:
+    """The calibration set of the file, its divergences on held-out text, and all files that were compared."""
+    tries = [each.model_dump() for each in plan.tries]
+    return {"set": plan.calibration, "mean_kld_nats": plan.mean_kld_nats, "tries": tries}
 
 
 def allocated(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -158,6 +158,9 @@ class Quantize(Table):
     of the types' products in llama.cpp, so that the file is the same on every machine."""
     min_decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = None
     """The same in tokens a second, measured on the machine that makes the file, before any weight is rounded."""
+    max_kld_nats: Annotated[float, Field(gt=0)] | None = None
+    """Largest mean KL divergence of the GGUF file on held-out rows and on held-out plain text, nats, instead of a size: the
+    smallest file that holds it, of at most three."""
     types: Annotated[list[TensorType], Field(min_length=1)] = [
         "IQ4_NL",
         "Q4_K",
@@ -172,6 +175,27 @@ class Quantize(Table):
     calibration_texts: Annotated[int, Field(ge=0)] = 40
     """Passages of plain text, 256 tokens each, that count as much as the rows, so that the file does not get worse outside its
     task; 0 turns them off."""
+    calibration_trial: bool = False
+    """Make a GGUF file with the rows and the text, one with the rows and one with the text alone, and keep the one that drifts
+    least on held-out text of both kinds. It takes three times as long."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Quantize:
+        sizes = "size_mib", "bits_per_weight", "short_rows_bits_per_weight"
+        limited = self.max_kld_nats is not None
+        if limited and (given := [name for name in sizes if getattr(self, name) is not None]):
+            raise ValueError(f"max_kld_nats and {' and '.join(given)} exclude each other; give one of them")
+        if limited and self.min_decode_tokens_per_s is not None:
+            raise ValueError("max_kld_nats and min_decode_tokens_per_s exclude each other; give min_speedup")
+        if self.compares_files and not self.corrects_errors:
+            asking = "max_kld_nats" if limited else "calibration_trial"
+            raise ValueError(f'{asking} needs method = "feedback" and calibration_rows above 0')
+        return self
+
+    @property
+    def compares_files(self) -> bool:
+        """Whether GGUF files are compared with the model before one of them is kept."""
+        return self.max_kld_nats is not None or self.calibration_trial
 
     @property
     def corrects_errors(self) -> bool:

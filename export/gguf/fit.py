@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.rounding import STAGE, Network, round_model, round_weight
 from edgekit.export.gguf.stream import EMBEDDING, packed_size
 from edgekit.export.gguf.write import read_model
-from edgekit.export.weights.allocation import Choice, Plan, allocate
+from edgekit.export.weights.allocation import Choice, Plan, allocate, smallest
 from edgekit.export.weights.feedback import Moment
 from edgekit.export.weights.layerwise import one_torch_thread
 from edgekit.export.weights.rounding import Result, Text
@@ -33,6 +33,22 @@ from edgekit.targets.target import GGUF_TYPES, GgufExport, Quantize
 LONG_BLOCK = (
     256  # weights; types with longer blocks have smaller errors for their bits, where rows have room for them
 )
+Estimates = Mapping[str, Mapping[str, float]]
+"""The KL divergence of each candidate type of each tensor, nats."""
+Choices = Mapping[str, Mapping[str, Choice]]
+
+
+@dataclass(frozen=True)
+class Try:
+    """A file that was made and compared with the model."""
+
+    calibration: str
+    """The name of its calibration set."""
+    bytes: int
+    estimated_kld_nats: float | None
+    """None where nothing was chosen."""
+    mean_kld_nats: dict[str, float]
+    """Measured on held-out text of each kind."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,12 @@ class Fitted:
     """The error of each layer's outputs on the calibration text, as a share of their size."""
     decode_tokens_per_s: float | None = None
     """Decoding speed of a file of these types on this machine, where one was asked for."""
+    calibration: str | None = None
+    """The calibration set of the file, where it was compared with the model."""
+    mean_kld_nats: dict[str, float] = field(default_factory=dict)
+    """What was measured then, on held-out text of each kind."""
+    tries: list[Try] = field(default_factory=list)
+    """All files that were compared."""
 
 
 def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ignore) -> Fitted:
@@ -58,67 +80,113 @@ def fit(out: Path, options: GgufExport, context: ExportContext, emit: Emit = ign
     those that llama.cpp gives a file of the type `options.type`. Raises `StageError` when no types take so little or are so
     fast, and as `stream` does.
     """
-    quantize, model, threads = context.quantize or Quantize(), context.model, context.threads
-    kinds = {"rows": context.calibration, "text": context.texts}
-    texts = [Text(name, sequences) for name, sequences in kinds.items() if sequences]
-    shapes = {tensor.name: tensor.shape for tensor in read_model(model).tensors if len(tensor.shape) == 2}
-    types, fixed = stream_process.layout(model, options)
-    weights = sum(map(prod, shapes.values()))
-    short = sum(prod(shape) for shape in shapes.values() if shape[1] % LONG_BLOCK)
-    limit = quantize.max_bytes(weights, short_rows=2 * short > weights)
-    estimates: dict[str, dict[str, float]] = {}
-    plan, speed = None, None
-    if options.leaves_types_open and (limit is not None or quantize.min_decode_tokens_per_s):
-        free = {name: columns for name, (_, columns) in shapes.items() if not _is_named(name, options)}
-        candidates = {name: _candidates(columns, quantize.types) for name, columns in free.items()}
+    draft = Draft(options, context, emit)
+    texts = texts_of({"rows": context.calibration, "text": context.texts})
+    estimates = draft.estimates(texts) if draft.is_limited else {}
+    return draft.write(out, texts, estimates, draft.allocated(estimates) if draft.is_limited else None)
+
+
+def texts_of(kinds: Mapping[str, Sequence[Sequence[int]]]) -> list[Text]:
+    """The calibration text of each kind that there is."""
+    return [Text(name, sequences) for name, sequences in kinds.items() if sequences]
+
+
+class Draft:
+    """A file of the context's model whose types are still open: what each may be, and the bytes of all else."""
+
+    def __init__(self, options: GgufExport, context: ExportContext, emit: Emit) -> None:
+        self.quantize = context.quantize or Quantize()
+        self._model, self._threads = context.model, context.threads
+        self._options, self._emit = options, emit
+        tensors = read_model(self._model).tensors
+        self._shapes = {tensor.name: tensor.shape for tensor in tensors if len(tensor.shape) == 2}
+        self._types, self._fixed = stream_process.layout(self._model, options)
+        weights = sum(map(prod, self._shapes.values()))
+        short = sum(prod(shape) for shape in self._shapes.values() if shape[1] % LONG_BLOCK)
+        self._limit = self.quantize.max_bytes(weights, short_rows=2 * short > weights)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a size or a speed decides the types."""
+        speed = self.quantize.min_speedup or self.quantize.min_decode_tokens_per_s
+        return self._options.leaves_types_open and (self._limit is not None or speed is not None)
+
+    def estimates(self, texts: Sequence[Text]) -> Estimates:
+        """What the types that each open tensor may have cost on `texts`."""
+        free = {
+            name: columns for name, (_, columns) in self._shapes.items() if not _is_named(name, self._options)
+        }
+        candidates = {name: _candidates(columns, self.quantize.types) for name, columns in free.items()}
         candidates = {name: found for name, found in candidates.items() if found}
-        # `fixed` holds those of floats already.
-        settled = [name for name in shapes if name not in candidates and types[name] != "F32"]
-        fixed += sum(packed_size(*shapes[name], types[name]) for name in settled)
         with one_torch_thread():
-            estimates = _estimates(Network(model), texts, candidates, threads, emit)
-        room = inf if limit is None else limit - fixed
-        plan, speed = _plan(model, quantize, options, shapes, estimates, room, threads)
-        types |= plan.types
-        options = _asking_for(plan.types, shapes, options)
-    types = {name: type for name, type in types.items() if name in shapes and type in GRIDS}
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rounded-") as work:
-        with one_torch_thread():
-            errors = round_model(model, types, texts, Path(work), threads=threads, emit=emit)
-        stream_process.assemble(model, out, options, Path(work), threads=threads, emit=emit)
-    parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
-    return Fitted(types, plan.cost if plan else None, parts, errors, speed)
+            return _estimates(Network(self._model), texts, candidates, self._threads, self._emit)
 
+    def allocated(self, estimates: Estimates) -> Plan:
+        """The types of the tensors of `estimates` that cost least within the size and the speed."""
+        room, wanted = self._room(estimates), self.quantize.min_decode_tokens_per_s
+        if wanted:
+            times = kernels.seconds_a_weight(estimates, self._shapes, self._speed)
+            plan, speed = kernels.fast_enough(self._choices(estimates, times), room, wanted, self._speed)
+            return replace(plan, decode_tokens_per_s=speed)
+        return allocate(self._choices(estimates), room, self._longest(estimates))
 
-def _plan(
-    model: Path,
-    quantize: Quantize,
-    options: GgufExport,
-    shapes: Mapping[str, tuple[int, int]],
-    estimates: Mapping[str, Mapping[str, float]],
-    room: float,
-    threads: int,
-) -> tuple[Plan, float | None]:
-    """The types of the tensors of `estimates` in `room` bytes, and the decoding speed where one is asked for."""
+    def of_size(self, estimates: Estimates, bytes: int) -> Plan:
+        """The types that cost least where these tensors take at most so many bytes."""
+        return allocate(self._choices(estimates), bytes, self._longest(estimates))
 
-    def choices(times: Mapping[str, float]) -> dict[str, dict[str, Choice]]:
+    def within(self, estimates: Estimates, max_cost: float) -> Plan:
+        """The types that take the fewest bytes and cost at most `max_cost` nats, or the least."""
+        return smallest(self._choices(estimates), max_cost, self._longest(estimates))
+
+    def write(self, out: Path, texts: Sequence[Text], estimates: Estimates, plan: Plan | None) -> Fitted:
+        """Round for `texts` and write the new file `out`; without a plan, with llama.cpp's types."""
+        options, types = self._options, dict(self._types)
+        if plan:
+            types |= plan.types
+            options = _asking_for(plan.types, self._shapes, options)
+        types = {name: type for name, type in types.items() if name in self._shapes and type in GRIDS}
+        model, threads, emit = self._model, self._threads, self._emit
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".rounded-") as work:
+            with one_torch_thread():
+                errors = round_model(model, types, texts, Path(work), threads=threads, emit=emit)
+            stream_process.assemble(model, out, options, Path(work), threads=threads, emit=emit)
+        parts = {name: estimates[name][type] for name, type in types.items() if name in estimates}
+        cost, speed = (plan.cost, plan.decode_tokens_per_s) if plan else (None, None)
+        return Fitted(types, cost, parts, errors, speed)
+
+    def _choices(self, estimates: Estimates, times: Mapping[str, float] = kernels.TIME) -> Choices:
         return {
             name: {
-                type: Choice(packed_size(*shapes[name], type), cost, times[type] * prod(shapes[name]))
+                type: Choice(
+                    packed_size(*self._shapes[name], type), cost, times[type] * prod(self._shapes[name])
+                )
                 for type, cost in found.items()
             }
             for name, found in estimates.items()
         }
 
-    def speed(types: Mapping[str, str]) -> float:
-        return kernels.decode_speed(model, _asking_for(types, shapes, options), threads)
+    def _room(self, estimates: Estimates) -> float:
+        """Bytes for the tensors of `estimates`; all others have their types. `_fixed` holds those of floats already."""
+        if self._limit is None:
+            return inf
+        settled = [name for name in self._shapes if name not in estimates and self._types[name] != "F32"]
+        return (
+            self._limit
+            - self._fixed
+            - sum(packed_size(*self._shapes[name], self._types[name]) for name in settled)
+        )
 
-    if quantize.min_decode_tokens_per_s:
-        times = kernels.seconds_a_weight(estimates, shapes, speed)
-        return kernels.fast_enough(choices(times), room, quantize.min_decode_tokens_per_s, speed)
-    weights = sum(prod(shapes[name]) for name in estimates)
-    longest = weights * kernels.TIME[kernels.USUAL] / quantize.min_speedup if quantize.min_speedup else inf
-    return allocate(choices(kernels.TIME), room, longest), None
+    def _longest(self, estimates: Estimates) -> float:
+        """The time that these tensors may take, with the usual times of the types."""
+        if not self.quantize.min_speedup:
+            return inf
+        weights = sum(prod(self._shapes[name]) for name in estimates)
+        return weights * kernels.TIME[kernels.USUAL] / self.quantize.min_speedup
+
+    def _speed(self, types: Mapping[str, str]) -> float:
+        return kernels.decode_speed(
+            self._model, _asking_for(types, self._shapes, self._options), self._threads
+        )
 
 
 def _estimates(

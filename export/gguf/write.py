@@ -53,7 +53,7 @@ QUANTIZE = "quantize.gguf"
 QUANTIZE_PACKAGES = (*PACKAGES, "llama-cpp-python")
 QUANTIZE_MODULES = (
     "edgekit.export.gguf.quantize", "edgekit.export.gguf.imatrix", "edgekit.export.gguf.stream_process",
-    "edgekit.export.gguf.fit", "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
+    "edgekit.export.gguf.trial", "edgekit.export.gguf.convert_process",  # writes the float file of a tokenizer that edgekit cannot write
 )  # fmt: skip
 LARGEST_FLOAT_FILE_MIB = 1024
 PLAN = "plan.json"  # beside the quantized file: what `fit` returned
@@ -123,7 +123,8 @@ def steps(options: GgufExport) -> list[ExportStep]:
     def quantize_floats(source: Path, out: Path, context: ExportContext, emit: Emit) -> None:
         if with_feedback(options, context):
             try:
-                fitted = registry.load("stages", "fit")(out, options, context, _told_as(QUANTIZE, emit))
+                how = "trial" if context.trial else "fit"
+                fitted = registry.load("stages", how)(out, options, context, _told_as(QUANTIZE, emit))
                 write_json(out.parent / PLAN, asdict(fitted))
                 return
             except UnsupportedError:  # of the tokenizer: llama.cpp's converter wrote the float file, or will
@@ -133,6 +134,14 @@ def steps(options: GgufExport) -> list[ExportStep]:
                         "The weights are rounded by llama.cpp, because its converter writes this model's file.",
                     )
                 )
+        if context.trial:
+            emit(
+                Alert(
+                    "warning",
+                    "No files are tried: llama.cpp rounds the weights of this model, by the type of the file.",
+                    "quantize.max_kld_nats and quantize.calibration_trial have no effect; the gates judge the file.",
+                )
+            )
         if not source.is_dir():
             quantize_file(source, out, context, emit)
             return

@@ -1,12 +1,13 @@
-"""Gives each tensor the type with which all of them together cost least, within a size and a decoding time.
+"""Gives each tensor the type with which all of them together cost least, within a size and a decoding time; or take the fewest
+bytes, within a cost and a decoding time.
 
-A multiple-choice knapsack: one type for each tensor, the sum of the costs as small as possible. Solved exactly, to a small
+A multiple-choice knapsack: one type for each tensor, the sum of the one as small as possible. Solved exactly, to a small
 gap, as an integer program (HiGHS in scipy).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -17,6 +18,7 @@ from scipy.sparse import csr_matrix
 from edgekit.base.errors import StageError
 
 GAP, SECONDS = 1e-3, 20.0
+SIZE_GAP = 1e-4  # of the bytes: 1e-3 would be a good part of what a bit costs
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Plan:
     """Bytes of these tensors."""
     cost: float
     """Estimated KL divergence, nats."""
+    decode_tokens_per_s: float | None = None
+    """Measured decoding speed, where one was asked for."""
+
+
+Amount = Callable[[Choice], float]
+Limits = Sequence[tuple[Amount, float]]
 
 
 def allocate(
@@ -49,10 +57,6 @@ def allocate(
 
     Raises `StageError` when even the smallest types take more bytes, or the fastest ones more time.
     """
-    options = [(name, type) for name, types in choices.items() for type in types]
-    sizes = np.array([choices[name][type].size for name, type in options], float)
-    times = np.array([choices[name][type].time for name, type in options], float)
-    costs = np.array([choices[name][type].cost for name, type in options])
     least = sum(min(choice.size for choice in types.values()) for types in choices.values())
     fastest = sum(min(choice.time for choice in types.values()) for types in choices.values())
     if least > max_size:
@@ -66,22 +70,53 @@ def allocate(
             f"With the fastest types a token takes {fastest / max_time:.2f} times as long as it may. No file was written.",
             "Ask for a lower speed.",
         )
+    limits: Limits = [(lambda each: each.size, np.floor(max_size)), (lambda each: each.time, max_time)]
+    return _solve(choices, lambda each: each.cost, limits, GAP)
+
+
+def smallest(choices: Mapping[str, Mapping[str, Choice]], max_cost: float, max_time: float = inf) -> Plan:
+    """The types, by tensor, that take the fewest bytes, cost at most `max_cost` nats and take at most `max_time`.
+
+    Where even those that cost least cost more, it is those. Raises `StageError` when even the fastest types take more time.
+    """
+    least = allocate(choices, max_time=max_time)
+    if least.cost >= max_cost:
+        return least
+    choices = {
+        name: {type: choice for type, choice in types.items() if choice.cost <= max_cost}
+        for name, types in choices.items()
+    }
+    # Both are shares of what is given, because the solver's tolerances are absolute.
+    total = sum(max(choice.size for choice in types.values()) for types in choices.values())
+    limits: Limits = [(lambda each: each.cost / max_cost, 1.0), (lambda each: each.time, max_time)]
+    return _solve(choices, lambda each: each.size / total, limits, SIZE_GAP)
+
+
+def _solve(
+    choices: Mapping[str, Mapping[str, Choice]],
+    minimised: Amount,
+    limited: Limits,
+    gap: float,
+) -> Plan:
+    """The types with the least sum of `minimised` with which the sums of other amounts are at most their limits."""
     if not choices:
         return Plan({}, 0, 0.0)
+    options = [(name, type) for name, types in choices.items() for type in types]
+    given = [choices[name][type] for name, type in options]
     rows = {name: row for row, name in enumerate(choices)}
     places = ([rows[name] for name, _ in options], range(len(options)))
     one_each = csr_matrix((np.ones(len(options)), places), shape=(len(rows), len(options)))
     limits = [
-        LinearConstraint(parts[None], -inf, limit)
-        for parts, limit in ((sizes, np.floor(max_size)), (times, max_time))
+        LinearConstraint(np.array([amount(each) for each in given], float)[None], -inf, limit)
+        for amount, limit in limited
         if limit < inf
     ]
     found = milp(
-        costs,
+        np.array([minimised(each) for each in given], float),
         integrality=np.ones(len(options), int),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), *limits],
-        options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+        options={"mip_rel_gap": gap, "time_limit": SECONDS},
     )
     if found.x is None:
         raise StageError(
@@ -90,4 +125,5 @@ def allocate(
         )
     chosen = np.flatnonzero(found.x > 0.5)
     types = dict(options[place] for place in chosen)
-    return Plan(types, int(sizes[chosen].sum()), float(costs[chosen].sum()))
+    each = [given[place] for place in chosen]
+    return Plan(types, sum(one.size for one in each), float(np.sum([one.cost for one in each])))

@@ -15,7 +15,8 @@ from edgekit.targets.target import Device, GgufExport
 def test_a_file_that_surely_exceeds_the_devices_memory_is_refused(
     mib: float, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "file_size", lambda shape, export, quantize: ("Q4_K_M", mib))
+    monkeypatch.setattr(plan, "file_size", lambda shape, export, quantize: ("Q4_K_M", 9000.0))
+    monkeypatch.setattr(plan, "least_size", lambda shape, export, quantize: mib)
     exporter: Any = SimpleNamespace(refusal=lambda config, export: "")
     monkeypatch.setattr(plan.registry, "load", lambda kind, name: exporter)
     shape: Any = None

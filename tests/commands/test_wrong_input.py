@@ -282,6 +282,27 @@ WRONG: list[tuple[str, int, tuple[str, ...]]] = [
     ("eval 'C:/model.gguf'", 2, ("There is no file C:/model.gguf.", "Check the path")),
     ("profile http://127.0.0.1:9/v1", 2, ("this needs the model file itself",)),
     ("eval http://127.0.0.1:9/v1 --choice --data no/rows", 2, ("this needs the model file itself",)),
+    *(
+        (f"quantize notokenizer --max-kld 0.05 {other}", 2, ("--bits and --max-kld exclude each other.",))
+        for other in ("--bits 5", "--size-mib 90", "--type Q4_K_M")
+    ),
+    ("quantize notokenizer --max-kld 0", 2, ("--max-kld 0 is no divergence.", "above 0")),
+    ("quantize notokenizer --max-kld 1 --min-speed 9", 2, ("tokens a second exclude each other", "1.4x")),
+    (
+        "quantize notokenizer --max-kld 0.05 --method nearest",
+        2,
+        ("--max-kld can only be used with a model folder",),
+    ),
+    (
+        "quantize small.gguf --max-kld 0.05 --out out.gguf",
+        2,
+        ("--max-kld can only be used with a model folder",),
+    ),
+    (
+        "plan --data rows.csv --target cpu-int4 --set quantize.max_kld_nats=0.05 --set quantize.size_mib=90",
+        2,
+        ("max_kld_nats and size_mib exclude each other",),
+    ),
     ("quantize cut.gguf --type Q8_0 --out out.gguf", 5, ("cut.gguf", "truncated or damaged")),
     (
         "quantize noweights --format onnx --type Q4_0 --method nearest --out new",

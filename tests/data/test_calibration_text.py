@@ -8,10 +8,22 @@ from pathlib import Path
 
 import pytest
 from fake_runtime import FakeRuntime
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit.base.errors import ConfigError
 from edgekit.data import calibration_text
-from edgekit.data.calibration_text import Calibration, calibration_of, passages, windows
+from edgekit.data.calibration_text import (
+    HELD_OUT_TEXTS,
+    Calibration,
+    calibration_of,
+    passages,
+    set_aside,
+    split_rows,
+    split_windows,
+    windows,
+)
+from edgekit.data.rows import Row, evenly_spaced
 from edgekit.proof import battery, texts
 
 TEXT = "One passage\nof two lines.\n\n  \n    indented = True\n\n\nThe last.\n"
@@ -138,3 +150,30 @@ def test_the_same_windows_come_every_time() -> None:
     found = windows(FakeRuntime(), passages())
     assert len(found) == 40 and {len(ids) for ids in found} == {256}
     assert found == windows(FakeRuntime(), passages())
+
+
+@given(number=st.integers(0, 200), count=st.integers(0, 80), held=st.integers(0, 40))
+def test_what_is_set_aside_is_not_used(number: int, count: int, held: int) -> None:
+    used, others = set_aside(range(number), count, held)
+    assert not {*used} & {*others} and len({*used}) == len(used) and len(others) <= held
+    assert len(others) >= min(held, number // 4)
+    if number >= count + held:
+        assert used == evenly_spaced(range(number), count) and len(others) == held
+    assert len(used) >= min(count, number - number // 4)
+
+
+def test_the_pieces_that_are_used_are_those_without_a_comparison() -> None:
+    used, others = split_windows(FakeRuntime(), passages())
+    assert used == windows(FakeRuntime(), passages()) and len(others) == HELD_OUT_TEXTS
+    assert not {*map(tuple, used)} & {*map(tuple, others)}
+
+
+def test_a_piece_that_is_used_is_not_compared_on_again() -> None:
+    used, others = split_windows(FakeRuntime(), ["ab" * 4000], length=21)
+    assert len(used) == 40 and others == []
+
+
+def test_a_row_that_is_used_is_not_compared_on_again() -> None:
+    same, other = (Row(f"{n}", ({"role": "user", "content": f"{n}"},)) for n in (1, 2))
+    used, others = split_rows([same] * 6 + [other] * 2, 8)
+    assert len(used) == 6 and others == []  # both of the others have the content of a used one

@@ -232,6 +232,37 @@ def test_how_weights_are_rounded_is_checked_key_by_key(tmp_path: Path) -> None:
     assert {*keys} <= targets.schema()["$defs"]["Quantize"]["properties"].keys()
 
 
+def test_a_divergence_and_a_size_exclude_each_other(tmp_path: Path) -> None:
+    for size in ("size_mib", "bits_per_weight", "short_rows_bits_per_weight"):
+        both = f"[quantize]\nmax_kld_nats = 0.05\n{size} = 5\n"
+        (fault,) = faults_of(write(tmp_path, SMALLEST + both)).values()
+        assert f"quantize: max_kld_nats and {size} exclude each other" in fault
+    for value, words in (("0", "greater than 0"), ("-1", "greater than 0"), ("nan", "greater than 0")):
+        (fault,) = faults_of(write(tmp_path, SMALLEST + f"[quantize]\nmax_kld_nats = {value}\n")).values()
+        assert words in fault
+    both = "[quantize]\nmax_kld_nats = 0.05\nmin_decode_tokens_per_s = 5\n"
+    (fault,) = faults_of(write(tmp_path, SMALLEST + both)).values()
+    assert "max_kld_nats and min_decode_tokens_per_s exclude each other" in fault
+    for asked in ("max_kld_nats = 0.05", "calibration_trial = true"):
+        for off in ('method = "nearest"', "calibration_rows = 0"):
+            (fault,) = faults_of(write(tmp_path, SMALLEST + f"[quantize]\n{asked}\n{off}\n")).values()
+            assert f"{asked.split()[0]} needs method" in fault
+
+
+def test_a_divergence_replaces_the_size_of_the_target_that_is_extended(tmp_path: Path) -> None:
+    text = 'schema = 1\nname = "mine"\nextends = "cpu-int4"\n[quantize]\nmax_kld_nats = 0.05\n'
+    for made in (
+        targets.load(write(tmp_path, text)),
+        targets.load("cpu-int4", ["quantize.max_kld_nats=0.05"]),
+    ):
+        assert made.quantize.max_kld_nats == 0.05 and made.quantize.bits_per_weight is None
+        assert made.quantize.calibration_rows == 128
+    back = targets.load(write(tmp_path, text), ["quantize.bits_per_weight=5"]).quantize
+    assert (back.max_kld_nats, back.bits_per_weight) == (None, 5)
+    with pytest.raises(ConfigError):
+        targets.load("cpu-int4", ["quantize.max_kld_nats=0.05", "quantize.size_mib=90"])
+
+
 def test_a_size_in_mib_counts_before_bits() -> None:
     both = Quantize(size_mib=1, bits_per_weight=4, short_rows_bits_per_weight=5)
     bits = both.model_copy(update={"size_mib": None})

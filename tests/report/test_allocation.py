@@ -52,6 +52,25 @@ def test_a_plan_is_read_by_kind_and_layer(tmp_path: Path) -> None:
     assert allocation.read(write(tmp_path, PLAN)) == quantization()
 
 
+TRIED: dict[str, Any] = {
+    "calibration": "text",
+    "mean_kld_nats": {"rows": 0.012, "text": 0.031},
+    "tries": [
+        {"calibration": "rows", "bytes": 90 << 20, "estimated_kld_nats": 0.02, "mean_kld_nats": {"rows": 0.011, "text": 0.4567}},
+        {"calibration": "text", "bytes": 91 << 20, "estimated_kld_nats": None, "mean_kld_nats": {"rows": 0.012, "text": 0.031}},
+    ],
+}  # fmt: skip
+
+
+def test_the_files_that_were_tried_are_in_the_report_and_in_the_page(tmp_path: Path) -> None:
+    found = allocation.read(write(tmp_path, PLAN | TRIED))
+    wanted = {"set": "text", "mean_kld_nats": TRIED["mean_kld_nats"], "tries": TRIED["tries"]}
+    assert found == {**quantization(), "calibration": wanted}
+    write_html(files(found), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert ">text (kept)<" in page and ">rows<" in page and "0.457" in page and ">91.0<" in page
+
+
 def test_without_costs_the_worst_are_those_with_the_largest_errors(tmp_path: Path) -> None:
     found = allocation.read(write(tmp_path, PLAN | {"cost": None, "costs": {}}))
     assert found and found["estimated_kld_nats"] is None

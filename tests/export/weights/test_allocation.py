@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.base.errors import StageError
-from edgekit.export.weights.allocation import GAP, Choice, allocate
+from edgekit.export.weights.allocation import GAP, SIZE_GAP, Choice, allocate, smallest
 
 Choices = dict[str, dict[str, Choice]]
 CHOICE = st.builds(
@@ -104,4 +104,52 @@ def test_the_slow_types_make_way_where_time_is_short() -> None:
 
 
 def test_nothing_to_choose_takes_nothing() -> None:
-    assert allocate({}, 0).types == {}
+    assert allocate({}, 0).types == smallest({}, 1.0).types == {}
+
+
+def best_size(choices: Choices, max_cost: float) -> int:
+    """The fewest bytes, of all ways to choose."""
+    ways = product(*(types.values() for types in choices.values()))
+    return min(sum(each.size for each in way) for way in ways if sum(each.cost for each in way) <= max_cost)
+
+
+@settings(max_examples=60, deadline=None)
+@given(choices=CHOICES, share=st.floats(0.01, 1))
+def test_the_smallest_types_within_a_cost_are_those_that_trying_all_of_them_finds(
+    choices: Choices, share: float
+) -> None:
+    costs = [[choice.cost for choice in types.values()] for types in choices.values()]
+    room = sum(map(min, costs)) + share * (sum(map(max, costs)) - sum(map(min, costs))) + 1e-9
+    plan = smallest(choices, room)
+    chosen = [choices[name][type] for name, type in plan.types.items()]
+    assert plan.types.keys() == choices.keys()
+    assert plan.size == sum(choice.size for choice in chosen)
+    assert plan.cost == pytest.approx(sum(choice.cost for choice in chosen))
+    assert plan.cost <= room * (1 + 1e-5)
+    _, most = bounds(choices)
+    assert plan.size <= best_size(choices, room) + 2 * SIZE_GAP * most + 1
+
+
+def test_a_lower_divergence_takes_more_bytes_as_far_as_there_are_any() -> None:
+    choices = ladder(60)
+    most = allocate(choices, bounds(choices)[0]).cost
+    sizes = [smallest(choices, share * most).size for share in (1.0, 0.5, 0.1, 0.05)]
+    assert sizes == sorted(sizes) and sizes[0] == bounds(choices)[0] < sizes[-1]
+    beyond = smallest(choices, 0.0)
+    assert beyond.size == bounds(choices)[1] and beyond.cost > 0
+
+
+def test_the_smallest_types_within_a_cost_are_also_fast_enough() -> None:
+    choices = {
+        f"blk.{n}": {
+            "small": Choice(100, 0.1, time=2.0), "fast": Choice(150, 0.1, time=1.0), "good": Choice(200, 0.01, time=1.5),
+        }
+        for n in range(4)
+    }  # fmt: skip
+    assert {*smallest(choices, 0.5).types.values()} == {"small"}
+    plan = smallest(choices, 0.32, max_time=6.0)
+    assert sorted(plan.types.values()) == ["fast", "fast", "good", "small"]
+    # None is as good as that within the time, and the fastest take longer than that.
+    assert smallest(choices, 0.01, max_time=5.0).cost > 0.01
+    with pytest.raises(StageError, match="fastest types"):
+        smallest(choices, 0.5, max_time=3.0)
