@@ -2,8 +2,8 @@
 
     python benchmarks/bits.py --tools FOLDER --plain FILE [--model FOLDER | --smol-float] [--file NAME=PATH ...]
 
-`--tools` holds llama-imatrix, llama-perplexity and llama-quantize. They make each type of `--peers` from the float file,
-with no importance matrix and with one of each calibration text: the training conversations of `--chat` in the chat
+`--tools` holds llama-imatrix, llama-perplexity and llama-quantize, and llama-bench for `--speed`. They make each type of
+`--peers` from the float file, with no importance matrix and with one of each calibration text: the training conversations of `--chat` in the chat
 template, the plain text that edgekit calibrates on, and both. The one with the smallest product of the two divergences
 below is the peer of its type.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import newest_merge
-from llama_tools import NAMES, Score, Tools, write_base
+from llama_tools import NAMES, SPEED, Score, Tools, write_base
 from smol_float import NAME as SMOL_FLOAT
 from smol_float import write as write_smol_float
 
@@ -56,6 +57,7 @@ class Scored:
     matrix: str
     bytes: int
     scores: dict[str, Score]
+    file: Path
 
     @property
     def product(self) -> float:
@@ -123,7 +125,7 @@ class Bench:
             write_json(record, {"bytes": file.stat().st_size, "scores": scores})
         found = json.loads(record.read_text(encoding="utf-8"))
         scores = {text: Score(**score) for text, score in found["scores"].items()}
-        return Scored(name, matrix, found["bytes"], scores)
+        return Scored(name, matrix, found["bytes"], scores, file)
 
     def _record(self, key: str) -> Path:
         return self.work / f"{key}.score.json"
@@ -163,6 +165,28 @@ def main() -> None:
     if ours and peers:
         _print_comparison(ours, peers)
     _print_matrices(tried)
+    if given.speed:
+        files = {row.name: row.file for row in [*ours, *peers] if row.file.is_file()}
+        _print_speeds(bench.tools, files, given.speed)
+
+
+def _print_speeds(tools: Tools, files: Mapping[str, Path], rounds: int) -> None:
+    """The speed of each file on one thread and on all: the median of runs that take turns."""
+    counts = sorted({1, tools.threads})
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for name, file in files.items():
+            for threads in counts:
+                found.setdefault((name, threads), []).append(tools.speed(file, threads))
+    heads = (f"{threads} threads: prompt, tokens/s | decode, tokens/s" for threads in counts)
+    print(f"\n| file | {' | '.join(heads)} |\n|---|{'--:|--:|' * len(counts)}")
+    for name in files:
+        medians = (map(statistics.median, zip(*found[name, threads], strict=True)) for threads in counts)
+        print(
+            f"| {name} | "
+            + " | ".join(" | ".join(f"{value:.0f}" for value in pair) for pair in medians)
+            + " |"
+        )
 
 
 def _print_table(rows: Sequence[Scored], weights: int) -> None:
@@ -276,9 +300,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--speed", type=int, default=0, help="rounds in which the files' speed is measured too"
+    )
     parser.add_argument("--work", type=Path, default=Path("bits"))
     given = parser.parse_args()
-    if lacking := [name for name in NAMES if not (given.tools / name).is_file()]:
+    needed = [*NAMES, SPEED] if given.speed else NAMES
+    if lacking := [name for name in needed if not (given.tools / name).is_file()]:
         parser.error(
             f"{given.tools} has no {', '.join(lacking)}; benchmarks/bits.md says how to compile them"
         )

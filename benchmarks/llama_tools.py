@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -17,6 +18,8 @@ from edgekit.base.artifacts import written_whole
 from edgekit.registry import Runtime
 
 NAMES = ("llama-imatrix", "llama-perplexity", "llama-quantize")
+SPEED = "llama-bench"
+PROMPT, DECODED = 128, 64  # tokens that a speed is measured on
 MAGIC, LEVELS, RANGE_NATS = b"_logits_", 65535, 16.0
 MEAN_KLD = re.compile(r"^Mean +KLD: +(\S+) ± +(\S+)", re.MULTILINE)
 RESOLUTION = 1e-6  # nats, the last digit of a mean; that of equal models may be below 0
@@ -71,6 +74,14 @@ class Tools:
         mean, error = (float(value) for value in kld.groups())
         mean = math.inf if math.isnan(mean) else max(mean, RESOLUTION)
         return Score(mean, error, float(top[1]) / 100)
+
+    def speed(self, file: Path, threads: int) -> tuple[float, float]:
+        """Tokens a second of one run of a file: of a prompt, and of decoding."""
+        said = self._run(
+            "llama-bench", "-m", file, "-t", threads, "-p", PROMPT, "-n", DECODED, "-r", 1, "-o", "json"
+        )
+        prompt, decoded = json.loads(said[said.index("[\n") :])
+        return float(prompt["avg_ts"]), float(decoded["avg_ts"])
 
     def _run(self, tool: str, *arguments: object) -> str:
         command = list(map(str, (self.folder / tool, *arguments)))

@@ -3,7 +3,7 @@
     python benchmarks/vocabularies.py [MODEL ...]
 
 Each model has seeded weights and the maker's tokenizer, byte for byte. It is tuned until it is sure of its answers, so
-that every gate can be required. edgekit writes five files of it, and llama.cpp's own converter and quantizer three. The
+that every gate can be required. edgekit writes seven files of it, and llama.cpp's own converter and quantizer three. The
 fetched tokenizers (`python tools/fetch_tokenizers.py`) and the converter (`edgekit setup converter`) are needed. The
 converter reads Gemma's tokenizer from `tokenizer.model`, which is made here with the makers' pieces, types and scores;
 that takes the package sentencepiece.
@@ -34,6 +34,7 @@ from edgekit.base import hardware
 from edgekit.base.errors import EdgekitError
 from edgekit.base.events import Alert, Event, ignore
 from edgekit.commands.verify import GENERAL
+from edgekit.data.calibration_text import passages, windows
 from edgekit.export.gguf import converter
 from edgekit.export.gguf import write as gguf
 from edgekit.export.gguf.quantize import quantize
@@ -46,13 +47,15 @@ from edgekit.proof.prove import Expected, prove
 from edgekit.proof.texts import PROMPTS, TEXTS
 from edgekit.proof.verify import QUICK_MAX_TOKENS, QUICK_PROMPTS, check_contents, subject_of
 from edgekit.registry import ExportContext, load
-from edgekit.targets.target import GgufExport, OnnxExport
+from edgekit.targets.target import GgufExport, OnnxExport, Quantize
 
 SIZES = {"hidden_size": 256, "intermediate_size": 512}  # the K types need rows of 256
 OWN = {
     **{type: GgufExport(format="gguf", type=type) for type in ("F16", "Q8_0", "Q4_K_M")},
     **{f"ONNX {precision}": OnnxExport(format="onnx", precision=precision) for precision in ("int4", "int8")},
 }
+PASSAGES = 8  # of plain text, to calibrate on
+FITTED = {"Q4_K_M with feedback": Quantize(), "5 bits": Quantize(bits_per_weight=5.0)}
 FTYPES = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
 
 
@@ -123,6 +126,17 @@ def edgekits(model: Path, work: Path) -> Iterator[tuple[str, Path]]:
             onnx.export(model, out, options, ExportContext(model), ignore)
             yield kind, out
     floats.unlink()
+    tokenizer = ModelTokenizer(model)
+    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    rows = [
+        tokenizer.encode(tokenizer.chat_template.render(one, add_generation_prompt=True)) for one in asked
+    ]
+    texts = windows(tokenizer, passages(), count=PASSAGES)
+    for kind, sizes in FITTED.items():
+        out = work / f"{kind.replace(' ', '-')}.gguf"
+        context = ExportContext(model, rows, 2, texts, sizes)
+        load("stages", "fit")(out, GgufExport(format="gguf", type="Q4_K_M"), context)
+        yield kind, out
 
 
 def converted(name: str, model: Path, work: Path) -> Iterator[tuple[str, Path]]:
