@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, prod
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from edgekit.base.errors import ConfigError
 from edgekit.base.events import Emit, Progress, ignore
 from edgekit.export.gguf import kernels, stream_process
 from edgekit.export.gguf.grids import GRIDS
 from edgekit.export.gguf.rounding import STAGE, Network, round_model, round_weight
 from edgekit.export.gguf.stream import EMBEDDING, packed_size
-from edgekit.export.gguf.write import read_model
+from edgekit.export.gguf.write import MIB, read_model
 from edgekit.export.weights.allocation import Choice, Plan, allocate, smallest
 from edgekit.export.weights.feedback import Moment
 from edgekit.export.weights.layerwise import one_torch_thread
@@ -112,12 +113,16 @@ class Draft:
         return self._options.leaves_types_open and (self._limit is not None or speed is not None)
 
     def estimates(self, texts: Sequence[Text]) -> Estimates:
-        """What the types that each open tensor may have cost on `texts`."""
+        """What the types that each open tensor may have cost on `texts`.
+
+        Raises `ConfigError` when no types take as little as the size that is asked for.
+        """
         free = {
             name: columns for name, (_, columns) in self._shapes.items() if not _is_named(name, self._options)
         }
         candidates = {name: _candidates(columns, self.quantize.types) for name, columns in free.items()}
         candidates = {name: found for name, found in candidates.items() if found}
+        self._check_size(candidates)
         with one_torch_thread():
             return _estimates(Network(self._model), texts, candidates, self._threads, self._emit)
 
@@ -165,11 +170,26 @@ class Draft:
             for name, found in estimates.items()
         }
 
-    def _room(self, estimates: Estimates) -> float:
-        """Bytes for the tensors of `estimates`; all others have their types. `_fixed` holds those of floats already."""
+    def _check_size(self, candidates: Mapping[str, Sequence[str]]) -> None:
+        if self._limit is None:
+            return
+        taken = sum(
+            min(packed_size(*self._shapes[name], type) for type in found)
+            for name, found in candidates.items()
+        )
+        least, weights = self._limit - self._room(candidates) + taken, sum(map(prod, self._shapes.values()))
+        if least > self._limit:
+            raise ConfigError(
+                f"A file of {self._limit / MIB:,.1f} MiB was asked for, and with the smallest types that may be chosen it has "
+                f"{least / MIB:,.1f} ({8 * least / weights:.2f} bits for each weight). No file was written.",
+                "Ask for a larger file, or in a target for smaller types: quantize.types.",
+            )
+
+    def _room(self, open: Collection[str]) -> float:
+        """Bytes for the tensors whose types are `open`; all others have their types. `_fixed` holds those of floats already."""
         if self._limit is None:
             return inf
-        settled = [name for name in self._shapes if name not in estimates and self._types[name] != "F32"]
+        settled = [name for name in self._shapes if name not in open and self._types[name] != "F32"]
         return (
             self._limit
             - self._fixed

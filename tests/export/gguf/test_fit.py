@@ -15,7 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgekit.base.errors import CorruptError, StageError
+from edgekit.base.errors import ConfigError, CorruptError, StageError
 from edgekit.base.events import Alert, Event, Progress, ignore
 from edgekit.containers.safetensors import SINGLE
 from edgekit.export.gguf import kernels, stream
@@ -282,10 +282,14 @@ def test_weights_that_no_block_can_hold_are_refused(
     assert not [*(tmp_path / "out").iterdir()]
 
 
-def test_a_size_that_is_too_small_leaves_nothing(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="smallest types take") as caught:
-        fit(tmp_path / "out.gguf", options(), context(make("llama"), Quantize(bits_per_weight=4.4)))
-    assert caught.value.hint and not [*tmp_path.iterdir()]
+def test_a_size_that_is_too_small_is_told_before_anything_is_computed(make: Make, tmp_path: Path) -> None:
+    events: list[Event] = []
+    small, out = Quantize(bits_per_weight=4.4), tmp_path / "out.gguf"
+    with pytest.raises(
+        ConfigError, match=r"smallest types that may be chosen it has \d\.\d \(\d+\.\d\d bits"
+    ) as caught:
+        fit(out, options(), context(make("llama"), small), events.append)
+    assert caught.value.hint and not [*tmp_path.iterdir()] and not events
 
 
 def test_an_interrupted_file_leaves_nothing(make: Make, tmp_path: Path) -> None:
