@@ -1,15 +1,18 @@
 """Decoding speed of each GGUF type in llama.cpp, as a share of the time of a Q8_0 file.
 
-    python benchmarks/kernels.py MODEL [MODEL ...]
+    python benchmarks/kernels.py [MODEL ...]
 
 Each file has all its matrices in one type and a hole in place of the weights; llama.cpp decodes with it on one thread and on
-all cores. Types that the rows of a model do not divide into are left out. Let nothing else run on the machine.
+all cores. Without a MODEL it is the last merged one. Types
+that the rows of a model do not divide into are left out. Let nothing else run on the machine.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+
+from common import newest_merge
 
 from edgekit.base import hardware
 from edgekit.export.gguf import kernels
@@ -20,7 +23,7 @@ from edgekit.targets.target import GgufExport
 
 def main() -> None:
     """Print one row for each type, and one column for each model and number of threads."""
-    models = list(map(Path, sys.argv[1:])) or sys.exit(__doc__)
+    models = list(map(Path, sys.argv[1:])) or [newest_merge()]
     counts = sorted({1, int(hardware.fingerprint()["cores"])})
     print(f"{hardware.fingerprint()['cpu']}\n")
     times = {(model, threads): _times(model, threads) for model in models for threads in counts}
