@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [MODEL ...]
 
 Each file has all its matrices in one type and a hole in place of the weights; llama.cpp decodes with it on one thread and on
-all cores. Without a MODEL it is the last merged one. Types
-that the rows of a model do not divide into are left out. Let nothing else run on the machine.
+all cores. Types that the rows of a model do not divide into are left out. Without a MODEL it is the last merged one. Let
+nothing else run on the machine.
 """
 
 from __future__ import annotations
