@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
+from edgekit.base import native_output
 from edgekit.base.errors import StageError
 
 GAP, SECONDS = 1e-3, 20.0
@@ -111,13 +112,14 @@ def _solve(
         for amount, limit in limited
         if limit < inf
     ]
-    found = milp(
-        np.array([minimised(each) for each in given], float),
-        integrality=np.ones(len(options), int),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), *limits],
-        options={"mip_rel_gap": gap, "time_limit": SECONDS},
-    )
+    with native_output.to_stderr():  # HiGHS prints a line of its own now and then
+        found = milp(
+            np.array([minimised(each) for each in given], float),
+            integrality=np.ones(len(options), int),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, 1, 1), *limits],
+            options={"mip_rel_gap": gap, "time_limit": SECONDS},
+        )
     if found.x is None:
         raise StageError(
             f"No types are both as small and as fast ({found.message.rstrip('.')}). No file was written.",
