@@ -340,7 +340,9 @@ def onnx_weight(folder: Path, node: str) -> tuple[Any, Any, list[str]]:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     known = {tensor.name for tensor in model.graph.initializer}
     found = next(n for n in model.graph.node if n.name.startswith(node) and n.op_type.startswith("MatMul"))
-    return model, found, [name for name in found.input if name in known]
+    widened = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}  # scales are halves
+    names = [widened.get(name, name) for name in found.input]
+    return model, found, [name for name in names if name in known]
 
 
 def plant_onnx_flipped_setting(role: str) -> Callable[[Path], None]:

@@ -53,8 +53,8 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
         def build(to: Path) -> None:
             task = {"model": str(source), "out": str(to), "work": str(to.with_name("work"))}
             task |= {"bits": {"fp32": 32, "int8": 8}.get(precision, 4), "block_size": 32, "accuracy_level": 4}
-            task |= {"int8_modules": OnnxExport(format="onnx").int8_modules}
-            task |= {"calibration": CALIBRATION if precision == "int4 by GPTQ" else []}
+            task |= {"int8_modules": OnnxExport(format="onnx").at_8_bits, "max_bytes": None, "threads": 1}
+            task |= {"texts": {"rows": CALIBRATION} if precision == "int4 by GPTQ" else {}}
             onnx_build.write(task, lambda *done: None)
 
         source = once(f"{family} {changes}", model)
