@@ -103,10 +103,9 @@ def broken_float(part: str, value: float = float("nan")) -> Hurt:
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
         tensor = next(found for found in graph.initializer if found.name.endswith(part))
         where = {entry.key: entry.value for entry in tensor.external_data}
-        assert tensor.data_type == onnx.TensorProto.FLOAT
-        data = np.memmap(
-            folder / where["location"], np.float32, "r+", int(where["offset"]), tuple(tensor.dims)
-        )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        assert np.issubdtype(dtype, np.floating)
+        data = np.memmap(folder / where["location"], dtype, "r+", int(where["offset"]), tuple(tensor.dims))
         data.reshape(-1)[-1] = value
         data.flush()
 
@@ -188,8 +187,8 @@ ONNX: dict[str, tuple[Hurt, str]] = {
     "a matrix with more rows than its data": (attribute("MatMulNBits", "N", 1 << 20), ""),
     "a matrix with more columns than its data": (attribute("MatMulNBits", "K", 1 << 20), ""),
     "a matrix of other bits": (attribute("MatMulNBits", "bits", 2), ""),
-    "half of a matrix's scales": (shorter("scales"), ""),
-    "NaN in a scale": (broken_float("scales"), "finite weights"),
+    "half of a matrix's scales": (shorter("scales_half"), ""),
+    "NaN in a scale": (broken_float("scales_half"), "finite weights"),
     "infinity in a norm": (broken_float("norm_layernorm.weight", float("inf")), "finite weights"),
     "NaN among values in the graph": (inline_floats, "finite weights"),
     "weights beyond the end of their file": (external(offset=str(1 << 40)), ""),
