@@ -153,7 +153,7 @@ class _Parts:
             if value in self.layout.initializers:
                 return self.layout.initializers[value].dims, turned
             maker = self.makers.get(value)
-            if maker is None or maker.op not in SAME_VALUES:
+            if maker is None or maker.op not in (*SAME_VALUES, "Cast"):  # scales are halves, widened
                 break
             turned ^= maker.op == "Transpose"
             value = maker.input(0)
