@@ -24,7 +24,7 @@ from edgekit import registry
 from edgekit.base.errors import CorruptError, UnsupportedError
 from edgekit.base.events import ignore
 from edgekit.containers.safetensors import SINGLE
-from edgekit.export.gguf import converter, rounding, stream
+from edgekit.export.gguf import converter, stream
 from edgekit.export.gguf import write as export
 from edgekit.export.gguf.families import deinterleave, interleave
 from edgekit.export.gguf.grids import GRIDS as FITTED
@@ -32,6 +32,7 @@ from edgekit.export.gguf.proof import prove
 from edgekit.export.gguf.quantize import quantize
 from edgekit.export.gguf.rounding import round_model
 from edgekit.export.gguf.stored import GRIDS, ROUNDING
+from edgekit.export.weights import rounding
 from edgekit.export.weights.rounding import Text
 from edgekit.export.weights.weight_compare import Grid, Reference, Stored, compare, is_close, largest_singular
 from edgekit.export.weights.weight_faults import explain
