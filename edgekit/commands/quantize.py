@@ -170,6 +170,8 @@ def quantize(
         "--size-mib": size_mib, "--bits": bits, "--max-kld": max_kld, "--min-speed": min_speed or None,
         "--calibration": calibration, "--data": data or None,
     }  # fmt: skip
+    found: dict[str, Any] = {}
+    told = _told
     if format is Format.onnx:
         for_gguf = {
             "--type": type, "--method": method, "--adapter": adapter, "--max-ram": max_ram, "--max-kld": max_kld,
@@ -177,10 +179,9 @@ def quantize(
         }  # fmt: skip
         quantize_onnx.check(source, out, for_gguf)
         text = quantize_onnx.calibration(calibration, data, columns)
-        quantize_onnx.write(source, out, (size_mib, bits), text, shell.cores(threads), force=force, json=json)
-        return
-    found: dict[str, Any] = {}
-    if source.is_dir():
+        found = quantize_onnx.write(source, out, (size_mib, bits), text, shell.cores(threads), force)
+        told = quantize_onnx.told
+    elif source.is_dir():
         shell.need_folder(source, "config.json")
         if method is None:
             method = Method.nearest if adapter or max_ram else Method.feedback
@@ -213,13 +214,15 @@ def quantize(
     if json:
         shell.print_json({"file": str(out), **found})
     else:
-        shell.say(f"Quantized: {out}{_told(found)}\nNext: edgekit verify {out} --reference {source}")
+        shell.say(f"Quantized: {out}{told(found)}\nNext: edgekit verify {out} --reference {source}")
 
 
-def _told(found: dict[str, Any]) -> str:
-    """What was chosen, in words."""
+def _told(found: Mapping[str, Any]) -> str:
+    """What was chosen, in words; nothing where llama.cpp chose."""
     if not found:
         return ""
+    from edgekit.proof.drift import divergences
+
     counts = Counter(found["types"].values()).most_common()
     words = ", ".join(f"{count} {type}" for type, count in counts)
     cost = "" if found["cost"] is None else f"; estimated KL divergence {found['cost']:.3f} nats"
@@ -244,11 +247,6 @@ def _speed(text: str) -> dict[str, float]:
             "Give tokens a second, such as 150, or a multiple, such as 1.4x.",
         )
     return {"min_speedup" if times else "min_decode_tokens_per_s": value}
-
-
-def divergences(mean_kld_nats: Mapping[str, float]) -> str:
-    """Divergences in words."""
-    return ", ".join(f"{value:.3g} nats on {kind}" for kind, value in mean_kld_nats.items())
 
 
 def _only_for_feedback(given: Mapping[str, object]) -> None:
@@ -290,6 +288,8 @@ def _fit(
 
 def _passed_over(name: str, fitted: Any) -> Alert:
     """That the set `name`, which was given, is not the one of the file."""
+    from edgekit.proof.drift import divergences
+
     passed = next(tried for tried in fitted.tries if tried.calibration == name)
     kept = next(tried for tried in fitted.tries if tried.calibration == fitted.calibration)
     return Alert(

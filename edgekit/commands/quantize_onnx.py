@@ -49,11 +49,11 @@ def write(
     size: tuple[float | None, float | None],
     text: Calibration,
     threads: int,
-    *,
     force: bool,
-    json: bool,
-) -> None:
-    """Write the model folder `source` as the new folder `out`, and say so. `size` is in MiB, or in bits for each weight.
+) -> dict[str, Any]:
+    """Write the model folder `source` as the new folder `out`. `size` is in MiB, or in bits for each weight.
+
+    Returns the form of each weight and the estimated KL divergence where a size decides.
 
     Raises `UnsupportedError` for a model that cannot be exported, and as the export does.
     """
@@ -73,13 +73,10 @@ def write(
     context = ExportContext(source, rows, threads, texts)
     with shell.working() as emit, written_whole(out, inputs=[source], force=force) as staging:
         found: dict[str, Any] = registry.load("stages", "onnx")(source, staging, options, context, emit)
-    if json:
-        shell.print_json({"file": str(out), **found})
-    else:
-        shell.say(f"Quantized: {out}{_told(found)}\nNext: edgekit verify {out} --reference {source}")
+    return found
 
 
-def _told(found: Mapping[str, Any]) -> str:
+def told(found: Mapping[str, Any]) -> str:
     """What was chosen, in words; nothing where no size decided."""
     if not found:
         return ""

@@ -52,7 +52,7 @@ NAMES = {
 PATTERN = re.compile(r"[^%]*%d[^%]*")
 OTHER_STATE = re.compile(r"(?:past|present)[._](?!key_values)(?!\d+\.(?:key|value)$).*\d")
 LOOKUP = ("Gather", "GatherBlockQuantized")
-SAME_VALUES = ("Reshape", "Transpose")  # operators that change no value
+SAME_VALUES = ("Cast", "Reshape", "Transpose")  # operators that change no value; scales are halves, widened
 
 Fault = Iterator[str]
 
@@ -153,7 +153,7 @@ class _Parts:
             if value in self.layout.initializers:
                 return self.layout.initializers[value].dims, turned
             maker = self.makers.get(value)
-            if maker is None or maker.op not in (*SAME_VALUES, "Cast"):  # scales are halves, widened
+            if maker is None or maker.op not in SAME_VALUES:
                 break
             turned ^= maker.op == "Transpose"
             value = maker.input(0)

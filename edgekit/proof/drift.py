@@ -23,7 +23,7 @@ Keeping the tail as one event alone, without draws, reads 5 % low with a head of
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,11 @@ def score(runtime: Runtime, reference: Reference, emit: Emit = ignore, *, stage:
         emit(Progress(stage, index + 1, len(reference.lengths), "sequences", note))
     sequence, position = np.array(places, np.int64).T
     return Scored(np.array(klds), reference.ids[:, 0], np.array(got, np.int32), sequence, position)
+
+
+def divergences(mean_kld_nats: Mapping[str, float]) -> str:
+    """The mean KL divergence on each kind of text, in words."""
+    return ", ".join(f"{value:.3g} nats on {kind}" for kind, value in mean_kld_nats.items())
 
 
 def _logits(runtime: Runtime, ids: Sequence[int], start: int) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from edgekit.base.events import Alert, Emit, Event, Progress, ignore
 from edgekit.export.gguf.comparison import Comparison
 from edgekit.export.gguf.fit import Draft, Estimates, Fitted, Try, texts_of
 from edgekit.export.weights.allocation import Plan
+from edgekit.proof.drift import divergences
 from edgekit.registry import ExportContext
 from edgekit.targets.target import GgufExport
 
@@ -141,7 +142,7 @@ class _Trial:
             hint = f"Ask for a larger file, or for the smallest that is near enough: --max-kld {allowed:g}."
         limits = ", ".join(f"{limit:g} on {kind}" for kind, limit in self._limits.items())
         return GateError(
-            f"{which} has {best.tried.bytes:,} bytes and a mean KL divergence of {_divergences(best.tried)}; "
+            f"{which} has {best.tried.bytes:,} bytes and a mean KL divergence of {divergences(best.tried.mean_kld_nats)}; "
             f"the limit is {limits}. No file was written.",
             hint,
         )
@@ -154,7 +155,11 @@ class _Trial:
         shares = (measured[kind] / limit for kind, limit in self._limits.items() if kind in measured)
         self.made.append(_Made(file, fitted, tried, plan, max(shares, default=0.0)))
         of = f"Try {len(self.made)} of at most {self._most}, calibrated on {name}"
-        self._emit(Alert("info", f"{of}: {tried.bytes:,} bytes, mean KL divergence {_divergences(tried)}."))
+        self._emit(
+            Alert(
+                "info", f"{of}: {tried.bytes:,} bytes, mean KL divergence {divergences(tried.mean_kld_nats)}."
+            )
+        )
         return self.made[-1]
 
     def _keep(self, best: _Made) -> _Made:
@@ -177,7 +182,3 @@ def _change(before: _Made, last: _Made) -> float:
     measured = log(max(before.worst, LEAST) / max(last.worst, LEAST))
     followed = measured / log(before.plan.cost / last.plan.cost)
     return 1 / min(1.0, max(LEAST_FOLLOWED, followed))
-
-
-def _divergences(tried: Try) -> str:
-    return ", ".join(f"{value:.3g} nats on {kind}" for kind, value in tried.mean_kld_nats.items())
